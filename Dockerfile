@@ -1,0 +1,48 @@
+# Two images: `--target cpu` (OpenVINO, no torch) and `--target cuda` (torch as well).
+# They listen on loopback unless LEUKO_HOST says otherwise, run as UID 10001 and never write to disk.
+ARG PYTHON=3.13-slim-trixie
+
+FROM python:${PYTHON} AS build
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/leuko
+WORKDIR /build
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --constraint requirements.lock uv && uv venv "$VIRTUAL_ENV"
+
+FROM build AS wheel
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY training training
+RUN uv build --wheel --out-dir /wheel
+
+# Dependencies come before the wheel, so that a change of code rebuilds one small layer.
+FROM build AS cpu-build
+COPY pyproject.toml ./
+RUN uv pip install --constraint requirements.lock --requirement pyproject.toml
+RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /wheel/*.whl
+
+FROM build AS cuda-build
+ARG TORCH_BACKEND=cu132
+COPY pyproject.toml ./
+RUN uv pip install --constraint requirements.lock --requirement pyproject.toml --extra torch \
+    --torch-backend "$TORCH_BACKEND"
+RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /wheel/*.whl
+
+FROM python:${PYTHON} AS runtime
+RUN groupadd --gid 10001 leuko \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin leuko
+ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+WORKDIR /srv/leuko
+COPY models models
+USER 10001:10001
+EXPOSE 8000
+# Liveness, not readiness: a draining or loading service must not be restarted for it.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('LEUKO_PORT', 8000)}/healthz\", timeout=2)"]
+CMD ["leuko", "serve"]
+
+FROM runtime AS cuda
+ENV LEUKO_ENGINE=torch NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=cuda-build /opt/leuko /opt/leuko
+
+# Last, so that a build without --target makes the small one.
+FROM runtime AS cpu
+COPY --from=cpu-build /opt/leuko /opt/leuko

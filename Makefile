@@ -1,0 +1,79 @@
+# Everything a developer does. `make help` lists it; nothing is installed outside .venv.
+
+PYTHON ?= python3
+EXTRAS ?=
+RECIPE ?= default
+LEUKO_DATA ?= ../shared/data
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Torch must come through uv: plain pip may pick a wheel that does not match torchvision.
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock
+FULL := $(VENV)/.full
+BASE := $(VENV)/.base-$(EXTRAS)
+YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
+INPUTS := pyproject.toml requirements.lock
+# What each recipe learns from; ARCHIVES=--download fetches Kaggle's set instead.
+ARCHIVES_default := blood-cells pbc-cells
+ARCHIVES_paper := blood-cells
+ARCHIVES ?= $(ARCHIVES_$(RECIPE):%=$(LEUKO_DATA)/%.zip)
+MANIFEST := data/$(RECIPE).csv
+# A full environment serves too; a bare one is enough.
+SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check train bench format lock
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: $(FULL) ## install everything: service, training, development tools
+
+serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="--port 8080"
+	@exec $(BIN)/leuko serve $(ARGS)
+
+test: $(FULL) ## run the tests; ARGS="-k batching"
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(FULL) ## what continuous integration runs: format, lint, types, then the tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/shellcheck .ci/run
+	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
+	@$(MAKE) --no-print-directory test
+
+train: $(FULL) $(MANIFEST) ## train on the real data in LEUKO_DATA; RECIPE=paper, ARGS=--resume
+	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) $(ARGS)
+
+bench: $(FULL) ## measure the engine, then the whole service under load
+	@$(BIN)/python -m benchmarks.engine
+	@$(BIN)/python -m benchmarks.load
+
+format: $(FULL) ## rewrite the code in the one style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(BIN)/uv ## pin anew what pyproject.toml names; ARGS="--upgrade"
+	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	    --fork-strategy fewest --all-extras --group dev --custom-compile-command "make lock" \
+	    $(ARGS) --output-file requirements.lock
+
+$(MANIFEST): | $(FULL)
+	$(BIN)/leuko-train data $(ARCHIVES) --out $@
+
+$(FULL): $(INPUTS) | $(BIN)/uv
+	$(INSTALL) --editable '.[train]' --group dev
+	@touch $@
+
+$(BASE): $(INPUTS) | $(BIN)/uv
+	$(INSTALL) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
+
+$(BIN)/uv:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here: set PYTHON=/path/to/python3.11 or later" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "make: Leuko needs Python 3.11 or later, this is %d.%d: set PYTHON=/path/to/it" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
