@@ -1,0 +1,168 @@
+"""From a decoded picture to the square of pixels that the network sees, centred on the cell.
+
+A leukocyte's nucleus is the one thing in a stained smear that absorbs red and green but little
+blue. `find_nucleus` looks for that colour in a thumbnail; `frame_cell` crops a square around it in
+proportion to its size, so that cells look alike whatever the magnification. Where no nucleus is
+found the whole picture is used, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.vision.engine import Pixels
+
+THUMBNAIL = 96  # longer side in pixels; a nucleus is then 8 to 60 pixels wide
+MIN_CONTRAST = 6.0  # mean nuclear colour above threshold, of 255; plain backgrounds stay below
+MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ picture, by area
+BLACK = 40  # fill around a rotated picture, not background
+WHITE = 240.0  # where white-point normalisation puts the smear's background
+
+Mask = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a bundle wants its pixels; part of `config.json`, the same in training and service."""
+
+    size: int = 224  # pixels, width and height
+    framing: Literal["nucleus", "whole"] = "nucleus"
+    margin: float = 2.6  # side of the crop ÷ square root of the nucleus's area
+    white_point: bool = True  # scale the channels so that the background is white
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0 to 1, folded into the graph
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """Centre and square root of the area, in pixels."""
+
+    x: float
+    y: float
+    extent: float
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of the picture that was used, in its own pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    nucleus: bool
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One framed cell, ready for the engine: RGB uint8 [size, size, 3]."""
+
+    pixels: Pixels
+    frame: Frame
+    cam: bool = False
+
+
+def frame_cell(image: Image.Image, preprocessing: Preprocessing, *, cam: bool = False) -> Cell:
+    """image: RGB of any size."""
+    thumbnail = shrink(image)
+    nucleus = find_nucleus(thumbnail, scale=max(image.size) / THUMBNAIL)
+    frame = choose_frame(image.size, nucleus, preprocessing)
+    size = preprocessing.size
+    framed = image.resize((size, size), Image.Resampling.BILINEAR, box=frame.box)
+    if preprocessing.white_point:
+        framed = whiten(framed, thumbnail)
+    return Cell(np.asarray(framed), frame, cam)
+
+
+def choose_frame(size: tuple[int, int], nucleus: Nucleus | None, preprocessing: Preprocessing) -> Frame:
+    """A square around the nucleus, moved to lie inside the picture; without a nucleus, all of it."""
+    width, height = size
+    if nucleus is None or preprocessing.framing == "whole":
+        return Frame(0.0, 0.0, float(width), float(height), nucleus=False)
+    side = min(nucleus.extent * preprocessing.margin, width, height)
+    left = min(max(nucleus.x - side / 2, 0.0), width - side)
+    top = min(max(nucleus.y - side / 2, 0.0), height - side)
+    return Frame(left, top, side, side, nucleus=True)
+
+
+def shrink(image: Image.Image) -> NDArray[np.float32]:
+    """RGB float [h, w, 3], the longer side `THUMBNAIL`."""
+    scale = THUMBNAIL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return np.asarray(image.resize(size, Image.Resampling.BOX), dtype=np.float32)
+
+
+def find_nucleus(thumbnail: NDArray[np.float32], scale: float = 1.0) -> Nucleus | None:
+    """The largest patch of nuclear colour, its measures multiplied by `scale`; None if there is none."""
+    colour = nuclear_colour(thumbnail)
+    threshold = otsu(colour)
+    mask = (colour > threshold).astype(np.float32)
+    count = float(mask.sum())
+    if count < 4 or float((colour * mask).sum()) / count - threshold < MIN_CONTRAST:
+        return None
+    x, y, area = densest_patch(mask)
+    if not MIN_SHARE < area / mask.size < MAX_SHARE:
+        return None
+    return Nucleus((x + 0.5) * scale, (y + 0.5) * scale, area**0.5 * scale)
+
+
+def nuclear_colour(rgb: NDArray[np.float32]) -> Mask:
+    """(B − G)·(255 − R)/255 [h, w]: high only where blue passes and red and green do not."""
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    lit = np.maximum(red, blue) > BLACK
+    colour: Mask = np.clip(blue - green, 0, None) * (255 - red) / 255 * lit
+    return colour
+
+
+def otsu(values: Mask, bins: int = 64) -> float:
+    """The threshold with the greatest variance between the two sides (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = counts.cumsum()
+    above = below[-1] - below
+    total = (counts * centres).cumsum()
+    gap = total / np.maximum(below, 1) - (total[-1] - total) / np.maximum(above, 1)
+    return float(edges[1:][(below * above * gap**2).argmax()])
+
+
+def densest_patch(mask: Mask, steps: int = 8) -> tuple[float, float, float]:
+    """Centre x, y and area of the patch: a mean shift from the densest spot, its window growing with it."""
+    y, x = divmod(int(box_mean(mask, 4).argmax()), mask.shape[1])
+    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    centre_x, centre_y, radius, area = float(x), float(y), 10.0, 0.0
+    for _ in range(steps):
+        near = mask * ((rows - centre_y) ** 2 + (columns - centre_x) ** 2 < radius**2)
+        area = float(near.sum())
+        if area == 0:
+            break
+        centre_x, centre_y = float((near * columns).sum()) / area, float((near * rows).sum()) / area
+        radius = max(8.0, 1.15 * area**0.5)
+    return centre_x, centre_y, area
+
+
+def box_mean(mask: Mask, reach: int) -> Mask:
+    """Mean over the (2·reach + 1)² neighbours, zero outside, by a summed-area table."""
+    padded = np.pad(mask, ((reach + 1, reach), (reach + 1, reach))).cumsum(0).cumsum(1)
+    n = 2 * reach + 1
+    sums = padded[n:, n:] - padded[:-n, n:] - padded[n:, :-n] + padded[:-n, :-n]
+    means: Mask = sums / n**2
+    return means
+
+
+def whiten(image: Image.Image, thumbnail: NDArray[np.float32]) -> Image.Image:
+    """Scale the channels so that the lightest twentieth of the smear, its background, is white."""
+    lit = thumbnail[thumbnail.max(axis=-1) > BLACK]
+    if lit.size == 0:
+        return image
+    gains = np.clip(WHITE / np.percentile(lit, 95, axis=0), 0.8, 1.6)
+    table = np.minimum(np.outer(gains, np.arange(256)).round(), 255)
+    return image.point(table.ravel().astype(int).tolist())
