@@ -1,0 +1,40 @@
+"""A small labelled archive, drawn; shared by the training tests."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from app.vision.sample import draw_smear
+from training.data import CLASSES, Row, build_manifest
+
+PHOTOS = 4  # of each class
+COPIES = 2  # of each photo
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("slides") / "slides.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for label in CLASSES:
+            for photo in range(PHOTOS):
+                picture = draw_smear(label, seed=photo)
+                for copy in range(COPIES):
+                    buffer = io.BytesIO()
+                    picture.rotate(15 * copy).save(buffer, "JPEG", quality=92)
+                    file.writestr(f"slides/{label.upper()}/{photo}_{copy}.jpg", buffer.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def sources(archive: Path) -> dict[str, str]:
+    with zipfile.ZipFile(archive) as file:
+        return {name: f"{name.split('/')[1]}-{Path(name).stem[0]}" for name in file.namelist()}
+
+
+@pytest.fixture(scope="session")
+def rows(archive: Path, sources: dict[str, str]) -> list[Row]:
+    return build_manifest(archive, sources=sources)

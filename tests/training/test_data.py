@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.data import (
+    KAGGLE_COUNTS,
+    Row,
+    build_manifest,
+    fingerprint,
+    kaggle_row,
+    read_manifest,
+    read_sources,
+    with_kaggle_sources,
+    write_manifest,
+)
+from training.errors import DataError
+
+
+def kaggle_names() -> list[str]:
+    """Every name in Kaggle's archive, from the table of sources; TEST_SIMPLE's are made up."""
+    simple = [
+        f"TEST_SIMPLE/{label}/_{i}.jpeg"
+        for label, n in zip(
+            ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"), (13, 6, 4, 48), strict=True
+        )
+        for i in range(n)
+    ]
+    return [f"dataset2-master/dataset2-master/images/{name}" for name in [*read_sources(), *simple]]
+
+
+def kaggle_rows(names: list[str]) -> list[Row]:
+    return [row for name in names if (row := kaggle_row(Path("blood-cells.zip"), name))]
+
+
+def test_a_manifest_has_a_row_for_each_picture_with_its_class_and_source(rows: list[Row]) -> None:
+    assert Counter(row.label for row in rows) == dict.fromkeys(
+        ("eosinophil", "lymphocyte", "monocyte", "neutrophil"), 8
+    )
+    assert len({row.source for row in rows}) == 16
+    assert all(len(row.sha256) == 64 for row in rows)
+
+
+def test_a_manifest_reads_back_as_it_was_written(rows: list[Row], tmp_path: Path) -> None:
+    write_manifest(rows, tmp_path / "deep" / "manifest.csv")
+    assert read_manifest(tmp_path / "deep" / "manifest.csv") == rows
+
+
+def test_an_unpacked_archive_gives_the_same_classes_and_hashes(
+    archive: Path, sources: dict[str, str], rows: list[Row], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path)
+    unpacked = build_manifest(tmp_path, sources=sources)
+    assert fingerprint(unpacked) == fingerprint(rows)
+
+
+def test_kaggles_files_get_their_photo_from_the_table() -> None:
+    rows = with_kaggle_sources(kaggle_rows(kaggle_names()))
+    assert len(rows) == 9957 + 2487
+    train = {row.source for row in rows if row.split == "train" and row.certain}
+    test = {row.source for row in rows if row.split == "test"}
+    assert len(test) == 71
+    assert not train & test
+
+
+def test_a_kaggle_archive_with_a_file_missing_is_refused_by_name() -> None:
+    names = [name for name in kaggle_names() if not name.endswith("TRAIN/MONOCYTE/_0_1173.jpeg")]
+    with pytest.raises(DataError, match=r"TRAIN/MONOCYTE has 2477 .* 2478.*download"):
+        with_kaggle_sources(kaggle_rows(names))
+
+
+def test_test_simple_is_left_out_because_it_repeats_test() -> None:
+    assert all("TEST_SIMPLE" not in row.path for row in with_kaggle_sources(kaggle_rows(kaggle_names())))
+
+
+def test_a_picture_that_does_not_decode_is_named(archive: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(archive.read_bytes())
+    with zipfile.ZipFile(broken, "a") as file:
+        file.writestr("slides/MONOCYTE/bad.jpg", b"\xff\xd8\xff\xe0 no picture")
+    with pytest.raises(DataError, match=r"slides/MONOCYTE/bad\.jpg does not decode"):
+        build_manifest(broken)
+
+
+def test_a_missing_class_is_named(tmp_path: Path) -> None:
+    (tmp_path / "monocyte").mkdir()
+    (tmp_path / "monocyte" / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="no pictures of eosinophil, lymphocyte, neutrophil"):
+        build_manifest(tmp_path)
+
+
+def test_a_picture_outside_the_class_folders_is_named(tmp_path: Path) -> None:
+    (tmp_path / "slide.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"slide\.png is in no folder named after a class"):
+        build_manifest(tmp_path)
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"no zip")
+    with pytest.raises(DataError, match=r"x\.zip is not a readable zip"):
+        build_manifest(tmp_path / "x.zip")
+
+
+def test_an_archive_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.zip does not exist"):
+        build_manifest(tmp_path / "nowhere.zip")
+
+
+def test_a_manifest_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leuko-train data"):
+        read_manifest(tmp_path / "manifest.csv")
+
+
+def test_the_fingerprint_depends_on_pixels_classes_and_splits_but_not_on_order(rows: list[Row]) -> None:
+    assert fingerprint(rows[::-1]) == fingerprint(rows)
+    assert fingerprint([replace(rows[0], label="monocyte"), *rows[1:]]) != fingerprint(rows)
+
+
+def test_the_real_archive_is_whole() -> None:
+    path = Path(os.environ.get("LEUKO_DATA", "../shared/data")) / "blood-cells.zip"
+    if not path.is_file():
+        pytest.skip("LEUKO_DATA is absent: the real archive is not checked")
+    rows = build_manifest(path)
+    found = Counter((row.split.upper(), row.label) for row in rows)
+    assert [found["TRAIN", label] for label in sorted({r.label for r in rows})] == list(
+        KAGGLE_COUNTS["TRAIN"]
+    )
+    assert len({row.source for row in rows if row.split == "test"}) == 71

@@ -1,0 +1,146 @@
+"""A whole run on drawn pictures: fit, resume, export, and the outcome in the service's classifier."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.vision.classifier import Prediction, load_classifier
+from app.vision.decode import decode
+from app.vision.framing import frame_cell
+from training.config import TrainConfig, load_recipe
+from training.data import Row, build_manifest
+from training.errors import DataError, ExportError, RecipeError
+from training.export import check, export
+from training.fit import BEST, LAST, choose_rows, fit
+from training.pictures import Pictures
+from training.split import thin
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
+    "ignore:.*LeafSpec.*:FutureWarning",
+)
+
+
+def quick(recipe: str = "default", *overrides: str) -> TrainConfig:
+    small = ["initial='random'", "workers=0", "epochs=1", "batch=8", "precision='32-true'", "holdout=0.25"]
+    if recipe == "default":
+        small += ["mix={slides=1}", "samples=16"]
+    return load_recipe(recipe, [*small, *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "default"
+    fit(rows, quick(), path)
+    return path
+
+
+def test_a_run_leaves_checkpoints_a_log_its_recipe_and_its_data(run: Path) -> None:
+    assert (run / BEST).is_file()
+    assert (run / LAST).is_file()
+    with (run / "metrics.csv").open() as file:
+        names = set(next(csv.reader(file)))
+    assert {"epoch", "step", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= names
+    assert json.loads((run / "config.json").read_text())["name"] == "default"
+    facts = json.loads((run / "data.json").read_text())
+    assert facts["train"]["sources"] == dict.fromkeys(facts["train"]["sources"], 3)
+
+
+def test_selection_never_sees_a_photo_that_is_trained_on(rows: list[Row]) -> None:
+    train, validation = choose_rows(rows, quick())
+    assert not {row.source for row in train} & {row.source for row in validation}
+
+
+def test_a_run_goes_on_where_it_stopped(rows: list[Row], tmp_path: Path) -> None:
+    fit(rows, quick(), tmp_path / "run")
+    fit(rows, quick("default", "epochs=2"), tmp_path / "run", resume=True)
+    state = torch.load(tmp_path / "run" / LAST, weights_only=True)
+    assert state["epoch"] == 1
+    assert state["global_step"] == 4
+
+
+def test_the_paper_recipe_runs_on_the_real_archive_and_its_outcome_loads(tmp_path: Path) -> None:
+    path = Path(os.environ.get("LEUKO_DATA", "../shared/data")) / "blood-cells.zip"
+    if not path.is_file():
+        pytest.skip("LEUKO_DATA is absent: the paper's recipe is not tried on the real archive")
+    rows = [row for split in ("train", "test") for row in few_of(build_manifest(path), split)]
+    config = load_recipe("paper", ["initial='random'", "workers=0", "epochs=1", "samples=64"])
+    fit(rows, config, tmp_path / "paper")
+    export(rows, tmp_path / "paper", tmp_path / "bundle", name="paper", version="0", int8_agreement=0.0)
+    load_classifier(tmp_path / "bundle").warm_up(1)
+
+
+def few_of(rows: list[Row], split: str) -> list[Row]:
+    return thin([row for row in rows if row.split == split], 1, 0)
+
+
+def test_resuming_what_never_ran_is_refused(rows: list[Row], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing to resume"):
+        fit(rows, quick(), tmp_path / "run", resume=True)
+
+
+def test_selecting_on_a_split_that_the_manifest_lacks_is_refused(rows: list[Row], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no validation pictures of eosinophil"):
+        fit(rows, quick("paper"), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def bundle(rows: list[Row], run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "drawn"
+    figures = export(rows, run, out, name="drawn", version="0.0.1", int8_agreement=0.0)
+    assert figures["half"] == 1
+    return out
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_an_exported_bundle_loads_warms_up_and_answers_on_each_engine(
+    bundle: Path, rows: list[Row], engine: str
+) -> None:
+    classifier = load_classifier(bundle, engine)
+    classifier.warm_up(2)
+    image = decode(Pictures(Path(rows[0].archive)).read(rows[0].path))
+    (answer,) = classifier.classify([frame_cell(image, classifier.bundle.preprocessing, cam=True)])
+    assert isinstance(answer, Prediction)
+    assert sum(answer.probabilities) == pytest.approx(1, abs=1e-6)
+    assert answer.cam is not None
+
+
+def test_a_bundle_says_what_it_was_trained_on(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    assert config["training"]["data"]["train"]["archives"] == ["slides.zip"]
+    assert config["training"]["recipe"]["name"] == "default"
+    assert config["review"]["share"] == 0.05
+
+
+def test_a_bundle_whose_parts_disagree_is_not_written(rows: list[Row], run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="int8 graph keeps only"):
+        export(rows, run, tmp_path / "bad", name="bad", version="1", int8_agreement=1.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_precision_that_changes_a_label_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"half precision keeps only 99\.50%"):
+        check({"half": 0.995, "int8": 1.0}, 0.9)
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(rows: list[Row], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export(rows, run, tmp_path / "thesis", name="x", version="1", int8_agreement=0.0)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
+
+
+def test_exporting_a_run_without_a_checkpoint_says_what_to_do(
+    rows: list[Row], run: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "data.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    with pytest.raises(ExportError, match="leuko-train fit"):
+        export(rows, tmp_path, tmp_path / "out", name="x", version="1")

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.config import load_recipe
+from training.data import CLASSES, Row
+from training.errors import DataError
+from training.loading import balanced_weights, evaluation_loader, mixed_weights, training_loader
+
+
+def uneven(archive: str) -> list[Row]:
+    """One eosinophil photo with nine files, nine monocyte photos with one."""
+    eosinophils = [Row(archive, f"e{i}", "eosinophil", "train", "e", True, "") for i in range(9)]
+    return eosinophils + [Row(archive, f"m{i}", "monocyte", "train", f"m{i}", True, "") for i in range(9)]
+
+
+def test_classes_weigh_the_same_and_photos_within_them() -> None:
+    rows = uneven("a.zip")
+    weights = balanced_weights(rows)
+    by_class = Counter[str]()
+    for row, weight in zip(rows, weights, strict=True):
+        by_class[row.label] += weight  # type: ignore[assignment]
+    assert by_class["eosinophil"] == pytest.approx(by_class["monocyte"])
+    assert sum(weights) / len(weights) == pytest.approx(1)
+    assert len(set(weights[9:])) == 1
+
+
+def test_archives_weigh_as_the_mix_says() -> None:
+    rows = uneven("a.zip") + uneven("b.zip") * 3
+    weights = mixed_weights(rows, {"a": 0.7, "b": 0.3})
+    assert sum(weights[:18]) == pytest.approx(0.7)
+    assert sum(weights[18:]) == pytest.approx(0.3)
+
+
+def test_a_mix_that_does_not_fit_the_manifest_is_refused_with_the_way_out() -> None:
+    with pytest.raises(DataError, match=r"mixes a, b, the manifest has a: .*--set"):
+        mixed_weights(uneven("a.zip"), {"a": 0.5, "b": 0.5})
+
+
+def test_a_batch_is_pixels_labels_and_weights(rows: list[Row]) -> None:
+    config = load_recipe("default", ["workers=0", "mix={slides=1}", "samples=16", "batch=8"])
+    pixels, labels, weights = next(iter(training_loader(rows, config)))
+    assert pixels.shape == (8, 224, 224, 3)
+    assert pixels.dtype == torch.uint8
+    assert set(labels.tolist()) <= set(range(len(CLASSES)))
+    assert weights.shape == (8,)
+
+
+def test_evaluation_sees_each_file_once_and_always_the_same(rows: list[Row]) -> None:
+    config = load_recipe("default", ["workers=0"])
+    first, again = (torch.cat([batch[0] for batch in evaluation_loader(rows, config)]) for _ in range(2))
+    assert len(first) == len(rows)
+    assert torch.equal(first, again)
+
+
+def test_workers_read_the_archive_too(rows: list[Row], archive: Path) -> None:
+    config = load_recipe("default", ["workers=1", "batch=8"])
+    assert sum(len(batch[1]) for batch in evaluation_loader(rows, config)) == len(rows)
+    assert archive.is_file()

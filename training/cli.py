@@ -1,0 +1,162 @@
+"""`leuko-train data | fit | export | report`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from training.errors import DataError, TrainingError
+
+MANIFEST = Path("data/manifest.csv")
+BUNDLE = Path("models/wbc-resnet18")
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        args.command(args)
+    except TrainingError as error:
+        print(f"leuko-train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("leuko-train: stopped; `--resume` goes on from the last epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="leuko-train", description="Makes the bundles that `leuko serve` serves."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_data, add_fit, add_export, add_report):
+        add(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_data(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "data", help="check archives and write a manifest with splits by source photo"
+    )
+    parser.add_argument(
+        "archives", nargs="*", type=Path, metavar="ARCHIVE", help="zip or folder; Kaggle's first"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch Kaggle's archive through kagglehub")
+    parser.add_argument("--sources", type=Path, help="CSV of path,source for an archive that is not Kaggle's")
+    parser.add_argument(
+        "--split", default="folders", help="folders (the archive's own), or a ratio such as 80:10:10"
+    )
+    parser.add_argument(
+        "--split-by-file-leaking", metavar="RATIO", help="split by file: near copies land on both sides"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--out", type=Path, default=MANIFEST, help=f"manifest to write (default {MANIFEST})")
+    parser.set_defaults(command=run_data)
+
+
+def run_data(args: argparse.Namespace) -> None:
+    from training import data, split
+
+    archives = [*args.archives, *([data.download()] if args.download else [])]
+    if not archives:
+        raise DataError("name an archive, or use --download")
+    sources = read_sources(args.sources) if args.sources else None
+    rows = [row for path in archives for row in data.build_manifest(path, sources=sources, progress=progress)]
+    if args.split_by_file_leaking:
+        rows = split.split_by_file_leaking(rows, split.parse_ratio(args.split_by_file_leaking), args.seed)
+    elif args.split != "folders":
+        rows = split.split_by_source(rows, split.parse_ratio(args.split), args.seed)
+    data.write_manifest(rows, args.out)
+    for (name, label), count in sorted(Counter((row.split, row.label) for row in rows).items()):
+        photos = len({row.source for row in rows if (row.split, row.label) == (name, label)})
+        print(f"{name:6} {label:11} {count:6} files from {photos:5} sources")
+    print(f"wrote {args.out}, fingerprint {data.fingerprint(rows)[:16]}")
+
+
+def read_sources(path: Path) -> dict[str, str]:
+    try:
+        with path.open(newline="") as file:
+            return dict(line for line in csv.reader(file))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a CSV of path,source: {error}") from error
+
+
+def progress(items: Iterable[T], total: int) -> Iterable[T]:
+    from tqdm import tqdm
+
+    yield from tqdm(items, total=total, unit=" files", disable=None)
+
+
+def add_fit(commands: Commands) -> None:
+    parser = commands.add_parser("fit", help="fine-tune ResNet18 by a recipe")
+    parser.add_argument("--recipe", default="default", help="paper, default or the path of a TOML file")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
+    parser.add_argument("--run", type=Path, help="folder of the run (default runs/RECIPE)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override, in TOML")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last epoch")
+    parser.set_defaults(command=run_fit)
+
+
+def run_fit(args: argparse.Namespace) -> None:
+    from training.config import load_recipe, read_config
+    from training.data import read_manifest
+    from training.fit import fit
+
+    run = args.run or Path("runs") / Path(args.recipe).stem
+    resumed = args.resume and (run / "config.json").is_file() and not args.set
+    config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, args.set)
+    best = fit(read_manifest(args.manifest), config, run, resume=args.resume)
+    print(f"best checkpoint: {best}")
+
+
+def add_export(commands: Commands) -> None:
+    parser = commands.add_parser("export", help="turn a run's best checkpoint into a bundle")
+    parser.add_argument("--run", type=Path, default=Path("runs/default"), help="default runs/default")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
+    parser.add_argument("--out", type=Path, default=BUNDLE, help=f"bundle to write (default {BUNDLE})")
+    parser.add_argument("--name", help="name of the model (default: the folder's)")
+    parser.add_argument("--version", default="1.0.0", help="version of the model (default 1.0.0)")
+    parser.set_defaults(command=run_export)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    from training.data import read_manifest
+    from training.export import export
+
+    rows = read_manifest(args.manifest)
+    figures = export(rows, args.run, args.out, name=args.name or args.out.name, version=args.version)
+    print(
+        f"wrote {args.out}; labels as in float32: "
+        f"half precision {figures['half']:.2%}, int8 {figures['int8']:.2%} "
+        f"(probabilities differ by {figures['int8_drift']:.4f} on average)"
+    )
+
+
+def add_report(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "report", help="score a bundle on a split; write report.json, model card, figures"
+    )
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help=f"default {BUNDLE}")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
+    parser.add_argument("--split", default="test", help="split of the manifest (default test)")
+    parser.add_argument("--run", type=Path, help="folder of the run, for the loss and accuracy curves")
+    parser.add_argument("--engine", default="auto", help="auto, openvino or torch")
+    parser.set_defaults(command=run_report)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    from training.data import read_manifest
+    from training.report import report
+
+    rows = read_manifest(args.manifest)
+    found = report(args.bundle, rows, split=args.split, run=args.run, engine=args.engine, progress=progress)
+    print(f"accuracy {found.accuracy:.4f} on {found.n} images; see {args.bundle / 'README.md'}")

@@ -1,0 +1,207 @@
+"""From a run's best checkpoint to a bundle, which is written only if all its parts agree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from app.vision.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
+from app.vision.classifier import load_engine, read_distances, softmax
+from app.vision.decode import decode
+from app.vision.framing import frame_cell
+from app.vision.sample import draw_smear
+from app.vision.torch import Network
+from training.calibration import ood_distances, temperature_for, weighted_quantile
+from training.config import TrainConfig, read_config
+from training.data import Row
+from training.errors import ExportError
+from training.fit import BEST, choose_rows
+from training.graph import export_graph, quantise
+from training.loading import Batch, evaluation_loader
+from training.split import thin
+
+CALIBRATION_IMAGES = 320  # for int8 ranges; more changed nothing
+STATISTICS_IMAGES = 2000  # for out-of-distribution statistics
+REVIEW_SHARE = 0.05  # of good images, half by confidence and half by distance
+INT8_AGREEMENT = 0.985  # least share of validation images with the same label in int8 and float32
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A set of images through the network: logits [n, 4], features [n, 512], labels [n], weights [n]."""
+
+    logits: Floats
+    features: Floats
+    labels: NDArray[np.int64]
+    weights: Floats
+
+
+def export(
+    rows: Sequence[Row],
+    run: Path,
+    out: Path,
+    *,
+    name: str,
+    version: str,
+    int8_agreement: float = INT8_AGREEMENT,
+) -> dict[str, float]:
+    """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` as it was."""
+    config = read_config(run / "config.json")
+    train, validation = choose_rows(rows, config)
+    network = load_checkpoint(run / BEST, config)
+    unrounded = score(network, evaluation_loader(validation, config))
+    round_to_half(network)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        draft = Path(folder) / out.name
+        draft.mkdir()
+        scored = score(network, evaluation_loader(validation, config))
+        write_parts(draft, network, train, config)
+        table = describe(draft, network, config, scored)
+        table |= {"name": name, "version": version}
+        table["training"]["data"] = json.loads((run / "data.json").read_text())
+        (draft / "config.json").write_text(json.dumps(table, indent=2) + "\n")
+        figures = agreement(draft, unrounded, scored, evaluation_loader(validation, config))
+        check(figures, int8_agreement)
+        replace_folder(draft, out)
+    return figures
+
+
+def load_checkpoint(path: Path, config: TrainConfig) -> Network:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except FileNotFoundError as error:
+        raise ExportError(f"{path} does not exist; run `leuko-train fit` first") from error
+    network = Network(len(CLASSES), config.preprocessing)
+    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    network.load_state_dict(own)
+    return network.eval()
+
+
+def round_to_half(network: Network) -> None:
+    """Give every weight a value that half precision holds exactly, so that all forms agree."""
+    with torch.no_grad():
+        for tensor in network.trunk.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half().float())
+
+
+@torch.inference_mode()
+def score(network: Network, loader: DataLoader[Batch]) -> Scored:
+    parts = [(*network(pixels)[:2], labels, weights.float()) for pixels, labels, weights in loader]
+    return Scored(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+
+
+def balanced_sample(rows: Sequence[Row], n: int) -> list[Row]:
+    """About n rows, equally many of each class, spread over the photos."""
+    chosen: list[Row] = []
+    for label in CLASSES:
+        of_class = [row for row in rows if row.label == label]
+        per_source = 1
+        while len(picked := thin(of_class, per_source, 0)) < min(n // len(CLASSES), len(of_class)):
+            per_source *= 2
+        step = max(1, len(picked) * len(CLASSES) // n)
+        chosen += picked[::step]
+    return chosen
+
+
+def write_parts(draft: Path, network: Network, train: Sequence[Row], config: TrainConfig) -> None:
+    """Everything that config.json then names by its hash."""
+    state = network.trunk.state_dict()
+    save_file({key: t.half() if t.is_floating_point() else t for key, t in state.items()}, draft / WEIGHTS)
+    few = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
+    images = [pixels[None] for batch, _, _ in few for pixels in batch.numpy()]
+    (draft / GRAPH).write_bytes(quantise(export_graph(network), images))
+    many = evaluation_loader(balanced_sample(train, STATISTICS_IMAGES), config)
+    distances = ood_distances(score(network, many))
+    save_arrays({"means": distances.means, "precision": distances.precision}, draft / OOD)
+    draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
+
+
+def describe(draft: Path, network: Network, config: TrainConfig, scored: Scored) -> dict[str, Any]:
+    """config.json, with temperature and review thresholds set on the validation images."""
+    temperature = round(temperature_for(scored.logits, scored.labels, scored.weights), 4)
+    probabilities = softmax(scored.logits / temperature)
+    right = probabilities.argmax(1) == scored.labels
+    distance = read_distances(draft).score(scored.features)
+    share = REVIEW_SHARE / 2
+    return {
+        "format": FORMAT,
+        "name": "",
+        "version": "",
+        "architecture": "resnet18",
+        "labels": list(CLASSES),
+        "preprocessing": asdict(config.preprocessing),
+        "temperature": temperature,
+        "review": {
+            "confidence": round(weighted_quantile(probabilities.max(1), scored.weights, share), 4),
+            "ood_score": round(weighted_quantile(distance, scored.weights, 1 - share), 4),
+            "share": REVIEW_SHARE,
+        },
+        "known_answer": known_answer(network, config, draft, temperature),
+        "files": {file: hashlib.sha256((draft / file).read_bytes()).hexdigest() for file in FILES},
+        "training": {
+            "recipe": config.as_dict(),
+            "validation": {
+                "n": len(right),
+                "accuracy": round(float(np.average(right, weights=scored.weights)), 4),
+            },
+        },
+        "scores": {},
+    }
+
+
+def known_answer(network: Network, config: TrainConfig, draft: Path, temperature: float) -> list[float]:
+    cell = frame_cell(decode((draft / KNOWN_ANSWER).read_bytes()), config.preprocessing)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(cell.pixels[None].copy()))[0].numpy()
+    return [round(float(p), 6) for p in softmax(logits / temperature)[0]]
+
+
+def agreement(draft: Path, unrounded: Scored, scored: Scored, loader: DataLoader[Batch]) -> dict[str, float]:
+    """Shares of the validation images with the label that float32 gives, and the int8 graph's mean drift."""
+    bundle = load_bundle(draft)
+    engine = load_engine(bundle, "openvino", 0)
+    logits = np.concatenate([engine.infer(pixels.numpy()).logits for pixels, _, _ in loader])
+    drift = np.abs(softmax(logits / bundle.temperature) - softmax(scored.logits / bundle.temperature)).max(1)
+    labels = scored.logits.argmax(1)
+    return {
+        "half": float((unrounded.logits.argmax(1) == labels).mean()),
+        "int8": float((logits.argmax(1) == labels).mean()),
+        "int8_drift": float(drift.mean()),
+    }
+
+
+def check(figures: dict[str, float], int8_agreement: float) -> None:
+    if figures["half"] < 1:
+        raise ExportError(
+            f"half precision keeps only {figures['half']:.2%} of the validation labels, not all"
+        )
+    if figures["int8"] < int8_agreement:
+        raise ExportError(
+            f"the int8 graph keeps only {figures['int8']:.2%} of the validation labels, "
+            f"not {int8_agreement:.1%}"
+        )
+
+
+def replace_folder(draft: Path, out: Path) -> None:
+    if out.exists():
+        if not (out / "config.json").is_file() and any(out.iterdir()):
+            raise ExportError(f"{out} exists and is not a bundle; name another folder")
+        shutil.rmtree(out)
+    draft.rename(out)

@@ -1,0 +1,43 @@
+"""The network as an ONNX graph, and that graph in int8."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.vision.torch import Network
+
+OUTPUTS = ("logits", "features", "maps")
+
+
+def export_graph(network: Network) -> bytes:
+    """Pixels uint8 [n, 224, 224, 3] → logits, features, maps; float32, normalisation inside."""
+    buffer = io.BytesIO()
+    example = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    torch.onnx.export(
+        network,
+        (example,),
+        buffer,  # type: ignore[arg-type]  # the tracing exporter writes to a buffer too
+        input_names=["pixels"],
+        output_names=list(OUTPUTS),
+        dynamic_axes={name: {0: "n"} for name in ("pixels", *OUTPUTS)},
+        dynamo=False,
+    )
+    return buffer.getvalue()
+
+
+def quantise(model: bytes, images: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Post-training int8 with NNCF; ranges from `images`, each uint8 [1, 224, 224, 3]."""
+    import nncf
+    import onnx
+
+    dataset = nncf.Dataset(list(images), lambda image: {"pixels": image})
+    quantised = nncf.quantize(
+        onnx.load_from_string(model), dataset, subset_size=len(images), preset=nncf.QuantizationPreset.MIXED
+    )
+    content: bytes = quantised.SerializeToString()
+    return content
