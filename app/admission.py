@@ -1,0 +1,110 @@
+"""Pure ASGI in front of the application: refuses, before a body is read, what cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
+from app.exchange import Exchange
+
+Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → the answer
+Observe = Callable[[str | None, str, int, float], None]  # route template, method, status, seconds
+
+
+class Admission:
+    """`problem` renders what is refused, `ready` says whether work is taken, `observe` hears of each request.
+
+    A body reserves its declared length, else max_body_bytes, until its request is answered.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        problem: Problem,
+        ready: Callable[[], bool],
+        observe: Observe,
+        max_body_bytes: int,
+        max_reserved_bytes: int,
+        max_requests: int,
+        body_timeout_s: float,
+        linger_s: float = 2.0,
+    ) -> None:
+        self.app = app
+        self.problem = problem
+        self.ready = ready
+        self.observe = observe
+        self.max_body_bytes = max_body_bytes
+        # One body of the greatest size must always find room, or its client would try again for ever.
+        self.max_reserved_bytes = max(max_reserved_bytes, max_body_bytes)
+        self.max_requests = max_requests
+        self.requests = 0
+        self.reserved_bytes = 0
+        self._exchange = partial(
+            Exchange, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, linger_s=linger_s
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = self._exchange(scope, receive, send)
+        try:
+            await self._serve(exchange)
+        finally:
+            route = getattr(scope.get("route"), "path", None)
+            self.observe(route, scope["method"], exchange.status, exchange.elapsed)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        try:
+            with self._admitted(exchange):
+                async with exchange.while_connected():
+                    await self.app(exchange.scope, exchange.receive, exchange.send)
+        except LeukoError as error:
+            if exchange.started:
+                raise
+            exchange.failure = exchange.failure or error
+        if exchange.failure is not None and not exchange.started:
+            answer = self.problem(exchange.failure, exchange.request_id)
+            await answer(exchange.scope, exchange.receive, exchange.answer)
+
+    @contextmanager
+    def _admitted(self, exchange: Exchange) -> Iterator[None]:
+        self._check_body(exchange)
+        # Only POST carries work; probes and metrics answer under any load.
+        if exchange.scope["method"] != "POST":
+            yield
+            return
+        size = self.max_body_bytes if exchange.declared is None else exchange.declared
+        self._check_room(size)
+        self.requests += 1
+        self.reserved_bytes += size
+        try:
+            yield
+        finally:
+            self.requests -= 1
+            self.reserved_bytes -= size
+
+    def _check_body(self, exchange: Exchange) -> None:
+        encodings = exchange.headers.getlist("content-encoding")
+        if any(value.lower() != "identity" for value in encodings) and not _open_inference(exchange.scope):
+            raise UnsupportedFormat("Compressed bodies are not accepted: send it without Content-Encoding.")
+        if exchange.declared is not None and exchange.declared > self.max_body_bytes:
+            raise TooLarge(f"The body is over {self.max_body_bytes} bytes.")
+
+    def _check_room(self, size: int) -> None:
+        if not self.ready():
+            raise NotReady("The service is starting or stopping.")
+        if self.requests >= self.max_requests:
+            raise QueueFull("Too many requests are in flight.")
+        if self.reserved_bytes + size > self.max_reserved_bytes:
+            raise QueueFull("The bodies in flight are too large together.")
+
+
+def _open_inference(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path == "/v2" or path.startswith("/v2/")

@@ -1,0 +1,241 @@
+"""Gathers single items into batches for one blocking engine.
+
+There is no timer: a batch is what gathered while the engine ran the one before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    size: int
+    waits: tuple[float, ...]  # s in the queue, one per item
+    seconds: float  # in the engine, retries included
+
+
+@dataclass(eq=False)
+class Waiting(Generic[Item, Result]):
+    """An item in the queue; errors are outcomes too, so that none is left unretrieved."""
+
+    item: Item
+    outcome: asyncio.Future[Result | LeukoError]
+    since: float
+    deadline: float | None
+
+    def wanted(self, now: float) -> bool:
+        return not self.outcome.done() and (self.deadline is None or now < self.deadline)
+
+    def settle(self, outcome: Result | LeukoError) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+# A queue that can also forget from its middle.
+Lane = dict[Waiting[Item, Result], None]
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `run` on up to `max_batch` items at a time, in a thread of its own.
+
+    `run` returns one result or LeukoError per item, in order. When it raises, the items of that batch
+    are tried again one by one, so that a bad one fails alone. `max_queue` counts items that wait; those
+    in the engine are no longer in the queue. Bulk items wait in a lane of their own: they take the room
+    that others leave in a batch, at most `bulk_batch` of it, and one place in each batch is theirs.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result | LeukoError]],
+        *,
+        max_batch: int,
+        max_queue: int,
+        bulk_batch: int | None = None,
+        on_batch: Callable[[BatchStats], None] | None = None,
+    ) -> None:
+        self.max_batch = max_batch
+        self.capacity = max_queue
+        self.bulk_batch = bulk_batch or max(1, max_batch // 4)
+        self._run = run
+        self._on_batch = on_batch
+        self._lane: Lane[Item, Result] = {}
+        self._bulk_lane: Lane[Item, Result] = {}
+        # Room for the bulk share in the engine and for the next one behind it.
+        self._bulk_room = asyncio.Semaphore(2 * self.bulk_batch)
+        self._bulk_ran = False
+        self._arrived = asyncio.Event()
+        self._draining = False
+        self._seconds_per_item = 0.0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def depth(self) -> int:
+        return len(self._lane)
+
+    @property
+    def alive(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._serve(), name="batcher")
+        self._task.add_done_callback(self._ended)
+
+    async def drain(self) -> None:
+        """Admits nothing more, finishes what is queued, stops; cut short, it fails what is left."""
+        self._draining = True
+        self._arrived.set()
+        if self._task is not None:
+            try:
+                await asyncio.wait([self._task])
+            finally:
+                self._task.cancel()
+
+    async def submit(self, item: Item, *, deadline: float | None = None, bulk: bool = False) -> Result:
+        """deadline: on the loop's clock. Bulk items wait for room; others raise QueueFull."""
+        if bulk:
+            async with self._room_for_bulk(deadline):
+                [outcome] = await self._outcomes(self._bulk_lane, [item], deadline)
+        else:
+            [outcome] = await self.submit_many([item], deadline=deadline)
+        if isinstance(outcome, LeukoError):
+            raise outcome
+        return outcome
+
+    async def submit_many(
+        self, items: Sequence[Item], *, deadline: float | None = None
+    ) -> list[Result | LeukoError]:
+        """Admits all items or none; what goes wrong with one of them stands in its place in the list."""
+        self._check_open()
+        if len(items) > self.capacity:
+            raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")
+        if self.depth + len(items) > self.capacity:
+            seconds = math.ceil(self.depth * self._seconds_per_item)
+            raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
+        return await self._outcomes(self._lane, items, deadline) if items else []
+
+    def _check_open(self) -> None:
+        if self._draining or not self.alive:
+            raise NotReady("No images are taken now: the service is starting, stopping or broken.")
+
+    @asynccontextmanager
+    async def _room_for_bulk(self, deadline: float | None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._bulk_room.acquire()
+        except TimeoutError:
+            raise DeadlinePassed("The deadline passed before there was room in the queue.") from None
+        try:
+            self._check_open()
+            yield
+        finally:
+            self._bulk_room.release()
+
+    async def _outcomes(
+        self, lane: Lane[Item, Result], items: Sequence[Item], deadline: float | None
+    ) -> list[Result | LeukoError]:
+        loop = asyncio.get_running_loop()
+        entries = [Waiting(item, loop.create_future(), loop.time(), deadline) for item in items]
+        lane.update(dict.fromkeys(entries))
+        self._arrived.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.wait([entry.outcome for entry in entries])
+        except TimeoutError:
+            for entry in entries:
+                entry.settle(DeadlinePassed("The deadline passed before the image was classified."))
+        finally:
+            for entry in entries:
+                entry.outcome.cancel()
+                lane.pop(entry, None)
+        return [entry.outcome.result() for entry in entries]
+
+    async def _serve(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while batch := self._gather():
+                await self._infer(batch)
+            if self._draining:
+                return
+
+    def _gather(self) -> list[Waiting[Item, Result]]:
+        # One place is kept for bulk, so that it cannot starve; batches of one take turns.
+        kept = bool(self._bulk_lane) and (self.max_batch > 1 or not self._bulk_ran)
+        batch = self._take(self._lane, self.max_batch - kept)
+        bulk = self._take(self._bulk_lane, min(self.bulk_batch, self.max_batch - len(batch)))
+        self._bulk_ran = bool(bulk)
+        return batch + bulk
+
+    def _take(self, lane: Lane[Item, Result], room: int) -> list[Waiting[Item, Result]]:
+        now = asyncio.get_running_loop().time()
+        taken: list[Waiting[Item, Result]] = []
+        while lane and len(taken) < room:
+            entry = next(iter(lane))
+            del lane[entry]
+            if entry.wanted(now):
+                taken.append(entry)
+        return taken
+
+    async def _infer(self, batch: list[Waiting[Item, Result]]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await self._attempt(batch)
+        except BaseException:
+            for entry in batch:
+                entry.settle(NotReady("The engine has stopped."))
+            raise
+        stats = BatchStats(len(batch), tuple(began - entry.since for entry in batch), loop.time() - began)
+        seconds_per_item = stats.seconds / stats.size
+        weight = 0.2 if self._seconds_per_item else 1.0
+        self._seconds_per_item += weight * (seconds_per_item - self._seconds_per_item)
+        if self._on_batch is not None:
+            self._on_batch(stats)
+
+    async def _attempt(self, batch: list[Waiting[Item, Result]]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            outcomes = await loop.run_in_executor(self._thread, self._answer, [entry.item for entry in batch])
+        except EngineError as error:
+            logger.error("The engine failed on a batch of %d.", len(batch), exc_info=error)
+            if len(batch) == 1:
+                batch[0].settle(error)
+                return
+            for entry in batch:
+                if entry.wanted(loop.time()):
+                    await self._attempt([entry])
+        else:
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                entry.settle(outcome)
+
+    def _answer(self, items: list[Item]) -> list[Result | LeukoError]:
+        try:
+            outcomes = list(self._run(items))
+        except Exception as error:
+            raise EngineError("The engine failed on this image.") from error
+        if len(outcomes) != len(items):
+            raise EngineError(f"The engine gave {len(outcomes)} answers to {len(items)} images.")
+        return outcomes
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._thread.shutdown(wait=False)
+        for entry in [*self._lane, *self._bulk_lane]:
+            entry.settle(NotReady("The service has stopped."))
+        if not task.cancelled() and (error := task.exception()):
+            logger.critical("The batcher died.", exc_info=error)
