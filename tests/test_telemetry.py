@@ -1,0 +1,119 @@
+"""The names, labels and buckets that dashboards and alerts are built on."""
+
+from __future__ import annotations
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.batching import BatchStats
+from app.telemetry import Telemetry
+
+LATENCIES = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 +Inf"
+
+
+def families(telemetry: Telemetry) -> dict[str, Metric]:
+    return {family.name: family for family in text_string_to_metric_families(telemetry.render().decode())}
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
+    return telemetry.registry.get_sample_value(name, labels)
+
+
+def test_every_instrument_of_the_design_is_there() -> None:
+    names = set(families(Telemetry()))
+    assert {name for name in names if name.startswith("leuko_") and not name.endswith("_created")} == {
+        "leuko_http_request_duration_seconds",
+        "leuko_queue_depth",
+        "leuko_queue_capacity",
+        "leuko_queue_wait_seconds",
+        "leuko_stage_duration_seconds",
+        "leuko_batch_size",
+        "leuko_images",
+        "leuko_rejected",
+        "leuko_predictions",
+        "leuko_prediction_confidence",
+        "leuko_model_info",
+        "leuko_model_ready",
+    }
+    assert "python_info" in names
+
+
+def test_latencies_share_their_buckets() -> None:
+    telemetry = Telemetry()
+    telemetry.observe_request("/predict", "POST", 200, 0.2)
+    telemetry.observe_batch(BatchStats(size=2, waits=(0.1, 0.2), seconds=0.3))
+    for name in ("http_request_duration", "queue_wait", "stage_duration"):
+        samples = families(telemetry)[f"leuko_{name}_seconds"].samples
+        edges = [sample.labels["le"] for sample in samples if sample.name.endswith("_bucket")]
+        assert " ".join(edges) == LATENCIES
+
+
+def test_a_request_is_counted_under_its_route_method_and_status() -> None:
+    telemetry = Telemetry()
+    telemetry.observe_request("/predict", "POST", 200, 0.2)
+    name = "leuko_http_request_duration_seconds"
+    assert value(telemetry, f"{name}_count", route="/predict", method="POST", code="200") == 1
+    assert value(telemetry, f"{name}_sum", route="/predict", method="POST", code="200") == 0.2
+
+
+def test_what_a_client_invents_makes_no_new_series() -> None:
+    telemetry = Telemetry()
+    for number in range(100):
+        telemetry.observe_request(None, f"BREW{number}", 404, 0.1)
+    name = "leuko_http_request_duration_seconds_count"
+    assert value(telemetry, name, route="unmatched", method="other", code="404") == 100
+
+
+def test_a_batch_counts_its_size_its_waits_and_the_engine_s_time() -> None:
+    telemetry = Telemetry()
+    telemetry.observe_batch(BatchStats(size=2, waits=(0.1, 0.2), seconds=0.5))
+    assert value(telemetry, "leuko_batch_size_sum") == 2
+    assert value(telemetry, "leuko_queue_wait_seconds_count") == 2
+    assert value(telemetry, "leuko_stage_duration_seconds_sum", stage="infer") == 0.5
+
+
+def test_a_stage_is_timed_while_its_block_runs() -> None:
+    telemetry = Telemetry()
+    with telemetry.stage("decode"):
+        assert not value(telemetry, "leuko_stage_duration_seconds_count", stage="decode")
+    assert value(telemetry, "leuko_stage_duration_seconds_count", stage="decode") == 1
+
+
+def test_images_refusals_and_predictions_are_counted() -> None:
+    telemetry = Telemetry()
+    telemetry.count_image()
+    telemetry.count_image("undecodable_image")
+    telemetry.count_rejected("queue_full")
+    telemetry.observe_prediction("monocyte", 0.97)
+    assert value(telemetry, "leuko_images_total", outcome="ok") == 1
+    assert value(telemetry, "leuko_images_total", outcome="undecodable_image") == 1
+    assert value(telemetry, "leuko_rejected_total", reason="queue_full") == 1
+    assert value(telemetry, "leuko_predictions_total", label="monocyte") == 1
+    assert value(telemetry, "leuko_prediction_confidence_sum") == 0.97
+
+
+def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
+    telemetry = Telemetry()
+    queue: list[str] = []
+    telemetry.watch(depth=lambda: len(queue), capacity=256, ready=lambda: bool(queue))
+    assert value(telemetry, "leuko_queue_depth") == 0
+    assert value(telemetry, "leuko_model_ready") == 0
+    queue.append("image")
+    assert value(telemetry, "leuko_queue_depth") == 1
+    assert value(telemetry, "leuko_model_ready") == 1
+    assert value(telemetry, "leuko_queue_capacity") == 256
+
+
+def test_the_model_is_named_and_a_swapped_one_takes_its_place() -> None:
+    telemetry = Telemetry()
+    telemetry.describe_model(name="wbc", version="1.0.0", sha256="aa")
+    telemetry.describe_model(name="wbc", version="1.1.0", sha256="bb")
+    [sample] = families(telemetry)["leuko_model_info"].samples
+    assert sample.labels == {"name": "wbc", "version": "1.1.0", "sha256": "bb"}
+    assert sample.value == 1
+
+
+def test_two_services_in_one_process_share_nothing() -> None:
+    one, other = Telemetry(), Telemetry()
+    one.count_rejected("queue_full")
+    assert value(other, "leuko_rejected_total", reason="queue_full") is None
