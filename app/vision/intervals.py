@@ -1,0 +1,68 @@
+"""Percentile bootstrap of accuracy and macro F1, over images or over whole sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    level: float
+    unit: str  # "image" | "group"
+    accuracy: tuple[float, float]
+    macro_f1: tuple[float, float]
+
+
+def confusion_tables(units: Ints, labels: Ints, predictions: Ints, classes: int) -> Ints:
+    """One confusion matrix per unit, [units, true, predicted]; units numbers the source of each image."""
+    cells = (units * classes + labels) * classes + predictions
+    size = (int(units.max()) + 1) * classes**2
+    return np.bincount(cells, minlength=size).reshape(-1, classes, classes)
+
+
+def true_classes(tables: Ints) -> Ints:
+    """The class of each unit: its majority true label, the lowest index where two are equal."""
+    found: Ints = tables.sum(axis=2).argmax(axis=1)
+    return found
+
+
+def bootstrap(tables: Ints, *, unit: str, level: float, resamples: int, seed: int) -> Intervals:
+    """Intervals from resamples that keep the number of units of each class.
+
+    Units are drawn whole, so images of one source stay together. A set without a single error, or
+    with one unit per class, has nothing to vary: its interval is a point.
+    """
+    rng = np.random.default_rng(seed)
+    strata = true_classes(tables)
+    drawn = np.zeros((resamples, *tables.shape[1:]), np.int64)
+    for stratum in np.unique(strata):
+        drawn += _resample(rng, tables[strata == stratum], resamples)
+    accuracy = np.trace(drawn, axis1=1, axis2=2) / drawn.sum(axis=(1, 2))
+    return Intervals(level, unit, _percentiles(accuracy, level), _percentiles(_macro_f1(drawn), level))
+
+
+def _resample(rng: np.random.Generator, tables: Ints, resamples: int) -> Ints:
+    # Units with the same table are drawn as one: the same distribution, far fewer columns.
+    kinds, counts = np.unique(tables.reshape(len(tables), -1), axis=0, return_counts=True)
+    weights: Ints = rng.multinomial(len(tables), counts / len(tables), size=resamples)
+    return (weights @ kinds).reshape(resamples, *tables.shape[1:])
+
+
+def _macro_f1(tables: Ints) -> Floats:
+    support, called = tables.sum(axis=2), tables.sum(axis=1)
+    hits = np.diagonal(tables, axis1=1, axis2=2)
+    present = support > 0
+    f1 = 2 * hits / np.where(present, support + called, 1)
+    found: Floats = f1.sum(axis=1) / present.sum(axis=1)
+    return found
+
+
+def _percentiles(values: Floats, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
