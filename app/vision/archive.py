@@ -1,0 +1,109 @@
+"""A ZIP of pictures, one folder per class; nothing of it is ever written to disk.
+
+A picture's class is the nearest folder above it that is named after a class, in any case; every
+file there counts as a picture. Other files beside the class folders (a `labels.csv`, a readme) are
+passed over, and so is what operating systems leave behind; a picture outside every class folder is
+an error, and so is an archive within the archive, wherever it lies.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import BinaryIO
+
+from app.errors import BadArchive, TooLarge, UndecodableImage
+from app.vision.directory import ArchiveLimits as ArchiveLimits
+from app.vision.directory import Packed, read_directory
+
+DEFAULT_LIMITS = ArchiveLimits()
+
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture; `name` is its path inside the archive, `label` the index of its class."""
+
+    name: str
+    label: int
+
+
+class LabelledArchive:
+    """The pictures of an archive; `read` may be called from several threads. Closes its file."""
+
+    def __init__(self, file: BinaryIO, pictures: Iterable[tuple[Entry, Packed]]) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._packed = dict(pictures)
+        self.entries = list(self._packed)
+
+    def read(self, entry: Entry) -> bytes:
+        """The picture's bytes. Raises UndecodableImage where they are corrupt, TooLarge where they lie."""
+        found = self._packed[entry]
+        with self._lock:
+            self._file.seek(found.start)
+            packed = self._file.read(found.packed)
+        data = _inflate(packed, found.size) if found.deflated else packed
+        if len(data) > found.size:
+            raise TooLarge("an archive entry unpacks to more bytes than it declares")
+        if len(data) < found.size or zlib.crc32(data) != found.crc:
+            raise UndecodableImage("the archive entry is corrupt")
+        return data
+
+    def __enter__(self) -> LabelledArchive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def open_archive(
+    file: BinaryIO, labels: Sequence[str], limits: ArchiveLimits = DEFAULT_LIMITS
+) -> LabelledArchive:
+    """Raises TooLarge or BadArchive; the file then stays open."""
+    classes = {label.casefold(): index for index, label in enumerate(labels)}
+    pictures, strays = [], 0
+    for packed in read_directory(file, limits):
+        path = PurePosixPath(packed.name)
+        if _is_hidden(path):
+            continue
+        label = _label(path, classes)
+        if label is not None:
+            pictures.append((Entry(packed.name, label), packed))
+        elif path.suffix.lower() in _PICTURES:
+            strays += 1
+    if strays or not pictures:
+        raise BadArchive(_advice(strays, labels))
+    return LabelledArchive(file, pictures)
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part.casefold() in _LITTER for part in path.parts)
+
+
+def _label(path: PurePosixPath, classes: Mapping[str, int]) -> int | None:
+    folders = (part.casefold() for part in reversed(path.parts[:-1]))
+    return next((classes[folder] for folder in folders if folder in classes), None)
+
+
+def _advice(strays: int, labels: Sequence[str]) -> str:
+    needed = f"it needs one folder for each class, named {', '.join(labels)}, at any depth"
+    if strays:
+        return f"{strays} pictures of the archive lie outside its class folders; {needed}"
+    return f"the archive has no pictures in class folders; {needed}"
+
+
+def _inflate(packed: bytes, size: int) -> bytes:
+    """At most one byte more than `size`."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
+    except zlib.error as error:
+        raise UndecodableImage("the archive entry is corrupt") from error
