@@ -107,10 +107,13 @@ def add_fit(commands: Commands) -> None:
 
 
 def run_fit(args: argparse.Namespace) -> None:
+    import logging
+
     from training.config import load_recipe, read_config
     from training.data import read_manifest
     from training.fit import fit
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises
     run = args.run or Path("runs") / Path(args.recipe).stem
     resumed = args.resume and (run / "config.json").is_file() and not args.set
     config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, args.set)

@@ -27,6 +27,13 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     """Train and return the best checkpoint; `resume` goes on from the run's last one."""
+    last = run / LAST
+    if resume and not last.is_file():
+        raise RecipeError(f"{last} does not exist: nothing to resume")
+    if not resume and last.is_file():
+        raise RecipeError(
+            f"{run} already holds a run: `--resume` goes on with it, `--run` names another folder"
+        )
     seed_everything(config.seed, workers=True, verbose=False)
     train, validation = choose_rows(rows, config)
     run.mkdir(parents=True, exist_ok=True)
@@ -34,9 +41,6 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
     save_facts(train, validation, run / "data.json")
     trainer = build_trainer(config, run)
     module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
-    last = run / LAST
-    if resume and not last.is_file():
-        raise RecipeError(f"{last} does not exist: nothing to resume")
     if not resume:
         few = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
         fresh = start_from(module.network, config.initial, evaluation_loader(few, config))
@@ -70,9 +74,9 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
 def build_trainer(config: TrainConfig, run: Path) -> Trainer:
     better = "min" if config.monitor == "val_loss" else "max"
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            run, "best", config.monitor, mode=better, save_last=True, enable_version_counter=False
-        ),
+        ModelCheckpoint(run, "best", config.monitor, mode=better, enable_version_counter=False),
+        # One of its own: `save_last` beside a monitor is written only when the monitor improves.
+        ModelCheckpoint(run, "last", enable_version_counter=False),
         Progress(config.batch),
     ]
     if config.patience:
@@ -83,7 +87,7 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
         max_epochs=config.epochs,
         precision=config.precision,  # type: ignore[arg-type]
         callbacks=callbacks,
-        logger=CSVLogger(run.parent, run.name, version=""),
+        logger=CSVLogger(run, "log"),
         deterministic="warn",
         benchmark=torch.cuda.is_available(),
         log_every_n_steps=1,

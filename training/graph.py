@@ -25,7 +25,7 @@ def export_graph(network: Network) -> bytes:
         input_names=["pixels"],
         output_names=list(OUTPUTS),
         dynamic_axes={name: {0: "n"} for name in ("pixels", *OUTPUTS)},
-        dynamo=False,
+        dynamo=False,  # it folds batch norm, and NNCF corrects the biases of folded convolutions alone
     )
     return buffer.getvalue()
 

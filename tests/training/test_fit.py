@@ -23,7 +23,10 @@ from training.split import thin
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
+    "ignore:Checkpoint directory .* exists and is not empty",
     "ignore:.*LeafSpec.*:FutureWarning",
+    "ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning",
+    "ignore:The feature will be removed:DeprecationWarning",
 )
 
 
@@ -44,7 +47,7 @@ def run(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_checkpoints_a_log_its_recipe_and_its_data(run: Path) -> None:
     assert (run / BEST).is_file()
     assert (run / LAST).is_file()
-    with (run / "metrics.csv").open() as file:
+    with (run / "log" / "version_0" / "metrics.csv").open() as file:
         names = set(next(csv.reader(file)))
     assert {"epoch", "step", "train_loss", "val_loss", "train_accuracy", "val_accuracy"} <= names
     assert json.loads((run / "config.json").read_text())["name"] == "default"
@@ -58,8 +61,9 @@ def test_selection_never_sees_a_photo_that_is_trained_on(rows: list[Row]) -> Non
 
 
 def test_a_run_goes_on_where_it_stopped(rows: list[Row], tmp_path: Path) -> None:
-    fit(rows, quick(), tmp_path / "run")
-    fit(rows, quick("default", "epochs=2"), tmp_path / "run", resume=True)
+    # A constant rate, for a schedule's length is fixed when it starts.
+    fit(rows, quick("default", "schedule='constant'"), tmp_path / "run")
+    fit(rows, quick("default", "schedule='constant'", "epochs=2"), tmp_path / "run", resume=True)
     state = torch.load(tmp_path / "run" / LAST, weights_only=True)
     assert state["epoch"] == 1
     assert state["global_step"] == 4
@@ -78,6 +82,11 @@ def test_the_paper_recipe_runs_on_the_real_archive_and_its_outcome_loads(tmp_pat
 
 def few_of(rows: list[Row], split: str) -> list[Row]:
     return thin([row for row in rows if row.split == split], 1, 0)
+
+
+def test_a_finished_run_is_never_overwritten(rows: list[Row], run: Path) -> None:
+    with pytest.raises(RecipeError, match="already holds a run"):
+        fit(rows, quick(), run)
 
 
 def test_resuming_what_never_ran_is_refused(rows: list[Row], tmp_path: Path) -> None:

@@ -41,12 +41,12 @@ def test_maps_are_left_out_unless_asked_for(bundle: Bundle) -> None:
     assert TorchEngine(bundle).infer(pixels(1)).maps is None
 
 
-def test_normalisation_is_the_networks_first_layer(bundle: Bundle) -> None:
+def test_normalisation_is_the_networks_first_layer() -> None:
     images = torch.from_numpy(pixels(2))
     network = Network(4, Preprocessing()).eval()
-    scaled = (images.permute(0, 3, 1, 2) / 255 - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor(
-        (0.229, 0.224, 0.225)
-    ).view(3, 1, 1)
+    scaled = (
+        images.permute(0, 3, 1, 2) / 255 - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+    ) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
     with torch.inference_mode():
         assert torch.allclose(network(images)[0], network.trunk(scaled), atol=1e-4)
 

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from training.cli import main
+from training.data import read_manifest
+
+
+def write_sources(path: Path, sources: dict[str, str]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(sources.items())
+    return path
+
+
+def test_data_writes_a_manifest_and_says_what_is_in_it(
+    archive: Path, sources: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_sources(tmp_path / "sources.csv", sources)
+    out = tmp_path / "manifest.csv"
+    assert main(["data", str(archive), "--sources", str(table), "--split", "50:50", "--out", str(out)]) == 0
+    assert {row.split for row in read_manifest(out)} == {"train", "test"}
+    printed = capsys.readouterr().out
+    assert "train  monocyte         4 files from     2 sources" in printed
+
+
+def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "manifest.csv"
+    assert main(["data", str(archive), "--split-by-file-leaking", "80:20", "--out", str(out)]) == 0
+    assert {row.split for row in read_manifest(out)} == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data"], "name an archive, or use --download"),
+        (["data", "nowhere.zip"], "nowhere.zip does not exist"),
+        (["fit", "--manifest", "nowhere.csv"], "nowhere.csv does not exist; make it with"),
+        (["fit", "--recipe", "nonsense"], "no recipe 'nonsense'"),
+        (["fit", "--set", "epocs=3"], "unknown setting epocs"),
+        (["export", "--manifest", "nowhere.csv"], "nowhere.csv does not exist"),
+        (["report", "--manifest", "nowhere.csv"], "nowhere.csv does not exist"),
+    ],
+)
+def test_what_is_wrong_is_one_line_on_standard_error(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("leuko-train: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_split_with_too_few_photos_names_the_class(
+    archive: Path, sources: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_sources(tmp_path / "sources.csv", dict.fromkeys(sources, "one"))
+    assert main(["data", str(archive), "--sources", str(table), "--split", "80:20"]) == 1
+    assert "has 1 source photos, too few" in capsys.readouterr().err
