@@ -1,0 +1,27 @@
+"""`GET /docs`: the API's documentation; everything it needs is served from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, RedirectResponse
+
+WEB = Path(__file__).parents[1] / "web"
+# Scripts and styles come from files only; Swagger UI's style sheet has its icons in data: addresses.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+async def docs() -> FileResponse:
+    return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": POLICY})
+
+
+@router.get("/")
+async def index() -> RedirectResponse:
+    return RedirectResponse("docs")

@@ -1,0 +1,36 @@
+"""What handlers ask for by type."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.lifecycle import Lifecycle
+from app.service import Service
+
+
+async def _lifecycle(request: Request) -> Lifecycle:
+    found: Lifecycle = request.app.state.lifecycle
+    return found
+
+
+async def _service(request: Request) -> Service:
+    found: Lifecycle = request.app.state.lifecycle
+    return found.service
+
+
+async def _request_id(request: Request) -> str:
+    found: str = request.state.request_id
+    return found
+
+
+async def _arrived(request: Request) -> float:
+    found: float = request.state.arrived
+    return found
+
+
+Current = Annotated[Lifecycle, Depends(_lifecycle)]
+Loaded = Annotated[Service, Depends(_service)]  # 503 until the model is loaded
+RequestId = Annotated[str, Depends(_request_id)]
+Arrived = Annotated[float, Depends(_arrived)]  # first byte of the request, on the loop's clock

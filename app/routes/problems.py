@@ -1,0 +1,34 @@
+"""`GET /problems/{code}`: what the `type` of a problem leads to."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+
+from app.openapi import answer, not_found
+from app.problems import MEANINGS, status_of, title_of, uri
+from app.schemas import ProblemType
+
+router = APIRouter(tags=["operate"])
+
+EXAMPLE = {
+    "type": "/problems/queue_full",
+    "code": "queue_full",
+    "title": "Queue full",
+    "status": 429,
+    "meaning": MEANINGS["queue_full"],
+}
+
+
+@router.get(
+    "/problems/{code}",
+    operation_id="problem",
+    summary="Describe a kind of problem",
+    responses=answer(EXAMPLE) | not_found(),
+)
+async def problem(code: str) -> ProblemType:
+    if code not in MEANINGS:
+        raise HTTPException(404)
+    return ProblemType(
+        type=uri(code), code=code, title=title_of(code), status=status_of(code), meaning=MEANINGS[code]
+    )

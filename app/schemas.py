@@ -1,0 +1,215 @@
+"""Wire types: what goes over HTTP, field by field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+Score = Annotated[float | None, Field(description="null where it is not defined")]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Matrix = list[list[int]]
+
+
+class ImageProblem(BaseModel):
+    """What is wrong with one image of a request."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    index: int = Field(description="position in the request, from 0")
+    filename: str | None
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one parameter or field of a request."""
+
+    field: str
+    detail: str
+    code: str
+
+
+class Problem(BaseModel):
+    """RFC 9457; `type` leads to a description, `code` is stable and meant for programs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[ImageProblem | FieldProblem] = []
+
+
+class ModelReference(BaseModel):
+    name: str
+    version: str
+    sha256: str
+
+
+class Frame(BaseModel):
+    """The part of the image that was classified, in its own upright pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    nucleus: bool = Field(description="false: no nucleus was found and the whole image was used")
+
+
+class ActivationMap(BaseModel):
+    """Where in the frame the label was seen, 0 to 1, row by row."""
+
+    shape: tuple[int, int]
+    values: list[list[float]]
+
+
+class Prediction(BaseModel):
+    index: int = Field(description="position in the request, from 0")
+    filename: str | None
+    image_sha256: str
+    label: str
+    confidence: Probability
+    probabilities: dict[str, Probability]
+    ood_score: float = Field(description="distance from the cells that the model was trained on")
+    review: bool = Field(description="true: a person must look")
+    review_reasons: list[Literal["low_confidence", "out_of_distribution"]]
+    frame: Frame
+    cam: ActivationMap | None = None
+
+
+class Predictions(BaseModel):
+    request_id: str
+    model: ModelReference
+    predictions: list[Prediction]
+    errors: list[ImageProblem]
+
+
+class ClassScores(BaseModel):
+    precision: Score
+    recall: Score
+    f1: Score
+    specificity: Score
+    support: int
+
+
+class Average(BaseModel):
+    precision: Score
+    recall: Score
+    f1: Score
+    support: int
+
+
+class Intervals(BaseModel):
+    level: float
+    unit: Literal["image", "group"]
+    accuracy: tuple[float, float]
+    macro_f1: tuple[float, float]
+
+
+class GroupScores(BaseModel):
+    """Sources judged whole, by the mean probability of their images."""
+
+    n: int
+    accuracy: float
+    correct: int
+
+
+class Report(BaseModel):
+    request_id: str
+    n: int
+    labels: list[str]
+    accuracy: float
+    per_class: dict[str, ClassScores]
+    macro_avg: Average
+    weighted_avg: Average
+    mse: float = Field(description="of class indices")
+    rmse: float
+    confusion_matrix: Matrix = Field(description="rows are true classes, columns predicted")
+    balanced_accuracy: Score
+    cohen_kappa: Score
+    matthews_corrcoef: Score
+    log_loss: Score
+    brier: Score
+    ece: Score
+    roc_auc_ovr: Score
+    confidence_intervals: Intervals
+    groups: GroupScores | None
+
+
+class Mistake(BaseModel):
+    filename: str
+    label: str
+    predicted: str
+    confidence: Probability
+
+
+class Evaluation(Report):
+    model: ModelReference
+    elapsed_seconds: float
+    images_per_second: float
+    misclassified: list[Mistake]
+    errors: list[ImageProblem]
+
+
+class EvaluationProgress(BaseModel):
+    done: int
+    total: int
+    images_per_second: float
+
+
+class Outcomes(BaseModel):
+    """Classes by name, in any case, or by index; one row for each image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: list[StrictStr | StrictInt] = Field(min_length=1)
+    predictions: list[StrictStr | StrictInt] | None = None
+    probabilities: list[list[float]] | None = None
+    groups: list[StrictStr | StrictInt] | None = Field(None, description="source photo or patient of each")
+
+
+class ReviewThresholds(BaseModel):
+    confidence: float = Field(description="review below")
+    ood_score: float = Field(description="review above")
+
+
+class Limits(BaseModel):
+    max_body_mib: int
+    max_image_mib: int
+    max_pixels: int
+    max_side: int
+    max_files: int
+    max_archive_entries: int
+    deadline_s: float
+    evaluate_deadline_s: float
+
+
+class Model(BaseModel):
+    name: str
+    version: str
+    sha256: str
+    labels: list[str]
+    preprocessing: dict[str, Any]
+    temperature: float
+    review: ReviewThresholds
+    training: dict[str, Any] = Field(description="recipe and data")
+    scores: dict[str, Any] = Field(description="by data set")
+    engine: str
+    device: str
+    service_version: str
+    limits: Limits
+
+
+class Health(BaseModel):
+    status: Literal["alive", "ready"]
+
+
+class ProblemType(BaseModel):
+    type: str
+    code: str
+    title: str
+    status: int
+    meaning: str

@@ -1,0 +1,107 @@
+"""A labelled set of images through the running service: decoded, classified, scored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import LeukoError, Unusable
+from app.service import Service
+from app.sources import Source
+from app.vision.evaluation import Report, evaluate
+
+
+@dataclass
+class Progress:
+    total: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def images_per_second(self) -> float:
+        return self.done / self.seconds if self.done else 0.0
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """index: into the sources; predicted: index of the class."""
+
+    index: int
+    predicted: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    report: Report
+    mistakes: list[Mistake]
+    failures: dict[int, LeukoError]  # by index into the sources
+
+
+async def score(
+    service: Service,
+    sources: Sequence[Source],
+    groups: Sequence[str] | None,
+    progress: Progress,
+    *,
+    deadline: float,
+) -> Scored:
+    """Reads each source only when its turn is near, so that memory stays flat; cancelled, it stops at once.
+
+    Images that cannot be classified are left out and listed; Unusable where none is left.
+    """
+    labels = service.classifier.bundle.labels
+    probabilities = np.full((len(sources), len(labels)), np.nan)
+    failures: dict[int, LeukoError] = {}
+    remaining = iter(enumerate(sources))
+
+    async def work() -> None:
+        for index, source in remaining:
+            found = await service.classify_bulk(source.read, deadline=deadline)
+            if isinstance(found, LeukoError):
+                failures[index] = found
+            else:
+                probabilities[index] = found.probabilities
+            progress.done += 1
+
+    # One image at each decoder, and two batches' worth at the engine.
+    window = service.decoders.workers + 2 * service.batcher.bulk_batch
+    workers = [asyncio.create_task(work()) for _ in range(min(window, len(sources)))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    return await asyncio.to_thread(_score, labels, sources, groups, probabilities, failures)
+
+
+def _score(
+    names: Sequence[str],
+    sources: Sequence[Source],
+    groups: Sequence[str] | None,
+    probabilities: NDArray[np.float64],
+    failures: dict[int, LeukoError],
+) -> Scored:
+    kept = np.flatnonzero(~np.isnan(probabilities[:, 0])).tolist()
+    if not kept:
+        first = next(iter(failures.values()))
+        raise Unusable(f"none of {len(sources)} images could be classified; of the first: {first.detail}")
+    soft = probabilities[kept]
+    hard = soft.argmax(axis=1)
+    true = np.array([sources[index].label for index in kept])
+    units = None if groups is None else [groups[index] for index in kept]
+    report = evaluate(true, hard, soft, names=names, groups=units)
+    mistakes = [
+        Mistake(kept[row], int(hard[row]), float(soft[row, hard[row]]))
+        for row in np.flatnonzero(true != hard)
+    ]
+    return Scored(report, mistakes, dict(sorted(failures.items())))

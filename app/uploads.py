@@ -1,0 +1,171 @@
+"""Request bodies → parts in memory, within limits; nothing ever touches a temporary folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from app.errors import MalformedRequest, TooLarge, UnsupportedFormat, Unusable
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Part:
+    filename: str | None
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Limit:
+    """count: most parts of a name; size: most bytes in each."""
+
+    count: int
+    size: int
+
+
+Form = dict[str, list[Part]]
+
+
+async def read_images(request: Request, limit: Limit) -> list[Part]:
+    """The parts named `files` of a form, or a bare image as the only one."""
+    kind = media_type(request)
+    if kind.startswith("image/"):
+        return [Part(None, await read_body(request, limit.size))]
+    if kind != "multipart/form-data":
+        raise UnsupportedFormat("send multipart/form-data with parts named files, or one image as image/*")
+    parts = (await read_form(request, {"files": limit}))["files"]
+    if not parts:
+        raise Unusable("the form has no part named files")
+    return parts
+
+
+async def read_json(request: Request, schema: type[Schema], size: int) -> Schema:
+    if media_type(request) != "application/json":
+        raise UnsupportedFormat("send application/json")
+    body = await read_body(request, size)
+    try:
+        return await asyncio.to_thread(schema.model_validate_json, body)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_context=False)]
+        ) from None
+
+
+async def read_body(request: Request, size: int) -> bytes:
+    body = BytesIO()
+    async for chunk in request.stream():
+        body.write(chunk)
+        if body.tell() > size:
+            raise TooLarge(f"the body is over {size} bytes")
+    return body.getvalue()
+
+
+async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
+    """The parts by name, each name of `limits` present; a part of any other name is refused."""
+    if media_type(request) != "multipart/form-data":
+        raise UnsupportedFormat("send multipart/form-data")
+    reader = _Reader(limits)
+    try:
+        parser = reader.parser(request.headers["content-type"])
+        async for chunk in request.stream():
+            parser.write(chunk)
+    except FormParserError:
+        raise MalformedRequest("the body is not a multipart form") from None
+    if not reader.complete:
+        raise MalformedRequest("the form ends before its closing boundary")
+    return reader.form
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+class _Reader:
+    """Collects what python_multipart calls out, one part after another."""
+
+    def __init__(self, limits: Mapping[str, Limit]) -> None:
+        self.form: Form = {name: [] for name in limits}
+        self.complete = False
+        self._limits = limits
+        self._header = b""
+        self._value = b""
+        self._disposition = b""
+        self._name = ""
+        self._filename: str | None = None
+        self._data = BytesIO()
+
+    def parser(self, content_type: str) -> MultipartParser:
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary:
+            raise MalformedRequest("the Content-Type names no boundary")
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_header,
+                "on_header_value": self._on_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._open,
+                "on_part_data": self._on_data,
+                "on_part_end": self._end,
+                "on_end": self._finish,
+            },
+        )
+
+    def _begin(self) -> None:
+        self._disposition = b""
+        self._data = BytesIO()
+
+    def _on_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._header = self._value = b""
+
+    def _open(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        if b"name" not in options:
+            raise MalformedRequest("a part of the form has no name")
+        self._name = _text(options[b"name"])
+        self._filename = _text(options[b"filename"]) if b"filename" in options else None
+        if self._name not in self._limits:
+            raise Unusable(f"only parts named {', '.join(self._limits)} are accepted")
+        count = self._limits[self._name].count
+        if len(self.form[self._name]) >= count:
+            raise TooLarge(f"over {count} parts named {self._name}")
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        size = self._limits[self._name].size
+        if self._data.tell() + end - start > size:
+            raise TooLarge(f"a part named {self._name} is over {size} bytes")
+        self._data.write(memoryview(data)[start:end])
+
+    def _end(self) -> None:
+        self.form[self._name].append(Part(self._filename, self._data.getvalue()))
+
+    def _finish(self) -> None:
+        self.complete = True
+
+
+def _text(raw: bytes) -> str:
+    # RFC 7578 leaves the encoding to the client; what is not UTF-8 is at least not lost.
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
