@@ -1,0 +1,157 @@
+"""What `leuko predict`, `evaluate` and `sample` do, without the service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.console import Console
+
+from app import console as shown
+from app.answers import evaluation, model_reference, prediction
+from app.errors import BadLabels, LeukoError
+from app.local import Outcome, classify
+from app.problems import image_problem
+from app.scoring import Mistake, Progress, Scored
+from app.service import Answer, archive_limits, image_limits
+from app.settings import Settings
+from app.sources import find_images, open_labelled
+from app.vision.bundle import CLASSES, Bundle
+from app.vision.classifier import Classifier
+from app.vision.evaluation import evaluate as score
+from app.vision.labelling import assign_groups, parse_mapping
+from app.vision.sample import draw_smear
+
+Load = Callable[[Settings], Classifier]
+
+
+def predict(
+    paths: Sequence[str],
+    settings: Settings,
+    load: Load,
+    *,
+    stdin: BinaryIO,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> int:
+    console = console or Console()
+    classifier, limits = _ready(settings, load), image_limits(settings)
+    sources = list(find_images(paths, stdin, limits.max_bytes))
+    found = classify(classifier, sources, limits, settings.decode_workers)
+    outcomes = list(shown.track(found, len(sources), Console(stderr=True)))
+    if as_json or not console.is_terminal:
+        _print(_predictions(classifier.bundle, outcomes), console)
+    else:
+        console.print(shown.predictions_table(outcomes, classifier.bundle.labels))
+    return 0 if all(isinstance(outcome.answer, Answer) for outcome in outcomes) else 1
+
+
+def evaluate(
+    path: Path,
+    settings: Settings,
+    load: Load,
+    *,
+    groups: Path | str | None = None,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> int:
+    """groups: a file that maps file names to sources, or a pattern; None bootstraps over images."""
+    console = console or Console()
+    classifier, limits = _ready(settings, load), image_limits(settings)
+    bundle = classifier.bundle
+    with open_labelled(path, bundle.labels, archive_limits(settings)) as sources:
+        units = _groups([source.name for source in sources], groups)
+        progress = Progress(len(sources))
+        found = classify(classifier, sources, limits, settings.decode_workers)
+        outcomes = list(shown.track(found, len(sources), Console(stderr=True)))
+    progress.done = len(outcomes)
+    scored = _score(bundle.labels, outcomes, units)
+    if as_json or not console.is_terminal:
+        document = evaluation("", bundle, sources, scored, progress)
+        _print(document.model_dump(exclude={"request_id"}), console)
+    else:
+        console.print(*shown.report_tables(scored.report), *shown.left_out(outcomes), sep="\n")
+    return 0
+
+
+def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) -> int:
+    """output: a file, a folder, or `-` for standard output; `all` makes a folder of it."""
+    if label not in (*CLASSES, "all"):
+        raise BadLabels(f"{label!r} is not a class; draw {', '.join(CLASSES)} or all")
+    if output == "-" and label == "all":
+        raise BadLabels("standard output takes one picture, not all")
+    width, height = size
+    for name in CLASSES if label == "all" else (label,):
+        smear = draw_smear(name, seed=seed, width=width, height=height)
+        if output == "-":
+            smear.save(sys.stdout.buffer, "PNG")
+        else:
+            path = _sample_path(name, Path(output or "."), several=label == "all")
+            smear.save(path, "PNG")
+            print(path)
+    return 0
+
+
+def _sample_path(name: str, output: Path, *, several: bool) -> Path:
+    folder = output if several or output.is_dir() else output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return output if folder != output else folder / f"{name}.png"
+
+
+def _ready(settings: Settings, load: Load) -> Classifier:
+    classifier = load(settings)
+    classifier.warm_up(1)  # for the known answer
+    return classifier
+
+
+def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None:
+    if groups is None:
+        return None
+    if isinstance(groups, str):
+        return assign_groups(names, groups)
+    try:
+        return assign_groups(names, parse_mapping(groups.read_bytes()))
+    except OSError as error:
+        raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
+
+
+def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[str] | None) -> Scored:
+    """Of the images that could be classified; the others are listed."""
+    good = {i: one.answer.prediction for i, one in enumerate(outcomes) if isinstance(one.answer, Answer)}
+    true = [outcomes[i].source.label for i in good]
+    hard = [labels.index(found.label) for found in good.values()]
+    report = score(
+        true,
+        hard,
+        [found.probabilities for found in good.values()],
+        names=labels,
+        groups=None if units is None else [units[i] for i in good],
+    )
+    rows = zip(good.items(), true, hard, strict=True)
+    mistakes = [Mistake(i, called, found.confidence) for (i, found), is_, called in rows if is_ != called]
+    return Scored(report, mistakes, _failures(outcomes))
+
+
+def _failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:
+    return {i: one.answer for i, one in enumerate(outcomes) if isinstance(one.answer, LeukoError)}
+
+
+def _predictions(bundle: Bundle, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """As `POST /predict` answers, less the request's id."""
+    good = [
+        prediction(i, one.source.name, one.answer, bundle.labels).model_dump()
+        for i, one in enumerate(outcomes)
+        if isinstance(one.answer, Answer)
+    ]
+    bad = [
+        image_problem(error, i, outcomes[i].source.name).model_dump()
+        for i, error in _failures(outcomes).items()
+    ]
+    return {"model": model_reference(bundle).model_dump(), "predictions": good, "errors": bad}
+
+
+def _print(document: dict[str, Any], console: Console) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False), file=console.file)

@@ -1,0 +1,148 @@
+"""uvicorn with an orderly end: not ready first, then no new connections, then no process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.errors import StartupError
+from app.main import create_app
+from app.service import Service
+from app.settings import Settings
+from app.vision.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 1.0  # between not ready and no new connections
+BACKLOG = 2048  # connections not accepted yet
+KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, or it would meet closed connections
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def serve(settings: Settings, load: Callable[[Settings], Classifier]) -> int:
+    """Until a signal: 0. Until the application fails: 1."""
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    listener = bind(settings.host, settings.port)
+    failures: list[Exception] = []
+    app = create_app(settings, load, on_failure=failures.append)
+    lifecycle = app.state.lifecycle
+    server = Server(
+        configure(app, settings),
+        lifecycle,
+        grace_s=GRACE_S,
+        failed=lambda: bool(failures),
+        on_ready=lambda: announce(lifecycle.service, url(listener)),
+    )
+    server.run([listener])
+    return 1 if failures else 0
+
+
+def configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,  # it would hold queries; `app.telemetry` counts requests
+        server_header=False,
+        proxy_headers=False,  # nothing here depends on who asks
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
+    )
+
+
+def announce(service: Service, address: str) -> None:
+    bundle, engine = service.classifier.bundle, service.classifier.engine
+    line = f"{bundle.name} {bundle.version} on {engine.name} ({engine.device}) at {address}"
+    if sys.stdout.isatty():
+        print(f"Leuko serves {line}\nTry it: {address}  API: {address}/docs  Stop: Ctrl-C", flush=True)
+    else:
+        logger.info("serving %s", line)
+
+
+class Readiness(Protocol):
+    """What the server has to know of the application's lifecycle."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    def drain(self) -> None: ...
+
+
+class Server(uvicorn.Server):
+    """The first SIGTERM or SIGINT drains for `grace_s`, then stops; a second ends the process at once.
+
+    uvicorn itself would close its listeners while a load balancer still sends requests, and would
+    die of the signal once done. Before the application was ready there is nothing to wait for.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        readiness: Readiness,
+        *,
+        grace_s: float,
+        failed: Callable[[], bool],
+        on_ready: Callable[[], None],
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        super().__init__(config)
+        self._readiness = readiness
+        self._grace_s = grace_s
+        self._failed = failed
+        self._on_ready = on_ready
+        self._end = end
+        self._was_ready = False
+        self._signalled = False
+        self._stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's)
+        if self._signalled:
+            self._end(128 + sig)
+        elif not self._was_ready:
+            self._end(0)  # a thread that is loading weights cannot be stopped
+        self._signalled = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if not self._was_ready and self._readiness.ready:
+            self._was_ready = True
+            self._on_ready()
+        if self._signalled and self._stop_at is None:
+            self._stop_at = time.monotonic() + self._grace_s
+            self._readiness.drain()
+        if self._failed() or (self._stop_at is not None and time.monotonic() >= self._stop_at):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is known before the weights are loaded; 0 picks a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where a person on this machine finds the service."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from app.console import MOST_LINES, left_out, printable, track
+from app.errors import UndecodableImage
+from app.local import Outcome
+from app.sources import Source
+
+
+def outcomes(count: int) -> list[Outcome]:
+    return [Outcome(Source(f"{number}.png", bytes), UndecodableImage("broken")) for number in range(count)]
+
+
+def test_names_cannot_command_the_terminal() -> None:
+    assert printable("a\x1b]0;b\x07\udcff.png\n") == "a�]0;b��.png�"
+
+
+def test_progress_passes_outcomes_on_and_shows_them_counted_on_a_terminal() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120)
+    given = outcomes(7)
+    assert list(track(given, 7, console)) == given
+    assert "7/7" in file.getvalue()
+
+
+def test_progress_is_silent_elsewhere() -> None:
+    file = io.StringIO()
+    given = outcomes(7)
+    assert list(track(given, 7, Console(file=file))) == given
+    assert file.getvalue() == ""
+
+
+def test_what_is_left_out_is_named_up_to_a_limit_and_counted() -> None:
+    lines = [text.plain for text in left_out(outcomes(MOST_LINES + 5))]
+    assert lines[0] == "0.png: broken"
+    assert len(lines) == MOST_LINES + 1
+    assert lines[-1] == f"{MOST_LINES + 5} of {MOST_LINES + 5} images were left out"
+    assert list(left_out([])) == []
