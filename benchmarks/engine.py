@@ -1,0 +1,122 @@
+"""What this machine can do without HTTP: decode, run the network, and the one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from app import __version__
+from app.settings import Settings
+from app.vision.classifier import Classifier, load_classifier
+from app.vision.decode import decode
+from app.vision.engine import Pixels
+from app.vision.framing import Cell, frame_cell
+from app.vision.sample import draw_smear
+
+BATCHES = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Images per second."""
+
+    decoding: float  # decode and frame, one thread
+    pool: float  # the same, with the service's decode workers
+    engine: dict[int, float]  # by batch size
+    series: float  # the pool, then the engine, 32 images at a time: what a service could reach at best
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each line of the table")
+    seconds: float = parser.parse_args().seconds
+    settings = Settings.from_environ(os.environ)
+    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
+    console = Console()
+    console.print(machine(classifier), highlight=False)
+    console.print(table(measure(classifier, workers(settings), seconds)))
+    return 0
+
+
+def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
+    images = draw(classifier.bundle.labels, max(BATCHES))
+
+    def prepare(data: bytes) -> Cell:
+        return frame_cell(decode(data), classifier.bundle.preprocessing)
+
+    pixels = np.stack([prepare(data).pixels for data in images])
+    with ThreadPoolExecutor(threads) as pool:
+        return Ceiling(
+            decoding=rate(lambda: [prepare(data) for data in images], len(images), seconds),
+            pool=rate(lambda: list(pool.map(prepare, images)), len(images), seconds),
+            engine={n: engine_rate(classifier, pixels[:n], seconds) for n in BATCHES},
+            series=rate(lambda: classifier.classify(list(pool.map(prepare, images))), len(images), seconds),
+        )
+
+
+def engine_rate(classifier: Classifier, pixels: Pixels, seconds: float) -> float:
+    return rate(lambda: classifier.engine.infer(pixels), len(pixels), seconds)
+
+
+def rate(work: Callable[[], object], images: int, seconds: float) -> float:
+    """Images per second: the median of the rounds that fit into `seconds`, after one that does not count."""
+    work()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return images / median(times)
+
+
+def draw(labels: Sequence[str], count: int) -> list[bytes]:
+    """JPEG files of the size of the Kaggle set's, all different."""
+    return [encode(labels[seed % len(labels)], seed) for seed in range(count)]
+
+
+def encode(label: str, seed: int) -> bytes:
+    file = io.BytesIO()
+    draw_smear(label, seed=seed).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def workers(settings: Settings) -> int:
+    return settings.decode_workers or os.cpu_count() or 1
+
+
+def machine(classifier: Classifier) -> str:
+    bundle, engine = classifier.bundle, classifier.engine
+    return (
+        f"leuko {__version__}, {bundle.name} {bundle.version}, {engine.name} on {engine.device}\n"
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def table(ceiling: Ceiling) -> Table:
+    lines = [
+        ("decode and frame, 1 thread", ceiling.decoding),
+        ("decode and frame, all workers", ceiling.pool),
+        *((f"engine, batch {n}", figure) for n, figure in ceiling.engine.items()),
+        ("both in series (ceiling)", ceiling.series),
+    ]
+    result = Table("stage", "images/s", "ms/image", "of ceiling")
+    for name, figure in lines:
+        result.add_row(name, f"{figure:.1f}", f"{1000 / figure:.2f}", f"{figure / ceiling.series:.2f}")
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""The whole service under load, beside what the same machine does without HTTP in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from app.settings import Settings
+from app.vision.classifier import load_classifier
+from benchmarks.client import Load, load, tool
+from benchmarks.engine import draw, machine, measure, workers
+from benchmarks.server import HOST, Server, serve
+
+IMAGES = 32
+
+
+def main() -> int:
+    args = parse()
+    settings = Settings.from_environ(os.environ)
+    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
+    console = Console()
+    console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
+    ceiling = measure(classifier, workers(settings), min(args.seconds, 4.0)).series
+    images = draw(classifier.bundle.labels, IMAGES)
+    del classifier  # its threads and memory must not weigh on the service
+    with serve() as server:
+        lines = [run(server, images, connections, args.seconds, ceiling) for connections in args.connections]
+    console.print(table(lines, ceiling))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each number of connections")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    return parser.parse_args()
+
+
+def run(
+    server: Server, images: Sequence[bytes], connections: int, seconds: float, ceiling: float
+) -> tuple[str, ...]:
+    """One line of the table, after a second of load that does not count."""
+    load(HOST, server.port, images, connections, 1.0)
+    result = load(HOST, server.port, images, connections, seconds)
+    return line(connections, result, server.memory_mib(), ceiling)
+
+
+def line(connections: int, result: Load, memory_mib: float | None, ceiling: float) -> tuple[str, ...]:
+    return (
+        str(connections),
+        f"{result.images_per_second:.1f}",
+        f"{result.images_per_second / ceiling:.2f}",
+        f"{result.p50_ms:.1f}",
+        f"{result.p99_ms:.1f}",
+        str(result.failures),
+        "unknown" if memory_mib is None else f"{memory_mib:.0f}",
+    )
+
+
+def table(lines: Sequence[tuple[str, ...]], ceiling: float) -> Table:
+    result = Table(
+        "connections",
+        "images/s",
+        "of ceiling",
+        "p50 ms",
+        "p99 ms",
+        "failures",
+        "RSS MiB",
+        title=f"POST /predict, one image a request; ceiling {ceiling:.1f} images/s",
+    )
+    for cells in lines:
+        result.add_row(*cells)
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
