@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
+from app.errors import LeukoError
 from training.errors import DataError, TrainingError
 
 MANIFEST = Path("data/manifest.csv")
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.command(args)
-    except TrainingError as error:
+    except (TrainingError, LeukoError) as error:
         print(f"leuko-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

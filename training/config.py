@@ -89,6 +89,10 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def for_bundle(self) -> dict[str, Any]:
+        """As a bundle records it: the start by its name, not by where it lay on one machine."""
+        return self.as_dict() | {"initial": Path(self.initial).name}
+
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """A shipped recipe's name or a path to a TOML file; overrides are `field=value`, value as in TOML."""

@@ -156,7 +156,7 @@ def describe(draft: Path, network: Network, config: TrainConfig, scored: Scored)
         "known_answer": known_answer(network, config, draft, temperature),
         "files": {file: hashlib.sha256((draft / file).read_bytes()).hexdigest() for file in FILES},
         "training": {
-            "recipe": config.as_dict(),
+            "recipe": config.for_bundle(),
             "validation": {
                 "n": len(right),
                 "accuracy": round(float(np.average(right, weights=scored.weights)), 4),

@@ -79,7 +79,10 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
         ({"temperature": "hot"}, "not a bundle's configuration"),
         ({"preprocessing": {"size": 224}}, "preprocessing must give"),
         ({"preprocessing": {**asdict(Preprocessing()), "size": 256}}, "size must be 224"),
-        ({"preprocessing": {**asdict(Preprocessing()), "framing": "cell"}}, "framing must be nucleus or whole"),
+        (
+            {"preprocessing": {**asdict(Preprocessing()), "framing": "cell"}},
+            "framing must be nucleus or whole",
+        ),
         ({"files": {}}, "names no hash for"),
         ({"files": {**dict.fromkeys(FILES, "0"), "../../etc/passwd": "0"}}, "has sha256|outside the bundle"),
         ({"review": {}}, "not a bundle's configuration"),

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests import paper as printed
+from tests.training.cases import RECIPE, WHOLE, config, report
+from training import paper
+from training.card import model_card
+from training.config import config_from
+from training.markdown import listed, number, table, toml
+
+
+def floats(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    for one in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    ):
+        yield from floats(one)
+
+
+def of_papers_images(**changes: Any) -> dict[str, Any]:
+    return report(*printed.labels_and_predictions()) | changes
+
+
+def test_the_card_has_every_score_of_the_report() -> None:
+    found = report()
+    card = model_card(config(), found)
+    names = ("accuracy", "mse", "rmse", "balanced_accuracy", "cohen_kappa", "matthews_corrcoef")
+    scores = [found[name] for name in (*names, "log_loss", "brier", "ece", "roc_auc_ovr")]
+    scores += [
+        *floats(found["confidence_intervals"]["accuracy"]),
+        *floats(found["confidence_intervals"]["macro_f1"]),
+    ]
+    scores += [one[what] for one in found["per_class"].values() for what in ("precision", "recall", "f1")]
+    scores += [
+        found[f"{mean}_avg"][what] for mean in ("macro", "weighted") for what in ("precision", "recall", "f1")
+    ]
+    assert [score for score in scores if f"{score:.4f}" not in card] == []
+
+
+def test_the_card_has_every_figure_of_the_papers_table() -> None:
+    card = model_card(config(), report())
+    theirs = [*paper.PER_CLASS.values(), paper.MACRO, paper.WEIGHTED, (paper.ACCURACY, paper.MSE, paper.RMSE)]
+    assert [score for score in floats(theirs) if f"{score:.4f}" not in card] == []
+
+
+def test_the_card_has_no_score_of_its_own() -> None:
+    settings, found = config(), report()
+    constants = [
+        *paper.PER_CLASS.values(),
+        paper.MACRO,
+        paper.WEIGHTED,
+        (paper.ACCURACY, paper.MSE, paper.RMSE),
+    ]
+    known = {f"{score:.4f}" for score in floats([settings, found, constants])} | {
+        "0.0001"
+    }  # the paper's Adam
+    assert set(re.findall(r"(?<![\d.])\d\.\d{4}(?!\d)", model_card(settings, found))) <= known
+
+
+def test_the_papers_constants_are_those_that_evaluation_is_tested_with() -> None:
+    for label, (precision, recall, f1, support) in printed.PER_CLASS.items():
+        assert [number(score) for score in paper.PER_CLASS[label]] == [precision, recall, f1]
+        assert paper.SUPPORT[label] == support
+    assert [*map(number, paper.MACRO), paper.N] == [*printed.MACRO]
+    assert [*map(number, paper.WEIGHTED), paper.N] == [*printed.WEIGHTED]
+    assert [number(one) for one in (paper.ACCURACY, paper.MSE, paper.RMSE)] == [
+        printed.ACCURACY, printed.MSE, printed.RMSE,
+    ]  # fmt: skip
+
+
+def test_counts_of_data_photos_and_confusions_are_in_the_card() -> None:
+    settings, found = config(), report()
+    card = model_card(settings, found)
+    for row in found["confusion_matrix"]:
+        assert " | ".join(map(str, row)) in card
+    train = settings["training"]["data"]["train"]
+    for counts in (train["images"], train["sources"], found["sources"]):
+        assert " | ".join(f"{n:,}" for n in counts.values()) in card
+    for text in (
+        "71 photos",
+        "`bccd/7` | monocyte | 155 | 19 | neutrophil 19",
+        "87 images",
+        "f1" * 32,
+        "ab" * 32,
+    ):
+        assert text in card
+
+
+def test_the_recipe_in_the_card_reads_back_as_it_was() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", model_card(config(), report()), re.DOTALL)
+    assert config_from(tomllib.loads(block)) == RECIPE
+
+
+def test_the_front_matter_is_yaml_with_the_scores() -> None:
+    yaml = pytest.importorskip("yaml")
+    found = report()
+    front = yaml.safe_load(model_card(config(), found).split("---\n")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["pipeline_tag"] == "image-classification"
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"][0] == {"type": "accuracy", "value": round(found["accuracy"], 4)}
+
+
+def test_a_model_chosen_on_the_split_it_is_scored_on_says_so() -> None:
+    honest = model_card(config(), report())
+    assert "photos held out of the training photos; this run chose nothing on `test`" in honest
+    assert "chosen on these very images" not in honest
+    chosen_on_test = config(replace(RECIPE, select_on="test"))
+    assert "chosen on these very images" in model_card(chosen_on_test, report())
+
+
+def test_scores_on_training_images_and_on_a_leaking_split_come_with_a_warning() -> None:
+    assert "was trained on these images" in model_card(config(), report() | {"split": "train"})
+    leaking = model_card(config(), report() | {"photos_also_in_train": 60})
+    assert "**60 of its 71 photos have other copies among the training images" in leaking
+
+
+def test_the_papers_accuracy_is_judged_by_the_interval_only_where_the_images_are_the_papers() -> None:
+    assert "do not compare" in model_card(config(), report())
+    assert "The paper's accuracy lies" not in model_card(config(), report())
+    card = model_card(config(), of_papers_images())
+    assert "The paper's accuracy lies inside the first" in card
+    assert "Its 2,487 images have the class counts of these" in card
+
+
+@pytest.mark.parametrize(("interval", "where"), [((0.87, 0.95), "below"), ((0.7, 0.8), "above")])
+def test_the_paper_lies_below_or_above_an_interval_that_does_not_hold_it(
+    interval: tuple[float, float], where: str
+) -> None:
+    found = of_papers_images()
+    found["confidence_intervals"]["accuracy"] = list(interval)
+    assert f"The paper's accuracy lies {where} the first" in model_card(config(), found)
+
+
+def test_a_score_that_is_undefined_is_a_dash() -> None:
+    card = model_card(config(), of_papers_images())
+    assert "log loss: –" in card
+    assert "None" not in card
+    assert "nan" not in card.lower().split()
+
+
+def test_figures_are_shown_only_if_they_were_drawn() -> None:
+    card = model_card(config(), report() | {"figures": ["confusion.png", "reliability.png"]})
+    assert "figures/curves.png" not in card
+    assert "figures/curves.png" in model_card(config(), report())
+
+
+def test_the_licences_of_data_and_initial_weights_stand_apart_from_the_models() -> None:
+    card = model_card(config(), report())
+    for text in ("made from BCCD: MIT", "CC BY 4.0", "BSD-3", "weights are under Apache 2.0"):
+        assert text in card
+    from_file = model_card(
+        config(replace(RECIPE, initial="mine/own.pth")), report() | {"archives": ["own.zip"]}
+    )
+    assert "own.pth, where training starts: ask its publisher" in from_file
+    assert "own: ask its publisher" in from_file
+    assert "BSD-3" not in model_card(config(replace(RECIPE, initial="random")), report())
+
+
+def test_the_card_says_what_the_network_looks_at() -> None:
+    assert "the square around the nucleus" in model_card(config(), report())
+    assert "one cell a picture: the whole picture." in model_card(
+        config(replace(RECIPE, preprocessing=WHOLE)), report()
+    )
+
+
+def test_a_perfect_model_has_no_table_of_photos() -> None:
+    card = model_card(config(), report() | {"misclassified_photos": []})
+    assert "| photo | true class |" not in card
+
+
+def test_writing_the_card_changes_neither_of_its_inputs() -> None:
+    settings, found = config(), report()
+    before = copy.deepcopy((settings, found))
+    assert model_card(settings, found) == model_card(settings, found)
+    assert (settings, found) == before
+
+
+def test_every_table_is_as_wide_as_its_head() -> None:
+    widths: list[set[int]] = [set()]
+    for line in model_card(config(), report()).splitlines():
+        if line.startswith("|"):
+            widths[-1].add(line.count("|"))
+        elif widths[-1]:
+            widths.append(set())
+    assert len(widths) > 5
+    assert all(len(width) <= 1 for width in widths)
+
+
+def test_markdown_pieces() -> None:
+    assert table(["", "n"], [["a", "1"]]) == "|  | n |\n| --- | ---: |\n| a | 1 |"
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert tomllib.loads(toml({"mix": {}, "a": 1e-05, "s": {"x": [1, 2.5], "t": True, "w": 'ü"'}})) == {
+        "mix": {}, "a": 1e-05, "s": {"x": [1, 2.5], "t": True, "w": 'ü"'},
+    }  # fmt: skip
