@@ -32,6 +32,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def serve(settings: Settings, load: Callable[[Settings], Classifier]) -> int:
     """Until a signal: 0. Until the application fails: 1."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
     listener = bind(settings.host, settings.port)
     failures: list[Exception] = []
     app = create_app(settings, load, on_failure=failures.append)
@@ -69,7 +70,7 @@ def announce(service: Service, address: str) -> None:
     if sys.stdout.isatty():
         print(f"Leuko serves {line}\nTry it: {address}  API: {address}/docs  Stop: Ctrl-C", flush=True)
     else:
-        logger.info("serving %s", line)
+        logger.info("serving at %s", address)
 
 
 class Readiness(Protocol):

@@ -131,6 +131,8 @@ def write_parts(draft: Path, network: Network, train: Sequence[Row], config: Tra
     distances = ood_distances(score(network, many))
     save_arrays({"means": distances.means, "precision": distances.precision}, draft / OOD)
     draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
+    for file in FILES:
+        (draft / file).chmod(0o644)  # safetensors writes for the owner alone, but a service reads as another
 
 
 def describe(draft: Path, network: Network, config: TrainConfig, scored: Scored) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+
+@pytest.fixture(scope="module")
+def document(client: TestClient) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found
+
+
+def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "$ref")
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from references(child)
+
+
+def has_example(media: dict[str, Any]) -> bool:
+    return "example" in media or bool(media.get("examples"))
+
+
+def test_the_front_door_leads_to_the_documentation(client: TestClient) -> None:
+    assert client.get("/").url.path == "/docs"
+
+
+def test_the_page_gets_everything_from_this_service(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    found = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(found) == 4
+    for path in found:
+        assert client.get(f"/{path}").status_code == 200, path
+    starter = client.get("/swagger/init.js").text
+    assert "validatorUrl: null" in starter
+    assert 'url: "openapi.json"' in starter
+    assert "//" not in page.text.replace("<!DOCTYPE html>", "")
+    assert "http" not in starter
+
+
+def test_the_page_may_not_run_inline_scripts_nor_call_other_hosts(client: TestClient) -> None:
+    policy = client.get("/docs").headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self';" in policy
+    assert "connect-src 'self'" in policy
+    assert "http" not in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in client.get("/docs").text
+
+
+def test_every_operation_says_who_it_is(document: dict[str, Any]) -> None:
+    names = {operation["operationId"] for operation in operations(document)}
+    assert names == {
+        "predict",
+        "evaluate",
+        "evaluate_predictions",
+        "model",
+        "healthz",
+        "readyz",
+        "metrics",
+        "problem",
+    }
+    assert all(operation["summary"] and operation["tags"] for operation in operations(document))
+
+
+def test_every_operation_shows_an_example_of_all_that_goes_in_and_out(document: dict[str, Any]) -> None:
+    for operation in operations(document):
+        name = operation["operationId"]
+        for media, body in operation.get("requestBody", {"content": {}})["content"].items():
+            assert media.startswith("image/") or has_example(body), name
+        for status, response in operation["responses"].items():
+            assert response["description"], (name, status)
+            for media in response.get("content", {}).values():
+                assert has_example(media), (name, status)
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(references(document)) <= known
+
+
+def test_errors_are_documented_as_problems_and_never_as_anything_else(document: dict[str, Any]) -> None:
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for operation in operations(document):
+        for status, response in operation["responses"].items():
+            if status[0] in "45":
+                assert list(response["content"]) == ["application/problem+json"]
+
+
+def test_statuses_that_ask_for_patience_say_how_much(document: dict[str, Any]) -> None:
+    for operation in operations(document):
+        for status in {"429", "503"} & set(operation["responses"]):
+            assert "Retry-After" in operation["responses"][status]["headers"]

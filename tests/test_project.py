@@ -1,0 +1,87 @@
+"""The files around the code agree with the code and with each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from prometheus_client import CollectorRegistry
+
+import app
+from app.telemetry import Telemetry
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SUFFIXES = ("", "_total", "_bucket", "_sum", "_count", "_info")
+
+
+def requirements() -> list[Requirement]:
+    project = PROJECT["project"]
+    groups = [*project["optional-dependencies"].values(), *PROJECT["dependency-groups"].values()]
+    named = [*project["dependencies"], *(line for group in groups for line in group)]
+    return [r for r in map(Requirement, named) if r.name != project["name"]]
+
+
+def pins() -> dict[str, str]:
+    lock = (ROOT / "requirements.lock").read_text()
+    return dict(re.findall(r"^([\w.-]+)==([^ \n]+)", lock, re.MULTILINE))
+
+
+def expressions(node: Any) -> Iterator[str]:
+    """Every PromQL expression under a node of the dashboard."""
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key in {"expr", "definition"})
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from expressions(child)
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml", "Makefile", "Dockerfile", ".ci/run"])
+def test_no_build_file_names_a_host_an_index_or_a_path_of_one_machine(name: str) -> None:
+    text = (ROOT / name).read_text().replace("http://127.0.0.1", "")
+    assert not re.findall(r"\w+://|\b[\w-]+\.(?:com|dev|io|net|org)\b", text)
+    assert not re.findall(
+        r"--(?:index|extra-index|default-index|find-links)|file:|^-e |/(?:home|root|tmp|work)/", text, re.M
+    )
+
+
+def test_the_lock_pins_every_dependency_to_a_version_that_pyproject_allows() -> None:
+    locked = pins()
+    wrong = [
+        str(r) for r in requirements() if not r.specifier.contains(locked.get(canonicalize_name(r.name), "0"))
+    ]
+    assert wrong == []
+
+
+def test_the_version_is_written_once_and_has_a_changelog_entry() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert ROOT / PROJECT["tool"]["hatch"]["version"]["path"] == Path(app.__file__)
+    assert re.search(rf"^## \[?{re.escape(app.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.M)
+
+
+def test_the_readme_names_every_make_target() -> None:
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M)
+    readme = (ROOT / "README.md").read_text()
+    assert "serve" in targets
+    assert [name for name in targets if f"make {name}" not in readme] == []
+
+
+def test_the_dashboard_shows_only_metrics_that_the_service_has() -> None:
+    dashboard = json.loads((ROOT / "ops/grafana/dashboards/leuko.json").read_text())
+    shown = {name for text in expressions(dashboard) for name in re.findall(r"\bleuko_\w+", text)}
+    registry: CollectorRegistry = Telemetry().registry
+    known = {family.name + suffix for family in registry.collect() for suffix in SUFFIXES}
+    assert len(shown) > 10
+    assert shown - known == set()
+
+
+def test_compose_publishes_every_port_on_loopback_only() -> None:
+    published = re.findall(r'ports: \["([^"]+)', (ROOT / "docker-compose.yml").read_text())
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
