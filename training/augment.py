@@ -12,16 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from app.vision.engine import Pixels
-from app.vision.framing import (
-    THUMBNAIL,
-    Frame,
-    Preprocessing,
-    choose_frame,
-    find_nucleus,
-    frame_cell,
-    shrink,
-    whiten,
-)
+from app.vision.framing import Frame, Preprocessing, choose_frame, frame_cell, shrink, whiten
 from training.config import Augmentation
 
 
@@ -33,8 +24,7 @@ def training_pixels(
     image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: random.Random
 ) -> Pixels:
     thumbnail = shrink(image)
-    nucleus = find_nucleus(thumbnail, scale=max(image.size) / THUMBNAIL)
-    frame = choose_frame(image.size, nucleus, preprocessing)
+    frame = choose_frame(image, thumbnail, preprocessing)
     framed = warp(image, frame, preprocessing.size, augmentation, rng)
     if preprocessing.white_point:
         framed = whiten(framed, thumbnail)

@@ -74,8 +74,7 @@ class Cell:
 def frame_cell(image: Image.Image, preprocessing: Preprocessing, *, cam: bool = False) -> Cell:
     """image: RGB of any size."""
     thumbnail = shrink(image)
-    nucleus = find_nucleus(thumbnail, scale=max(image.size) / THUMBNAIL)
-    frame = choose_frame(image.size, nucleus, preprocessing)
+    frame = choose_frame(image, thumbnail, preprocessing)
     size = preprocessing.size
     framed = image.resize((size, size), Image.Resampling.BILINEAR, box=frame.box)
     if preprocessing.white_point:
@@ -83,10 +82,12 @@ def frame_cell(image: Image.Image, preprocessing: Preprocessing, *, cam: bool = 
     return Cell(np.asarray(framed), frame, cam)
 
 
-def choose_frame(size: tuple[int, int], nucleus: Nucleus | None, preprocessing: Preprocessing) -> Frame:
+def choose_frame(image: Image.Image, thumbnail: NDArray[np.float32], preprocessing: Preprocessing) -> Frame:
     """A square around the nucleus, moved to lie inside the picture; without a nucleus, all of it."""
-    width, height = size
-    if nucleus is None or preprocessing.framing == "whole":
+    width, height = image.size
+    wanted = preprocessing.framing == "nucleus"
+    nucleus = find_nucleus(thumbnail, scale=max(image.size) / THUMBNAIL) if wanted else None
+    if nucleus is None:
         return Frame(0.0, 0.0, float(width), float(height), nucleus=False)
     side = min(nucleus.extent * preprocessing.margin, width, height)
     left = min(max(nucleus.x - side / 2, 0.0), width - side)
