@@ -91,6 +91,7 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
         deterministic="warn",
         benchmark=torch.cuda.is_available(),
         log_every_n_steps=1,
+        enable_model_summary=False,
     )
 
 
