@@ -45,7 +45,8 @@ def predict(
     if as_json or not console.is_terminal:
         _print(_predictions(classifier.bundle, outcomes), console)
     else:
-        console.print(shown.predictions_table(outcomes, classifier.bundle.labels))
+        table = shown.predictions_table(outcomes, classifier.bundle.labels)
+        console.print(table, *shown.left_out(outcomes), sep="\n")
     return 0 if all(isinstance(outcome.answer, Answer) for outcome in outcomes) else 1
 
 

@@ -44,12 +44,16 @@ def track(outcomes: Iterable[Outcome], total: int, console: Console) -> Iterator
 
 
 def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Table:
-    table = Table("file", "label")
-    for heading in ("confidence", *labels, "ood"):
-        table.add_column(heading, justify="right")
-    table.add_column("review")
+    """Fits 80 columns; the label's own probability is the confidence. Why one failed, `left_out` says."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("label", no_wrap=True)
+    for label in labels:
+        table.add_column(label[:5], justify="right", no_wrap=True)
+    table.add_column("ood", justify="right", no_wrap=True)
+    table.add_column("review", min_width=12)
     for outcome in outcomes:
-        table.add_row(Text(printable(outcome.source.name)), *_cells(outcome, len(labels)))
+        table.add_row(Text(printable(outcome.source.name)), *_cells(outcome, labels))
     return table
 
 
@@ -68,15 +72,17 @@ def left_out(outcomes: Sequence[Outcome]) -> Iterator[Text]:
         yield Text(f"{len(failed)} of {len(outcomes)} images were left out", "bold red")
 
 
-def _cells(outcome: Outcome, classes: int) -> list[str | Text]:
+def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
     if isinstance(outcome.answer, LeukoError):
-        return [Text("error", "red"), *[""] * (classes + 2), Text(printable(outcome.answer.detail), "red")]
+        return [Text("error", "red")]
     result = outcome.answer.prediction
     reasons = ", ".join(reason.replace("_", " ") for reason in result.review_reasons)
-    numbers = (result.confidence, *result.probabilities)
     return [
         Text(result.label, "bold"),
-        *[f"{number:.3f}" for number in numbers],
+        *[
+            Text(f"{probability:.3f}", "bold" if label == result.label else "")
+            for label, probability in zip(labels, result.probabilities, strict=True)
+        ],
         f"{result.ood_score:.2f}",
         Text(reasons, "yellow"),
     ]

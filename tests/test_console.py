@@ -4,10 +4,14 @@ import io
 
 from rich.console import Console
 
-from app.console import MOST_LINES, left_out, printable, track
+from app.console import MOST_LINES, left_out, predictions_table, printable, track
 from app.errors import UndecodableImage
 from app.local import Outcome
+from app.service import Answer
 from app.sources import Source
+from app.vision.bundle import CLASSES
+from app.vision.classifier import Prediction
+from app.vision.framing import Frame
 
 
 def outcomes(count: int) -> list[Outcome]:
@@ -31,6 +35,16 @@ def test_progress_is_silent_elsewhere() -> None:
     given = outcomes(7)
     assert list(track(given, 7, Console(file=file))) == given
     assert file.getvalue() == ""
+
+
+def test_a_table_of_predictions_keeps_names_and_numbers_whole_in_eighty_columns() -> None:
+    prediction = Prediction("neutrophil", 0.9, (0.02, 0.03, 0.05, 0.9), 2.5, ("out_of_distribution",))
+    answer = Answer("0" * 64, Frame(0, 0, 1, 1, nucleus=True), prediction)
+    file = io.StringIO()
+    shown = predictions_table([Outcome(Source("cell17.png", bytes), answer)], CLASSES)
+    Console(file=file, width=80).print(shown)
+    for text in ("cell17.png", "neutrophil", "0.020", "0.900", "2.50", "distribution"):
+        assert text in file.getvalue()
 
 
 def test_what_is_left_out_is_named_up_to_a_limit_and_counted() -> None:
