@@ -91,7 +91,7 @@ def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) 
             smear.save(sys.stdout.buffer, "PNG")
         else:
             path = _sample_path(name, Path(output or "."), several=label == "all")
-            smear.save(path, "PNG")
+            smear.save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=92)
             print(path)
     return 0
 

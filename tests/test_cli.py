@@ -106,6 +106,12 @@ def test_sample_draws_one_class(tmp_path: Path, label: str) -> None:
         assert (image.format, image.size) == ("PNG", (64, 48))
 
 
+def test_sample_writes_the_format_that_the_name_asks_for(tmp_path: Path) -> None:
+    assert main(["sample", "monocyte", "-o", str(tmp_path / "cell.jpg"), "--size", "64x48"]) == 0
+    with Image.open(tmp_path / "cell.jpg") as image:
+        assert image.format == "JPEG"
+
+
 def test_sample_draws_all_classes_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "all", "-o", str(tmp_path / "cells"), "--size", "64x48"]) == 0
     paths = [tmp_path / f"cells/{label}.png" for label in CLASSES]
