@@ -45,13 +45,16 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
         few = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
         fresh = start_from(module.network, config.initial, evaluation_loader(few, config))
         print(f"start: {config.initial}; {len(fresh)} tensors start at random")
-    trainer.fit(
-        module,
-        training_loader(train, config),
-        evaluation_loader(validation, config),
-        ckpt_path=last if resume else None,
-        weights_only=False if resume else None,
-    )
+    try:
+        trainer.fit(
+            module,
+            training_loader(train, config),
+            evaluation_loader(validation, config),
+            ckpt_path=last if resume else None,
+            weights_only=False if resume else None,
+        )
+    except SystemExit as end:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from end
     return run / BEST
 
 
