@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from rich.console import Console
 
 from app import console as shown
@@ -15,13 +16,12 @@ from app.answers import evaluation, model_reference, prediction
 from app.errors import BadLabels, LeukoError
 from app.local import Outcome, classify
 from app.problems import image_problem
-from app.scoring import Mistake, Progress, Scored
+from app.scoring import Progress, Scored, judge
 from app.service import Answer, archive_limits, image_limits
 from app.settings import Settings
 from app.sources import find_images, open_labelled
 from app.vision.bundle import CLASSES, Bundle
 from app.vision.classifier import Classifier
-from app.vision.evaluation import evaluate as score
 from app.vision.labelling import assign_groups, parse_mapping
 from app.vision.sample import draw_smear
 
@@ -120,20 +120,11 @@ def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None
 
 
 def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[str] | None) -> Scored:
-    """Of the images that could be classified; the others are listed."""
-    good = {i: one.answer.prediction for i, one in enumerate(outcomes) if isinstance(one.answer, Answer)}
-    true = [outcomes[i].source.label for i in good]
-    hard = [labels.index(found.label) for found in good.values()]
-    report = score(
-        true,
-        hard,
-        [found.probabilities for found in good.values()],
-        names=labels,
-        groups=None if units is None else [units[i] for i in good],
-    )
-    rows = zip(good.items(), true, hard, strict=True)
-    mistakes = [Mistake(i, called, found.confidence) for (i, found), is_, called in rows if is_ != called]
-    return Scored(report, mistakes, _failures(outcomes))
+    probabilities = np.full((len(outcomes), len(labels)), np.nan)
+    for row, one in zip(probabilities, outcomes, strict=True):
+        if isinstance(one.answer, Answer):
+            row[:] = one.answer.prediction.probabilities
+    return judge(labels, [one.source for one in outcomes], units, probabilities, _failures(outcomes))
 
 
 def _failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:

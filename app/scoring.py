@@ -81,20 +81,24 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await asyncio.to_thread(_score, labels, sources, groups, probabilities, failures)
+    return await asyncio.to_thread(judge, labels, sources, groups, probabilities, failures)
 
 
-def _score(
+def judge(
     names: Sequence[str],
     sources: Sequence[Source],
     groups: Sequence[str] | None,
     probabilities: NDArray[np.float64],
     failures: dict[int, LeukoError],
 ) -> Scored:
+    """probabilities [n, classes], NaN where an image failed; Unusable where all did."""
     kept = np.flatnonzero(~np.isnan(probabilities[:, 0])).tolist()
     if not kept:
         first = next(iter(failures.values()))
-        raise Unusable(f"none of {len(sources)} images could be classified; of the first: {first.detail}")
+        raise Unusable(
+            f"nothing to evaluate: none of {len(sources)} images could be classified; "
+            f"of the first: {first.detail}"
+        )
     soft = probabilities[kept]
     hard = soft.argmax(axis=1)
     true = np.array([sources[index].label for index in kept])

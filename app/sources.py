@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import BadArchive, Unusable
-from app.vision.archive import ArchiveLimits, open_archive
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+from app.vision.archive import PICTURES, ArchiveLimits, class_of, open_archive
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[Sou
     sources = []
     for file in _images(folder):
         name = file.relative_to(folder)
-        parents = (part.casefold() for part in reversed(name.parts[:-1]))
-        label = next((classes[parent] for parent in parents if parent in classes), None)
+        label = class_of(name, classes)
         if label is None:
             raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
         sources.append(Source(name.as_posix(), partial(_read, file, most), label))
@@ -69,7 +66,7 @@ def _images(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
     )
 
 

@@ -110,10 +110,10 @@ class Progress(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         metrics = super().get_metrics(trainer, pl_module)  # type: ignore[arg-type]
         metrics.pop("v_num", None)
-        rate = self.train_progress_bar.format_dict.get("rate")
-        return (
-            metrics if not rate else {"images/s": round(rate * self.batch * trainer.world_size, 1), **metrics}
-        )
+        # Lightning moves the bar by hand, so that tqdm has no rate of its own.
+        bar = self.train_progress_bar
+        images, elapsed = bar.n * self.batch * trainer.world_size, bar.format_dict["elapsed"]
+        return {"images/s": round(images / elapsed, 1), **metrics} if elapsed else metrics
 
 
 def save_facts(train: Sequence[Row], validation: Sequence[Row], path: Path) -> None:

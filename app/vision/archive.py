@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ from app.vision.directory import Packed, read_directory
 
 DEFAULT_LIMITS = ArchiveLimits()
 
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 _LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
@@ -75,10 +75,10 @@ def open_archive(
         path = PurePosixPath(packed.name)
         if _is_hidden(path):
             continue
-        label = _label(path, classes)
+        label = class_of(path, classes)
         if label is not None:
             pictures.append((Entry(packed.name, label), packed))
-        elif path.suffix.lower() in _PICTURES:
+        elif path.suffix.lower() in PICTURES:
             strays += 1
     if strays or not pictures:
         raise BadArchive(_advice(strays, labels))
@@ -89,7 +89,8 @@ def _is_hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part.casefold() in _LITTER for part in path.parts)
 
 
-def _label(path: PurePosixPath, classes: Mapping[str, int]) -> int | None:
+def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
+    """The nearest folder that is named after a class; `classes` has casefolded names."""
     folders = (part.casefold() for part in reversed(path.parts[:-1]))
     return next((classes[folder] for folder in folders if folder in classes), None)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from app.errors import BundleError, EngineError
 from app.vision.bundle import KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
+from app.vision.decode import decode
 from app.vision.engine import Engine, Floats
 from app.vision.framing import Cell, frame_cell
 
@@ -100,8 +100,8 @@ class Classifier:
         size = self.bundle.preprocessing.size
         for n in range(1, max_batch + 1):
             self.engine.infer(np.zeros((n, size, size, 3), np.uint8), maps=n == 1)
-        with Image.open(self.bundle.path / KNOWN_ANSWER) as image:
-            cell = frame_cell(image.convert("RGB"), self.bundle.preprocessing)
+        image = decode((self.bundle.path / KNOWN_ANSWER).read_bytes())
+        cell = frame_cell(image, self.bundle.preprocessing)
         answer = self.classify([cell])[0]
         found = None if isinstance(answer, EngineError) else answer.probabilities
         expected = self.bundle.known_answer

@@ -60,13 +60,16 @@ def test_selection_never_sees_a_photo_that_is_trained_on(rows: list[Row]) -> Non
     assert not {row.source for row in train} & {row.source for row in validation}
 
 
-def test_a_run_goes_on_where_it_stopped(rows: list[Row], tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_stopped_and_shows_its_throughput(
+    rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # A constant rate, for a schedule's length is fixed when it starts.
     fit(rows, quick("default", "schedule='constant'"), tmp_path / "run")
     fit(rows, quick("default", "schedule='constant'", "epochs=2"), tmp_path / "run", resume=True)
     state = torch.load(tmp_path / "run" / LAST, weights_only=True)
     assert state["epoch"] == 1
     assert state["global_step"] == 4
+    assert "images/s=" in "".join(capsys.readouterr())
 
 
 def test_the_paper_recipe_runs_on_the_real_archive_and_its_outcome_loads(tmp_path: Path) -> None:
