@@ -96,7 +96,7 @@ def judge(
     if not kept:
         first = next(iter(failures.values()))
         raise Unusable(
-            f"nothing to evaluate: none of {len(sources)} images could be classified; "
+            f"none of {len(sources)} images could be classified, so there is nothing to evaluate; "
             f"of the first: {first.detail}"
         )
     soft = probabilities[kept]
