@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,7 @@ BATCHES = (1, 8, 32)
 class Ceiling:
     """Images per second."""
 
+    framing: float  # find the nucleus, crop, resize and white point, one thread
     decoding: float  # decode and frame, one thread
     pool: float  # the same, with the service's decode workers
     engine: dict[int, float]  # by batch size
@@ -52,12 +54,17 @@ def main() -> int:
 def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
     images = draw(classifier.bundle.labels, max(BATCHES))
 
-    def prepare(data: bytes) -> Cell:
-        return frame_cell(decode(data), classifier.bundle.preprocessing)
+    def frame(image: Image.Image) -> Cell:
+        return frame_cell(image, classifier.bundle.preprocessing)
 
+    def prepare(data: bytes) -> Cell:
+        return frame(decode(data))
+
+    pictures = [decode(data) for data in images]
     pixels = np.stack([prepare(data).pixels for data in images])
     with ThreadPoolExecutor(threads) as pool:
         return Ceiling(
+            framing=rate(lambda: [frame(picture) for picture in pictures], len(images), seconds),
             decoding=rate(lambda: [prepare(data) for data in images], len(images), seconds),
             pool=rate(lambda: list(pool.map(prepare, images)), len(images), seconds),
             engine={n: engine_rate(classifier, pixels[:n], seconds) for n in BATCHES},
@@ -107,6 +114,7 @@ def machine(classifier: Classifier) -> str:
 
 def table(ceiling: Ceiling) -> Table:
     lines = [
+        ("frame, 1 thread", ceiling.framing),
         ("decode and frame, 1 thread", ceiling.decoding),
         ("decode and frame, all workers", ceiling.pool),
         *((f"engine, batch {n}", figure) for n, figure in ceiling.engine.items()),
