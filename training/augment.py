@@ -1,71 +1,100 @@
-"""What training sees and what evaluation sees, side by side.
+"""What varies in training: turns, scales and stains of whole batches, on whichever device they are.
 
-Both end in RGB uint8 [size, size, 3]; normalisation is the network's own first layer.
+Light that passes a stained cell falls off exponentially with the stain (Beer and Lambert), so stains
+are varied in optical density: another laboratory's dyes and exposure are a matrix there, and the white
+background stays white.
 """
 
 from __future__ import annotations
 
 import math
-import random
 
-import numpy as np
-from PIL import Image, ImageEnhance
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from app.vision.engine import Pixels
-from app.vision.framing import Frame, Preprocessing, choose_frame, frame_cell, shrink, whiten
 from training.config import Augmentation
 
-
-def evaluation_pixels(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    return frame_cell(image, preprocessing).pixels
-
-
-def training_pixels(
-    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, rng: random.Random
-) -> Pixels:
-    thumbnail = shrink(image)
-    frame = choose_frame(image, thumbnail, preprocessing)
-    framed = warp(image, frame, preprocessing.size, augmentation, rng)
-    if preprocessing.white_point:
-        framed = whiten(framed, thumbnail)
-    return np.asarray(recolour(soften(framed, augmentation, rng), augmentation, rng))
+BLACK = 5.0  # of 255; what lies beyond the picture stays as it is
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
-def warp(image: Image.Image, frame: Frame, size: int, a: Augmentation, rng: random.Random) -> Image.Image:
+def augment(patches: Tensor, size: int, room: float, a: Augmentation, rng: torch.Generator) -> Tensor:
+    """patches: RGB uint8 [n, p, p, 3], the frame in the middle and `room` times as wide.
+
+    Returns float [n, size, size, 3] in 0 to 255. `rng` is the CPU's, so that every device draws the same.
+    """
+    pixels = warp(patches.permute(0, 3, 1, 2).float(), size, room, a, rng)
+    pixels = soften(pixels, a, rng)
+    pixels = stain(pixels, a, rng)
+    return recolour(pixels, a, rng).clamp(0, 255).permute(0, 2, 3, 1)
+
+
+def warp(pixels: Tensor, size: int, room: float, a: Augmentation, rng: torch.Generator) -> Tensor:
     """Turn, mirror, shear, scale and shift the frame in one resampling; black where the picture ends."""
-    angle = math.radians(rng.uniform(-a.rotation, a.rotation))
-    shear = math.tan(math.radians(rng.uniform(-a.shear, a.shear)))
-    scale = math.exp(rng.uniform(math.log(a.scale[0]), math.log(a.scale[1])))
-    across = scale * frame.width / size * (-1 if a.flip_horizontal and rng.random() < 0.5 else 1)
-    down = scale * frame.height / size * (-1 if a.flip_vertical and rng.random() < 0.5 else 1)
-    cos, sin = math.cos(angle), math.sin(angle)
-    # Output pixel → turned and sheared about the centre → stretched to the frame's own pixels.
-    xx, xy = across * cos, across * (cos * shear - sin)
-    yx, yy = down * sin, down * (sin * shear + cos)
-    x = frame.left + frame.width * (0.5 + rng.uniform(-a.shift, a.shift))
-    y = frame.top + frame.height * (0.5 + rng.uniform(-a.shift, a.shift))
-    half = size / 2
-    matrix = (xx, xy, x - half * (xx + xy), yx, yy, y - half * (yx + yy))
-    return image.transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    n = len(pixels)
+    angle = uniform(rng, n, -a.rotation, a.rotation) * math.pi / 180
+    shear = torch.tan(uniform(rng, n, -a.shear, a.shear) * math.pi / 180)
+    scale = torch.exp(uniform(rng, n, math.log(a.scale[0]), math.log(a.scale[1]))) / room
+    across = torch.where(chance(rng, n, 0.5 * a.flip_horizontal), -scale, scale)
+    down = torch.where(chance(rng, n, 0.5 * a.flip_vertical), -scale, scale)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # Output → turned and sheared about the centre → stretched to the frame's own pixels.
+    x = torch.stack([across * cos, across * (cos * shear - sin)], dim=1)
+    y = torch.stack([down * sin, down * (sin * shear + cos)], dim=1)
+    shift = uniform(rng, (n, 2, 1), -2 * a.shift, 2 * a.shift) / room
+    matrix = torch.cat([torch.stack([x, y], dim=1), shift], dim=2).to(pixels.device)
+    grid = affine_grid(matrix, [n, 3, size, size], align_corners=False)
+    return grid_sample(pixels, grid, padding_mode="zeros", align_corners=False)
 
 
-def soften(image: Image.Image, a: Augmentation, rng: random.Random) -> Image.Image:
-    if rng.random() >= a.blur:
-        return image
-    size = round(image.width * rng.uniform(0.5, 1.0))
-    return image.resize((size, size), Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
+def soften(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
+    """Lower the sharpness of some, all of a batch to the same degree."""
+    size = pixels.shape[-1]
+    small = round(size * float(uniform(rng, 1, 0.4, 1.0)))
+    chosen = chance(rng, len(pixels), a.blur).to(pixels.device)
+    if not chosen.any():
+        return pixels
+    blurred = interpolate(pixels, small, mode="bilinear", antialias=True)
+    return torch.where(chosen.view(-1, 1, 1, 1), interpolate(blurred, size, mode="bilinear"), pixels)
 
 
-def recolour(image: Image.Image, a: Augmentation, rng: random.Random) -> Image.Image:
-    for enhance, amount in (
-        (ImageEnhance.Brightness, a.brightness),
-        (ImageEnhance.Contrast, a.contrast),
-        (ImageEnhance.Color, a.saturation),
-    ):
-        if amount:
-            image = enhance(image).enhance(rng.uniform(1 - amount, 1 + amount))
-    if a.stain:
-        gains = [rng.uniform(1 - a.stain, 1 + a.stain) for _ in range(3)]
-        table = np.minimum(np.outer(gains, np.arange(256)).round(), 255)
-        image = image.point(table.ravel().astype(int).tolist())
-    return image
+def stain(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
+    """Vary the optical density: the mixture of its channels, its strength, and whose strength it is."""
+    if not (a.stain or a.strength or a.exchange):
+        return pixels
+    n, device = len(pixels), pixels.device
+    density = -torch.log(pixels.clamp(min=1) / 255)
+    spread = density.std((2, 3), keepdim=True).clamp(min=1e-3).log()
+    share = uniform(rng, (n, 1, 1, 1), 0, 1) * chance(rng, n, a.exchange).view(-1, 1, 1, 1)
+    exchanged = torch.exp(share.to(device) * (spread[torch.randperm(n, generator=rng)] - spread))
+    mixing = torch.eye(3) + a.stain * torch.randn(n, 3, 3, generator=rng)
+    mixing = mixing * torch.exp(a.strength * torch.randn(n, 1, 1, generator=rng))
+    density = torch.einsum("nij,njhw->nihw", mixing.to(device), density * exchanged)
+    return torch.where(pixels.amax(1, keepdim=True) < BLACK, pixels, 255 * torch.exp(-density))
+
+
+def recolour(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
+    """Brightness, contrast about the mean, saturation, and the gain of each channel."""
+    n, device = len(pixels), pixels.device
+
+    def factor(amount: float, channels: int = 1) -> Tensor:
+        return uniform(rng, (n, channels, 1, 1), 1 - amount, 1 + amount).to(device)
+
+    if a.brightness:
+        pixels = pixels * factor(a.brightness)
+    if a.contrast:
+        mean = pixels.mean((1, 2, 3), keepdim=True)
+        pixels = mean + (pixels - mean) * factor(a.contrast)
+    if a.saturation:
+        grey = (pixels * pixels.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        pixels = grey + (pixels - grey) * factor(a.saturation)
+    return pixels * factor(a.tint, 3) if a.tint else pixels
+
+
+def uniform(rng: torch.Generator, shape: int | tuple[int, ...], low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=rng)
+
+
+def chance(rng: torch.Generator, n: int, probability: float) -> Tensor:
+    return torch.rand(n, generator=rng) < probability

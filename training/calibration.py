@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
-from app.vision.classifier import Distances, softmax
+from app.vision.classifier import Neighbours, softmax
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
-
-
-class Embedded(Protocol):
-    @property
-    def features(self) -> Floats: ...
-    @property
-    def labels(self) -> Labels: ...
 
 
 def temperature_for(logits: Floats, labels: Labels, weights: Floats) -> float:
@@ -31,15 +22,14 @@ def temperature_for(logits: Floats, labels: Labels, weights: Floats) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.2), np.log(10)), method="bounded").x))
 
 
-def ood_distances(scored: Embedded) -> Distances:
-    """Class means and the inverse of their shared covariance, shrunk (Ledoit and Wolf 2004)."""
-    from sklearn.covariance import LedoitWolf
+def neighbours_of(bank: Floats, groups: int) -> Neighbours:
+    """bank: features [m, 512] of equally many cells of each of so many groups (class and laboratory).
 
-    classes = np.unique(scored.labels)
-    means = np.stack([scored.features[scored.labels == k].mean(0) for k in classes])
-    centred = scored.features - means[np.searchsorted(classes, scored.labels)]
-    precision = LedoitWolf(assume_centered=True).fit(centred).precision_
-    return Distances(means.astype(np.float32), precision.astype(np.float32))
+    k is a third of a group: nearer ones are found even by cells of a class that is not among them.
+    """
+    k = max(1, round(len(bank) / groups / 3))
+    own = Neighbours(bank, k, 1.0).score(bank)
+    return Neighbours(bank, k, float(np.median(own)) or 1.0)
 
 
 def weighted_quantile(values: Floats, weights: Floats, q: float) -> float:

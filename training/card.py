@@ -9,7 +9,8 @@ from typing import Any
 
 from training import paper
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
-from training.results import CURVES, FRAMING, calibration, differences, misclassified, photos, results
+from training.results import CHOSEN_ON, CURVES, FRAMING, differences, misclassified, photos, results
+from training.trust import calibration, selective
 
 TAGS = ("medical", "hematology", "blood-cells", "white-blood-cells", "resnet18", "openvino", "onnx")
 METRICS = ("accuracy", "precision", "recall", "f1", "mse")
@@ -32,6 +33,7 @@ def model_card(config: Table, report: Table) -> str:
         results,
         photos,
         calibration,
+        selective,
         differences,
         usage,
         reproduction,
@@ -157,8 +159,8 @@ def recipe(config: Table, report: Table) -> str:
         f"torchvision's {config['architecture']}, its last layer replaced by {len(config['labels'])} logits."
         " As `leuko-train fit --recipe` reads it:",
         f"```toml\n{toml(config['training']['recipe'])}\n```",
-        f"Accuracy on the {measured['n']:,} validation images, classes and photos weighing the same:"
-        f" {measured['accuracy']:.4f}.",
+        f"Accuracy on {measured['n']:,} images of {CHOSEN_ON[config['training']['recipe']['select_on']]},"
+        f" classes and photos weighing the same: {measured['accuracy']:.4f}.",
         f"![Loss and accuracy by epoch](figures/{CURVES})" if has_curves else "",
         "The training curves are of augmented pictures, while the weights still change."
         if has_curves

@@ -153,6 +153,9 @@ def add_report(commands: Commands) -> None:
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
     parser.add_argument("--split", default="test", help="split of the manifest (default test)")
     parser.add_argument("--run", type=Path, help="folder of the run, for the loss and accuracy curves")
+    parser.add_argument(
+        "--paper", type=Path, metavar="BUNDLE", help="what the paper's recipe gave, scored already"
+    )
     parser.add_argument("--engine", default="auto", help="auto, openvino or torch")
     parser.set_defaults(command=run_report)
 
@@ -162,5 +165,13 @@ def run_report(args: argparse.Namespace) -> None:
     from training.report import report
 
     rows = read_manifest(args.manifest)
-    found = report(args.bundle, rows, split=args.split, run=args.run, engine=args.engine, progress=progress)
+    found = report(
+        args.bundle,
+        rows,
+        split=args.split,
+        run=args.run,
+        paper=args.paper,
+        engine=args.engine,
+        progress=progress,
+    )
     print(f"accuracy {found.accuracy:.4f} on {found.n} images; see {args.bundle / 'README.md'}")

@@ -35,10 +35,16 @@ class Augmentation:
     """Contrast times a factor within 1 ± this."""
     saturation: float = 0.0
     """Saturation times a factor within 1 ± this."""
+    tint: float = 0.0
+    """Each channel times a factor within 1 ± this: lamp and white balance, hue but little."""
     stain: float = 0.0
-    """Each channel times a factor within 1 ± this: stain and white balance, hue but little."""
+    """Standard deviation of what is added to each entry of the channels' identity in optical density."""
+    strength: float = 0.0
+    """Standard deviation of the logarithm of a factor of optical density: pale and dark stains."""
+    exchange: float = 0.0
+    """Share of pictures whose channels take on part of the density spread of another in the batch."""
     blur: float = 0.0
-    """Share of pictures whose sharpness is lowered as if taken at up to half the resolution."""
+    """Share of pictures whose sharpness is lowered as if taken at down to 0.4 of the resolution."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,19 @@ class TrainConfig:
     """Name of the recipe; goes into the bundle."""
     initial: str = "imagenet"
     """Where the weights start: imagenet (torchvision downloads them), random, or a file."""
-    select_on: Literal["holdout", "val", "test"] = "holdout"
-    """Rows that choose the epoch: held-out photos of train, the manifest's val, or (leaks) its test."""
+    select_on: Literal["holdout", "folds", "val", "test"] = "holdout"
+    """Rows that choose: held-out photos of train, each fold of them in turn, the manifest's val, or (leaks)
+    its test. With folds one network is trained without each; the result is the mean of their weights."""
     holdout: float = 0.15
     """Share of the training photos of each class held out when select_on = holdout."""
+    folds: int = 5
+    """Parts that the first archive's photos are split into when select_on = folds."""
+    shared_epochs: int = 0
+    """Epochs on the other archives alone, from which every fold then starts."""
+    files: int = 0
+    """At most so many files of each photo are trained on, for copies say little more; 0 for all."""
     holdout_files: int = 6
-    """At most so many files of each held-out photo are scored each epoch; 0 for all."""
+    """At most so many files of each held-out photo are scored; 0 for all."""
     mix: Mapping[str, float] = field(default_factory=dict)
     """Archive's stem → share of each epoch, drawn by class, then photo, then file; empty: every file once."""
     epochs: int = 50
@@ -61,6 +74,12 @@ class TrainConfig:
     """Pictures in one epoch; 0: as many as there are."""
     batch: int = 32
     """Pictures in one optimiser step."""
+    detail: int = 224
+    """Pixels across the frame in what is turned and cropped; more than the pictures have is of no use."""
+    coarse_size: int = 224
+    """Pixels across in the first epochs, where fewer cost less."""
+    coarse_epochs: int = 0
+    """How many these are."""
     learning_rate: float = 1e-4
     """Adam's step size; the peak of the schedule."""
     weight_decay: float = 0.0
@@ -71,8 +90,8 @@ class TrainConfig:
     """Share of each target spread evenly over the classes."""
     average: float = 0.0
     """Decay a step of the exponential moving average of the weights; 0 for none."""
-    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
-    """What the best checkpoint is best in."""
+    monitor: Literal["val_loss", "val_accuracy", "last"] = "val_loss"
+    """What the best checkpoint is best in; last: the schedule's end, whatever its score."""
     patience: int = 5
     """Stop after so many epochs without a lower val_loss; 0: never."""
     seed: int = 0
@@ -100,13 +119,23 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     try:
         table = tomllib.loads(path.read_text())
         for override in overrides:
-            table |= tomllib.loads(override)
+            table = merge(table, tomllib.loads(override))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {name!r}: give one of {known}, or the path of a TOML file") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} or an override is not TOML: {error}") from error
     return config_from(table)
+
+
+def merge(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`augmentation.stain=0` changes one field of the inner table; a table of data, `mix`, is replaced."""
+    inner = {
+        key: {**table.get(key, {}), **override[key]}
+        for key in ("preprocessing", "augmentation")
+        if key in override
+    }
+    return {**table, **override, **inner}
 
 
 def config_from(table: Mapping[str, Any]) -> TrainConfig:

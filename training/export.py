@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +19,27 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from app.vision.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
-from app.vision.classifier import load_engine, read_distances, softmax
+from app.vision.classifier import Neighbours, load_engine, softmax
 from app.vision.decode import decode
 from app.vision.framing import frame_cell
 from app.vision.sample import draw_smear
 from app.vision.torch import Network
-from training.calibration import ood_distances, temperature_for, weighted_quantile
+from training.calibration import temperature_for, weighted_quantile
 from training.config import TrainConfig, read_config
 from training.data import Row
 from training.errors import ExportError
-from training.fit import BEST, choose_rows
 from training.graph import export_graph, quantise
 from training.loading import Batch, evaluation_loader
-from training.split import thin
+from training.module import BEST, load_checkpoint
+from training.rows import choose_rows
+from training.scored import Scored, Unseen, balanced_sample, find_neighbours, judge_folds, judge_unseen, score
 
-CALIBRATION_IMAGES = 320  # for int8 ranges; more changed nothing
-STATISTICS_IMAGES = 2000  # for out-of-distribution statistics
+CALIBRATION_IMAGES = 40  # of each class of each archive, for int8 ranges; more changed nothing
 REVIEW_SHARE = 0.05  # of good images, half by confidence and half by distance
 INT8_AGREEMENT = 0.985  # least share of validation images with the same label in int8 and float32
+HALF_AGREEMENT = 0.999  # the same of half precision, where a near tie may fall the other way
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A set of images through the network: logits [n, 4], features [n, 512], labels [n], weights [n]."""
-
-    logits: Floats
-    features: Floats
-    labels: NDArray[np.int64]
-    weights: Floats
 
 
 def export(
@@ -71,8 +62,13 @@ def export(
         draft = Path(folder) / out.name
         draft.mkdir()
         scored = score(network, evaluation_loader(validation, config))
-        write_parts(draft, network, train, config)
-        table = describe(draft, network, config, scored)
+        neighbours = write_parts(draft, network, train, config)
+        unseen = (
+            judge_folds(run, train, validation, config)
+            if config.select_on == "folds"
+            else judge_unseen(network, validation, neighbours, config)
+        )
+        table = describe(draft, network, config, unseen)
         table |= {"name": name, "version": version}
         table["training"]["data"] = json.loads((run / "data.json").read_text())
         (draft / "config.json").write_text(json.dumps(table, indent=2) + "\n")
@@ -80,17 +76,6 @@ def export(
         check(figures, int8_agreement)
         replace_folder(draft, out)
     return figures
-
-
-def load_checkpoint(path: Path, config: TrainConfig) -> Network:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except FileNotFoundError as error:
-        raise ExportError(f"{path} does not exist; run `leuko-train fit` first") from error
-    network = Network(len(CLASSES), config.preprocessing)
-    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-    network.load_state_dict(own)
-    return network.eval()
 
 
 def round_to_half(network: Network) -> None:
@@ -101,46 +86,28 @@ def round_to_half(network: Network) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-@torch.inference_mode()
-def score(network: Network, loader: DataLoader[Batch]) -> Scored:
-    parts = [(*network(pixels)[:2], labels, weights.float()) for pixels, labels, weights in loader]
-    return Scored(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
-
-
-def balanced_sample(rows: Sequence[Row], n: int) -> list[Row]:
-    """About n rows, equally many of each class, spread over the photos."""
-    chosen: list[Row] = []
-    for label in CLASSES:
-        of_class = [row for row in rows if row.label == label]
-        per_source = 1
-        while len(picked := thin(of_class, per_source, 0)) < min(n // len(CLASSES), len(of_class)):
-            per_source *= 2
-        step = max(1, len(picked) * len(CLASSES) // n)
-        chosen += picked[::step]
-    return chosen
-
-
-def write_parts(draft: Path, network: Network, train: Sequence[Row], config: TrainConfig) -> None:
+def write_parts(draft: Path, network: Network, train: Sequence[Row], config: TrainConfig) -> Neighbours:
     """Everything that config.json then names by its hash."""
     state = network.trunk.state_dict()
-    save_file({key: t.half() if t.is_floating_point() else t for key, t in state.items()}, draft / WEIGHTS)
+    halves = {key: t.half().contiguous() if t.is_floating_point() else t for key, t in state.items()}
+    save_file(halves, draft / WEIGHTS)
     few = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
     images = [pixels[None] for batch, _, _ in few for pixels in batch.numpy()]
     (draft / GRAPH).write_bytes(quantise(export_graph(network), images))
-    many = evaluation_loader(balanced_sample(train, STATISTICS_IMAGES), config)
-    distances = ood_distances(score(network, many))
-    save_arrays({"means": distances.means, "precision": distances.precision}, draft / OOD)
+    neighbours = find_neighbours(network, train, config)
+    arrays = {"bank": neighbours.bank.astype(np.float16), "k": np.array([neighbours.k])}
+    save_arrays(arrays | {"scale": np.array([neighbours.scale], np.float32)}, draft / OOD)
     draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
     for file in FILES:
         (draft / file).chmod(0o644)  # safetensors writes for the owner alone, but a service reads as another
+    return neighbours
 
 
-def describe(draft: Path, network: Network, config: TrainConfig, scored: Scored) -> dict[str, Any]:
+def describe(draft: Path, network: Network, config: TrainConfig, unseen: Unseen) -> dict[str, Any]:
     """config.json, with temperature and review thresholds set on the validation images."""
-    temperature = round(temperature_for(scored.logits, scored.labels, scored.weights), 4)
-    probabilities = softmax(scored.logits / temperature)
-    right = probabilities.argmax(1) == scored.labels
-    distance = read_distances(draft).score(scored.features)
+    temperature = round(temperature_for(unseen.logits, unseen.labels, unseen.weights), 4)
+    probabilities = softmax(unseen.logits / temperature)
+    right = probabilities.argmax(1) == unseen.labels
     share = REVIEW_SHARE / 2
     return {
         "format": FORMAT,
@@ -151,8 +118,8 @@ def describe(draft: Path, network: Network, config: TrainConfig, scored: Scored)
         "preprocessing": asdict(config.preprocessing),
         "temperature": temperature,
         "review": {
-            "confidence": round(weighted_quantile(probabilities.max(1), scored.weights, share), 4),
-            "ood_score": round(weighted_quantile(distance, scored.weights, 1 - share), 4),
+            "confidence": round(weighted_quantile(probabilities.max(1), unseen.weights, share), 4),
+            "ood_score": round(weighted_quantile(unseen.ood_scores, unseen.weights, 1 - share), 4),
             "share": REVIEW_SHARE,
         },
         "known_answer": known_answer(network, config, draft, temperature),
@@ -161,7 +128,7 @@ def describe(draft: Path, network: Network, config: TrainConfig, scored: Scored)
             "recipe": config.for_bundle(),
             "validation": {
                 "n": len(right),
-                "accuracy": round(float(np.average(right, weights=scored.weights)), 4),
+                "accuracy": round(float(np.average(right, weights=unseen.weights)), 4),
             },
         },
         "scores": {},
@@ -190,9 +157,10 @@ def agreement(draft: Path, unrounded: Scored, scored: Scored, loader: DataLoader
 
 
 def check(figures: dict[str, float], int8_agreement: float) -> None:
-    if figures["half"] < 1:
+    if figures["half"] < HALF_AGREEMENT:
         raise ExportError(
-            f"half precision keeps only {figures['half']:.2%} of the validation labels, not all"
+            f"half precision keeps only {figures['half']:.2%} of the validation labels, "
+            f"not {HALF_AGREEMENT:.1%}"
         )
     if figures["int8"] < int8_agreement:
         raise ExportError(

@@ -1,11 +1,9 @@
-"""The three figures of a model card: learning curves, confusion matrix, reliability diagram."""
+"""A model card's figures: learning curves, confusion matrix, reliability, risk by coverage."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import DataError
+from training.history import History, best_epoch, column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,48 +45,8 @@ STYLE: Any = {  # matplotlib types its keys one by one
     "grid.linewidth": 0.6,
 }
 
-History = Mapping[int, Mapping[str, float]]  # epoch, from 1 → column → value
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-
-
-def read_history(run: Path) -> History:
-    """Every log of a run, one for each time that it was started or resumed; the later beats the earlier."""
-    logs = sorted(run.rglob("metrics.csv"), key=lambda path: (len(str(path)), path))  # version_2, version_10
-    if not logs:
-        raise DataError(f"{run} has no metrics.csv; name a run that `leuko-train fit` wrote")
-    history: dict[int, dict[str, float]] = {}
-    for log in logs:
-        found = read_metrics(log)
-        first = min(found, default=math.inf)
-        history = {epoch: values for epoch, values in history.items() if epoch < first} | found
-    return history
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Lightning's log, whose training and validation values stand on separate rows of the same epoch."""
-    epochs: dict[int, dict[str, float]] = defaultdict(dict)
-    try:
-        with path.open(newline="") as file:
-            for line in csv.DictReader(file):
-                epoch = epochs[int(line.pop("epoch")) + 1]
-                values = {name: float(text) for name, text in line.items() if text and name != "step"}
-                epoch |= {name: value for name, value in values.items() if math.isfinite(value)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a log of `leuko-train fit` ({error!r})") from error
-    return dict(epochs)
-
-
-def column(history: History, name: str) -> list[tuple[int, float]]:
-    """(epoch, value) in order, where the log has one."""
-    return [(epoch, values[name]) for epoch, values in sorted(history.items()) if name in values]
-
-
-def best_epoch(history: History, monitor: str) -> int | None:
-    """The first of the best, as the checkpoint is; None where the log does not have the column."""
-    sign = 1 if monitor.endswith("loss") else -1
-    best = min(column(history, monitor), key=lambda point: sign * point[1], default=None)
-    return best and best[0]
 
 
 def draw_curves(history: History, path: Path, *, monitor: str, held_out: str) -> None:
@@ -236,6 +194,18 @@ def _draw_counts(ax: Axes, counts: NDArray[np.int64]) -> None:
     ax.set(xlabel="confidence, in bins of one fifteenth", ylabel="images", yticks=[])
     ax.set_ylim(0, 1.25 * max(counts.max(), 1))
     ax.spines["left"].set_visible(False)
+
+
+def draw_risk(coverage: Floats, risk: Floats, area: float, path: Path) -> None:
+    """The share wrong among the most confident images, by the share of images that these are."""
+    with _figure(path, (5.2, 4.0)) as figure:
+        ax = figure.subplots()
+        ax.plot(coverage, risk, color=BLUE, linewidth=1.8, clip_on=False)
+        ax.set(xlim=(0, 1), xlabel="coverage: share of images kept, the most confident first")
+        ax.set(ylim=(0, 1.15 * max(float(risk.max()), 0.01)), ylabel="risk: share of them wrong")
+        ax.text(0.03, 0.9, f"area {area:.4f}", fontsize=13, fontweight="bold", transform=ax.transAxes)
+        ax.grid()
+        figure.subplots_adjust(left=0.15, right=0.96, top=0.96, bottom=0.15)
 
 
 @contextmanager

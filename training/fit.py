@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -15,71 +16,71 @@ from lightning.pytorch.loggers import CSVLogger
 from app.vision.torch import Network
 from training.config import TrainConfig, save_config
 from training.data import CLASSES, Row, fingerprint
-from training.errors import DataError, RecipeError
+from training.errors import RecipeError
 from training.initial import start_from
 from training.loading import evaluation_loader, training_loader
-from training.module import Finetuning
-from training.split import hold_out, thin
+from training.module import BEST, LAST, Finetuning
+from training.patches import Patches, cut_patches
+from training.rows import choose_rows
 
 UNFOLDING_FILES = 512  # for the channel statistics of a start with folded batch norm
-BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     """Train and return the best checkpoint; `resume` goes on from the run's last one."""
-    last = run / LAST
-    if resume and not last.is_file():
-        raise RecipeError(f"{last} does not exist: nothing to resume")
-    if not resume and last.is_file():
+    begun = any(run.rglob(LAST))
+    if resume and not begun:
+        raise RecipeError(f"{run} has no {LAST}: nothing to resume")
+    if not resume and begun:
         raise RecipeError(
             f"{run} already holds a run: `--resume` goes on with it, `--run` names another folder"
         )
-    seed_everything(config.seed, workers=True, verbose=False)
     train, validation = choose_rows(rows, config)
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / "config.json")
     save_facts(train, validation, run / "data.json")
+    patches = cut_patches(train, config, run)
+    if config.select_on == "folds":
+        from training.folds import fit_folds
+
+        return fit_folds(train, validation, patches, config, run)
+    return fit_once(train, validation, patches, config, run)
+
+
+def fit_once(
+    train: Sequence[Row], validation: Sequence[Row], patches: Patches, config: TrainConfig, run: Path
+) -> Path:
+    """One network, from `config.initial` or from the run's last checkpoint where it has one."""
+    seed_everything(config.seed, workers=True, verbose=False)
+    last = run / LAST
     trainer = build_trainer(config, run)
     module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
-    if not resume:
+    if not last.is_file():
         few = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
         fresh = start_from(module.network, config.initial, evaluation_loader(few, config))
         print(f"start: {config.initial}; {len(fresh)} tensors start at random")
     try:
         trainer.fit(
             module,
-            training_loader(train, config),
-            evaluation_loader(validation, config),
-            ckpt_path=last if resume else None,
-            weights_only=False if resume else None,
+            training_loader(train, patches, config),
+            evaluation_loader(validation, config) if validation else None,
+            ckpt_path=last if last.is_file() else None,
+            weights_only=False if last.is_file() else None,
         )
     except SystemExit as end:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from end
     return run / BEST
 
 
-def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], list[Row]]:
-    """Rows to fit and rows to select on."""
-    train = [row for row in rows if row.split == "train"]
-    if config.select_on == "holdout":
-        train, validation = hold_out(train, config.holdout, config.seed)
-        validation = thin(validation, config.holdout_files, 0) if config.holdout_files else validation
-        first = rows[0].archive  # scored on the first archive alone: the others only help
-        validation = [row for row in validation if row.archive == first]
-    else:
-        validation = [row for row in rows if row.split == config.select_on]
-    for name, part in (("train", train), ("validation", validation)):
-        if missing := sorted(set(CLASSES) - {row.label for row in part}):
-            raise DataError(f"no {name} pictures of {', '.join(missing)}; check the manifest's split column")
-    return train, validation
-
-
 def build_trainer(config: TrainConfig, run: Path) -> Trainer:
     better = "min" if config.monitor == "val_loss" else "max"
+    monitor = None if config.monitor == "last" else config.monitor
+    # At the end of each epoch, whether or not it is validated, and without a monitor the last one kept.
+    keep: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[Callback] = [
-        ModelCheckpoint(run, "best", config.monitor, mode=better, enable_version_counter=False),
+        ModelCheckpoint(run, "best", monitor, mode=better, **keep),
         # One of its own: `save_last` beside a monitor is written only when the monitor improves.
-        ModelCheckpoint(run, "last", enable_version_counter=False),
+        ModelCheckpoint(run, "last", **keep),
         Progress(config.batch),
     ]
     if config.patience:
@@ -93,6 +94,7 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
         logger=CSVLogger(run, "log"),
         deterministic="warn",
         benchmark=torch.cuda.is_available(),
+        check_val_every_n_epoch=config.epochs if config.monitor == "last" else 1,
         log_every_n_steps=1,
         enable_model_summary=False,
     )

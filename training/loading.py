@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +11,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
 from app.vision.decode import decode
-from training.augment import evaluation_pixels, training_pixels
+from app.vision.framing import frame_cell
 from training.config import TrainConfig
 from training.data import CLASSES, Row
 from training.errors import DataError
+from training.patches import Patches
 from training.pictures import Pictures
 
-Batch = tuple[Tensor, Tensor, Tensor]  # pixels [n, size, size, 3], labels [n], weights [n]
+Batch = tuple[Tensor, Tensor, Tensor]  # pixels uint8 [n, side, side, 3], labels [n], weights [n]
 
 
 class Cells(Dataset[Batch]):
-    """Row i → pixels uint8 [size, size, 3], class index, weight of the row in a score."""
+    """Row i → pixels as the service frames them [size, size, 3], class index, weight in a score."""
 
-    def __init__(self, rows: Sequence[Row], config: TrainConfig, *, augmented: bool) -> None:
+    def __init__(self, rows: Sequence[Row], config: TrainConfig) -> None:
         self.rows = rows
-        self.config = config
-        self.augmented = augmented
+        self.preprocessing = config.preprocessing
         self.weights = balanced_weights(rows)
         self.pictures = {archive: Pictures(Path(archive)) for archive in {row.archive for row in rows}}
 
@@ -37,37 +36,47 @@ class Cells(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         row = self.rows[index]
         image = decode(self.pictures[row.archive].read(row.path))
-        if self.augmented:
-            # torch seeds each worker anew each epoch; drawing from it keeps runs repeatable.
-            rng = random.Random(int(torch.randint(2**31, ()).item()))
-            pixels = training_pixels(image, self.config.preprocessing, self.config.augmentation, rng)
-        else:
-            pixels = evaluation_pixels(image, self.config.preprocessing)
-        label, weight = CLASSES.index(row.label), self.weights[index]
-        return torch.from_numpy(pixels.copy()), torch.tensor(label), torch.tensor(weight)
+        pixels = torch.from_numpy(frame_cell(image, self.preprocessing).pixels.copy())
+        return pixels, torch.tensor(CLASSES.index(row.label)), torch.tensor(self.weights[index])
 
 
-def training_loader(rows: Sequence[Row], config: TrainConfig) -> DataLoader[Batch]:
-    cells = Cells(rows, config, augmented=True)
+class Uncut(Dataset[Batch]):
+    """Row i → its patch, which the training step turns and colours; class index; weight in a score."""
+
+    def __init__(self, rows: Sequence[Row], patches: Patches) -> None:
+        self.rows = rows
+        self.patches = patches
+        self.weights = balanced_weights(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        row = self.rows[index]
+        patch = torch.from_numpy(self.patches[row].copy())
+        return patch, torch.tensor(CLASSES.index(row.label)), torch.tensor(self.weights[index])
+
+
+def training_loader(rows: Sequence[Row], patches: Patches, config: TrainConfig) -> DataLoader[Batch]:
     samples = config.samples or len(rows)
-    sampler: Sampler[int] = RandomSampler(cells, num_samples=samples)
+    sampler: Sampler[int] = RandomSampler(rows, num_samples=samples)
     if config.mix:
         sampler = WeightedRandomSampler(mixed_weights(rows, config.mix), samples)
     return DataLoader(
-        cells,
+        Uncut(rows, patches),
         batch_size=config.batch,
         sampler=sampler,
         drop_last=True,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def evaluation_loader(rows: Sequence[Row], config: TrainConfig) -> DataLoader[Batch]:
-    cells = Cells(rows, config, augmented=False)
     return DataLoader(
-        cells, batch_size=2 * config.batch, num_workers=config.workers, persistent_workers=config.workers > 0
+        Cells(rows, config),
+        batch_size=2 * config.batch,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -10,8 +12,14 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from app.vision.torch import Network
+from training.augment import augment
 from training.config import TrainConfig
+from training.data import CLASSES
+from training.errors import ExportError
 from training.loading import Batch
+from training.patches import room_for
+
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class Finetuning(LightningModule):
@@ -23,15 +31,28 @@ class Finetuning(LightningModule):
         self.config = config
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.rng = torch.Generator()
+
+    def on_train_epoch_start(self) -> None:
+        # A resumed epoch draws what it would have drawn, and each device draws its own.
+        self.rng.manual_seed(hash((self.config.seed, self.current_epoch, self.global_rank)))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        pixels, labels, _weights = batch
-        logits = self.network(pixels)[0]
+        patches, labels, _weights = batch
+        logits = self.network(self.vary(patches))[0]
         loss: Tensor = self.loss(logits, labels)
         accuracy = (logits.argmax(1) == labels).float().mean()
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
+
+    @torch.no_grad()
+    def vary(self, patches: Tensor) -> Tensor:
+        config = self.config
+        coarse = self.current_epoch < config.coarse_epochs
+        size = config.coarse_size if coarse else config.preprocessing.size
+        with torch.autocast(patches.device.type, enabled=False):
+            return augment(patches, size, room_for(config.augmentation), config.augmentation, self.rng)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         pixels, labels, weights = batch
@@ -55,3 +76,14 @@ class Finetuning(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def load_checkpoint(path: Path, config: TrainConfig) -> Network:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except FileNotFoundError as error:
+        raise ExportError(f"{path} does not exist; run `leuko-train fit` first") from error
+    network = Network(len(CLASSES), config.preprocessing)
+    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    network.load_state_dict(own)
+    return network.eval()

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.errors import EngineError
 from app.vision.classifier import Classifier, Prediction, load_classifier
-from app.vision.decode import decode
 from app.vision.evaluation import Report, evaluate
-from app.vision.framing import Cell, Preprocessing, frame_cell
 from training.card import model_card
 from training.config import config_from, read_config
 from training.data import Progress, Row, fingerprint
 from training.errors import DataError
-from training.figures import (
-    History,
-    draw_confusion,
-    draw_curves,
-    draw_reliability,
-    read_history,
-    reliability,
+from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
+from training.findings import (
+    agreement,
+    headline,
+    misclassified_photos,
+    review_counts,
+    risk_coverage,
+    strangeness,
 )
-from training.pictures import Pictures
-from training.results import CONFUSION, CURVES, RELIABILITY
+from training.history import History, mean_history, read_history
+from training.results import CONFUSION, CURVES, RELIABILITY, RISK
+from training.rows import fold_path
+from training.served import classify, frame_background
+from training.split import thin
 
-BATCH = 32  # images, the service's largest unless it is told otherwise
-READERS = 4  # threads that decode
 RESAMPLES = 10_000  # of whole photos
-HELD_OUT = {"holdout": "held-out photos", "val": "validation", "test": "test"}
+WINDOWS = 4  # of each photo, without a cell
+PAPER_RECIPE = "paper-recipe.json"  # in the bundle, once a report was given it
+FIGURES = (CURVES, CONFUSION, RELIABILITY, RISK)
+HELD_OUT = {"holdout": "held-out photos", "folds": "held-out fold", "val": "validation", "test": "test"}
 
 Table = dict[str, Any]
 
@@ -48,11 +47,16 @@ def report(
     *,
     split: str,
     run: Path | None,
+    paper: Path | None = None,
     engine: str = "auto",
     progress: Progress | None = None,
     load: Callable[[Path, str], Classifier] = load_classifier,
 ) -> Report:
-    """rows: the whole manifest; run: where the bundle was trained, for the curves; intervals: over photos."""
+    """Intervals are over photos.
+
+    rows: the whole manifest; run: where the bundle was trained, for the curves; paper: a bundle made by the
+    paper's recipe and scored already, to stand beside the paper's own figures.
+    """
     chosen = [row for row in rows if row.split == split]
     if not chosen:
         known = ", ".join(sorted({row.split for row in rows}))
@@ -62,51 +66,40 @@ def report(
     history = read_own_history(run, config["training"]["recipe"]) if run else None
     classifier.warm_up(1)
     answers = classify(classifier, chosen, progress)
+    exact = classify(load(bundle, "torch"), chosen, progress)
+    without_cell = classify(classifier, thin(chosen, WINDOWS, 0), progress, frame_background)
     found = score(chosen, answers, classifier.bundle.labels)
-    draw(bundle / "figures", found, answers, chosen, history, config["training"]["recipe"])
     table = asdict(found) | describe(classifier, config, rows, chosen, answers)
-    table["figures"] = [
-        name for name in (CURVES, CONFUSION, RELIABILITY) if (bundle / "figures" / name).is_file()
-    ]
+    table |= {
+        "float32": agreement(chosen, answers, exact),
+        "without_cell": strangeness(answers, without_cell),
+        "paper_recipe": read_paper_recipe(bundle, paper),
+    }
+    draw(bundle / "figures", found, answers, chosen, history, config["training"]["recipe"])
+    table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
     (bundle / "report.json").write_text(dump(table))
     (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
     record(bundle / "config.json", config, found, split)
     return found
 
 
+def read_paper_recipe(bundle: Path, paper: Path | None) -> Table | None:
+    """What the paper's recipe gave: from the bundle `paper`, and kept for the next report in `bundle`."""
+    kept = bundle / PAPER_RECIPE
+    if paper:
+        kept.write_text(dump(headline(json.loads((paper / "report.json").read_text()))))
+    found: Table | None = json.loads(kept.read_text()) if kept.is_file() else None
+    return found
+
+
 def read_own_history(run: Path, recipe: Mapping[str, Any]) -> History:
     """The run's log, if it is the run that the bundle comes from."""
-    history = read_history(run)
-    if config_from(read_config(run / "config.json").for_bundle()) != config_from(recipe):
+    config = read_config(run / "config.json")
+    if config_from(config.for_bundle()) != config_from(recipe):
         raise DataError(f"{run} is not the run that the bundle was exported from: their recipes differ")
-    return history
-
-
-def classify(classifier: Classifier, rows: Sequence[Row], progress: Progress | None) -> list[Prediction]:
-    """In batches, as the service does."""
-    pictures = {archive: Pictures(Path(archive)) for archive in {row.archive for row in rows}}
-    preprocessing = classifier.bundle.preprocessing
-    answers: list[Prediction] = []
-    shown = iter(progress(rows, len(rows)) if progress else rows)
-    with ThreadPoolExecutor(READERS) as pool:
-        while batch := list(islice(shown, BATCH)):
-            contents = [pictures[row.archive].read(row.path) for row in batch]
-            cells = list(pool.map(read_cell, batch, contents, [preprocessing] * len(batch)))
-            for row, answer in zip(batch, classifier.classify(cells), strict=True):
-                if isinstance(answer, EngineError):
-                    raise EngineError(f"{row.archive}: {row.path}: {answer.detail}")
-                answers.append(answer)
-    return answers
-
-
-def read_cell(row: Row, data: bytes, preprocessing: Preprocessing) -> Cell:
-    # the report names the pictures by the manifest's fingerprint, so they must be those pictures
-    if hashlib.sha256(data).hexdigest() != row.sha256:
-        raise DataError(
-            f"{row.archive}: {row.path} has changed since the manifest was made; "
-            "make that again with `leuko-train data`"
-        )
-    return frame_cell(decode(data), preprocessing)
+    if config.select_on == "folds":
+        return mean_history([read_history(fold_path(run, k)) for k in range(config.folds)])
+    return read_history(run)
 
 
 def score(rows: Sequence[Row], answers: Sequence[Prediction], labels: Sequence[str]) -> Report:
@@ -149,6 +142,7 @@ def describe(
         "uncertain_images": sum(not row.certain for row in chosen),
         "resamples": RESAMPLES,
         "review": review_counts(chosen, answers),
+        "risk_coverage": risk_coverage(chosen, answers),
         "misclassified_photos": misclassified_photos(chosen, answers),
     }
 
@@ -156,39 +150,6 @@ def describe(
 def sha256_before_scores(config: Table) -> str:
     """Of config.json as exported: the same however often the bundle is scored."""
     return hashlib.sha256(dump(config | {"scores": {}}).encode()).hexdigest()
-
-
-def review_counts(rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
-    """How many images are sent to a person, why, and how many of the wrong ones are among them."""
-    reviewed = np.array([answer.review for answer in answers])
-    wrong = np.array([answer.label != row.label for row, answer in zip(rows, answers, strict=True)])
-    reasons = Counter(reason for answer in answers for reason in answer.review_reasons)
-    return {
-        "n": int(reviewed.sum()),
-        "share": float(reviewed.mean()),
-        "low_confidence": reasons["low_confidence"],
-        "out_of_distribution": reasons["out_of_distribution"],
-        "wrong": int((wrong & reviewed).sum()),
-        "accuracy_of_the_rest": None if reviewed.all() else float((~wrong)[~reviewed].mean()),
-    }
-
-
-def misclassified_photos(rows: Sequence[Row], answers: Sequence[Prediction]) -> list[Table]:
-    """The photos with a wrong image, those with most first."""
-    found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for row, answer in zip(rows, answers, strict=True):
-        found[row.source, row.label][answer.label] += 1
-    tables = [
-        {
-            "photo": photo,
-            "label": label,
-            "images": called.total(),
-            "wrong": called.total() - called[label],
-            "predicted": {name: n for name, n in called.most_common() if name != label},
-        }
-        for (photo, label), called in sorted(found.items())
-    ]
-    return sorted((table for table in tables if table["wrong"]), key=lambda table: -table["wrong"])
 
 
 def draw(
@@ -207,6 +168,8 @@ def draw(
     bins = reliability(np.array([answer.confidence for answer in answers]), right)
     assert found.ece is not None  # it is given probabilities
     draw_reliability(bins, found.ece, folder / RELIABILITY)
+    curve = risk_coverage(rows, answers)
+    draw_risk(np.array(curve["coverage"]), np.array(curve["risk"]), curve["area"], folder / RISK)
 
 
 def record(path: Path, config: Table, found: Report, split: str) -> None:

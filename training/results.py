@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from training import paper
-from training.markdown import bullets, listed, number, paragraphs, percent, table
+from training.markdown import listed, number, paragraphs, percent, table
 
-CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "reliability.png"
+CURVES, CONFUSION, RELIABILITY, RISK = "curves.png", "confusion.png", "reliability.png", "risk.png"
 WORST = 8  # photos that are listed
+AVERAGED = ("precision", "recall", "F1")
+OWN = {
+    "balanced accuracy": "balanced_accuracy",
+    "Cohen's κ": "cohen_kappa",
+    "Matthews correlation": "matthews_corrcoef",
+    "ROC AUC, one against the rest": "roc_auc_ovr",
+}
 CHOSEN_ON = {
     "holdout": "photos held out of the training photos",
+    "folds": "training photos, each as judged by a network that was trained without it",
     "val": "the `val` split",
     "test": "the `test` split",
 }
@@ -52,10 +60,16 @@ def selection(config: Table, report: Table) -> str:
             "**The epoch, the temperature and the review thresholds were chosen on these very images,"
             " so the scores are better than new cells would give.**"
         )
-    return (
-        f"The epoch, the temperature and the review thresholds were chosen on {CHOSEN_ON[select_on]};"
-        f" this run chose nothing on `{split}`."
-    )
+    return f"{chosen(config)} were chosen on {CHOSEN_ON[select_on]}; this run chose nothing on `{split}`."
+
+
+def chosen(config: Table) -> str:
+    return f"The {'' if ends(config) else 'epoch, the '}temperature and the review thresholds"
+
+
+def ends(config: Table) -> bool:
+    """Whether the last epoch is kept, whatever its score."""
+    return bool(config["training"]["recipe"]["monitor"] == "last")
 
 
 def leak(report: Table) -> str:
@@ -91,22 +105,43 @@ def class_table(report: Table) -> str:
 
 
 def score_table(report: Table) -> str:
-    rows: list[tuple[str, float | None, float | None]] = [("accuracy", paper.ACCURACY, report["accuracy"])]
-    for name, theirs in (("macro", paper.MACRO), ("weighted", paper.WEIGHTED)):
-        ours = report[f"{name}_avg"]
-        rows += [
-            (f"{name} {what}", printed, ours[what.lower()])
-            for what, printed in zip(("precision", "recall", "F1"), theirs, strict=True)
-        ]
-    rows += [("MSE", paper.MSE, report["mse"]), ("RMSE", paper.RMSE, report["rmse"])]
-    own = {
-        "balanced accuracy": "balanced_accuracy",
-        "Cohen's κ": "cohen_kappa",
-        "Matthews correlation": "matthews_corrcoef",
-        "ROC AUC, one against the rest": "roc_auc_ovr",
-    }
-    rows += [(name, None, report[field]) for name, field in own.items()]
-    return table(["", "paper", "here"], [[a, number(b), f"**{number(c)}**"] for a, b, c in rows])
+    again = report.get("paper_recipe")
+    columns = [paper_scores(), *([scores(again)] if again else []), scores(report)]
+    head = ["", "paper", *(["its recipe, run here"] if again else []), "here"]
+    rows = [
+        [name, *(number(column.get(name)) for column in columns[:-1]), f"**{number(value)}**"]
+        for name, value in columns[-1].items()
+    ]
+    return paragraphs(table(head, rows), paper_recipe(report))
+
+
+def paper_scores() -> dict[str, float | None]:
+    means = {"macro": paper.MACRO, "weighted": paper.WEIGHTED}
+    found: dict[str, float | None] = {"accuracy": paper.ACCURACY}
+    for name, printed in means.items():
+        found |= {f"{name} {what}": value for what, value in zip(AVERAGED, printed, strict=True)}
+    return found | {"MSE": paper.MSE, "RMSE": paper.RMSE}
+
+
+def scores(report: Table) -> dict[str, float | None]:
+    """In the paper's order, then those that it does not have."""
+    found: dict[str, float | None] = {"accuracy": report["accuracy"]}
+    for name in ("macro", "weighted"):
+        found |= {f"{name} {what}": report[f"{name}_avg"][what.lower()] for what in AVERAGED}
+    found |= {"MSE": report["mse"], "RMSE": report["rmse"]}
+    return found | {name: report[field] for name, field in OWN.items() if field in report}
+
+
+def paper_recipe(report: Table) -> str:
+    again = report.get("paper_recipe")
+    if not again:
+        return ""
+    same = "the same" if again["fingerprint"] == report["fingerprint"] else "other"
+    return (
+        f"“Its recipe, run here” is what `recipes/paper.toml` gave on {same} images, the epoch chosen on them"
+        f" as in the paper; {again['groups']['correct']} of {again['groups']['n']} photos are right by mean"
+        " probability. docs/model.md says where it differs from the paper, and why."
+    )
 
 
 def interval(report: Table) -> str:
@@ -160,22 +195,6 @@ def misclassified(report: Table) -> int:
     return int(report["n"] - right)
 
 
-def calibration(config: Table, report: Table) -> str:
-    return paragraphs(
-        "## Calibration",
-        f"Logits are divided by {config['temperature']:g}, which was set on the validation images. On"
-        f" `{report['split']}`:",
-        bullets(
-            [
-                f"expected calibration error (ECE, 15 bins): {number(report['ece'])}",
-                f"log loss: {number(report['log_loss'])}",
-                f"Brier score (0 to 2): {number(report['brier'])}",
-            ]
-        ),
-        f"![Share right by confidence, and images by confidence](figures/{RELIABILITY})",
-    )
-
-
 def differences(config: Table, report: Table) -> str:
     recipe, train = config["training"]["recipe"], config["training"]["data"]["train"]
     size = config["preprocessing"]["size"]
@@ -186,7 +205,9 @@ def differences(config: Table, report: Table) -> str:
         "epochs, at most": f"{recipe['epochs']}",
         "pictures a step": f"{recipe['batch']}",
         "learning rate": f"{recipe['learning_rate']:g}, {recipe['schedule']}; decay {recipe['weight_decay']}",
-        "epoch chosen on": f"{CHOSEN_ON[recipe['select_on']]}, by {recipe['monitor']}",
+        "epoch chosen on": "nothing: the schedule's last"
+        if ends(config)
+        else f"{CHOSEN_ON[recipe['select_on']]}, by {recipe['monitor']}",
         "probabilities": f"divided by a temperature of {config['temperature']:g}",
         "interval": f"bootstrap over {report['photos']} photos",
     }

@@ -59,6 +59,20 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
     ]
 
 
+def into_folds(rows: Sequence[Row], folds: int, seed: int) -> dict[str, int]:
+    """Source → the fold, from 0, that holds it out; each class's sources are dealt out in turn."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for source, label in sorted(source_labels(rows).items()):
+        by_class[label].append(source)
+    found: dict[str, int] = {}
+    for label, sources in sorted(by_class.items()):
+        if len(sources) < folds:
+            raise DataError(f"{label} has {len(sources)} source photos, too few for {folds} folds")
+        random.Random(f"{seed}/{label}").shuffle(sources)
+        found |= {source: i % folds for i, source in enumerate(sources)}
+    return found
+
+
 def thin(rows: Sequence[Row], per_source: int, seed: int) -> list[Row]:
     """At most so many files of each source: copies of one photo say little more than the first few."""
     shuffled = sorted(rows, key=lambda row: row.path)

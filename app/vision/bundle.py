@@ -16,7 +16,7 @@ from typing import Any
 from app.errors import BundleError
 from app.vision.framing import Preprocessing
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, GRAPH, OOD, KNOWN_ANSWER = (
     "model.safetensors",
     "model.int8.onnx",

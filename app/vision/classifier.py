@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Prediction:
     label: str
     confidence: float  # the label's probability
     probabilities: tuple[float, ...]  # calibrated, in the order of the bundle's labels, sum 1
-    ood_score: float  # distance from the cells trained on; 1 is the bundle's review threshold or near it
+    ood_score: float  # distance from the cells trained on; near 1 for a cell like them
     review_reasons: tuple[str, ...]  # low_confidence, out_of_distribution
     cam: Floats | None = None  # [7, 7] in 0 to 1
 
@@ -38,34 +39,41 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Distances:
-    """Mahalanobis distance in feature space, to the nearest class (Lee et al. 2018)."""
+class Neighbours:
+    """How far a cell is from those trained on: from the k-th nearest in feature space (Sun et al. 2022)."""
 
-    means: Floats  # [classes, 512]
-    precision: Floats  # [512, 512], inverse of the covariance that the classes share
+    bank: Floats  # [m, 512], features of cells trained on
+    k: int
+    scale: float  # the distance that is typical of the bank's own cells
 
     def score(self, features: Floats) -> Floats:
-        """features [n, 512] → root mean squared deviation, near 1 for a cell like those trained on."""
-        away = features[:, None, :] - self.means[None]
-        squared = np.einsum("nkd,de,nke->nk", away, self.precision, away, optimize=True).min(axis=1)
-        scores: Floats = np.sqrt(np.maximum(squared, 0) / features.shape[1])
-        return scores
+        """features [n, 512] → distances [n] over `scale`, Euclidean: near 1 for cells like the bank's."""
+        lengths = np.square(features).sum(1)[:, None] + self._lengths
+        squared = lengths - 2 * features @ self.bank.T
+        nearest = np.partition(squared, self.k - 1, axis=1)[:, self.k - 1]
+        distances: Floats = np.sqrt(np.maximum(nearest, 0))
+        return distances / np.float32(self.scale)
+
+    @cached_property
+    def _lengths(self) -> Floats:
+        lengths: Floats = np.square(self.bank).sum(1)
+        return lengths
 
 
 class Classifier:
     """A bundle on an engine. Not thread-safe, as engines are not."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, distances: Distances, head: Floats) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, neighbours: Neighbours, head: Floats) -> None:
         self.bundle = bundle
         self.engine = engine
-        self._distances = distances
+        self._neighbours = neighbours
         self._head = head  # [classes, 512]
 
     def classify(self, cells: Sequence[Cell]) -> list[Prediction | EngineError]:
         """One answer a cell, in order; a cell whose logits are not finite gets an error of its own."""
         output = self.engine.infer(np.stack([cell.pixels for cell in cells]), maps=any(c.cam for c in cells))
         probabilities = softmax(output.logits / self.bundle.temperature)
-        scores = self._distances.score(output.features)
+        scores = self._neighbours.score(output.features)
         answers: list[Prediction | EngineError] = []
         for i, cell in enumerate(cells):
             if not (np.isfinite(output.logits[i]).all() and np.isfinite(scores[i])):
@@ -135,15 +143,18 @@ def class_activation_map(maps: Floats, weights: Floats) -> Floats:
 def load_classifier(path: Path, engine: str = "auto", threads: int = 0) -> Classifier:
     """Verify the bundle at `path` and put it on an engine: auto, openvino or torch."""
     bundle = load_bundle(path)
-    distances, head = read_distances(path), read_head(path)
-    if head.shape != distances.means.shape:
-        raise BundleError(f"{path}: {OOD} has shape {distances.means.shape}, the final layer {head.shape}")
-    return Classifier(bundle, load_engine(bundle, engine, threads), distances, head)
+    neighbours, head = read_neighbours(path), read_head(path)
+    if head.shape[1] != neighbours.bank.shape[1]:
+        raise BundleError(f"{path}: {OOD} has shape {neighbours.bank.shape}, the final layer {head.shape}")
+    return Classifier(bundle, load_engine(bundle, engine, threads), neighbours, head)
 
 
-def read_distances(path: Path) -> Distances:
-    arrays = _read_arrays(path / OOD, ("means", "precision"))
-    return Distances(arrays["means"], arrays["precision"])
+def read_neighbours(path: Path) -> Neighbours:
+    arrays = _read_arrays(path / OOD, ("bank", "k", "scale"))
+    bank, k, scale = arrays["bank"], int(arrays["k"].item()), float(arrays["scale"].item())
+    if not (0 < k <= len(bank) and scale > 0):
+        raise BundleError(f"{path / OOD}: k = {k} and scale = {scale} do not fit {len(bank)} cells")
+    return Neighbours(bank, k, scale)
 
 
 def read_head(path: Path) -> Floats:

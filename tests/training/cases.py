@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from app.vision.framing import Preprocessing
 from tests.vision.cases import random_case
 from training.config import TrainConfig, load_recipe
 
-RECIPE = load_recipe("default")
+RECIPE = replace(load_recipe("default"), select_on="holdout", monitor="val_accuracy")
 
 
 def config(recipe: TrainConfig = RECIPE, **changes: Any) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def config(recipe: TrainConfig = RECIPE, **changes: Any) -> dict[str, Any]:
         "fingerprint": "f1" * 32,
     }
     table = {
-        "format": 1,
+        "format": 2,
         "name": "wbc-resnet18",
         "version": "1.2.3",
         "architecture": "resnet18",
@@ -70,13 +70,20 @@ def report(labels: Sequence[int] | None = None, predictions: Sequence[int] | Non
             "n": 29, "share": 0.0935, "low_confidence": 23, "out_of_distribution": 9, "wrong": 17,
             "accuracy_of_the_rest": 0.7531,
         },
+        "risk_coverage": {
+            "area": 0.0417, "coverage": [i / 20 for i in range(1, 21)],
+            "risk": [i / 200 for i in range(1, 21)],
+        },
+        "float32": {"same_label": 0.9968, "accuracy": 0.6123},
+        "without_cell": {"n": 281, "auroc": 0.9512, "reviewed": 0.75},
+        "paper_recipe": None,
         "misclassified_photos": [
             {
                 "photo": "bccd/7", "label": "monocyte", "images": 155, "wrong": 19,
                 "predicted": {"neutrophil": 19},
             },
         ],
-        "figures": ["curves.png", "confusion.png", "reliability.png"],
+        "figures": ["curves.png", "confusion.png", "reliability.png", "risk.png"],
     }  # fmt: skip
     copied: dict[str, Any] = json.loads(json.dumps(table))
     return copied

@@ -14,6 +14,7 @@ from tests.training.cases import RECIPE, WHOLE, config, report
 from training import paper
 from training.card import model_card
 from training.config import config_from
+from training.findings import headline
 from training.markdown import listed, number, table, toml
 
 
@@ -152,6 +153,29 @@ def test_figures_are_shown_only_if_they_were_drawn() -> None:
     card = model_card(config(), report() | {"figures": ["confusion.png", "reliability.png"]})
     assert "figures/curves.png" not in card
     assert "figures/curves.png" in model_card(config(), report())
+
+
+def test_what_the_papers_recipe_gave_stands_beside_the_paper() -> None:
+    ours, theirs = report(), of_papers_images(fingerprint="other")
+    card = model_card(config(), ours | {"paper_recipe": headline(theirs)})
+    assert "| accuracy | 0.8689 | 0.8689 |" in card
+    assert "gave on other images" in card
+    assert "its recipe, run here" not in model_card(config(), ours)
+
+
+def test_the_card_of_a_run_by_folds_says_who_judged_and_that_no_epoch_was_chosen() -> None:
+    card = model_card(config(replace(RECIPE, select_on="folds", monitor="last")), report())
+    assert "each as judged by a network that was trained without it; this run chose nothing on `test`" in card
+    assert "The temperature and the review thresholds were chosen on training photos" in card
+    assert "| epoch chosen on | TEST, the images that it reports | nothing: the schedule's last |" in card
+
+
+def test_the_card_says_what_leaving_images_to_a_person_gains() -> None:
+    card = model_card(config(), report())
+    for text in ("curve: 0.0417", "half of the images 5.0 % are wrong", "ROC curve of 0.9512", "99.68 %"):
+        assert text in card
+    nothing = report() | {"without_cell": {"n": 0, "auroc": None, "reviewed": None}}
+    assert "squares" not in model_card(config(), nothing)
 
 
 def test_the_licences_of_data_and_initial_weights_stand_apart_from_the_models() -> None:

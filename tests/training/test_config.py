@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def test_the_paper_recipe_is_the_papers_method() -> None:
 
 
 def test_the_default_recipe_never_selects_on_test() -> None:
-    assert load_recipe("default").select_on == "holdout"
+    assert load_recipe("default").select_on == "folds"
+    assert load_recipe("default").monitor == "last"
 
 
 def test_an_override_replaces_a_field() -> None:
@@ -34,6 +36,12 @@ def test_an_override_replaces_a_field() -> None:
         "paper", ['initial="random"', "epochs=3"]
     )
     assert load_recipe("paper", ["epochs=3"]).epochs == 3
+
+
+def test_an_override_of_one_knob_leaves_the_others_of_its_table() -> None:
+    before, after = load_recipe("default"), load_recipe("default", ["augmentation.stain=0.0", "mix={a=1}"])
+    assert after.augmentation == replace(before.augmentation, stain=0.0)
+    assert after.mix == {"a": 1}
 
 
 @pytest.mark.parametrize("override", ["epoch=3", "preprocessing={sise=3}"])

@@ -12,33 +12,9 @@ from app.vision.bundle import CLASSES
 from app.vision.scores import calibration_error
 from tests import paper
 from tests.vision.cases import random_case
-from training.errors import DataError
-from training.figures import (
-    best_epoch,
-    column,
-    draw_confusion,
-    draw_curves,
-    draw_reliability,
-    read_history,
-    read_metrics,
-    reliability,
-)
+from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
 
-LOG = """epoch,step,train_accuracy,train_loss,val_accuracy,val_loss
-0,99,,,0.35,1.34
-0,99,0.71,0.82,,
-1,199,,,0.92,0.38
-1,199,0.86,0.52,,
-2,299,,,0.92,nan
-2,299,0.89,0.46,,
-"""
 MAX_BYTES = 200_000
-
-
-def write(path: Path, text: str = LOG) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def check_picture(path: Path) -> None:
@@ -52,58 +28,8 @@ def check_picture(path: Path) -> None:
     assert 0.002 < (pixels < 200).mean() < 0.6
 
 
-def test_training_and_validation_values_of_an_epoch_are_merged(tmp_path: Path) -> None:
-    found = read_metrics(write(tmp_path / "metrics.csv"))
-    assert found[1] == {"train_accuracy": 0.71, "train_loss": 0.82, "val_accuracy": 0.35, "val_loss": 1.34}
-    assert column(found, "train_loss") == [(1, 0.82), (2, 0.52), (3, 0.46)]
-
-
-def test_a_loss_that_is_no_number_is_left_out(tmp_path: Path) -> None:
-    assert column(read_metrics(write(tmp_path / "metrics.csv")), "val_loss") == [(1, 1.34), (2, 0.38)]
-
-
-def test_the_best_epoch_is_the_lowest_loss_or_the_first_of_the_highest_accuracies(tmp_path: Path) -> None:
-    found = read_metrics(write(tmp_path / "metrics.csv"))
-    assert best_epoch(found, "val_loss") == 2
-    assert best_epoch(found, "val_accuracy") == 2
-    assert best_epoch(found, "val_f1") is None
-
-
-def test_a_resumed_run_continues_the_log_of_the_first(tmp_path: Path) -> None:
-    write(tmp_path / "log/version_2/metrics.csv")
-    write(tmp_path / "log/version_10/metrics.csv", "epoch,step,val_loss\n2,299,0.2\n3,399,0.1\n")
-    found = read_history(tmp_path)
-    assert column(found, "val_loss") == [(1, 1.34), (2, 0.38), (3, 0.2), (4, 0.1)]
-    assert column(found, "train_loss") == [(1, 0.82), (2, 0.52)]
-
-
-def test_a_run_that_was_started_again_forgets_the_first(tmp_path: Path) -> None:
-    write(tmp_path / "log/version_0/metrics.csv")
-    write(tmp_path / "log/version_1/metrics.csv", "epoch,step,val_loss\n0,99,0.9\n")
-    assert read_history(tmp_path) == {1: {"val_loss": 0.9}}
-
-
-def test_a_log_without_an_epoch_takes_nothing_away(tmp_path: Path) -> None:
-    write(tmp_path / "log/version_0/metrics.csv")
-    write(tmp_path / "log/version_1/metrics.csv", "epoch,step,val_loss\n")
-    assert len(read_history(tmp_path)) == 3
-
-
-def test_a_run_without_a_log_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no metrics\.csv"):
-        read_history(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text", ["step,loss\n1,2\n", "epoch,step,loss\nx,1,2\n", "epoch,step,loss\n0,1,low\n"]
-)
-def test_a_log_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError, match="is not a log"):
-        read_metrics(write(tmp_path / "metrics.csv", text))
-
-
 def test_curves_are_drawn_also_of_one_epoch_and_without_validation(tmp_path: Path) -> None:
-    history = read_metrics(write(tmp_path / "metrics.csv"))
+    history = {1: {"train_loss": 0.8, "val_loss": 1.3}, 2: {"train_loss": 0.5, "val_loss": 0.4}}
     for name, part in {"all": history, "one": {1: history[1]}, "none": {1: {"train_loss": 0.5}}}.items():
         path = tmp_path / "figures" / f"{name}.png"
         draw_curves(part, path, monitor="val_loss", held_out="held-out photos")
@@ -150,3 +76,10 @@ def test_neither_matplotlib_nor_torch_is_imported_before_it_is_needed() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_risk_by_coverage_is_drawn_also_where_nothing_is_wrong(tmp_path: Path) -> None:
+    coverage = np.arange(1, 21) / 20
+    for name, risk in {"some": coverage**2 / 10, "none": np.zeros(20)}.items():
+        draw_risk(coverage, risk, float(risk.mean()), tmp_path / f"{name}.png")
+        check_picture(tmp_path / f"{name}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from training.config import TrainConfig, load_recipe
 from training.data import Row, build_manifest
 from training.errors import DataError, ExportError, RecipeError
 from training.export import check, export
-from training.fit import BEST, LAST, choose_rows, fit
+from training.fit import fit
+from training.module import BEST, LAST, load_checkpoint
 from training.pictures import Pictures
+from training.rows import choose_rows
 from training.split import thin
 
 pytestmark = pytest.mark.filterwarnings(
@@ -33,7 +36,14 @@ pytestmark = pytest.mark.filterwarnings(
 def quick(recipe: str = "default", *overrides: str) -> TrainConfig:
     small = ["initial='random'", "workers=0", "epochs=1", "batch=8", "precision='32-true'", "holdout=0.25"]
     if recipe == "default":
-        small += ["mix={slides=1}", "samples=16"]
+        small += [
+            "mix={slides=1}",
+            "samples=16",
+            "select_on='holdout'",
+            "monitor='val_accuracy'",
+            "detail=96",
+        ]
+        small += ["coarse_size=64", "shared_epochs=0"]
     return load_recipe(recipe, [*small, *overrides])
 
 
@@ -85,6 +95,37 @@ def test_the_paper_recipe_runs_on_the_real_archive_and_its_outcome_loads(tmp_pat
 
 def few_of(rows: list[Row], split: str) -> list[Row]:
     return thin([row for row in rows if row.split == split], 1, 0)
+
+
+def test_folds_start_together_and_their_mean_is_what_is_exported(
+    rows: list[Row], archive: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.zip"
+    shutil.copyfile(archive, other)
+    both = [*rows, *build_manifest(other)]
+    recipe = [
+        "select_on='folds'",
+        "folds=2",
+        "monitor='last'",
+        "shared_epochs=1",
+        "mix={slides=0.5, other=0.5}",
+    ]
+    config = quick("default", *recipe)
+    run = tmp_path / "run"
+    best = fit(both, config, run)
+    parts = [load_checkpoint(run / f"fold-{k}" / BEST, config).trunk for k in (1, 2)]
+    mean = load_checkpoint(best, config).trunk
+    assert torch.allclose(mean.fc.weight, (parts[0].fc.weight + parts[1].fc.weight) / 2, atol=1e-6)
+    assert not torch.equal(parts[0].fc.weight, parts[1].fc.weight)
+
+    before = best.read_bytes()
+    fit(both, config, run, resume=True)  # nothing is left to do but the mean
+    assert len(best.read_bytes()) == len(before)
+
+    export(both, run, tmp_path / "bundle", name="mean", version="0", int8_agreement=0.0)
+    written = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert written["training"]["validation"]["n"] == len(rows)  # each unseen by the network that judged it
+    load_classifier(tmp_path / "bundle").warm_up(1)
 
 
 def test_a_finished_run_is_never_overwritten(rows: list[Row], run: Path) -> None:

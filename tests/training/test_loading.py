@@ -10,6 +10,7 @@ from training.config import load_recipe
 from training.data import CLASSES, Row
 from training.errors import DataError
 from training.loading import balanced_weights, evaluation_loader, mixed_weights, training_loader
+from training.patches import cut_patches
 
 
 def uneven(archive: str) -> list[Row]:
@@ -41,10 +42,11 @@ def test_a_mix_that_does_not_fit_the_manifest_is_refused_with_the_way_out() -> N
         mixed_weights(uneven("a.zip"), {"a": 0.5, "b": 0.5})
 
 
-def test_a_batch_is_pixels_labels_and_weights(rows: list[Row]) -> None:
+def test_a_batch_is_patches_labels_and_weights(rows: list[Row], tmp_path: Path) -> None:
     config = load_recipe("default", ["workers=0", "mix={slides=1}", "samples=16", "batch=8"])
-    pixels, labels, weights = next(iter(training_loader(rows, config)))
-    assert pixels.shape == (8, 224, 224, 3)
+    patches = cut_patches(rows, config, tmp_path)
+    pixels, labels, weights = next(iter(training_loader(rows, patches, config)))
+    assert pixels.shape == (8, 320, 320, 3)
     assert pixels.dtype == torch.uint8
     assert set(labels.tolist()) <= set(range(len(CLASSES)))
     assert weights.shape == (8,)

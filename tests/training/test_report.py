@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.errors import BundleError, EngineError
 from app.vision.bundle import CLASSES, FILES, KNOWN_ANSWER, load_bundle
-from app.vision.classifier import Classifier, Distances, softmax
+from app.vision.classifier import Classifier, Neighbours, softmax
 from app.vision.engine import Floats, Output, Pixels
 from app.vision.evaluation import evaluate
 from app.vision.framing import Preprocessing
@@ -61,9 +61,9 @@ class Setting:
     engine: ColourEngine
 
     def load(self, path: Path, engine: str) -> Classifier:
-        assert engine == "auto"
-        distances = Distances(np.zeros((4, 8), np.float32), np.eye(8, dtype=np.float32))
-        return Classifier(load_bundle(path), self.engine, distances, np.ones((4, 8), np.float32))
+        assert engine in ("auto", "torch")
+        neighbours = Neighbours(np.zeros((4, 8), np.float32), 1, 8**0.5)
+        return Classifier(load_bundle(path), self.engine, neighbours, np.ones((4, 8), np.float32))
 
     def draw(self, name: str, colour: tuple[int, int, int], photo: str, split: str = "test") -> None:
         """One picture more, of the class that its name begins with."""
@@ -207,7 +207,7 @@ def test_card_and_figures_are_written(setting: Setting) -> None:
     found = score(setting)
     card = (setting.bundle / "README.md").read_text()
     assert f"**{found.accuracy:.4f}**" in card
-    assert setting.written()["figures"] == ["confusion.png", "reliability.png"]
+    assert setting.written()["figures"] == ["confusion.png", "reliability.png", "risk.png"]
     assert all(f"(figures/{name})" in card for name in setting.written()["figures"])
     assert "curves.png" not in card
 
@@ -219,12 +219,36 @@ def write_run(path: Path, **changes: Any) -> Path:
     return path
 
 
+def test_what_the_papers_recipe_gave_is_kept_in_the_bundle(setting: Setting, tmp_path: Path) -> None:
+    score(setting)
+    assert setting.written()["paper_recipe"] is None
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "report.json").write_text(json.dumps(setting.written() | {"accuracy": 0.1234}))
+    score(setting, paper=tmp_path / "paper")
+    score(setting)
+    assert setting.written()["paper_recipe"]["accuracy"] == 0.1234
+    assert "0.1234" in (setting.bundle / "README.md").read_text()
+
+
+def test_the_risk_is_that_of_the_most_confident_first(setting: Setting) -> None:
+    score(setting)
+    curve = setting.written()["risk_coverage"]
+    assert curve["risk"][-1] == 3 / 49
+    assert curve["risk"][0] == 0
+    assert 0 < curve["area"] < 3 / 49
+
+
+def test_the_engine_is_compared_with_float32(setting: Setting) -> None:
+    found = score(setting)
+    assert setting.written()["float32"] == {"same_label": 1.0, "accuracy": found.accuracy}
+
+
 def test_curves_come_from_the_run_and_stay_when_the_bundle_is_scored_again(
     setting: Setting, tmp_path: Path
 ) -> None:
     score(setting, run=write_run(tmp_path / "run"))
     score(setting)
-    assert setting.written()["figures"] == ["curves.png", "confusion.png", "reliability.png"]
+    assert setting.written()["figures"] == ["curves.png", "confusion.png", "reliability.png", "risk.png"]
     assert "(figures/curves.png)" in (setting.bundle / "README.md").read_text()
 
 
@@ -240,14 +264,21 @@ def test_images_are_classified_in_batches_and_each_once(setting: Setting) -> Non
     seen: list[Row] = []
 
     def watch(rows: Iterable[Row], total: int) -> Iterable[Row]:
-        assert total == 49
+        rows = list(rows)
+        assert total == len(rows)
         for row in rows:
             seen.append(row)
             yield row
 
     score(setting, progress=watch)
-    assert seen == setting.rows[:-1]
-    assert setting.engine.batches == [1, 1, 32, 17]  # warming up, the known answer, the images
+    assert seen[:49] == seen[49:98] == setting.rows[:-1]
+    once = [32, 17]
+    assert setting.engine.batches == [
+        1,
+        1,
+        *once,
+        *once,
+    ]  # warming up, the known answer, as served, in float32
 
 
 def test_photos_that_are_also_trained_on_are_counted(setting: Setting) -> None:

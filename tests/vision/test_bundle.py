@@ -24,7 +24,7 @@ def write(tmp_path: Path) -> Write:
         for name in FILES:
             (tmp_path / name).write_bytes(name.encode())
         config = {
-            "format": 1,
+            "format": 2,
             "name": "wbc",
             "version": "1.0.0",
             "labels": list(CLASSES),
@@ -71,7 +71,7 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "bundle format 2 is not 1"),
+        ({"format": 1}, "bundle format 1 is not 2"),
         ({"labels": list(reversed(CLASSES))}, "labels must be eosinophil"),
         ({"labels": ["a", "b"]}, "labels must be eosinophil"),
         ({"known_answer": [1.0]}, "one probability for each label"),

@@ -5,16 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from app.errors import BundleError, EngineError
-from app.vision.bundle import CLASSES, Bundle
+from app.vision.bundle import CLASSES, OOD, Bundle
 from app.vision.classifier import (
     Classifier,
-    Distances,
+    Neighbours,
     Prediction,
     class_activation_map,
     load_classifier,
     load_engine,
+    read_neighbours,
     softmax,
 )
 from app.vision.engine import Output, Pixels
@@ -47,8 +49,8 @@ def bundle(path: Path = Path(), known_answer: tuple[float, ...] = (1.0, 0.0, 0.0
 
 
 def classifier(of: Bundle | None = None) -> Classifier:
-    distances = Distances(np.zeros((4, 8), np.float32), np.eye(8, dtype=np.float32))
-    return Classifier(of or bundle(), StubEngine(), distances, np.ones((4, 8), np.float32))
+    neighbours = Neighbours(np.zeros((4, 8), np.float32), 2, 8**0.5)
+    return Classifier(of or bundle(), StubEngine(), neighbours, np.ones((4, 8), np.float32))
 
 
 def cell(level: int, strangeness: int = 0, *, cam: bool = False) -> Cell:
@@ -82,6 +84,22 @@ def test_a_cell_far_from_those_trained_on_is_sent_to_review() -> None:
     assert far.ood_score == pytest.approx(9)
     assert not near.review
     assert far.review_reasons == ("out_of_distribution",)
+
+
+def test_strangeness_is_the_distance_to_the_kth_nearest_cell_over_its_scale() -> None:
+    rng = np.random.default_rng(0)
+    bank, features = rng.random((50, 8), np.float32), rng.random((6, 8), np.float32)
+    distances = np.sort(np.linalg.norm(features[:, None] - bank, axis=2), axis=1)
+    for k in (1, 7, 50):
+        assert Neighbours(bank, k, 0.5).score(features) == pytest.approx(distances[:, k - 1] / 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("k", "scale"), [(0, 1.0), (5, 1.0), (2, 0.0)])
+def test_neighbours_that_make_no_sense_are_refused(tmp_path: Path, k: int, scale: float) -> None:
+    arrays = {"bank": np.zeros((4, 8), np.float32), "k": np.array([k]), "scale": np.array([scale])}
+    save_file(arrays, tmp_path / OOD)
+    with pytest.raises(BundleError, match=f"k = {k} .* do not fit 4 cells"):
+        read_neighbours(tmp_path)
 
 
 def test_logits_that_are_not_finite_are_that_cells_error_alone() -> None:

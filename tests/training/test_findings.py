@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from app.vision.classifier import Prediction
+from app.vision.framing import Frame, Preprocessing, frame_cell
+from app.vision.sample import draw_smear
+from training.findings import beside_the_cell, strangeness
+from training.served import frame_background
+
+
+def prediction(ood_score: float) -> Prediction:
+    return Prediction("monocyte", 0.9, (0.0, 0.1, 0.9, 0.0), ood_score, ("low_confidence",) * (ood_score > 2))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(0, 0, 100, 100, nucleus=True),
+        Frame(200, 60, 100, 100, nucleus=True),
+        Frame(60, 0, 200, 100, nucleus=True),
+    ],
+    ids=["right of it", "left of it", "below it"],
+)
+def test_the_square_beside_the_cell_is_clear_of_it(frame: Frame) -> None:
+    image = Image.new("RGB", (320, 240), "white")
+    x0, y0, x1, y1 = (int(v) for v in frame.box)
+    image.paste((255, 0, 0), (x0, y0, x1, y1))
+    window = beside_the_cell(image, frame)
+    assert window is not None
+    assert window.getcolors() == [(window.width * window.height, (255, 255, 255))]
+    assert window.width == window.height >= 100
+
+
+def test_there_is_no_square_without_a_nucleus_or_without_room() -> None:
+    image = Image.new("RGB", (320, 240))
+    assert beside_the_cell(image, Frame(0, 0, 320, 240, nucleus=False)) is None
+    assert beside_the_cell(image, Frame(30, 20, 260, 200, nucleus=True)) is None
+
+
+def test_a_square_beside_a_drawn_cell_has_no_nucleus_of_its_own() -> None:
+    found = frame_background(draw_smear("lymphocyte", seed=2), Preprocessing())
+    assert found is None or not found.frame.nucleus
+    assert frame_cell(draw_smear("lymphocyte", seed=2), Preprocessing()).frame.nucleus
+
+
+def test_strangeness_is_the_area_under_the_curve_of_the_scores() -> None:
+    known, strange = [prediction(s) for s in (0.5, 1.0, 1.5)], [prediction(s) for s in (1.2, 3.0)]
+    assert strangeness(known, strange) == {"n": 2, "auroc": pytest.approx(5 / 6), "reviewed": 0.5}
+    assert strangeness(known, []) == {"n": 0, "auroc": None, "reviewed": None}

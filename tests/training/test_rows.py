@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from training.config import load_recipe
+from training.data import CLASSES, Row
+from training.errors import DataError
+from training.rows import choose_rows, fold_rows, shared_rows
+
+CONFIG = load_recipe("default", ["folds=3", "files=2", "holdout_files=1"])
+
+
+def split_of(photo: int) -> str:
+    return "test" if photo == 6 else "train"
+
+
+def manifest() -> list[Row]:
+    """Seven photos a class with four files each, and as many of a second laboratory; one photo is in TEST."""
+    return [
+        Row(archive, f"{label}/{photo}_{i}", label, split_of(photo), f"{archive}/{label}{photo}", True, "")
+        for archive in ("first.zip", "second.zip")
+        for label in CLASSES
+        for photo in range(7)
+        for i in range(4)
+    ]
+
+
+def test_every_photo_is_held_out_once_by_a_network_that_never_saw_it() -> None:
+    train, validation = choose_rows(manifest(), CONFIG)
+    held_out = []
+    for some, unseen in fold_rows(train, validation, CONFIG):
+        assert not {row.source for row in some} & {row.source for row in unseen}
+        assert {row.label for row in unseen} == set(CLASSES)
+        held_out += unseen
+    assert sorted(row.source for row in held_out) == sorted(row.source for row in validation)
+    assert {row.archive for row in held_out} == {"first.zip"}
+
+
+def test_nothing_of_test_is_trained_on_or_chosen_by() -> None:
+    train, validation = choose_rows(manifest(), CONFIG)
+    assert {row.split for row in (*train, *validation)} == {"train"}
+
+
+def test_only_so_many_files_of_a_photo_are_used() -> None:
+    train, validation = choose_rows(manifest(), CONFIG)
+    assert (len(train), len(validation)) == (2 * 4 * 6 * 2, 4 * 6)
+
+
+def test_the_shared_start_never_sees_the_archive_that_is_judged() -> None:
+    train, validation = choose_rows(manifest(), CONFIG)
+    assert {row.archive for row in shared_rows(train, validation)} == {"second.zip"}
+
+
+def test_a_source_that_is_uncertain_is_neither_fitted_nor_judged() -> None:
+    rows = [replace(row, certain=row.path != "monocyte/0_0") for row in manifest()]
+    for config in (CONFIG, replace(CONFIG, select_on="holdout", holdout=0.5)):
+        train, validation = choose_rows(rows, config)
+        assert all(row.certain for row in (*train, *validation))
+
+
+def test_too_few_photos_for_the_folds_are_named() -> None:
+    train, validation = choose_rows(manifest(), CONFIG)
+    with pytest.raises(DataError, match="eosinophil has 6 source photos, too few for 7 folds"):
+        fold_rows(train, validation, replace(CONFIG, folds=7))
