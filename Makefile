@@ -19,11 +19,21 @@ ARCHIVES_default := blood-cells pbc-cells
 ARCHIVES_paper := blood-cells
 ARCHIVES ?= $(ARCHIVES_$(RECIPE):%=$(LEUKO_DATA)/%.zip)
 MANIFEST := data/$(RECIPE).csv
+RUN := runs/$(RECIPE)
+BUNDLE_default := models/wbc-resnet18
+BUNDLE_paper := $(RUN)/bundle
+BUNDLE ?= $(BUNDLE_$(RECIPE))
+VERSION ?= 2.0.0
+# The card puts a run of the paper's recipe beside the paper, once there is one.
+PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
+# Where weights start: the file if it is there, else torchvision downloads them.
+INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
+START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
 # A full environment serves too; a bare one is enough.
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check train bench format lock
+.PHONY: help setup serve test check train bundle bench format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -46,7 +56,11 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 	@$(MAKE) --no-print-directory test
 
 train: $(FULL) $(MANIFEST) ## train on the real data in LEUKO_DATA; RECIPE=paper, ARGS=--resume
-	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) $(ARGS)
+	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(START) $(ARGS)
+
+bundle: train ## train, then make the bundle and its model card; RECIPE=paper, BUNDLE=models/mine, VERSION=1.0.0
+	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --version $(VERSION)
+	@$(BIN)/leuko-train report --manifest $(MANIFEST) --run $(RUN) --bundle $(BUNDLE) $(PAPER_$(RECIPE))
 
 bench: $(FULL) ## measure the engine, then the whole service under load
 	@$(BIN)/python -m benchmarks.engine
