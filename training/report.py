@@ -57,10 +57,7 @@ def report(
     rows: the whole manifest; run: where the bundle was trained, for the curves; paper: a bundle made by the
     paper's recipe and scored already, to stand beside the paper's own figures.
     """
-    chosen = [row for row in rows if row.split == split]
-    if not chosen:
-        known = ", ".join(sorted({row.split for row in rows}))
-        raise DataError(f"the manifest has no pictures of split {split!r}, only of {known}")
+    chosen = of_split(rows, split)
     classifier = load(bundle, engine)
     config: Table = json.loads((bundle / "config.json").read_text())
     history = read_own_history(run, config["training"]["recipe"]) if run else None
@@ -75,12 +72,22 @@ def report(
         "without_cell": strangeness(answers, without_cell),
         "paper_recipe": read_paper_recipe(bundle, paper),
     }
-    draw(bundle / "figures", found, answers, chosen, history, config["training"]["recipe"])
+    draw(bundle / "figures", found, answers, chosen, table["risk_coverage"])
+    if history is not None:
+        draw_history(bundle / "figures", history, config["training"]["recipe"])
     table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
     (bundle / "report.json").write_text(dump(table))
     (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
     record(bundle / "config.json", config, found, split)
     return found
+
+
+def of_split(rows: Sequence[Row], split: str) -> list[Row]:
+    chosen = [row for row in rows if row.split == split]
+    if not chosen:
+        known = ", ".join(sorted({row.split for row in rows}))
+        raise DataError(f"the manifest has no pictures of split {split!r}, only of {known}")
+    return chosen
 
 
 def read_paper_recipe(bundle: Path, paper: Path | None) -> Table | None:
@@ -153,23 +160,19 @@ def sha256_before_scores(config: Table) -> str:
 
 
 def draw(
-    folder: Path,
-    found: Report,
-    answers: Sequence[Prediction],
-    rows: Sequence[Row],
-    history: History | None,
-    recipe: Mapping[str, Any],
+    folder: Path, found: Report, answers: Sequence[Prediction], rows: Sequence[Row], curve: Table
 ) -> None:
-    if history is not None:
-        held_out = HELD_OUT[recipe["select_on"]]
-        draw_curves(history, folder / CURVES, monitor=recipe["monitor"], held_out=held_out)
     draw_confusion(found.confusion_matrix, found.labels, folder / CONFUSION)
     right = np.array([answer.label == row.label for row, answer in zip(rows, answers, strict=True)])
     bins = reliability(np.array([answer.confidence for answer in answers]), right)
     assert found.ece is not None  # it is given probabilities
     draw_reliability(bins, found.ece, folder / RELIABILITY)
-    curve = risk_coverage(rows, answers)
     draw_risk(np.array(curve["coverage"]), np.array(curve["risk"]), curve["area"], folder / RISK)
+
+
+def draw_history(folder: Path, history: History, recipe: Mapping[str, Any]) -> None:
+    held_out = HELD_OUT[recipe["select_on"]]
+    draw_curves(history, folder / CURVES, monitor=recipe["monitor"], held_out=held_out)
 
 
 def record(path: Path, config: Table, found: Report, split: str) -> None:
