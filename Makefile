@@ -14,7 +14,7 @@ FULL := $(VENV)/.full
 BASE := $(VENV)/.base-$(EXTRAS)
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
 INPUTS := pyproject.toml requirements.lock
-# What each recipe learns from; ARCHIVES=--download fetches Kaggle's set instead.
+# What each recipe learns from. Elsewhere: docs/training.md, "Where the data is".
 ARCHIVES_default := blood-cells pbc-cells
 ARCHIVES_paper := blood-cells
 ARCHIVES ?= $(ARCHIVES_$(RECIPE):%=$(LEUKO_DATA)/%.zip)

@@ -54,6 +54,9 @@ def add_data(commands: Commands) -> None:
     parser.add_argument("--download", action="store_true", help="fetch Kaggle's archive through kagglehub")
     parser.add_argument("--sources", type=Path, help="CSV of path,source for an archive that is not Kaggle's")
     parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="FOLDER", help="folders of other classes, passed over"
+    )
+    parser.add_argument(
         "--split", default="folders", help="folders (the archive's own), or a ratio such as 80:10:10"
     )
     parser.add_argument(
@@ -67,11 +70,15 @@ def add_data(commands: Commands) -> None:
 def run_data(args: argparse.Namespace) -> None:
     from training import data, split
 
-    archives = [*args.archives, *([data.download()] if args.download else [])]
+    archives = [*([data.download(args.out.parent)] if args.download else []), *args.archives]
     if not archives:
         raise DataError("name an archive, or use --download")
     sources = read_sources(args.sources) if args.sources else None
-    rows = [row for path in archives for row in data.build_manifest(path, sources=sources, progress=progress)]
+    rows = [
+        row
+        for path in archives
+        for row in data.build_manifest(path, sources=sources, leave_out=args.leave_out, progress=progress)
+    ]
     if args.split_by_file_leaking:
         rows = split.split_by_file_leaking(rows, split.parse_ratio(args.split_by_file_leaking), args.seed)
     elif args.split != "folders":

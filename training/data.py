@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -49,15 +49,20 @@ Progress = Callable[[Iterable[Row], int], Iterable[Row]]
 
 
 def build_manifest(
-    path: Path, *, sources: dict[str, str] | None = None, progress: Progress | None = None
+    path: Path,
+    *,
+    sources: dict[str, str] | None = None,
+    leave_out: Collection[str] = (),
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Check that the archive is whole (counts; every file decodes) and describe each picture.
 
     The Kaggle archive is known by its TRAIN and TEST folders. Any other archive needs one folder a
     class; `sources` (path → photo or patient) groups its files, else each file is its own source.
+    Pictures in folders named in `leave_out` are passed over.
     """
     pictures = Pictures(path)
-    names = pictures.names()
+    names = [name for name in pictures.names() if not set(name.split("/")[:-1]) & set(leave_out)]
     kaggle = [row for name in names if (row := kaggle_row(path, name))]
     rows = with_kaggle_sources(kaggle) if kaggle else [folder_row(path, name, sources) for name in names]
     check_classes(path, rows)
@@ -99,7 +104,10 @@ def file_key(path: str) -> str:
 def folder_row(archive: Path, name: str, sources: dict[str, str] | None) -> Row:
     label = next((part.lower() for part in reversed(name.split("/")[:-1]) if part.lower() in CLASSES), None)
     if label is None:
-        raise DataError(f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)})")
+        raise DataError(
+            f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); "
+            "--leave-out names folders to pass over"
+        )
     if sources is not None and name not in sources:
         raise DataError(f"{archive}: {name} has no line in the table of sources")
     source = sources[name] if sources else f"{archive.stem}/{name}"
@@ -168,11 +176,18 @@ def fingerprint(rows: Sequence[Row]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def download() -> Path:
-    """Fetch Kaggle's archive through kagglehub; needs a network and a Kaggle account's token."""
+def download(folder: Path) -> Path:
+    """Fetch Kaggle's archive through kagglehub; needs a network and a Kaggle account's token.
+
+    kagglehub names folders by version, recipes name archives: `folder/blood-cells` is a link to its folder.
+    """
     import kagglehub
 
-    return Path(kagglehub.dataset_download(KAGGLE_SLUG))
+    link = folder / Path(KAGGLE_SLUG).name
+    folder.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(kagglehub.dataset_download(KAGGLE_SLUG)).absolute(), target_is_directory=True)
+    return link
 
 
 def _row(line: dict[str, Any]) -> Row:

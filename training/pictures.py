@@ -20,12 +20,12 @@ class Pictures:
     _opened: tuple[int, zipfile.ZipFile] | None = field(default=None, repr=False, compare=False)
 
     def names(self) -> list[str]:
-        """Every picture's path inside, sorted, with forward slashes."""
+        """Every picture's path inside, sorted, with forward slashes; hidden ones are passed over."""
         if self.path.is_dir():
             found = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
         else:
             found = [info.filename for info in self._zip().infolist() if not info.is_dir()]
-        return sorted(n for n in found if n.lower().endswith(SUFFIXES) and "__MACOSX" not in n)
+        return sorted(n for n in found if n.lower().endswith(SUFFIXES) and not is_hidden(n))
 
     def read(self, name: str) -> bytes:
         try:
@@ -47,3 +47,7 @@ class Pictures:
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_opened": None}
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +14,7 @@ from training.data import (
     KAGGLE_COUNTS,
     Row,
     build_manifest,
+    download,
     fingerprint,
     kaggle_row,
     read_manifest,
@@ -99,6 +102,34 @@ def test_a_picture_outside_the_class_folders_is_named(tmp_path: Path) -> None:
     (tmp_path / "slide.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"slide\.png is in no folder named after a class"):
         build_manifest(tmp_path)
+
+
+def test_folders_of_other_classes_and_what_finder_leaves_are_passed_over(
+    archive: Path, sources: dict[str, str], rows: list[Row], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path)
+    for name in ("basophil/a.png", "monocyte/.DS_1.png", "__MACOSX/monocyte/._1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = build_manifest(tmp_path, sources=sources, leave_out=["basophil"])
+    assert fingerprint(found) == fingerprint(rows)
+    with pytest.raises(DataError, match=r"basophil/a\.png .* --leave-out"):
+        build_manifest(tmp_path, sources=sources)
+
+
+def test_what_kagglehub_fetches_gets_the_name_that_recipes_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = tmp_path / "cache" / "versions" / "6"
+    fetched.mkdir(parents=True)
+    kagglehub = Mock(dataset_download=Mock(return_value=str(fetched)))
+    monkeypatch.setitem(sys.modules, "kagglehub", kagglehub)
+    for _ in range(2):  # a second time in the same place
+        link = download(tmp_path / "data")
+    kagglehub.dataset_download.assert_called_with("paultimothymooney/blood-cells")
+    assert link == tmp_path / "data" / "blood-cells"
+    assert link.resolve() == fetched.resolve()
 
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
