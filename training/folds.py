@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
 from torch import nn
 
@@ -75,6 +76,7 @@ def mean_network(networks: Sequence[Network]) -> Network:
 @torch.no_grad()
 def renew_statistics(module: Finetuning, train: Sequence[Row], patches: Patches) -> None:
     """Batch norm's means and variances, over training pictures, of the weights as they now are."""
+    seed_everything(module.config.seed, workers=True, verbose=False)  # whatever ran before, or was resumed
     norms = [layer for layer in module.network.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in norms:
         layer.reset_running_stats()
