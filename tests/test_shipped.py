@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from app.vision.classifier import Classifier, Prediction, load_classifier
 from app.vision.decode import decode
 from app.vision.framing import Cell, frame_cell
 from app.vision.sample import draw_smear
+from training.config import config_from, load_recipe
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "models" / "wbc-resnet18"
@@ -84,7 +86,12 @@ def test_the_model_card_says_what_the_report_says() -> None:
 
 def test_it_was_selected_without_looking_at_test() -> None:
     recipe = json.loads((BUNDLE / "config.json").read_text())["training"]["recipe"]
-    assert recipe["select_on"] == "holdout"
+    assert (recipe["select_on"], recipe["monitor"]) == ("folds", "last")
+
+
+def test_it_is_what_the_default_recipe_makes() -> None:
+    shipped = config_from(json.loads((BUNDLE / "config.json").read_text())["training"]["recipe"])
+    assert replace(shipped, initial="imagenet") == load_recipe("default")
 
 
 def test_the_repository_stays_small() -> None:
