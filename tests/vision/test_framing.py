@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from app.vision.framing import Preprocessing, frame_cell
+from app.vision.framing import Preprocessing, box_mean, frame_cell, percentile
 
 SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
 
@@ -82,3 +82,16 @@ def test_the_white_point_takes_a_tint_off_the_background() -> None:
 def test_the_black_fill_around_a_turned_picture_is_not_taken_for_background() -> None:
     pixels = frame_cell(smear(160, 120, 24).rotate(20), Preprocessing()).pixels
     assert np.percentile(pixels, 95) == pytest.approx(240, abs=6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 20, 21, 6912])
+def test_percentile_is_numpys(n: int) -> None:
+    rows = np.random.default_rng(n).integers(0, 256, (3, n)).astype(np.float32)
+    assert np.array_equal(percentile(rows, 95), np.percentile(rows, 95, axis=1))
+
+
+def test_box_mean_counts_zeros_outside() -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(np.float32)
+    padded = np.pad(mask, 2)
+    expected = [[padded[y : y + 5, x : x + 5].mean() for x in range(13)] for y in range(9)]
+    assert np.allclose(box_mean(mask, 2), expected)
