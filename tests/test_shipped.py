@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from app.vision.bundle import CLASSES, FILES
 from app.vision.classifier import Classifier, Prediction, load_classifier
@@ -42,6 +43,12 @@ def probabilities(answers: list[Prediction | Exception]) -> np.ndarray:
 def test_it_warms_up_and_knows_its_answer_on_either_engine(classifier: Classifier) -> None:
     classifier.warm_up(2)
     load_classifier(BUNDLE, "torch").warm_up(1)
+
+
+def test_numpy_leaves_the_cores_to_the_engine(classifier: Classifier) -> None:
+    assert classifier.engine.name == "openvino"
+    blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert set(blas) == {1}
 
 
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(classifier: Classifier) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from threadpoolctl import threadpool_limits
 
 from app.errors import BundleError, EngineError
 from app.vision.bundle import KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
@@ -146,6 +147,7 @@ def load_classifier(path: Path, engine: str = "auto", threads: int = 0) -> Class
     neighbours, head = read_neighbours(path), read_head(path)
     if head.shape[1] != neighbours.bank.shape[1]:
         raise BundleError(f"{path}: {OOD} has shape {neighbours.bank.shape}, the final layer {head.shape}")
+    threadpool_limits(1, "blas")  # NumPy's own threads would take the cores from the engine's
     return Classifier(bundle, load_engine(bundle, engine, threads), neighbours, head)
 
 
