@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+QUIET_S = 1.0  # without interactive items, after which bulk fills whole batches
+
 
 @dataclass(frozen=True)
 class BatchStats:
@@ -56,7 +58,8 @@ class Batcher(Generic[Item, Result]):
     `run` returns one result or LeukoError per item, in order. When it raises, the items of that batch
     are tried again one by one, so that a bad one fails alone. `max_queue` counts items that wait; those
     in the engine are no longer in the queue. Bulk items wait in a lane of their own: they take the room
-    that others leave in a batch, at most `bulk_batch` of it, and one place in each batch is theirs.
+    that others leave in a batch, and one place in each batch is theirs. While others come, bulk takes at
+    most `bulk_batch` places, so that the next of them waits for a short run.
     """
 
     def __init__(
@@ -75,8 +78,9 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
-        # Room for the bulk share in the engine and for the next one behind it.
-        self._bulk_room = asyncio.Semaphore(2 * self.bulk_batch)
+        # Room for one batch in the engine and for the next one behind it.
+        self._bulk_room = asyncio.Semaphore(2 * max_batch)
+        self._submitted = -math.inf  # when an interactive item last came, on the loop's clock
         self._bulk_ran = False
         self._arrived = asyncio.Event()
         self._draining = False
@@ -127,6 +131,7 @@ class Batcher(Generic[Item, Result]):
         if self.depth + len(items) > self.capacity:
             seconds = math.ceil(self.depth * self._seconds_per_item)
             raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
+        self._submitted = asyncio.get_running_loop().time()
         return await self._outcomes(self._lane, items, deadline) if items else []
 
     def _check_open(self) -> None:
@@ -178,7 +183,9 @@ class Batcher(Generic[Item, Result]):
         # One place is kept for bulk, so that it cannot starve; batches of one take turns.
         kept = bool(self._bulk_lane) and (self.max_batch > 1 or not self._bulk_ran)
         batch = self._take(self._lane, self.max_batch - kept)
-        bulk = self._take(self._bulk_lane, min(self.bulk_batch, self.max_batch - len(batch)))
+        quiet = asyncio.get_running_loop().time() - self._submitted > QUIET_S
+        most = self.max_batch if quiet else self.bulk_batch
+        bulk = self._take(self._bulk_lane, min(most, self.max_batch - len(batch)))
         self._bulk_ran = bool(bulk)
         return batch + bulk
 

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TypeVar, cast
 
 from app.errors import LeukoError, NotReady
-from app.service import Service
+from app.service import Service, batch_size
 from app.settings import Settings
 from app.telemetry import Telemetry
 from app.vision.classifier import Classifier, load_classifier
@@ -101,7 +101,7 @@ class Lifecycle:
         try:
             classifier = await in_daemon_thread(lambda: self._load(self.settings))
             self._advance(WARMING)
-            await in_daemon_thread(lambda: classifier.warm_up(self.settings.max_batch))
+            await in_daemon_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
             self._service = await Service.start(self.settings, self.telemetry, classifier)
         except Exception as error:
             self.obstacle = FAILED

@@ -74,7 +74,7 @@ async def score(
             progress.done += 1
 
     # One image at each decoder, and two batches' worth at the engine.
-    window = service.decoders.workers + 2 * service.batcher.bulk_batch
+    window = service.decoders.workers + 2 * service.batcher.max_batch
     workers = [asyncio.create_task(work()) for _ in range(min(window, len(sources)))]
     try:
         await asyncio.gather(*workers)

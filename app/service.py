@@ -38,7 +38,7 @@ class Service:
     async def start(cls, settings: Settings, telemetry: Telemetry, classifier: Classifier) -> Service:
         batcher: Batcher[Cell, Prediction] = Batcher(
             classifier.classify,
-            max_batch=settings.max_batch,
+            max_batch=batch_size(settings, classifier),
             max_queue=settings.max_queue,
             on_batch=telemetry.observe_batch,
         )
@@ -103,6 +103,10 @@ class Service:
         else:
             self.telemetry.count_image()
             self.telemetry.observe_prediction(answer.prediction.label, answer.prediction.confidence)
+
+
+def batch_size(settings: Settings, classifier: Classifier) -> int:
+    return settings.max_batch or classifier.engine.batch
 
 
 def image_limits(settings: Settings) -> ImageLimits:

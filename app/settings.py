@@ -31,7 +31,7 @@ class Settings:
     threads: int = _setting(0, "threads of the engine; 0 leaves it the choice", "threads")
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 picks a free one", most=65535)
-    max_batch: int = _setting(32, "most images in one run of the engine", "images", least=1, most=1024)
+    max_batch: int = _setting(0, "most images in one run; 0 is what suits the engine", "images", most=1024)
     max_queue: int = _setting(256, "most images waiting; more are answered 429", "images", least=1)
     max_body_mib: int = _setting(512, "largest request body", "MiB", least=1)
     max_image_mib: int = _setting(16, "largest single image, before decoding", "MiB", least=1)

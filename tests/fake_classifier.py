@@ -24,6 +24,7 @@ NAN = 255  # the grey that FakeClassifier chokes on
 class FakeEngine:
     name: str = "fake"
     device: str = "abacus"
+    batch: int = 32
 
 
 class FakeClassifier:

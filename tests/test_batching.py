@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.batching import Batcher, BatchStats
+from app.batching import QUIET_S, Batcher, BatchStats
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
 
 Outcomes = list[str | LeukoError]
@@ -528,14 +528,27 @@ def test_batches_of_one_take_turns_so_that_neither_lane_starves() -> None:
     run(scenario())
 
 
-def test_bulk_waits_for_room_instead_of_being_refused_and_runs_in_short_batches() -> None:
+def test_bulk_waits_for_room_instead_of_being_refused_and_runs_in_short_batches_while_others_come() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
         async with serving(engine, max_batch=8, max_queue=1, bulk_batch=2) as batcher:
+            await batcher.submit("one")
             names = [str(number) for number in range(20)]
             answers = await asyncio.gather(*(batcher.submit(name, bulk=True) for name in names))
         assert answers == [f"{name}!" for name in names]
-        assert max(map(len, engine.batches)) <= 2
+        assert max(map(len, engine.batches)) == 2
+
+    run(scenario())
+
+
+def test_bulk_fills_whole_batches_when_nobody_else_came_for_a_while() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, max_batch=8, bulk_batch=2) as batcher:
+            await batcher.submit("one")
+            put_forward(asyncio.get_running_loop(), QUIET_S + 0.1)
+            await asyncio.gather(*(batcher.submit(str(number), bulk=True) for number in range(16)))
+        assert max(map(len, engine.batches)) == 8
 
     run(scenario())
 

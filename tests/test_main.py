@@ -68,6 +68,12 @@ def test_every_batch_size_is_warm_before_the_service_is_ready() -> None:
         assert classifier.warmed == [7]
 
 
+def test_the_engine_says_how_many_images_suit_it() -> None:
+    classifier = HeldClassifier()
+    with serving(classifier, max_batch=0):
+        assert classifier.warmed == [classifier.engine.batch]
+
+
 def test_a_service_that_ends_while_it_loads_does_not_wait_for_the_load() -> None:
     go = threading.Event()
 

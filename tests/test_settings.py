@@ -51,7 +51,7 @@ def test_a_variable_changes_its_setting(name: str, text: str, field: str, value:
         ("LEUKO_PORT", "", "a whole number"),
         ("LEUKO_PORT", "65536", "at most 65535"),
         ("LEUKO_PORT", "8000.0", "a whole number"),
-        ("LEUKO_MAX_BATCH", "0", "at least 1"),
+        ("LEUKO_MAX_QUEUE", "0", "at least 1"),
         ("LEUKO_THREADS", "-1", "at least 0"),
         ("LEUKO_DEADLINE_S", "soon", "a number"),
         ("LEUKO_DEADLINE_S", "nan", "a number"),

@@ -30,6 +30,7 @@ class Engine(Protocol):
 
     name: str
     device: str
+    batch: int  # images in one run, beyond which it gets hardly faster
 
     def infer(self, pixels: Pixels, *, maps: bool = False) -> Output:
         """pixels: RGB uint8 [n, 224, 224, 3], n of any size."""

@@ -71,6 +71,7 @@ class TorchEngine:
         cuda = torch.cuda.is_available()
         self.device = f"cuda ({torch.cuda.get_device_name()})" if cuda else "cpu"
         self._device = torch.device("cuda" if cuda else "cpu")
+        self.batch = 64 if cuda else 8
         if threads:
             torch.set_num_threads(threads)
         network = load_network(bundle).to(self._device).to(memory_format=torch.channels_last)

@@ -32,6 +32,7 @@ class ColourEngine:
 
     name = "colour"
     device = "none"
+    batch = 8
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -28,6 +28,7 @@ class StubEngine:
 
     name = "stub"
     device = "none"
+    batch = 8
 
     def __init__(self) -> None:
         self.asked_for_maps: list[bool] = []
