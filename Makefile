@@ -62,9 +62,8 @@ bundle: train ## train, then make the bundle and its model card; RECIPE=paper, B
 	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --version $(VERSION)
 	@$(BIN)/leuko-train report --manifest $(MANIFEST) --run $(RUN) --bundle $(BUNDLE) $(PAPER_$(RECIPE))
 
-bench: $(FULL) ## measure the engine, then the whole service under load
-	@$(BIN)/python -m benchmarks.engine
-	@$(BIN)/python -m benchmarks.load
+bench: $(FULL) ## one table of ratios: the service, its engine, and a service without batches
+	@$(BIN)/python -m benchmarks.ratios
 
 format: $(FULL) ## rewrite the code in the one style
 	@$(BIN)/ruff check --fix .

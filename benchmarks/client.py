@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
 
+BOUNDARY = "leuko-bench"
+MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 SCRIPT = Path(__file__).with_name("post.lua")
 
 
@@ -43,7 +45,7 @@ def load(host: str, port: int, images: Sequence[bytes], connections: int, second
 def run_wrk(url: str, images: Sequence[bytes], connections: int, seconds: float) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images, start=1):
-            (Path(folder) / f"{index}.jpg").write_bytes(image)
+            (Path(folder) / str(index)).write_bytes(form([image]))
         duration = f"{max(1, round(seconds))}s"
         command = [
             "wrk",
@@ -56,7 +58,9 @@ def run_wrk(url: str, images: Sequence[bytes], connections: int, seconds: float)
             str(SCRIPT),
             url,
         ]
-        output = subprocess.run([*command, "--", folder], check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(
+            [*command, "--", folder, MULTIPART], check=True, capture_output=True, text=True
+        ).stdout
     answers, failures, microseconds, p50, p99 = map(float, output.splitlines()[-1].split())
     return Load(int(answers), int(failures), microseconds / 1e6, p50 / 1e3, p99 / 1e3)
 
@@ -84,8 +88,17 @@ async def run_streams(
 
 
 def request(host: str, image: bytes) -> bytes:
-    headers = f"Host: {host}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n"
-    return f"POST /predict HTTP/1.1\r\n{headers}\r\n".encode() + image
+    body = form([image])
+    headers = f"Host: {host}\r\nContent-Type: {MULTIPART}\r\nContent-Length: {len(body)}\r\n"
+    return f"POST /predict HTTP/1.1\r\n{headers}\r\n".encode() + body
+
+
+def form(images: Sequence[bytes]) -> bytes:
+    """A multipart body with a part named files for each image."""
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="cell.jpg"\r\n\r\n'.encode()
+    )
+    return b"".join(head + image + b"\r\n" for image in images) + f"--{BOUNDARY}--\r\n".encode()
 
 
 async def repeat(host: str, port: int, requests: Sequence[bytes], tally: _Tally) -> None:

@@ -36,6 +36,7 @@ class Ceiling:
     decoding: float  # decode and frame, one thread
     pool: float  # the same, with the service's decode workers
     engine: dict[int, float]  # by batch size
+    alone: float  # decode and classify one image, then the next
     series: float  # the pool, then the engine, 32 images at a time: what a service could reach at best
 
 
@@ -68,6 +69,7 @@ def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
             decoding=rate(lambda: [prepare(data) for data in images], len(images), seconds),
             pool=rate(lambda: list(pool.map(prepare, images)), len(images), seconds),
             engine={n: engine_rate(classifier, pixels[:n], seconds) for n in BATCHES},
+            alone=rate(lambda: classifier.classify([prepare(images[0])]), 1, seconds),
             series=rate(lambda: classifier.classify(list(pool.map(prepare, images))), len(images), seconds),
         )
 
@@ -118,6 +120,7 @@ def table(ceiling: Ceiling) -> Table:
         ("decode and frame, 1 thread", ceiling.decoding),
         ("decode and frame, all workers", ceiling.pool),
         *((f"engine, batch {n}", figure) for n, figure in ceiling.engine.items()),
+        ("both, one image at a time", ceiling.alone),
         ("both in series (ceiling)", ceiling.series),
     ]
     result = Table("stage", "images/s", "ms/image", "of ceiling")

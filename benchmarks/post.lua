@@ -1,11 +1,11 @@
--- wrk's half of client.py: posts the images of a folder in turn and ends with one line of figures.
+-- wrk's half of client.py: posts the bodies of a folder in turn and ends with one line of figures.
 
 local requests, turn = {}, 0
 
 function init(arguments)
-  local headers = { ["Content-Type"] = "image/jpeg" }
+  local headers = { ["Content-Type"] = arguments[2] }
   while true do
-    local file = io.open(string.format("%s/%d.jpg", arguments[1], #requests + 1), "rb")
+    local file = io.open(string.format("%s/%d", arguments[1], #requests + 1), "rb")
     if not file then break end
     requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))
     file:close()

@@ -1,4 +1,4 @@
-"""`leuko serve` as a process of its own, on a free loopback port."""
+"""A service as a process of its own, on a free loopback port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ HOST = "127.0.0.1"
 class Server:
     pid: int
     port: int
+    started_s: float  # from the start of the process until it was ready
 
     def memory_mib(self) -> float | None:
         """Resident memory; None where the kernel has no /proc."""
@@ -32,16 +33,29 @@ class Server:
         return int(found[1]) / 1024 if found else None
 
 
+Command = Callable[[int], Sequence[str | Path]]  # port → arguments
+
+
+def leuko(port: int) -> Sequence[str | Path]:
+    return [Path(sys.executable).with_name("leuko"), "serve", "--host", HOST, "--port", str(port)]
+
+
+def naive(port: int) -> Sequence[str | Path]:
+    uvicorn = Path(sys.executable).with_name("uvicorn")
+    return [uvicorn, "benchmarks.naive:app", "--host", HOST, "--port", str(port), "--log-level", "warning"]
+
+
 @contextmanager
-def serve(*, ready_s: float = 120.0, stop_s: float = 60.0) -> Iterator[Server]:
-    """A ready service; ended by SIGTERM, as an orchestrator would."""
+def serve(
+    command: Command = leuko, path: str = "/readyz", *, ready_s: float = 120.0, stop_s: float = 60.0
+) -> Iterator[Server]:
+    """A service that answers 200 at `path`; ended by SIGTERM, as an orchestrator would."""
     port = free_port()
-    environ = {**os.environ, "LEUKO_HOST": HOST, "LEUKO_PORT": str(port), "LEUKO_LOG_LEVEL": "error"}
-    command = Path(sys.executable).with_name("leuko")
-    process = subprocess.Popen([command, "serve"], env=environ)
+    began = time.monotonic()
+    process = subprocess.Popen(command(port), env={**os.environ, "LEUKO_LOG_LEVEL": "error"})
     try:
-        wait_ready(process, port, ready_s)
-        yield Server(process.pid, port)
+        wait_ready(process, f"http://{HOST}:{port}{path}", ready_s)
+        yield Server(process.pid, port, time.monotonic() - began)
     finally:
         process.terminate()
         try:
@@ -51,19 +65,19 @@ def serve(*, ready_s: float = 120.0, stop_s: float = 60.0) -> Iterator[Server]:
             process.wait()
 
 
-def wait_ready(process: subprocess.Popen[bytes], port: int, seconds: float) -> None:
+def wait_ready(process: subprocess.Popen[bytes], url: str, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not is_ready(port):
+    while not is_ready(url):
         if process.poll() is not None:
-            raise SystemExit(f"leuko serve ended with status {process.returncode} before it was ready")
+            raise SystemExit(f"the service ended with status {process.returncode} before it was ready")
         if time.monotonic() > end:
-            raise SystemExit(f"leuko serve was not ready within {seconds:.0f} s")
-        time.sleep(0.1)
+            raise SystemExit(f"the service was not ready within {seconds:.0f} s")
+        time.sleep(0.02)
 
 
-def is_ready(port: int) -> bool:
+def is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/readyz", timeout=1):
+        with urllib.request.urlopen(url, timeout=1):
             return True
     except (urllib.error.URLError, OSError):
         return False

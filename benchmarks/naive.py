@@ -1,0 +1,28 @@
+"""What most people write: FastAPI around torch in float32, one image a request, no batches."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from fastapi import FastAPI, UploadFile
+from PIL import Image
+from torchvision.transforms import v2
+
+from app.settings import Settings
+from app.vision.bundle import load_bundle
+from app.vision.torch import load_network
+
+bundle = load_bundle(Settings().bundle)
+network = load_network(bundle)
+resize = v2.Resize((224, 224))
+app = FastAPI()
+
+
+@app.post("/predict")
+async def predict(files: UploadFile) -> dict[str, float]:
+    image = Image.open(io.BytesIO(await files.read())).convert("RGB")
+    pixels = torch.from_numpy(v2.functional.pil_to_tensor(resize(image)).permute(1, 2, 0).numpy())
+    with torch.inference_mode():
+        logits, _, _ = network(pixels.unsqueeze(0))
+    return dict(zip(bundle.labels, logits.softmax(1)[0].tolist(), strict=True))

@@ -1,0 +1,164 @@
+"""One table: what the service adds to its engine, and what it does better than a service without batches."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from app.settings import Settings
+from app.vision.classifier import load_classifier
+from benchmarks.client import MULTIPART, form, load, tool
+from benchmarks.engine import Ceiling, draw, machine, measure, workers
+from benchmarks.server import HOST, Server, naive, serve
+
+IMAGES = 64
+SECONDS = 8.0  # for each load
+EVALUATED = 20  # times each image, in /evaluate
+TOLERANCE = 0.02  # int8 rounds a little differently in batches of other sizes
+
+Line = tuple[str, str, str]  # measure, what is to be reached, what was measured
+
+
+def main() -> int:
+    settings = Settings.from_environ(os.environ)
+    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
+    console = Console()
+    console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
+    images = draw(classifier.bundle.labels, IMAGES)
+    ceiling = measure(classifier, workers(settings), 3.0)
+    labels = [classifier.bundle.labels[seed % 4] for seed in range(IMAGES)]
+    del classifier  # its threads and memory must not weigh on the services
+    with serve(naive, "/docs") as server:
+        load(HOST, server.port, images, 16, 1.0)
+        without_batches = load(HOST, server.port, images, 16, SECONDS).images_per_second
+    with serve() as server:
+        lines = measure_service(server, images, labels, ceiling, without_batches)
+    console.print(table(lines, ceiling, without_batches))
+    return 0
+
+
+def measure_service(
+    server: Server, images: Sequence[bytes], labels: Sequence[str], ceiling: Ceiling, without_batches: float
+) -> list[Line]:
+    port = server.port
+    load(HOST, port, images, 16, 1.0)
+    one, sixteen, many = (load(HOST, port, images, n, SECONDS) for n in (1, 16, 64))
+    evaluated, beside = evaluate_beside(port, images, labels)
+    engine = max(ceiling.engine.values())
+    return [
+        ("/predict, 16 connections ÷ ceiling", "≥ 0.88", ratio(sixteen.images_per_second, ceiling.series)),
+        ("/predict, 64 connections ÷ ceiling", "≥ 0.88", ratio(many.images_per_second, ceiling.series)),
+        (
+            "/predict, 16 connections ÷ naive FastAPI",
+            "≥ 6",
+            ratio(sixteen.images_per_second, without_batches),
+        ),
+        ("p50 at 1 connection ÷ in process", "≤ 1.25", ratio(one.p50_ms, 1000 / ceiling.alone)),
+        ("/evaluate ÷ engine alone", "≥ 0.85", ratio(evaluated, engine)),
+        ("/predict p99 beside /evaluate ÷ without", "≤ 3", ratio(beside, one.p99_ms)),
+        ("one more image of 64 ÷ engine", "≤ 1.15", ratio(marginal_s(port, images), 1 / engine)),
+        ("resident memory, MiB", "≤ 400", f"{server.memory_mib() or float('nan'):.0f}"),
+        ("start to ready, s", "≤ 3", f"{server.started_s:.2f}"),
+        ("failed requests", "0", str(one.failures + sixteen.failures + many.failures)),
+        ("wrong answers of 16 at a time", "0", str(asyncio.run(wrong_answers(port, images)))),
+    ]
+
+
+def evaluate_beside(port: int, images: Sequence[bytes], labels: Sequence[str]) -> tuple[float, float]:
+    """/evaluate's images/s alone, then the p99 in ms of /predict while it runs once more."""
+    archive = labelled_zip(images, labels)
+
+    def evaluate() -> Any:
+        files = {"archive": ("cells.zip", archive)}
+        return (
+            httpx.post(f"http://{HOST}:{port}/evaluate", files=files, timeout=300).raise_for_status().json()
+        )
+
+    alone: float = evaluate()["images_per_second"]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(evaluate)
+        beside = load(HOST, port, images, 1, 5.0)
+        still = not running.done()
+        running.result()
+    if not still:
+        raise SystemExit("/evaluate ended before the load beside it: raise EVALUATED")
+    return alone, beside.p99_ms
+
+
+def labelled_zip(images: Sequence[bytes], labels: Sequence[str]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for turn in range(EVALUATED):
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                archive.writestr(f"{label}/{turn}-{index}.jpg", image)
+    return file.getvalue()
+
+
+def marginal_s(port: int, images: Sequence[bytes]) -> float:
+    """What each of the other images adds to a request of them all, in seconds."""
+    with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
+
+        def seconds(some: Sequence[bytes]) -> float:
+            body = form(some)
+            start = perf_counter()
+            client.post("/predict", content=body, headers={"Content-Type": MULTIPART}).raise_for_status()
+            return perf_counter() - start
+
+        alone = median(seconds(images[:1]) for _ in range(20))
+        together = median(seconds(images) for _ in range(8))
+    return (together - alone) / (len(images) - 1)
+
+
+async def wrong_answers(port: int, images: Sequence[bytes], rounds: int = 4) -> int:
+    """How many answers under load differ from those given alone: a mix-up inside a batch would show."""
+    async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}", timeout=60) as client:
+
+        async def ask(image: bytes) -> dict[str, float]:
+            answer = await client.post("/predict", content=image, headers={"Content-Type": "image/jpeg"})
+            found: dict[str, float] = answer.raise_for_status().json()["predictions"][0]["probabilities"]
+            return found
+
+        expected = [await ask(image) for image in images]
+        if len({json.dumps(one) for one in expected}) < len(images):
+            raise SystemExit("two images have the same probabilities: a mix-up would not show")
+        room = asyncio.Semaphore(16)
+
+        async def check(index: int) -> bool:
+            async with room:
+                found = await ask(images[index])
+            return any(abs(found[label] - expected[index][label]) > TOLERANCE for label in found)
+
+        return sum(await asyncio.gather(*(check(n % len(images)) for n in range(rounds * len(images)))))
+
+
+def ratio(value: float, base: float) -> str:
+    return f"{value / base:.2f}"
+
+
+def table(lines: Sequence[Line], ceiling: Ceiling, without_batches: float) -> Table:
+    result = Table(
+        "measure",
+        "to reach",
+        "here",
+        title=f"images/s: ceiling {ceiling.series:.0f}, engine {max(ceiling.engine.values()):.0f}, "
+        f"naive FastAPI {without_batches:.0f}",
+    )
+    for line in lines:
+        result.add_row(*line)
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
