@@ -100,9 +100,8 @@ def shrink(image: Image.Image) -> Thumbnail:
     scale = THUMBNAIL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     pixels = np.asarray(image.resize(size, Image.Resampling.BOX))
-    return pixels.transpose(2, 0, 1).astype(
-        np.float32, order="C"
-    )  # planes: numpy is slow across three channels
+    # Planes, because numpy is slow along an axis of three.
+    return pixels.transpose(2, 0, 1).astype(np.float32, order="C")
 
 
 def find_nucleus(thumbnail: Thumbnail, scale: float = 1.0) -> Nucleus | None:
