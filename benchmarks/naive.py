@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 
+import numpy as np
 import torch
 from fastapi import FastAPI, UploadFile
 from PIL import Image
@@ -13,7 +15,7 @@ from app.settings import Settings
 from app.vision.bundle import load_bundle
 from app.vision.torch import load_network
 
-bundle = load_bundle(Settings().bundle)
+bundle = load_bundle(Settings.from_environ(os.environ).bundle)
 network = load_network(bundle)
 resize = v2.Resize((224, 224))
 app = FastAPI()
@@ -22,7 +24,7 @@ app = FastAPI()
 @app.post("/predict")
 async def predict(files: UploadFile) -> dict[str, float]:
     image = Image.open(io.BytesIO(await files.read())).convert("RGB")
-    pixels = torch.from_numpy(v2.functional.pil_to_tensor(resize(image)).permute(1, 2, 0).numpy())
+    pixels = torch.from_numpy(np.array(resize(image)))
     with torch.inference_mode():
         logits, _, _ = network(pixels.unsqueeze(0))
     return dict(zip(bundle.labels, logits.softmax(1)[0].tolist(), strict=True))

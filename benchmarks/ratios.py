@@ -36,9 +36,9 @@ def main() -> int:
     classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
     console = Console()
     console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
-    images = draw(classifier.bundle.labels, IMAGES)
+    labels = classifier.bundle.labels
+    images = draw(labels, IMAGES)
     ceiling = measure(classifier, workers(settings), 3.0)
-    labels = [classifier.bundle.labels[seed % 4] for seed in range(IMAGES)]
     del classifier  # its threads and memory must not weigh on the services
     with serve(naive, "/docs") as server:
         load(HOST, server.port, images, 16, 1.0)
@@ -98,11 +98,12 @@ def evaluate_beside(port: int, images: Sequence[bytes], labels: Sequence[str]) -
 
 
 def labelled_zip(images: Sequence[bytes], labels: Sequence[str]) -> bytes:
+    """Folders of classes; the images are of the labels in turn, as `draw` makes them."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for turn in range(EVALUATED):
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                archive.writestr(f"{label}/{turn}-{index}.jpg", image)
+            for index, image in enumerate(images):
+                archive.writestr(f"{labels[index % len(labels)]}/{turn}-{index}.jpg", image)
     return file.getvalue()
 
 

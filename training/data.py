@@ -62,7 +62,7 @@ def build_manifest(
     Pictures in folders named in `leave_out` are passed over.
     """
     pictures = Pictures(path)
-    names = [name for name in pictures.names() if not set(name.split("/")[:-1]) & set(leave_out)]
+    names = [name for name in pictures.names() if not any(part in leave_out for part in name.split("/")[:-1])]
     kaggle = [row for name in names if (row := kaggle_row(path, name))]
     rows = with_kaggle_sources(kaggle) if kaggle else [folder_row(path, name, sources) for name in names]
     check_classes(path, rows)

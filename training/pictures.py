@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from app.vision.archive import is_hidden
 from training.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -25,7 +26,7 @@ class Pictures:
             found = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
         else:
             found = [info.filename for info in self._zip().infolist() if not info.is_dir()]
-        return sorted(n for n in found if n.lower().endswith(SUFFIXES) and not is_hidden(n))
+        return sorted(n for n in found if n.lower().endswith(SUFFIXES) and not is_hidden(PurePosixPath(n)))
 
     def read(self, name: str) -> bytes:
         try:
@@ -47,7 +48,3 @@ class Pictures:
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_opened": None}
-
-
-def is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -73,7 +73,7 @@ def open_archive(
     pictures, strays = [], 0
     for packed in read_directory(file, limits):
         path = PurePosixPath(packed.name)
-        if _is_hidden(path):
+        if is_hidden(path):
             continue
         label = class_of(path, classes)
         if label is not None:
@@ -85,7 +85,7 @@ def open_archive(
     return LabelledArchive(file, pictures)
 
 
-def _is_hidden(path: PurePosixPath) -> bool:
+def is_hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part.casefold() in _LITTER for part in path.parts)
 
 
