@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from app.pipeline import Answer
 from app.problems import image_problem
 from app.schemas import Evaluation, Mistake, ModelReference, Prediction
 from app.scoring import Progress, Scored
-from app.service import Answer
 from app.sources import Source
 from app.vision.bundle import Bundle
 

@@ -1,6 +1,6 @@
-"""Gathers single items into batches for one blocking engine.
+"""Gathers single items into batches for a few threads that work them off.
 
-There is no timer: a batch is what gathered while the engine ran the one before it.
+There is no timer: a batch is what gathered while all threads were busy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUIET_S = 1.0  # without interactive items, after which bulk fills whole batches
 class BatchStats:
     size: int
     waits: tuple[float, ...]  # s in the queue, one per item
-    seconds: float  # in the engine, retries included
+    seconds: float  # from the queue to the answers, retries included
 
 
 @dataclass(eq=False)
@@ -53,39 +53,46 @@ Lane = dict[Waiting[Item, Result], None]
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `run` on up to `max_batch` items at a time, in a thread of its own.
+    """Runs `run` on up to `max_batch` items at a time, in `workers` threads of its own.
 
-    `run` returns one result or LeukoError per item, in order. When it raises, the items of that batch
-    are tried again one by one, so that a bad one fails alone. `max_queue` counts items that wait; those
-    in the engine are no longer in the queue. Bulk items wait in a lane of their own: they take the room
-    that others leave in a batch, and one place in each batch is theirs. While others come, bulk takes at
-    most `bulk_batch` places, so that the next of them waits for a short run.
+    `run` returns one result or LeukoError per item, in order; its second argument says that no other run
+    is under way and nothing waits, so that this one may have the whole machine. When it raises, the items
+    of that batch are tried again one by one, so that a bad one fails alone. `max_queue` counts items that
+    wait; those in a run are no longer in the queue.
+
+    Bulk items wait in a lane of their own for runs that interactive items do not want, but every second
+    run has a place for them. While interactive items come, bulk takes at most `bulk_batch` places, so
+    that the next of them waits for a short run.
     """
 
     def __init__(
         self,
-        run: Callable[[list[Item]], Sequence[Result | LeukoError]],
+        run: Callable[[list[Item], bool], Sequence[Result | LeukoError]],
         *,
         max_batch: int,
         max_queue: int,
-        bulk_batch: int | None = None,
+        workers: int = 1,
+        bulk_batch: int = 1,
         on_batch: Callable[[BatchStats], None] | None = None,
     ) -> None:
         self.max_batch = max_batch
         self.capacity = max_queue
-        self.bulk_batch = bulk_batch or max(1, max_batch // 4)
+        self.workers = workers
+        self.bulk_batch = bulk_batch
         self._run = run
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
-        # Room for one batch in the engine and for the next one behind it.
-        self._bulk_room = asyncio.Semaphore(2 * max_batch)
+        # Room for each worker's batch and for the next one behind it.
+        self.bulk_room = 2 * max_batch * workers
+        self._bulk_places = asyncio.Semaphore(self.bulk_room)
         self._submitted = -math.inf  # when an interactive item last came, on the loop's clock
         self._bulk_ran = False
+        self._running = 0
         self._arrived = asyncio.Event()
         self._draining = False
         self._seconds_per_item = 0.0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="worker")
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -129,7 +136,7 @@ class Batcher(Generic[Item, Result]):
         if len(items) > self.capacity:
             raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")
         if self.depth + len(items) > self.capacity:
-            seconds = math.ceil(self.depth * self._seconds_per_item)
+            seconds = math.ceil(self.depth * self._seconds_per_item / self.workers)
             raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
         self._submitted = asyncio.get_running_loop().time()
         return await self._outcomes(self._lane, items, deadline) if items else []
@@ -142,14 +149,14 @@ class Batcher(Generic[Item, Result]):
     async def _room_for_bulk(self, deadline: float | None) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout_at(deadline):
-                await self._bulk_room.acquire()
+                await self._bulk_places.acquire()
         except TimeoutError:
             raise DeadlinePassed("The deadline passed before there was room in the queue.") from None
         try:
             self._check_open()
             yield
         finally:
-            self._bulk_room.release()
+            self._bulk_places.release()
 
     async def _outcomes(
         self, lane: Lane[Item, Result], items: Sequence[Item], deadline: float | None
@@ -171,23 +178,34 @@ class Batcher(Generic[Item, Result]):
         return [entry.outcome.result() for entry in entries]
 
     async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.workers):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            self._arrived.clear()
             while batch := self._gather():
-                await self._infer(batch)
+                await self._run_batch(batch)
             if self._draining:
                 return
+            self._arrived.clear()
 
     def _gather(self) -> list[Waiting[Item, Result]]:
-        # One place is kept for bulk, so that it cannot starve; batches of one take turns.
-        kept = bool(self._bulk_lane) and (self.max_batch > 1 or not self._bulk_ran)
-        batch = self._take(self._lane, self.max_batch - kept)
-        quiet = asyncio.get_running_loop().time() - self._submitted > QUIET_S
-        most = self.max_batch if quiet else self.bulk_batch
-        bulk = self._take(self._bulk_lane, min(most, self.max_batch - len(batch)))
+        """What one free worker takes: its share of what waits, with bulk in every second run."""
+        kept = bool(self._bulk_lane) and not self._bulk_ran
+        batch = self._take(self._lane, min(self._share(self._lane), self.max_batch - kept))
+        bulk = self._take(self._bulk_lane, self._bulk_share(len(batch))) if kept or not batch else []
         self._bulk_ran = bool(bulk)
         return batch + bulk
+
+    def _bulk_share(self, taken: int) -> int:
+        quiet = asyncio.get_running_loop().time() - self._submitted > QUIET_S
+        most = self._share(self._bulk_lane) if quiet else self.bulk_batch
+        return min(most, self.max_batch - taken)
+
+    def _share(self, lane: Lane[Item, Result]) -> int:
+        return min(self.max_batch, math.ceil(len(lane) / (self.workers - self._running)))
 
     def _take(self, lane: Lane[Item, Result], room: int) -> list[Waiting[Item, Result]]:
         now = asyncio.get_running_loop().time()
@@ -199,15 +217,19 @@ class Batcher(Generic[Item, Result]):
                 taken.append(entry)
         return taken
 
-    async def _infer(self, batch: list[Waiting[Item, Result]]) -> None:
+    async def _run_batch(self, batch: list[Waiting[Item, Result]]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        alone = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
+        self._running += 1
         try:
-            await self._attempt(batch)
+            await self._attempt(batch, alone)
         except BaseException:
             for entry in batch:
                 entry.settle(NotReady("The engine has stopped."))
             raise
+        finally:
+            self._running -= 1
         stats = BatchStats(len(batch), tuple(began - entry.since for entry in batch), loop.time() - began)
         seconds_per_item = stats.seconds / stats.size
         weight = 0.2 if self._seconds_per_item else 1.0
@@ -215,10 +237,11 @@ class Batcher(Generic[Item, Result]):
         if self._on_batch is not None:
             self._on_batch(stats)
 
-    async def _attempt(self, batch: list[Waiting[Item, Result]]) -> None:
+    async def _attempt(self, batch: list[Waiting[Item, Result]], alone: bool) -> None:
         loop = asyncio.get_running_loop()
+        items = [entry.item for entry in batch]
         try:
-            outcomes = await loop.run_in_executor(self._thread, self._answer, [entry.item for entry in batch])
+            outcomes = await loop.run_in_executor(self._threads, self._answer, items, alone)
         except EngineError as error:
             logger.error("The engine failed on a batch of %d.", len(batch), exc_info=error)
             if len(batch) == 1:
@@ -226,14 +249,14 @@ class Batcher(Generic[Item, Result]):
                 return
             for entry in batch:
                 if entry.wanted(loop.time()):
-                    await self._attempt([entry])
+                    await self._attempt([entry], alone=False)
         else:
             for entry, outcome in zip(batch, outcomes, strict=True):
                 entry.settle(outcome)
 
-    def _answer(self, items: list[Item]) -> list[Result | LeukoError]:
+    def _answer(self, items: list[Item], alone: bool) -> list[Result | LeukoError]:
         try:
-            outcomes = list(self._run(items))
+            outcomes = list(self._run(items, alone))
         except Exception as error:
             raise EngineError("The engine failed on this image.") from error
         if len(outcomes) != len(items):
@@ -241,7 +264,7 @@ class Batcher(Generic[Item, Result]):
         return outcomes
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._thread.shutdown(wait=False)
+        self._threads.shutdown(wait=False)
         for entry in [*self._lane, *self._bulk_lane]:
             entry.settle(NotReady("The service has stopped."))
         if not task.cancelled() and (error := task.exception()):

@@ -15,9 +15,10 @@ from app import console as shown
 from app.answers import evaluation, model_reference, prediction
 from app.errors import BadLabels, LeukoError
 from app.local import Outcome, classify
+from app.pipeline import Answer
 from app.problems import image_problem
 from app.scoring import Progress, Scored, judge
-from app.service import Answer, archive_limits, image_limits
+from app.service import archive_limits, image_limits
 from app.settings import Settings
 from app.sources import find_images, open_labelled
 from app.vision.bundle import CLASSES, Bundle

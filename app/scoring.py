@@ -73,9 +73,8 @@ async def score(
                 probabilities[index] = found.probabilities
             progress.done += 1
 
-    # One image at each decoder, and two batches' worth at the engine.
-    window = service.decoders.workers + 2 * service.batcher.max_batch
-    workers = [asyncio.create_task(work()) for _ in range(min(window, len(sources)))]
+    tasks = min(service.batcher.bulk_room, len(sources))
+    workers = [asyncio.create_task(work()) for _ in range(tasks)]
     try:
         await asyncio.gather(*workers)
     finally:

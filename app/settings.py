@@ -47,7 +47,9 @@ class Settings:
         "MiB",
         least=1,
     )
-    decode_workers: int = _setting(0, "threads that decode images; 0 is one a core", "threads")
+    decode_workers: int = _setting(
+        0, "threads that decode and classify; 0 is what suits the engine", "threads"
+    )
     deadline_s: float = _setting(30.0, "longest that /predict may take", "seconds", least=0.001)
     body_timeout_s: float = _setting(60.0, "longest that a body may take to arrive", "seconds", least=0.001)
     evaluate_deadline_s: float = _setting(1800.0, "longest that /evaluate may take", "seconds", least=0.001)

@@ -32,8 +32,6 @@ class Batch(Protocol):
     def size(self) -> int: ...
     @property
     def waits(self) -> Sequence[float]: ...
-    @property
-    def seconds(self) -> float: ...
 
 
 class Telemetry:
@@ -85,7 +83,6 @@ class Telemetry:
 
     def observe_batch(self, batch: Batch) -> None:
         self.batch_size.observe(batch.size)
-        self.stage_duration.labels("infer").observe(batch.seconds)
         for wait in batch.waits:
             self.queue_wait.observe(wait)
 

@@ -25,6 +25,7 @@ class FakeEngine:
     name: str = "fake"
     device: str = "abacus"
     batch: int = 32
+    workers: int = 1
 
 
 class FakeClassifier:
@@ -37,11 +38,13 @@ class FakeClassifier:
         )
         self.engine = FakeEngine()
         self.warmed: list[int] = []
+        self.alone: list[bool] = []
 
     def warm_up(self, max_batch: int) -> None:
         self.warmed.append(max_batch)
 
-    def classify(self, cells: Sequence[Cell]) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+        self.alone.append(alone)
         return [self._predict(int(np.median(cell.pixels))) for cell in cells]
 
     def _predict(self, grey: int) -> Prediction | EngineError:

@@ -38,13 +38,13 @@ class HeldClassifier(FakeClassifier):
         self._go = threading.Event()
         self._go.set()
 
-    def classify(self, cells: Sequence[Cell]) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
         self.batches.append(len(cells))
         self._busy.release()
         assert self._go.wait(PATIENCE_S)
         if any(np.median(cell.pixels) == POISON for cell in cells):
             raise RuntimeError("poison")
-        found = zip(cells, super().classify(cells), strict=True)
+        found = zip(cells, super().classify(cells, alone=alone), strict=True)
         return [_mapped(answer) if cell.cam else answer for cell, answer in found]
 
     def hold(self) -> None:
@@ -73,7 +73,7 @@ def build(classifier: FakeClassifier, **settings: Any) -> FastAPI:
     def fail(error: Exception) -> None:
         raise AssertionError("loading a fake failed") from error
 
-    return create_app(Settings(**{"max_batch": 4, "decode_workers": 2} | settings), load, fail)
+    return create_app(Settings(**{"max_batch": 4, "decode_workers": 1} | settings), load, fail)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ MAY: dict[str, set[str]] = {
     "app.schemas": {"pydantic"},
     "app.telemetry": {"prometheus_client"},
     "app.batching": {"app.errors"},
+    "app.pipeline": {"app.errors", "app.vision"},
     "app.exchange": {"starlette", "app.errors"},
     "app.admission": {"starlette", "app.errors", "app.exchange"},
     "app.settings": {"app.errors"},

@@ -22,14 +22,16 @@ class FakeEngine:
 
     def __init__(self, *, held: bool = False, poison: Iterable[str] = ()) -> None:
         self.batches: list[list[str]] = []
+        self.alone: list[bool] = []
         self.poison = set(poison)
         self._busy = threading.Semaphore(0)
         self._go = threading.Event()
         if not held:
             self._go.set()
 
-    def run(self, items: list[str]) -> Outcomes:
+    def run(self, items: list[str], alone: bool) -> Outcomes:
         self.batches.append(items)
+        self.alone.append(alone)
         self._busy.release()
         assert self._go.wait(PATIENCE_S)
         if self.poison.intersection(items):
@@ -124,11 +126,11 @@ def test_what_gathers_while_the_engine_runs_is_the_next_batch_up_to_its_maximum(
     run(scenario())
 
 
-def test_the_engine_runs_in_one_thread_that_is_not_the_loop_s() -> None:
+def test_one_worker_runs_in_one_thread_that_is_not_the_loop_s() -> None:
     async def scenario() -> None:
         threads: set[int] = set()
 
-        def identify(items: list[int]) -> list[int]:
+        def identify(items: list[int], _: bool) -> list[int]:
             threads.add(threading.get_ident())
             return items
 
@@ -138,6 +140,68 @@ def test_the_engine_runs_in_one_thread_that_is_not_the_loop_s() -> None:
         await batcher.drain()
         assert len(threads) == 1
         assert threading.get_ident() not in threads
+
+    run(scenario())
+
+
+def test_workers_share_what_waits_and_run_at_the_same_time() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, workers=2, max_batch=4) as batcher:
+            request = asyncio.create_task(batcher.submit_many(list("abcde")))
+            await engine.busy()
+            await engine.busy()
+            assert sorted(engine.batches) == [list("abc"), list("de")]
+            late = await queued(batcher, "fghijk")
+            engine.go()
+            assert await request == [f"{item}!" for item in "abcde"]
+            assert await asyncio.gather(*late) == [f"{item}!" for item in "fghijk"]
+        assert sum(map(len, engine.batches)) == 11
+        assert max(map(len, engine.batches)) <= 4
+
+    run(scenario())
+
+
+def test_a_run_is_alone_only_when_nothing_else_runs_or_waits() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, workers=2) as batcher:
+            first = await occupied(batcher, engine)
+            second = asyncio.create_task(batcher.submit("second"))
+            await engine.busy()
+            engine.go()
+            await asyncio.gather(first, second)
+            await batcher.submit("third")
+            await batcher.submit("fourth", bulk=True)
+            await batcher.submit_many(["fifth", "sixth"])
+        assert sorted(engine.batches[4:]) == [["fifth"], ["sixth"]]
+        assert engine.alone == [True, False, True, True, False, False]
+
+    run(scenario())
+
+
+def test_the_death_of_one_worker_ends_them_all() -> None:
+    class Death(BaseException):
+        pass
+
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+
+        def die(items: list[str], alone: bool) -> Outcomes:
+            engine.run(items, alone)
+            raise Death
+
+        batcher: Batcher[str, str] = Batcher(die, max_batch=1, max_queue=8, workers=2)
+        await batcher.start()
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
+        await engine.busy()
+        await engine.busy()
+        engine.go()
+        for task in tasks:
+            with pytest.raises(NotReady):
+                await task
+        assert not batcher.alive
+        await batcher.drain()
 
     run(scenario())
 
@@ -232,7 +296,7 @@ def test_a_poisonous_item_fails_alone_and_its_fifteen_neighbours_are_answered() 
 
 def test_an_error_given_for_one_item_is_raised_to_its_caller_only() -> None:
     async def scenario() -> None:
-        def run_partly(items: list[str]) -> Outcomes:
+        def run_partly(items: list[str], _: bool) -> Outcomes:
             return [EngineError("not a number") if item == "bad" else item for item in items]
 
         batcher: Batcher[str, str] = Batcher(run_partly, max_batch=4, max_queue=4)
@@ -248,7 +312,7 @@ def test_an_error_given_for_one_item_is_raised_to_its_caller_only() -> None:
 
 def test_a_wrong_number_of_answers_is_a_failure_of_the_engine() -> None:
     async def scenario() -> None:
-        batcher: Batcher[str, str] = Batcher(lambda items: items[1:], max_batch=4, max_queue=4)
+        batcher: Batcher[str, str] = Batcher(lambda items, _: items[1:], max_batch=4, max_queue=4)
         await batcher.start()
         outcomes = await batcher.submit_many(["a", "b"])
         await batcher.drain()
@@ -259,7 +323,7 @@ def test_a_wrong_number_of_answers_is_a_failure_of_the_engine() -> None:
 
 def test_an_engine_that_raises_stop_iteration_does_not_hang_its_callers() -> None:
     async def scenario() -> None:
-        def run_dry(_: list[str]) -> Outcomes:
+        def run_dry(_: list[str], __: bool) -> Outcomes:
             raise StopIteration
 
         batcher: Batcher[str, str] = Batcher(run_dry, max_batch=4, max_queue=4)
@@ -342,8 +406,8 @@ def test_answers_made_before_the_deadline_are_kept_when_the_rest_of_a_request_is
     async def scenario() -> None:
         engine = FakeEngine()
 
-        def run_then_hold(items: list[str]) -> Outcomes:
-            answers = engine.run(items)
+        def run_then_hold(items: list[str], alone: bool) -> Outcomes:
+            answers = engine.run(items, alone)
             engine.hold()
             return answers
 
@@ -459,8 +523,8 @@ def test_the_death_of_the_loop_fails_every_waiter_and_is_seen() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
 
-        def die(items: list[str]) -> Outcomes:
-            engine.run(items)
+        def die(items: list[str], alone: bool) -> Outcomes:
+            engine.run(items, alone)
             raise Death
 
         batcher: Batcher[str, str] = Batcher(die, max_batch=1, max_queue=8, bulk_batch=1)
@@ -498,17 +562,17 @@ def test_interactive_items_go_first_and_bulk_takes_the_room_they_leave() -> None
     run(scenario())
 
 
-def test_bulk_keeps_one_place_in_each_batch_that_interactive_items_would_fill() -> None:
+def test_bulk_has_a_place_in_every_second_batch_that_interactive_items_would_fill() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
-        async with serving(engine, max_batch=4, bulk_batch=2) as batcher:
+        async with serving(engine, max_batch=4, bulk_batch=1) as batcher:
             first = await occupied(batcher, engine)
             bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "yz"]
             await asyncio.sleep(0)
             tasks = await queued(batcher, "abcdefgh")
             engine.go()
             await asyncio.gather(first, *bulk, *tasks)
-        assert engine.batches == [["first"], list("abcy"), list("defz"), list("gh")]
+        assert engine.batches == [["first"], list("abcy"), list("defg"), list("hz")]
 
     run(scenario())
 

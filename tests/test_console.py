@@ -7,7 +7,7 @@ from rich.console import Console
 from app.console import MOST_LINES, left_out, predictions_table, printable, track
 from app.errors import UndecodableImage
 from app.local import Outcome
-from app.service import Answer
+from app.pipeline import Answer
 from app.sources import Source
 from app.vision.bundle import CLASSES
 from app.vision.classifier import Prediction

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(classifier: Clas
     together = probabilities(list(classifier.classify(batch)))
     alone = probabilities([classifier.classify([cell])[0] for cell in batch])
     assert np.abs(together - alone).max() < 1e-3
+
+
+def test_threads_that_classify_at_the_same_time_get_the_answers_of_one_that_is_alone(
+    classifier: Classifier,
+) -> None:
+    batches = [cells(classifier)[start : start + 2] for start in range(7)] * 4
+    expected = [probabilities(list(classifier.classify(batch))) for batch in batches]
+    with ThreadPoolExecutor(2 * classifier.engine.workers) as pool:
+        found = pool.map(lambda batch: probabilities(list(classifier.classify(batch, alone=False))), batches)
+        for one, other in zip(found, expected, strict=True):
+            assert np.abs(one - other).max() < 1e-3
 
 
 def test_the_two_engines_give_the_same_probabilities_but_for_rounding(classifier: Classifier) -> None:

@@ -11,10 +11,11 @@ from app import errors, problems
 from app.answers import model_reference, prediction
 from app.errors import LeukoError
 from app.openapi import BINARY, BODY_ERRORS, answer, body, form, refusals
+from app.pipeline import Answer
 from app.routes.examples import PREDICTIONS
 from app.routes.parameters import Arrived, Loaded, RequestId
 from app.schemas import ImageProblem, Predictions
-from app.service import MIB, Answer, Service
+from app.service import MIB, Service
 from app.uploads import Limit, Part, read_images
 
 router = APIRouter(tags=["classify"])

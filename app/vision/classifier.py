@@ -62,7 +62,7 @@ class Neighbours:
 
 
 class Classifier:
-    """A bundle on an engine. Not thread-safe, as engines are not."""
+    """A bundle on an engine; any number of threads may call."""
 
     def __init__(self, bundle: Bundle, engine: Engine, neighbours: Neighbours, head: Floats) -> None:
         self.bundle = bundle
@@ -70,9 +70,10 @@ class Classifier:
         self._neighbours = neighbours
         self._head = head  # [classes, 512]
 
-    def classify(self, cells: Sequence[Cell]) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
         """One answer a cell, in order; a cell whose logits are not finite gets an error of its own."""
-        output = self.engine.infer(np.stack([cell.pixels for cell in cells]), maps=any(c.cam for c in cells))
+        pixels = np.stack([cell.pixels for cell in cells])
+        output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), alone=alone)
         probabilities = softmax(output.logits / self.bundle.temperature)
         scores = self._neighbours.score(output.features)
         answers: list[Prediction | EngineError] = []
@@ -106,9 +107,7 @@ class Classifier:
 
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size that will occur, then the known answer; BundleError if that is wrong."""
-        size = self.bundle.preprocessing.size
-        for n in range(1, max_batch + 1):
-            self.engine.infer(np.zeros((n, size, size, 3), np.uint8), maps=n == 1)
+        self.engine.warm_up(max_batch, self.bundle.preprocessing.size)
         image = decode((self.bundle.path / KNOWN_ANSWER).read_bytes())
         cell = frame_cell(image, self.bundle.preprocessing)
         answer = self.classify([cell])[0]

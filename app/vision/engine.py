@@ -26,12 +26,17 @@ class Output:
 
 
 class Engine(Protocol):
-    """Runs a bundle's network on one device; used from one thread at a time."""
+    """Runs a bundle's network on one device; any number of threads may call."""
 
     name: str
     device: str
-    batch: int  # images in one run, beyond which it gets hardly faster
+    workers: int  # threads that decode and call, beyond which it is hardly busier
+    batch: int  # images in one call, beyond which it gets hardly faster
 
-    def infer(self, pixels: Pixels, *, maps: bool = False) -> Output:
-        """pixels: RGB uint8 [n, 224, 224, 3], n of any size."""
+    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:
+        """pixels: RGB uint8 [n, 224, 224, 3], n of any size; alone: no other call is under way."""
+        ...
+
+    def warm_up(self, batch: int, size: int) -> None:
+        """Run every number of images, up to `batch`, of size × size pixels, so that none is slow later."""
         ...

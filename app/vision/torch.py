@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,6 +18,8 @@ from app.errors import BundleError
 from app.vision.bundle import Bundle
 from app.vision.engine import Output, Pixels
 from app.vision.framing import Preprocessing
+
+MOST_WORKERS = 16  # Python feeds hardly more
 
 
 class Network(nn.Module):
@@ -72,17 +77,24 @@ class TorchEngine:
         self.device = f"cuda ({torch.cuda.get_device_name()})" if cuda else "cpu"
         self._device = torch.device("cuda" if cuda else "cpu")
         self.batch = 64 if cuda else 8
+        self.workers = min(MOST_WORKERS, os.cpu_count() or 1) if cuda else 2
+        self._lock = Lock()
         if threads:
             torch.set_num_threads(threads)
         network = load_network(bundle).to(self._device).to(memory_format=torch.channels_last)
         self._network = network.half() if cuda else network
 
     @torch.inference_mode()
-    def infer(self, pixels: Pixels, *, maps: bool = False) -> Output:
-        batch = torch.from_numpy(pixels).to(self._device, non_blocking=True)
-        logits, features, last = self._network(batch)
-        return Output(
-            logits.float().cpu().numpy(),
-            features.float().cpu().numpy(),
-            last.float().cpu().numpy() if maps else None,
-        )
+    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:  # noqa: ARG002
+        with self._lock:
+            batch = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+            logits, features, last = self._network(batch)
+            return Output(
+                logits.float().cpu().numpy(),
+                features.float().cpu().numpy(),
+                last.float().cpu().numpy() if maps else None,
+            )
+
+    def warm_up(self, batch: int, size: int) -> None:
+        for n in range(1, batch + 1):
+            self.infer(np.zeros((n, size, size, 3), np.uint8), maps=True)

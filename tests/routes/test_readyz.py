@@ -34,8 +34,8 @@ class Collapse(BaseException):
 
 
 class Fatal(FakeClassifier):
-    def classify(self, cells: Sequence[Cell]) -> list[Prediction | EngineError]:
-        raise Collapse(f"{len(cells)} too many")
+    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+        raise Collapse(f"{len(cells)} too many, alone: {alone}")
 
 
 def test_a_service_is_not_ready_before_it_is_warm() -> None:

@@ -33,17 +33,21 @@ class ColourEngine:
     name = "colour"
     device = "none"
     batch = 8
+    workers = 1
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def infer(self, pixels: Pixels, *, maps: bool = False) -> Output:
+    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:  # noqa: ARG002
         self.batches.append(len(pixels))
         colours = pixels[:, 0, 0]
         strange = np.zeros((len(pixels), 8), np.float32) + colours[:, 2:]
         return Output(
             logits_of(colours), strange, np.ones((len(pixels), 8, 7, 7), np.float32) if maps else None
         )
+
+    def warm_up(self, batch: int, size: int) -> None:
+        self.infer(np.zeros((batch, size, size, 3), np.uint8))
 
 
 def logits_of(colours: Pixels) -> Floats:

@@ -29,11 +29,12 @@ class StubEngine:
     name = "stub"
     device = "none"
     batch = 8
+    workers = 1
 
     def __init__(self) -> None:
         self.asked_for_maps: list[bool] = []
 
-    def infer(self, pixels: Pixels, *, maps: bool = False) -> Output:
+    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:  # noqa: ARG002
         self.asked_for_maps.append(maps)
         n = len(pixels)
         logits = np.zeros((n, 4), np.float32)
@@ -41,6 +42,9 @@ class StubEngine:
         logits[pixels[:, 0, 0, 0] == 255] = np.nan
         features = np.zeros((n, 8), np.float32) + pixels[:, 0, 0, 1:2]
         return Output(logits, features, np.ones((n, 8, 7, 7), np.float32) if maps else None)
+
+    def warm_up(self, batch: int, size: int) -> None:
+        self.infer(np.zeros((batch, size, size, 3), np.uint8))
 
 
 def bundle(path: Path = Path(), known_answer: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)) -> Bundle:
