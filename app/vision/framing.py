@@ -9,6 +9,7 @@ found the whole picture is used, as in the paper.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -23,8 +24,9 @@ MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ picture, by area
 BLACK = 40  # fill around a rotated picture, not background
 WHITE = 240.0  # where white-point normalisation puts the smear's background
 
-Thumbnail = NDArray[np.float32]  # RGB [3, h, w] in 0 to 255, the longer side `THUMBNAIL`
-Mask = NDArray[np.float32]
+Thumbnail = NDArray[np.uint8]  # RGB [3, h, w], the longer side `THUMBNAIL`
+Colour = NDArray[np.float32]  # [h, w]
+Mask = NDArray[np.bool_]  # [h, w]
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,15 @@ def shrink(image: Image.Image) -> Thumbnail:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     pixels = np.asarray(image.resize(size, Image.Resampling.BOX))
     # Planes, because numpy is slow along an axis of three.
-    return pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def find_nucleus(thumbnail: Thumbnail, scale: float = 1.0) -> Nucleus | None:
     """The largest patch of nuclear colour, its measures multiplied by `scale`; None if there is none."""
     colour = nuclear_colour(thumbnail)
     threshold = otsu(colour)
-    mask = (colour > threshold).astype(np.float32)
-    count = float(mask.sum())
+    mask = colour > threshold
+    count = np.count_nonzero(mask)
     if count < 4 or float((colour * mask).sum()) / count - threshold < MIN_CONTRAST:
         return None
     x, y, area = densest_patch(mask)
@@ -118,15 +120,15 @@ def find_nucleus(thumbnail: Thumbnail, scale: float = 1.0) -> Nucleus | None:
     return Nucleus((x + 0.5) * scale, (y + 0.5) * scale, area**0.5 * scale)
 
 
-def nuclear_colour(thumbnail: Thumbnail) -> Mask:
+def nuclear_colour(thumbnail: Thumbnail) -> Colour:
     """(B − G)·(255 − R)/255 [h, w]: high only where blue passes and red and green do not."""
-    red, green, blue = thumbnail
+    red, green, blue = thumbnail.astype(np.float32)
     lit = np.maximum(red, blue) > BLACK
-    colour: Mask = np.clip(blue - green, 0, None) * (255 - red) / 255 * lit
+    colour: Colour = np.clip(blue - green, 0, None) * (255 - red) / 255 * lit
     return colour
 
 
-def otsu(values: Mask, bins: int = 64) -> float:
+def otsu(values: Colour, bins: int = 64) -> float:
     """The threshold with the greatest variance between the two sides (Otsu 1979)."""
     counts, edges = np.histogram(values, bins)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -139,7 +141,7 @@ def otsu(values: Mask, bins: int = 64) -> float:
 
 def densest_patch(mask: Mask, steps: int = 8) -> tuple[float, float, float]:
     """Centre x, y and area of the patch: a mean shift from the densest spot, its window growing with it."""
-    y, x = divmod(int(box_mean(mask, 4).argmax()), mask.shape[1])
+    y, x = divmod(int(box_count(mask, 4).argmax()), mask.shape[1])
     rows, columns = np.nonzero(mask)
     centre_x, centre_y, radius, area = float(x), float(y), 10.0, 0.0
     for _ in range(steps):
@@ -155,15 +157,13 @@ def densest_patch(mask: Mask, steps: int = 8) -> tuple[float, float, float]:
     return centre_x, centre_y, area
 
 
-def box_mean(mask: Mask, reach: int) -> Mask:
-    """Mean over the (2·reach + 1)² neighbours, zero outside, from running sums."""
-    n = 2 * reach + 1
-    padded = np.zeros((mask.shape[0] + n, mask.shape[1] + n), np.float32)
-    padded[reach + 1 : -reach, reach + 1 : -reach] = mask
-    down = padded.cumsum(0)
-    across = (down[n:] - down[:-n]).cumsum(1)
-    means: Mask = (across[:, n:] - across[:, :-n]) / n**2
-    return means
+def box_count(mask: Mask, reach: int) -> NDArray[np.uint8]:
+    """How many of the (2·reach + 1)² neighbours are set, `reach` at most 7; none are outside."""
+    height, width = mask.shape
+    padded = np.pad(mask.view(np.uint8), reach)
+    steps = range(2 * reach + 1)
+    down = reduce(np.add, (padded[step : step + height] for step in steps))
+    return reduce(np.add, (down[:, step : step + width] for step in steps))
 
 
 def whiten(image: Image.Image, thumbnail: Thumbnail) -> Image.Image:
@@ -176,12 +176,11 @@ def whiten(image: Image.Image, thumbnail: Thumbnail) -> Image.Image:
     return image.point(table.ravel().astype(int).tolist())
 
 
-def percentile(rows: NDArray[np.float32], share: float) -> NDArray[np.float32]:
-    """rows [m, n] → [m], as np.percentile along them, which looks for NaN and takes thrice as long."""
+def percentile(rows: NDArray[np.uint8], share: float) -> NDArray[np.float32]:
+    """rows [m, n] → [m], as np.percentile along them, in a tenth of its time: bytes are sorted by radix."""
     last = rows.shape[1] - 1
     below, part = divmod(share / 100 * last, 1)
     low = int(below)
-    high = min(low + 1, last)
-    ordered = np.partition(rows, (low, high), axis=1)
-    found: NDArray[np.float32] = ordered[:, low] + (ordered[:, high] - ordered[:, low]) * np.float32(part)
+    ordered = np.sort(rows, axis=1, kind="stable")[:, low : low + 2].astype(np.float32)
+    found: NDArray[np.float32] = ordered[:, 0] + (ordered[:, -1] - ordered[:, 0]) * np.float32(part)
     return found

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from app.vision.framing import Preprocessing, box_mean, frame_cell, percentile
+from app.vision.framing import Preprocessing, box_count, frame_cell, percentile
 
 SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
 
@@ -86,12 +86,16 @@ def test_the_black_fill_around_a_turned_picture_is_not_taken_for_background() ->
 
 @pytest.mark.parametrize("n", [1, 2, 19, 20, 21, 6912])
 def test_percentile_is_numpys(n: int) -> None:
-    rows = np.random.default_rng(n).integers(0, 256, (3, n)).astype(np.float32)
+    rows = np.random.default_rng(n).integers(0, 256, (3, n), dtype=np.uint8)
     assert percentile(rows, 95) == pytest.approx(np.percentile(rows, 95, axis=1), rel=1e-6)
 
 
-def test_box_mean_counts_zeros_outside() -> None:
-    mask = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(np.float32)
+def test_box_count_finds_nothing_outside() -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(bool)
     padded = np.pad(mask, 2)
-    expected = [[padded[y : y + 5, x : x + 5].mean() for x in range(13)] for y in range(9)]
-    assert np.allclose(box_mean(mask, 2), expected)
+    expected = [[padded[y : y + 5, x : x + 5].sum() for x in range(13)] for y in range(9)]
+    assert box_count(mask, 2).tolist() == expected
+
+
+def test_box_count_holds_the_largest_box_that_fits_a_byte() -> None:
+    assert box_count(np.ones((20, 20), bool), 7).max() == 225

@@ -17,7 +17,7 @@ def pixels(label: str, seed: int = 0) -> NDArray[np.float32]:
 
 
 def nucleus(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return nuclear_colour(rgb.transpose(2, 0, 1)) > 30
+    return nuclear_colour(rgb.transpose(2, 0, 1).astype(np.uint8)) > 30
 
 
 def test_the_four_classes_can_be_drawn() -> None:
