@@ -39,6 +39,7 @@ class Waiting(Generic[Item, Result]):
     outcome: asyncio.Future[Result | LeukoError]
     since: float
     deadline: float | None
+    bulk: bool
 
     def wanted(self, now: float) -> bool:
         return not self.outcome.done() and (self.deadline is None or now < self.deadline)
@@ -61,8 +62,8 @@ class Batcher(Generic[Item, Result]):
     wait; those in a run are no longer in the queue.
 
     Bulk items wait in a lane of their own for runs that interactive items do not want, but every second
-    run has a place for them. While interactive items come, bulk takes at most `bulk_batch` places, so
-    that the next of them waits for a short run.
+    run has a place for them. While interactive items come, bulk takes at most `bulk_batch` places and
+    leaves one worker free, so that the next of them waits for a short run at most.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Batcher(Generic[Item, Result]):
         self._submitted = -math.inf  # when an interactive item last came, on the loop's clock
         self._bulk_ran = False
         self._running = 0
+        self._bulk_running = 0  # without an interactive item among theirs
         self._arrived = asyncio.Event()
         self._draining = False
         self._seconds_per_item = 0.0
@@ -162,7 +164,8 @@ class Batcher(Generic[Item, Result]):
         self, lane: Lane[Item, Result], items: Sequence[Item], deadline: float | None
     ) -> list[Result | LeukoError]:
         loop = asyncio.get_running_loop()
-        entries = [Waiting(item, loop.create_future(), loop.time(), deadline) for item in items]
+        bulk = lane is self._bulk_lane
+        entries = [Waiting(item, loop.create_future(), loop.time(), deadline, bulk) for item in items]
         lane.update(dict.fromkeys(entries))
         self._arrived.set()
         try:
@@ -196,13 +199,16 @@ class Batcher(Generic[Item, Result]):
         kept = bool(self._bulk_lane) and not self._bulk_ran
         batch = self._take(self._lane, min(self._share(self._lane), self.max_batch - kept))
         bulk = self._take(self._bulk_lane, self._bulk_share(len(batch))) if kept or not batch else []
-        self._bulk_ran = bool(bulk)
+        if batch or bulk:
+            self._bulk_ran = bool(bulk)
         return batch + bulk
 
     def _bulk_share(self, taken: int) -> int:
-        quiet = asyncio.get_running_loop().time() - self._submitted > QUIET_S
-        most = self._share(self._bulk_lane) if quiet else self.bulk_batch
-        return min(most, self.max_batch - taken)
+        if asyncio.get_running_loop().time() - self._submitted > QUIET_S:
+            return min(self._share(self._bulk_lane), self.max_batch - taken)
+        if not taken and 0 < self._bulk_running >= self.workers - 1:
+            return 0
+        return min(self.bulk_batch, self.max_batch - taken)
 
     def _share(self, lane: Lane[Item, Result]) -> int:
         return min(self.max_batch, math.ceil(len(lane) / (self.workers - self._running)))
@@ -221,7 +227,9 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         began = loop.time()
         alone = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
+        bulk = all(entry.bulk for entry in batch)
         self._running += 1
+        self._bulk_running += bulk
         try:
             await self._attempt(batch, alone)
         except BaseException:
@@ -230,6 +238,7 @@ class Batcher(Generic[Item, Result]):
             raise
         finally:
             self._running -= 1
+            self._bulk_running -= bulk
         stats = BatchStats(len(batch), tuple(began - entry.since for entry in batch), loop.time() - began)
         seconds_per_item = stats.seconds / stats.size
         weight = 0.2 if self._seconds_per_item else 1.0

@@ -605,6 +605,31 @@ def test_bulk_waits_for_room_instead_of_being_refused_and_runs_in_short_batches_
     run(scenario())
 
 
+def test_bulk_leaves_one_worker_free_while_others_come_and_none_when_nobody_does() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, workers=3, max_batch=2) as batcher:
+            await batcher.submit("one")
+            engine.hold()
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "uvwxyz"]
+            await engine.busy()
+            await engine.busy()
+            await engine.busy()
+            two = asyncio.create_task(batcher.submit("two"))
+            await engine.busy()
+            assert sorted(engine.batches) == [["one"], ["two"], ["u"], ["v"]]
+            engine.go()
+            await asyncio.gather(two, *bulk)
+            put_forward(asyncio.get_running_loop(), QUIET_S + 0.1)
+            engine.hold()
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "uvwxyz"]
+            await until(lambda: sum(map(len, engine.batches[-3:])) == 6)
+            engine.go()
+            await asyncio.gather(*bulk)
+
+    run(scenario())
+
+
 def test_bulk_fills_whole_batches_when_nobody_else_came_for_a_while() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
