@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,7 +18,9 @@ Observe = Callable[[str | None, str, int, float], None]  # route template, metho
 class Admission:
     """`problem` renders what is refused, `ready` says whether work is taken, `observe` hears of each request.
 
-    A body reserves its declared length, else max_body_bytes, until its request is answered.
+    `check_queue` raises when nothing more may wait; it is asked for the paths `queued`, so that an overload
+    costs little more than reading it. A body reserves its declared length, else max_body_bytes, until its
+    request is answered.
     """
 
     def __init__(
@@ -33,11 +35,15 @@ class Admission:
         max_requests: int,
         body_timeout_s: float,
         linger_s: float = 2.0,
+        queued: Collection[str] = (),
+        check_queue: Callable[[], object] = lambda: None,
     ) -> None:
         self.app = app
         self.problem = problem
         self.ready = ready
         self.observe = observe
+        self.queued = queued
+        self.check_queue = check_queue
         self.max_body_bytes = max_body_bytes
         # One body of the greatest size must always find room, or its client would try again for ever.
         self.max_reserved_bytes = max(max_reserved_bytes, max_body_bytes)
@@ -56,7 +62,8 @@ class Admission:
         try:
             await self._serve(exchange)
         finally:
-            route = getattr(scope.get("route"), "path", None)
+            path = _path(scope)
+            route = getattr(scope.get("route"), "path", path if path in self.queued else None)
             self.observe(route, scope["method"], exchange.status, exchange.elapsed)
 
     async def _serve(self, exchange: Exchange) -> None:
@@ -67,7 +74,10 @@ class Admission:
         except LeukoError as error:
             if exchange.started:
                 raise
-            exchange.failure = exchange.failure or error
+            if exchange.failure is None:
+                exchange.failure = error
+                if isinstance(error, QueueFull | NotReady):  # the client will be back
+                    await exchange.discard()
         if exchange.failure is not None and not exchange.started:
             answer = self.problem(exchange.failure, exchange.request_id)
             await answer(exchange.scope, exchange.receive, exchange.answer)
@@ -81,6 +91,8 @@ class Admission:
             return
         size = self.max_body_bytes if exchange.declared is None else exchange.declared
         self._check_room(size)
+        if _path(exchange.scope) in self.queued:
+            self.check_queue()
         self.requests += 1
         self.reserved_bytes += size
         try:
@@ -106,5 +118,10 @@ class Admission:
 
 
 def _open_inference(scope: Scope) -> bool:
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = _path(scope)
     return path == "/v2" or path.startswith("/v2/")
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

@@ -137,11 +137,15 @@ class Batcher(Generic[Item, Result]):
         self._check_open()
         if len(items) > self.capacity:
             raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")
-        if self.depth + len(items) > self.capacity:
-            seconds = math.ceil(self.depth * self._seconds_per_item / self.workers)
-            raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
+        self.check_room(len(items))
         self._submitted = asyncio.get_running_loop().time()
         return await self._outcomes(self._lane, items, deadline) if items else []
+
+    def check_room(self, items: int = 1) -> None:
+        """Raises QueueFull, with the seconds that the queue takes at its present pace."""
+        if self.depth + items > self.capacity:
+            seconds = math.ceil(self.depth * self._seconds_per_item / self.workers)
+            raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
 
     def _check_open(self) -> None:
         if self._draining or not self.alive:

@@ -18,6 +18,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # https://www.w3.org/TR/trace-context/#traceparent-header, version 00
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+SMALL_BODY = 2**20  # bytes that are read only to keep a connection
 CLIENT_GONE = 499  # nginx's own status: nobody is left to be answered
 
 
@@ -122,6 +123,19 @@ class Exchange:
             await self._linger()
             message = {"type": "http.response.body"}
         await self._send(message)
+
+    async def discard(self) -> None:
+        """Reads away a small body that nobody wants, so that its connection can serve the next request."""
+        length = _matching(CONTENT_LENGTH, self.headers.get("content-length"))
+        if length is None or int(length) > SMALL_BODY or {"expect", "transfer-encoding"} & {*self.headers}:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._linger_s):
+                while not self._complete:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        self._leave()
+                    self._complete = not message.get("more_body", False)
 
     @property
     def _unread(self) -> bool:

@@ -1,8 +1,9 @@
-"""Closed-loop load on one URL: wrk where it is installed, else asyncio streams."""
+"""Load on one URL by clients who wait for their answers: wrk where it is installed, else asyncio streams."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import subprocess
 import tempfile
@@ -36,13 +37,16 @@ def tool() -> str:
     return "wrk" if shutil.which("wrk") else "asyncio"
 
 
-def load(host: str, port: int, images: Sequence[bytes], connections: int, seconds: float) -> Load:
+def load(
+    host: str, port: int, images: Sequence[bytes], connections: int, seconds: float, pause_s: float = 0.0
+) -> Load:
+    """pause_s: mean time that a client lets pass before each request, exponentially distributed."""
     if tool() == "wrk":
-        return run_wrk(f"http://{host}:{port}/predict", images, connections, seconds)
-    return asyncio.run(run_streams(host, port, images, connections, seconds))
+        return run_wrk(f"http://{host}:{port}/predict", images, connections, seconds, pause_s)
+    return asyncio.run(run_streams(host, port, images, connections, seconds, pause_s))
 
 
-def run_wrk(url: str, images: Sequence[bytes], connections: int, seconds: float) -> Load:
+def run_wrk(url: str, images: Sequence[bytes], connections: int, seconds: float, pause_s: float) -> Load:
     with tempfile.TemporaryDirectory() as folder:
         for index, image in enumerate(images, start=1):
             (Path(folder) / str(index)).write_bytes(form([image]))
@@ -59,7 +63,7 @@ def run_wrk(url: str, images: Sequence[bytes], connections: int, seconds: float)
             url,
         ]
         output = subprocess.run(
-            [*command, "--", folder, MULTIPART], check=True, capture_output=True, text=True
+            [*command, "--", folder, MULTIPART, str(pause_s)], check=True, capture_output=True, text=True
         ).stdout
     answers, failures, microseconds, p50, p99 = map(float, output.splitlines()[-1].split())
     return Load(int(answers), int(failures), microseconds / 1e6, p50 / 1e3, p99 / 1e3)
@@ -68,16 +72,17 @@ def run_wrk(url: str, images: Sequence[bytes], connections: int, seconds: float)
 @dataclass
 class _Tally:
     end: float  # time.perf_counter()
+    pause_s: float
     failures: int = 0
     seconds: list[float] = field(default_factory=list)
 
 
 async def run_streams(
-    host: str, port: int, images: Sequence[bytes], connections: int, seconds: float
+    host: str, port: int, images: Sequence[bytes], connections: int, seconds: float, pause_s: float
 ) -> Load:
     requests = [request(host, image) for image in images]
     start = time.perf_counter()
-    tally = _Tally(end=start + seconds)
+    tally = _Tally(start + seconds, pause_s)
     clients = (
         repeat(host, port, requests[n % len(requests) :] + requests, tally) for n in range(connections)
     )
@@ -106,6 +111,8 @@ async def repeat(host: str, port: int, requests: Sequence[bytes], tally: _Tally)
     reader, writer = await asyncio.open_connection(host, port)
     turn = 0
     while time.perf_counter() < tally.end:
+        if tally.pause_s:
+            await asyncio.sleep(random.expovariate(1 / tally.pause_s))
         start = time.perf_counter()
         writer.write(requests[turn % len(requests)])
         tally.failures += await answer(reader) != 200

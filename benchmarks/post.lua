@@ -1,8 +1,10 @@
 -- wrk's half of client.py: posts the bodies of a folder in turn and ends with one line of figures.
 
-local requests, turn = {}, 0
+local requests, turn, pause_ms = {}, 0, 0
 
 function init(arguments)
+  pause_ms = tonumber(arguments[3]) * 1000
+  math.randomseed(os.time())
   local headers = { ["Content-Type"] = arguments[2] }
   while true do
     local file = io.open(string.format("%s/%d", arguments[1], #requests + 1), "rb")
@@ -10,6 +12,10 @@ function init(arguments)
     requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))
     file:close()
   end
+end
+
+function delay()
+  return -pause_ms * math.log(1 - math.random())
 end
 
 function request()

@@ -263,6 +263,68 @@ def test_requests_in_flight_are_bounded_but_probes_answer_and_places_come_free()
     run(scenario)
 
 
+class Arriving:
+    """A body in pieces, none of them there until it is asked for; it may stop short of its last."""
+
+    def __init__(self, *pieces: bytes, ends: bool = True) -> None:
+        self.messages: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+        ]
+        self.messages[-1]["more_body"] = not ends
+
+    async def receive(self) -> Message:
+        if not self.messages:
+            await asyncio.Event().wait()
+        return self.messages.pop(0)
+
+
+def refuse_all() -> None:
+    raise QueueFull("full", retry_after=7)
+
+
+def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() -> None:
+    async def scenario() -> None:
+        service = Service(queued={"/raw/a"}, check_queue=refuse_all, linger_s=1000.0)
+        body = Arriving(b"some", b"body")
+        start, answer = await call(service.admission, post("/raw/a", content_length="8"), body.receive)
+        headers = dict(start["headers"])
+        assert (start["status"], headers[b"retry-after"]) == (429, b"7")
+        assert b"connection" not in headers
+        assert (answer.get("more_body", False), body.messages, service.bodies) == (False, [], [])
+        assert service.observed == [("/raw/a", "POST", 429)]
+        async with service.client() as client:
+            assert (await client.post("/raw/b", content=b"x")).status_code == 200
+            assert (await client.get("/healthz")).status_code == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("length", "expect", "ends"),
+    [("8", None, False), ("8", "100-continue", True), (str(2**20 + 1), None, True)],
+    ids=["slow", "asks first", "large"],
+)
+def test_what_is_refused_is_not_waited_for_long_nor_asked_for(
+    length: str, expect: str | None, ends: bool
+) -> None:
+    async def scenario() -> None:
+        service = Service(
+            queued={"/raw/a"},
+            check_queue=refuse_all,
+            linger_s=0.01,
+            max_body_bytes=2**21,
+            max_reserved_bytes=2**21,
+        )
+        body = Arriving(b"some", b"body", ends=ends)
+        scope = post("/raw/a", content_length=length)
+        scope["headers"] += [] if expect is None else [(b"expect", expect.encode())]
+        start, *_ = await call(service.admission, scope, body.receive)
+        assert start["status"] == 429
+        assert dict(start["headers"])[b"connection"] == b"close"
+
+    run(scenario)
+
+
 def test_bytes_in_flight_are_bounded_and_an_undeclared_body_counts_as_the_largest() -> None:
     async def scenario() -> None:
         service = Service(max_reserved_bytes=120)

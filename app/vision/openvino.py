@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
+from threading import Condition
 
 import numpy as np
 import openvino
@@ -15,14 +16,14 @@ from app.vision.bundle import GRAPH, Bundle
 from app.vision.engine import Output, Pixels
 
 BATCH = 4  # within 3 % of the speed of 32; memory grows with every size of batch
-OUTPUTS = ("logits", "features", "maps")
 MOST_STREAMS = 8  # Python feeds hardly more
+OUTPUTS = ("logits", "features", "maps")
 
 
 class OpenVinoEngine:
-    """A call that is alone has all threads; several at a time have a stream of threads each.
+    """A call that is alone has all threads to itself; several at a time have a stream of threads each.
 
-    What all threads share ends with the slowest of them, so decoding beside it would hold up every core.
+    What all threads share ends with the slowest of them, so that decoding beside it holds up every core.
     """
 
     name = "openvino"
@@ -33,18 +34,20 @@ class OpenVinoEngine:
         try:
             model = self._core.read_model(path)
             whole = self._compile(model, 1, threads)
-            count = min(MOST_STREAMS, int(whole.get_property("INFERENCE_NUM_THREADS")))
-            streams = self._compile(model, count, threads)
+            streams = min(MOST_STREAMS, int(whole.get_property("INFERENCE_NUM_THREADS")))
+            self._streams = _Requests(self._compile(model, streams, threads), streams)
         except RuntimeError as error:
             raise BundleError(f"{path} is not a graph that OpenVINO can run: {error}") from error
-        self.batch = BATCH
-        self.workers = count + 1  # one decodes while the streams are busy
-        self.device = f"cpu ({self._core.get_property('CPU', 'FULL_DEVICE_NAME')})"
         self._whole = _Requests(whole, 1)
-        self._streams = _Requests(streams, count)
+        self._changed = Condition()
+        self._calls = 0
+        self._alone = False
+        self.batch = BATCH
+        self.workers = streams + 1  # one decodes while the streams are busy
+        self.device = f"cpu ({self._core.get_property('CPU', 'FULL_DEVICE_NAME')})"
 
     def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:
-        with (self._whole if alone else self._streams).one() as request:
+        with self._turn(alone) as requests, requests.one() as request:
             request.infer([pixels], share_inputs=True, share_outputs=True)
             logits, features, last = (request.get_tensor(name).data for name in OUTPUTS)
             return Output(logits.copy(), features.copy(), last.copy() if maps else None)
@@ -59,6 +62,21 @@ class OpenVinoEngine:
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         return self._core.compile_model(model, "CPU", options)
+
+    @contextmanager
+    def _turn(self, alone: bool) -> Iterator[_Requests]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            alone = self._alone = alone and not self._calls
+            self._calls += 1
+        try:
+            yield self._whole if alone else self._streams
+        finally:
+            with self._changed:
+                self._calls -= 1
+                if alone:
+                    self._alone = False
+                    self._changed.notify_all()
 
 
 class _Requests:
