@@ -29,14 +29,18 @@ PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/pap
 # Where weights start: the file if it is there, else torchvision downloads them.
 INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
+PEERS := litserve bentoml ray
+EXTRA_ray := [serve]
+NETWORK := numpy pillow safetensors threadpoolctl openvino torch torchvision python-multipart
+space := $(subst ,, )
 # A full environment serves too; a bare one is enough.
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check train bundle bench format lock
+.PHONY: help setup serve test check train bundle bench bench-peers format lock
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(FULL) ## install everything: service, training, development tools
 
@@ -65,6 +69,9 @@ bundle: train ## train, then make the bundle and its model card; RECIPE=paper, B
 bench: $(FULL) ## one table of ratios: the service, its engine, and a service without batches
 	@$(BIN)/python -m benchmarks.ratios
 
+bench-peers: $(FULL) $(PEERS:%=.venv-peers/%/.done) ## the service beside LitServe, BentoML and Ray Serve, each in .venv-peers
+	@$(BIN)/python -m benchmarks.peers
+
 format: $(FULL) ## rewrite the code in the one style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -76,6 +83,13 @@ lock: $(BIN)/uv ## pin anew what pyproject.toml names; ARGS="--upgrade"
 
 $(MANIFEST): | $(FULL)
 	$(BIN)/leuko-train data $(ARCHIVES) --out $@
+
+# The network's own packages as we pin them, the peer as it comes.
+.venv-peers/%/.done: requirements.lock | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	grep -E '^($(subst $(space),|,$(NETWORK)))==' requirements.lock > $(@D)/pins.txt
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint $(@D)/pins.txt '$*$(EXTRA_$*)' $(NETWORK)
+	@touch $@
 
 $(FULL): $(INPUTS) | $(BIN)/uv
 	$(INSTALL) --editable '.[train]' --group dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +26,28 @@ class Server:
     started_s: float  # from the start of the process until it was ready
 
     def memory_mib(self) -> float | None:
-        """Resident memory; None where the kernel has no /proc."""
-        status = Path("/proc") / str(self.pid) / "status"
-        found = (
-            re.search(r"^VmRSS:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
-        )
-        return int(found[1]) / 1024 if found else None
+        """Resident memory of all its processes; None where the kernel has no /proc."""
+        found = [int(kb) for pid in family(self.pid) for kb in field(pid, r"VmRSS:\s+(\d+) kB")]
+        return sum(found) / 1024 if found else None
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that it has started, children last."""
+    parents = {
+        int(path.name): field(int(path.name), r"PPid:\s+(\d+)") for path in Path("/proc").glob("[0-9]*")
+    }
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == [str(one)]]
+    return found
+
+
+def field(pid: int, pattern: str) -> list[str]:
+    """What the kernel says of a process; nothing where it has ended or there is no /proc."""
+    try:
+        return re.findall(f"^{pattern}", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except OSError:
+        return []
 
 
 Command = Callable[[int], Sequence[str | Path]]  # port → arguments
@@ -57,12 +74,16 @@ def serve(
         wait_ready(process, f"http://{HOST}:{port}{path}", ready_s)
         yield Server(process.pid, port, time.monotonic() - began)
     finally:
+        started = family(process.pid)
         process.terminate()
         try:
             process.wait(stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for child in started[1:]:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 def wait_ready(process: subprocess.Popen[bytes], url: str, seconds: float) -> None:

@@ -1,0 +1,1 @@
+"""Other model servers around the same network, each as its documentation shows."""

@@ -1,0 +1,36 @@
+"""The bundle as a peer serves it: bytes → pixels, and batches of pixels → probabilities."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.settings import Settings
+from app.vision.bundle import load_bundle
+from app.vision.classifier import load_engine, softmax
+from app.vision.decode import decode
+from app.vision.engine import Pixels
+from app.vision.framing import frame_cell
+
+BATCH = 8
+WAIT_S = 0.005  # for a batch to fill
+
+
+class Model:
+    """PEER_ENGINE: openvino, the int8 graph, or torch in float32."""
+
+    def __init__(self) -> None:
+        self.bundle = load_bundle(Settings.from_environ(os.environ).bundle)
+        self._engine = load_engine(self.bundle, os.environ["PEER_ENGINE"], 0)
+
+    def pixels(self, data: bytes) -> Pixels:
+        return frame_cell(decode(data), self.bundle.preprocessing).pixels
+
+    def classify(self, pixels: Pixels) -> NDArray[np.float64]:
+        """[n, 224, 224, 3] → [n, 4]"""
+        return softmax(self._engine.infer(np.ascontiguousarray(pixels)).logits / self.bundle.temperature)
+
+    def answer(self, probabilities: NDArray[np.float64]) -> dict[str, float]:
+        return dict(zip(self.bundle.labels, probabilities.tolist(), strict=True))
