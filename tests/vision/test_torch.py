@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from app.errors import BundleError
 from app.vision.bundle import CLASSES, Bundle
 from app.vision.framing import Preprocessing
-from app.vision.torch import Network, TorchEngine
+from app.vision.torch import Fixed, Network, Sized, TorchEngine, load_network
 
 
 @pytest.fixture
@@ -63,13 +63,38 @@ def test_a_pickle_in_place_of_the_weights_is_refused_unread(bundle: Bundle) -> N
         TorchEngine(bundle)
 
 
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_a_batch_of_fixed_size_answers_for_the_images_that_it_has(n: int) -> None:
+    network = Network(4, Preprocessing()).eval()
+    images = torch.from_numpy(pixels(5))
+    with torch.inference_mode():
+        fixed = Fixed(network, 224, torch.device("cpu"), 4)
+        fixed(images[1:5])
+        for found, expected in zip(fixed(images[:n]), network(images[:n]), strict=True):
+            assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "prepared"), [(1, {1}), (3, {4}), (64, {64}), (67, {64, 4})])
+def test_any_number_of_images_runs_in_few_sizes_and_in_order(n: int, prepared: set[int]) -> None:
+    def count(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        sizes.add(len(images))
+        return (images[:, 0, 0].float(),) * 3  # the first pixel
+
+    sizes: set[int] = set()
+    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 2, 2, 3)
+    sized = Sized(count, 2, torch.device("cpu"))
+    for _ in range(2):
+        logits, features, maps = sized(images)
+        assert logits[:, 0].tolist() == features[:, 0].tolist() == maps[:, 0].tolist() == list(range(n))
+    assert sizes == prepared
+
+
 @pytest.mark.gpu
 def test_half_precision_on_a_gpu_gives_the_cpus_labels(bundle: Bundle) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here: the GPU engine is not run")
     engine = TorchEngine(bundle)
     with torch.inference_mode():
-        expected = Network(4, Preprocessing()).eval()
-        expected.trunk.load_state_dict(engine._network.trunk.cpu().float().state_dict())
-        logits = expected(torch.from_numpy(pixels(4)))[0].numpy()
-    assert (TorchEngine(bundle).infer(pixels(4)).logits.argmax(1) == logits.argmax(1)).all()
+        logits = load_network(bundle)(torch.from_numpy(pixels(67)))[0].numpy()
+    for n in (67, 4, 1):
+        assert (engine.infer(pixels(67)[:n]).logits.argmax(1) == logits[:n].argmax(1)).all()
