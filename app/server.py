@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -37,12 +38,19 @@ def serve(settings: Settings, load: Callable[[Settings], Classifier]) -> int:
     failures: list[Exception] = []
     app = create_app(settings, load, on_failure=failures.append)
     lifecycle = app.state.lifecycle
+
+    def on_ready() -> None:
+        # What is loaded by now stays: going through it all, again and again, would hold up requests.
+        gc.collect()
+        gc.freeze()
+        announce(lifecycle.service, url(listener))
+
     server = Server(
         configure(app, settings),
         lifecycle,
         grace_s=GRACE_S,
         failed=lambda: bool(failures),
-        on_ready=lambda: announce(lifecycle.service, url(listener)),
+        on_ready=on_ready,
     )
     server.run([listener])
     return 1 if failures else 0
