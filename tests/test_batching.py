@@ -180,32 +180,6 @@ def test_a_run_is_alone_only_when_nothing_else_runs_or_waits() -> None:
     run(scenario())
 
 
-def test_the_death_of_one_worker_ends_them_all() -> None:
-    class Death(BaseException):
-        pass
-
-    async def scenario() -> None:
-        engine = FakeEngine(held=True)
-
-        def die(items: list[str], alone: bool) -> Outcomes:
-            engine.run(items, alone)
-            raise Death
-
-        batcher: Batcher[str, str] = Batcher(die, max_batch=1, max_queue=8, workers=2)
-        await batcher.start()
-        tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
-        await engine.busy()
-        await engine.busy()
-        engine.go()
-        for task in tasks:
-            with pytest.raises(NotReady):
-                await task
-        assert not batcher.alive
-        await batcher.drain()
-
-    run(scenario())
-
-
 def test_a_full_queue_refuses_with_whole_seconds_to_wait() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
@@ -516,7 +490,8 @@ def test_nothing_is_admitted_before_the_start() -> None:
     run(scenario())
 
 
-def test_the_death_of_the_loop_fails_every_waiter_and_is_seen() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> None:
     class Death(BaseException):
         pass
 
@@ -527,11 +502,11 @@ def test_the_death_of_the_loop_fails_every_waiter_and_is_seen() -> None:
             engine.run(items, alone)
             raise Death
 
-        batcher: Batcher[str, str] = Batcher(die, max_batch=1, max_queue=8, bulk_batch=1)
+        batcher: Batcher[str, str] = Batcher(die, max_batch=1, max_queue=8, workers=workers)
         await batcher.start()
         assert batcher.alive
         running = await occupied(batcher, engine)
-        waiting = await queued(batcher, "ab")
+        waiting = [asyncio.create_task(batcher.submit(item)) for item in "ab"]
         bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "wxyz"]
         await asyncio.sleep(0)
         engine.go()
