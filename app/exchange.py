@@ -129,13 +129,7 @@ class Exchange:
         length = _matching(CONTENT_LENGTH, self.headers.get("content-length"))
         if length is None or int(length) > SMALL_BODY or {"expect", "transfer-encoding"} & {*self.headers}:
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._linger_s):
-                while not self._complete:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        self._leave()
-                    self._complete = not message.get("more_body", False)
+        await self._linger()
 
     @property
     def _unread(self) -> bool:
@@ -174,8 +168,11 @@ class Exchange:
         """Reads on for a while: closing on unread bytes resets the connection, and the answer is lost."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._linger_s):
-                while (await self._receive()).get("more_body", False):
-                    pass
+                while not self._complete:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        self._leave()
+                    self._complete = not message.get("more_body", False)
 
 
 def _matching(pattern: re.Pattern[str], value: str | None) -> str | None:
