@@ -26,7 +26,7 @@ MAY: dict[str, set[str]] = {
     "app.settings": {"app.errors"},
     "app.problems": {"fastapi", "starlette", "app.errors", "app.schemas"},
     "app.uploads": {"fastapi", "starlette", "pydantic", "python_multipart", "app.errors"},
-    "app.vision": {"numpy", "PIL", "safetensors", "sklearn", "threadpoolctl", "app.errors"},
+    "app.vision": {"cykooz_resizer", "numpy", "PIL", "safetensors", "sklearn", "threadpoolctl", "app.errors"},
     "app.vision.torch": {"numpy", "torch", "torchvision", "safetensors", "app.errors", "app.vision"},
     "app.vision.openvino": {"numpy", "openvino", "app.errors", "app.vision"},
 }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.vision.engine import Pixels
+from app.vision.resize import resize
 
 THUMBNAIL = 96  # longer side in pixels; a nucleus is then 8 to 60 pixels wide
 MIN_CONTRAST = 6.0  # mean nuclear colour above threshold, of 255; plain backgrounds stay below
@@ -79,7 +80,7 @@ def frame_cell(image: Image.Image, preprocessing: Preprocessing, *, cam: bool = 
     thumbnail = shrink(image)
     frame = choose_frame(image, thumbnail, preprocessing)
     size = preprocessing.size
-    framed = image.resize((size, size), Image.Resampling.BILINEAR, box=frame.box)
+    framed = resize(image, (size, size), Image.Resampling.BILINEAR, frame.box)
     if preprocessing.white_point:
         framed = whiten(framed, thumbnail)
     return Cell(np.asarray(framed), frame, cam)
@@ -101,7 +102,7 @@ def choose_frame(image: Image.Image, thumbnail: Thumbnail, preprocessing: Prepro
 def shrink(image: Image.Image) -> Thumbnail:
     scale = THUMBNAIL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    pixels = np.asarray(image.resize(size, Image.Resampling.BOX))
+    pixels = np.asarray(resize(image, size, Image.Resampling.BOX))
     # Planes, because numpy is slow along an axis of three.
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -130,13 +131,17 @@ def nuclear_colour(thumbnail: Thumbnail) -> Colour:
 
 def otsu(values: Colour, bins: int = 64) -> float:
     """The threshold with the greatest variance between the two sides (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins)
-    centres = (edges[:-1] + edges[1:]) / 2
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return high
+    places = ((values - low) * np.float32(bins / (high - low))).astype(np.intp)
+    counts = np.bincount(places.ravel(), minlength=bins + 1)
     below = counts.cumsum()
     above = below[-1] - below
-    total = (counts * centres).cumsum()
+    total = (counts * np.arange(bins + 1)).cumsum()
     gap = total / np.maximum(below, 1) - (total[-1] - total) / np.maximum(above, 1)
-    return float(edges[1:][(below * above * gap**2).argmax()])
+    best = int((below * above * gap**2).argmax())
+    return low + (best + 1) * (high - low) / bins
 
 
 def densest_patch(mask: Mask, steps: int = 8) -> tuple[float, float, float]:

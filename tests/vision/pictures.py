@@ -31,6 +31,11 @@ def pixels(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
+def levels_apart(one: Image.Image | NDArray[np.uint8], other: Image.Image) -> int:
+    """The greatest difference between two values in the same place."""
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
 def colour(image: Image.Image) -> tuple[int, ...]:
     """The picture's one colour."""
     assert image.mode == "RGB"
