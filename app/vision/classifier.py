@@ -50,10 +50,14 @@ class Neighbours:
     def score(self, features: Floats) -> Floats:
         """features [n, 512] → distances [n] over `scale`, Euclidean: near 1 for cells like the bank's."""
         lengths = np.square(features).sum(1)[:, None] + self._lengths
-        squared = lengths - 2 * features @ self.bank.T
+        squared = lengths - 2 * features @ self._columns
         nearest = np.partition(squared, self.k - 1, axis=1)[:, self.k - 1]
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
         return distances / np.float32(self.scale)
+
+    @cached_property
+    def _columns(self) -> Floats:
+        return np.ascontiguousarray(self.bank.T)  # a third of the time that BLAS takes with a view
 
     @cached_property
     def _lengths(self) -> Floats:
