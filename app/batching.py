@@ -84,9 +84,7 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
-        # Room for each worker's batch and for the next one behind it.
-        self.bulk_room = 2 * max_batch * workers
-        self._bulk_places = asyncio.Semaphore(self.bulk_room)
+        self._bulk_places = asyncio.Semaphore(2 * max_batch * workers)
         self._submitted = -math.inf  # when an interactive item last came, on the loop's clock
         self._bulk_ran = False
         self._running = 0
@@ -121,19 +119,18 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, item: Item, *, deadline: float | None = None, bulk: bool = False) -> Result:
         """deadline: on the loop's clock. Bulk items wait for room; others raise QueueFull."""
-        if bulk:
-            async with self._room_for_bulk(deadline):
-                [outcome] = await self._outcomes(self._bulk_lane, [item], deadline)
-        else:
-            [outcome] = await self.submit_many([item], deadline=deadline)
+        [outcome] = await self.submit_many([item], deadline=deadline, bulk=bulk)
         if isinstance(outcome, LeukoError):
             raise outcome
         return outcome
 
     async def submit_many(
-        self, items: Sequence[Item], *, deadline: float | None = None
+        self, items: Sequence[Item], *, deadline: float | None = None, bulk: bool = False
     ) -> list[Result | LeukoError]:
         """Admits all items or none; what goes wrong with one of them stands in its place in the list."""
+        if bulk:
+            async with self._room_for_bulk(deadline):
+                return await self._outcomes(self._bulk_lane, items, deadline)
         self._check_open()
         if len(items) > self.capacity:
             raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")

@@ -62,19 +62,22 @@ async def score(
     labels = service.classifier.bundle.labels
     probabilities = np.full((len(sources), len(labels)), np.nan)
     failures: dict[int, LeukoError] = {}
-    remaining = iter(enumerate(sources))
+    size = service.batcher.max_batch
+    starts = iter(range(0, len(sources), size))
 
     async def work() -> None:
-        for index, source in remaining:
-            found = await service.classify_bulk(source.read, deadline=deadline)
-            if isinstance(found, LeukoError):
-                failures[index] = found
-            else:
-                probabilities[index] = found.probabilities
-            progress.done += 1
+        for start in starts:
+            reads = [source.read for source in sources[start : start + size]]
+            found = await service.classify_bulk(reads, deadline=deadline)
+            for index, one in enumerate(found, start):
+                if isinstance(one, LeukoError):
+                    failures[index] = one
+                else:
+                    probabilities[index] = one.probabilities
+            progress.done += len(found)
 
-    tasks = min(service.batcher.bulk_room, len(sources))
-    workers = [asyncio.create_task(work()) for _ in range(tasks)]
+    # One batch for each worker, and one behind it.
+    workers = [asyncio.create_task(work()) for _ in range(2 * service.batcher.workers)]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -56,21 +56,27 @@ class Service:
             self._observe(answer)
         return answers
 
-    async def classify_bulk(self, read: Callable[[], bytes], *, deadline: float) -> Prediction | LeukoError:
-        """One image of many, behind those of `classify`; an error that is its own is returned.
+    async def classify_bulk(
+        self, reads: Sequence[Callable[[], bytes]], *, deadline: float
+    ) -> list[Prediction | LeukoError]:
+        """Images of a large set, behind those of `classify`, each read when its turn comes.
 
-        Raised for all: NotReady, DeadlinePassed, and what `read` says of the archive.
+        An error that is an image's own stands in its place; NotReady, DeadlinePassed, and what `read` says of
+        the archive are raised for all.
         """
-        source = _Source(read)
-        try:
-            found = await self.batcher.submit(Picture(source.read), deadline=deadline, bulk=True)
-        except (RequestError, EngineError) as error:
-            if error is source.failure:
-                raise
-            self.telemetry.count_image(error.code)
-            return error
-        self.telemetry.count_image()
-        return found.prediction
+        sources = [_Source(read) for read in reads]
+        pictures = [Picture(source.read) for source in sources]
+        outcomes = await self.batcher.submit_many(pictures, deadline=deadline, bulk=True)
+        return [self._settle(source, outcome) for source, outcome in zip(sources, outcomes, strict=True)]
+
+    def _settle(self, source: _Source, outcome: Answer | LeukoError) -> Prediction | LeukoError:
+        if isinstance(outcome, Answer):
+            self.telemetry.count_image()
+            return outcome.prediction
+        if outcome is source.failure or not isinstance(outcome, RequestError | EngineError):
+            raise outcome
+        self.telemetry.count_image(outcome.code)
+        return outcome
 
     def _observe(self, answer: Answer | LeukoError) -> None:
         if isinstance(answer, LeukoError):
