@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -68,9 +67,12 @@ class Admission:
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
-            with self._admitted(exchange):
-                async with exchange.while_connected():
-                    await self.app(exchange.scope, exchange.receive, exchange.send)
+            self._check_body(exchange)
+            # Only POST carries work; probes and metrics answer under any load.
+            if exchange.scope["method"] == "POST":
+                await self._work(exchange)
+            else:
+                await self._forward(exchange)
         except LeukoError as error:
             if exchange.started:
                 raise
@@ -82,13 +84,7 @@ class Admission:
             answer = self.problem(exchange.failure, exchange.request_id)
             await answer(exchange.scope, exchange.receive, exchange.answer)
 
-    @contextmanager
-    def _admitted(self, exchange: Exchange) -> Iterator[None]:
-        self._check_body(exchange)
-        # Only POST carries work; probes and metrics answer under any load.
-        if exchange.scope["method"] != "POST":
-            yield
-            return
+    async def _work(self, exchange: Exchange) -> None:
         size = self.max_body_bytes if exchange.declared is None else exchange.declared
         self._check_room(size)
         if _path(exchange.scope) in self.queued:
@@ -96,10 +92,14 @@ class Admission:
         self.requests += 1
         self.reserved_bytes += size
         try:
-            yield
+            await self._forward(exchange)
         finally:
             self.requests -= 1
             self.reserved_bytes -= size
+
+    async def _forward(self, exchange: Exchange) -> None:
+        async with exchange.while_connected():
+            await self.app(exchange.scope, exchange.receive, exchange.send)
 
     def _check_body(self, exchange: Exchange) -> None:
         encodings = exchange.headers.getlist("content-encoding")

@@ -76,7 +76,7 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle) -> None:
 
     def observe(route: str | None, method: str, status: int, seconds: float) -> None:
         telemetry.observe_request(route, method, status, seconds)
-        if reason := problems.reason(status):
+        if reason := problems.REASONS.get(status):
             telemetry.count_rejected(reason)
 
     app.add_middleware(

@@ -9,13 +9,15 @@ from http import HTTPStatus
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from app import errors
 from app.errors import LeukoError
 from app.schemas import FieldProblem, ImageProblem, Problem
 
 logger = logging.getLogger(__name__)
+
+Fault = ImageProblem | FieldProblem
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -62,28 +64,36 @@ GENERIC: Mapping[int, str] = {
 }
 
 
-def reason(status: int) -> str | None:
-    """The code that stands for all refusals of a status, for metrics; None where it is none of Leuko's."""
-    return next((kind.code for kind, known in STATUS.items() if known == status), None)
+# The code that stands for all refusals of a status, for metrics: the first of STATUS.
+REASONS: Mapping[int, str] = {status: kind.code for kind, status in reversed([*STATUS.items()])}
+
+_STATUSES = {code: status for status, code in GENERIC.items()} | {
+    kind.code: status for kind, status in STATUS.items()
+}
+_TITLES = {kind.code: kind.title for kind in STATUS}
 
 
 def status_of(code: str) -> int:
-    own = {kind.code: status for kind, status in STATUS.items()}
-    return own.get(code) or next(status for status, known in GENERIC.items() if known == code)
+    return _STATUSES[code]
 
 
 def title_of(code: str) -> str:
-    own = {kind.code: kind.title for kind in STATUS}
-    return own.get(code) or code.replace("_", " ").capitalize()
+    return _TITLES.get(code) or code.replace("_", " ").capitalize()
 
 
 def uri(code: str) -> str:
     return f"/problems/{code}"
 
 
-def document(code: str, status: int, detail: str, request_id: str) -> Problem:
+def document(code: str, status: int, detail: str, request_id: str, faults: Sequence[Fault] = ()) -> Problem:
     return Problem(
-        type=uri(code), title=title_of(code), status=status, detail=detail, code=code, request_id=request_id
+        type=uri(code),
+        title=title_of(code),
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request_id,
+        errors=list(faults),
     )
 
 
@@ -99,8 +109,8 @@ def image_problem(error: LeukoError, index: int, filename: str | None) -> ImageP
     )
 
 
-def problem(error: LeukoError, request_id: str) -> Problem:
-    return document(error.code, STATUS[type(error)], error.detail, request_id)
+def problem(error: LeukoError, request_id: str, faults: Sequence[Fault] = ()) -> Problem:
+    return document(error.code, STATUS[type(error)], error.detail, request_id, faults)
 
 
 def unexpected(request_id: str) -> Problem:
@@ -108,19 +118,20 @@ def unexpected(request_id: str) -> Problem:
     return document("internal_error", 500, detail, request_id)
 
 
-def answer(error: LeukoError, request_id: str, faults: Sequence[ImageProblem] = ()) -> JSONResponse:
+def answer(error: LeukoError, request_id: str, faults: Sequence[ImageProblem] = ()) -> Response:
     """What a client gets instead of an answer; `faults` itemises."""
-    found = problem(error, request_id).model_copy(update={"errors": list(faults)})
     retry_after = getattr(error, "retry_after", None)
-    return _respond(found, {} if retry_after is None else {"Retry-After": str(retry_after)})
+    return _respond(
+        problem(error, request_id, faults), {} if retry_after is None else {"Retry-After": str(retry_after)}
+    )
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
+async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LeukoError)
     return answer(error, request.state.request_id)
 
 
-async def answer_http(request: Request, error: Exception) -> JSONResponse:
+async def answer_http(request: Request, error: Exception) -> Response:
     """Starlette's own errors; their headers, such as Allow, are kept."""
     assert isinstance(error, HTTPException)
     code = GENERIC.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
@@ -128,25 +139,24 @@ async def answer_http(request: Request, error: Exception) -> JSONResponse:
     return _respond(found, error.headers)
 
 
-async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
+async def answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = [
         FieldProblem(field=".".join(map(str, one["loc"])), detail=one["msg"], code=one["type"])
         for one in error.errors()
     ]
     detail = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults[:3])
-    found = document("invalid_request", 422, detail, request.state.request_id)
-    return _respond(found.model_copy(update={"errors": faults}))
+    return _respond(document("invalid_request", 422, detail, request.state.request_id, faults))
 
 
-async def answer_unexpected(request: Request, _: Exception) -> JSONResponse:
+async def answer_unexpected(request: Request, _: Exception) -> Response:
     # The server logs the traceback; this line ties it to the request.
     logger.error("request %s failed", request.state.request_id)
     return _respond(unexpected(request.state.request_id))
 
 
-def _respond(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def _respond(found: Problem, headers: Mapping[str, str] | None = None) -> Response:
     always = {"X-Request-ID": found.request_id}
-    return JSONResponse(
-        found.model_dump(), found.status, headers={**(headers or {}), **always}, media_type=MEDIA_TYPE
+    return Response(
+        found.model_dump_json(), found.status, headers={**(headers or {}), **always}, media_type=MEDIA_TYPE
     )
