@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from app.errors import LeukoError, NotReady
 from app.service import Service, batch_size
 from app.settings import Settings
-from app.telemetry import Telemetry
+from app.telemetry import REFRESH_S, Telemetry
 from app.vision.classifier import Classifier, load_classifier
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class Lifecycle:
         self._on_failure = on_failure
         self._service: Service | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self.patient = False  # no connection is accepted before everything is loaded
 
     @property
     def ready(self) -> bool:
@@ -82,12 +84,17 @@ class Lifecycle:
 
     async def __aenter__(self) -> None:
         self._loading = asyncio.create_task(self._start(), name="loading")
+        if self.telemetry.shared:
+            self._refreshing = asyncio.create_task(self._refresh(), name="refreshing")
+        if self.patient:
+            await self.settled()
 
     async def __aexit__(self, *_: object) -> None:
         self.drain()
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
+        for task in (self._loading, self._refreshing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         if self._service is not None:
             await self._service.stop()
 
@@ -110,6 +117,11 @@ class Lifecycle:
             self._on_failure(error)
         else:
             self._announce(classifier, self._service)
+
+    async def _refresh(self) -> None:
+        while True:
+            self.telemetry.refresh()
+            await asyncio.sleep(REFRESH_S)
 
     def _announce(self, classifier: Classifier, service: Service) -> None:
         bundle, batcher = classifier.bundle, service.batcher

@@ -32,28 +32,49 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def serve(settings: Settings, load: Callable[[Settings], Classifier]) -> int:
     """Until a signal: 0. Until the application fails: 1."""
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
-    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
+    configure_logging(settings)
     listener = bind(settings.host, settings.port)
+    if settings.processes > 1:
+        from app.processes import supervise
+
+        return supervise(settings, load, listener, url(listener))
+    return run(settings, load, listener, lambda service: announce(service, url(listener)))
+
+
+def run(
+    settings: Settings,
+    load: Callable[[Settings], Classifier],
+    listener: socket.socket,
+    on_ready: Callable[[Service], object],
+    *,
+    patient: bool = False,
+) -> int:
+    """patient: no connection is accepted before the application is ready."""
     failures: list[Exception] = []
     app = create_app(settings, load, on_failure=failures.append)
     lifecycle = app.state.lifecycle
+    lifecycle.patient = patient
 
-    def on_ready() -> None:
+    def ready() -> None:
         # What is loaded by now stays: going through it all, again and again, would hold up requests.
         gc.collect()
         gc.freeze()
-        announce(lifecycle.service, url(listener))
+        on_ready(lifecycle.service)
 
     server = Server(
         configure(app, settings),
         lifecycle,
         grace_s=GRACE_S,
         failed=lambda: bool(failures),
-        on_ready=on_ready,
+        on_ready=ready,
     )
     server.run([listener])
     return 1 if failures else 0
+
+
+def configure_logging(settings: Settings) -> None:
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
 
 
 def configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -74,9 +95,13 @@ def configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 def announce(service: Service, address: str) -> None:
     bundle, engine = service.classifier.bundle, service.classifier.engine
-    line = f"{bundle.name} {bundle.version} on {engine.name} ({engine.device}) at {address}"
+    say(f"{bundle.name} {bundle.version} on {engine.name} ({engine.device})", address)
+
+
+def say(what: str, address: str) -> None:
     if sys.stdout.isatty():
-        print(f"Leuko serves {line}\nTry it: {address}  API: {address}/docs  Stop: Ctrl-C", flush=True)
+        hints = f"Try it: {address}  API: {address}/docs  Stop: Ctrl-C"
+        print(f"Leuko serves {what} at {address}\n{hints}", flush=True)
     else:
         logger.info("serving at %s", address)
 

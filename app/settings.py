@@ -29,6 +29,9 @@ class Settings:
     bundle: Path = _setting(Path("models/wbc-resnet18"), "folder of the model bundle to serve")
     engine: str = _setting("auto", "what runs the network", choices="auto openvino torch")
     threads: int = _setting(0, "threads of the engine; 0 leaves it the choice", "threads")
+    processes: int = _setting(
+        1, "services behind the one port, each with its share of the cores", "processes", least=1, most=256
+    )
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 picks a free one", most=65535)
     max_batch: int = _setting(0, "most images in one run; 0 is what suits the engine", "images", most=1024)

@@ -1,10 +1,17 @@
-"""The Prometheus instruments; every label comes from a bounded set."""
+"""The Prometheus instruments; every label comes from a bounded set.
+
+Several processes behind one port share a folder, which must be in the environment as SHARED before this
+module is imported: the client library keeps the values of each there, in files, and each can render the sums.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from multiprocessing import parent_process
+from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import (
@@ -13,11 +20,16 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Info,
+    Metric,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+REFRESH_S = 1.0  # how old another process's gauges may be
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -39,20 +51,21 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self.shared = SHARED in os.environ
+        self._refresh: Callable[[], None] = lambda: None
         latency = partial(Histogram, buckets=LATENCY_BUCKETS, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
         counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry)
+        total = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
+        any_of = partial(Gauge, registry=self.registry, multiprocess_mode="livemax")
 
         self.http_request_duration = latency(
             "leuko_http_request_duration_seconds",
             "From the head of a request to the end of its answer.",
             ["route", "method", "code"],
         )
-        self.queue_depth = gauge("leuko_queue_depth", "Images waiting.")
-        self.queue_capacity = gauge("leuko_queue_capacity", "Images that may wait.")
+        self.queue_depth = total("leuko_queue_depth", "Images waiting.")
+        self.queue_capacity = total("leuko_queue_capacity", "Images that may wait.")
         self.queue_wait = latency("leuko_queue_wait_seconds", "Wait of an image in the queue.")
         self.stage_duration = latency("leuko_stage_duration_seconds", "One stage of the work.", ["stage"])
         self.batch_size = histogram("leuko_batch_size", "Images in a batch.", buckets=SIZE_BUCKETS)
@@ -64,17 +77,35 @@ class Telemetry:
             "Calibrated probability of the predicted class.",
             buckets=CONFIDENCE_BUCKETS,
         )
-        self.model = Info("leuko_model", "The bundle that answers.", registry=self.registry)
-        self.model_ready = gauge("leuko_model_ready", "1 when requests are welcome.")
+        self.model = any_of("leuko_model_info", "The bundle that answers.", ["name", "version", "sha256"])
+        self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
+        self._exposed = CollectorRegistry() if self.shared else self.registry
+        if self.shared:
+            MultiProcessCollector(self._exposed)  # type: ignore[no-untyped-call]
+        if parent := parent_process():
+            _Processes(parent.pid or 0, self._exposed)
+        else:
+            ProcessCollector(registry=self._exposed)
+        PlatformCollector(registry=self._exposed)
 
     def watch(self, *, depth: Callable[[], int], capacity: int, ready: Callable[[], bool]) -> None:
-        """Has the gauges read the live values at each scrape."""
-        self.queue_depth.set_function(depth)
+        """Has the gauges take these values at each `refresh`."""
+
+        def refresh() -> None:
+            self.queue_depth.set(depth())
+            self.model_ready.set(ready())
+
         self.queue_capacity.set(capacity)
-        self.model_ready.set_function(ready)
+        self._refresh = refresh
+
+    def refresh(self) -> None:
+        """Each scrape does it; where others are scraped in this process's place, call it every REFRESH_S."""
+        self._refresh()
 
     def describe_model(self, *, name: str, version: str, sha256: str) -> None:
-        self.model.info({"name": name, "version": version, "sha256": sha256})
+        if not self.shared:  # where the client library cannot forget, and a process has one model
+            self.model.clear()
+        self.model.labels(name, version, sha256).set(1)
 
     def observe_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
         """route: the template that matched, None when none did; never a path that a client chose."""
@@ -100,4 +131,33 @@ class Telemetry:
         self.rejected.labels(reason).inc()
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        self.refresh()
+        return generate_latest(self._exposed)
+
+
+class _Processes(Collector):
+    """What ProcessCollector says of a process and of its children, added up; Linux, as that is."""
+
+    def __init__(self, parent: int, registry: CollectorRegistry) -> None:
+        self._parent = parent
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        found: dict[str, Metric] = {}
+        for pid in self._family():
+            for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                if family.name not in found:
+                    found[family.name] = family
+                    continue
+                [kept], [sample] = found[family.name].samples, family.samples
+                least = family.name in ("process_start_time_seconds", "process_max_fds")
+                value = min(kept.value, sample.value) if least else kept.value + sample.value
+                found[family.name].samples = [kept._replace(value=value)]
+        return found.values()
+
+    def _family(self) -> list[int]:
+        try:
+            children = Path(f"/proc/{self._parent}/task/{self._parent}/children").read_text()
+        except OSError:
+            return []
+        return [self._parent, *map(int, children.split())]

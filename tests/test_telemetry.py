@@ -97,12 +97,12 @@ def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
     telemetry = Telemetry()
     queue: list[str] = []
     telemetry.watch(depth=lambda: len(queue), capacity=256, ready=lambda: bool(queue))
-    assert value(telemetry, "leuko_queue_depth") == 0
-    assert value(telemetry, "leuko_model_ready") == 0
-    queue.append("image")
-    assert value(telemetry, "leuko_queue_depth") == 1
-    assert value(telemetry, "leuko_model_ready") == 1
-    assert value(telemetry, "leuko_queue_capacity") == 256
+    for expected in (0, 1):
+        found = families(telemetry)
+        assert found["leuko_queue_depth"].samples[0].value == expected
+        assert found["leuko_model_ready"].samples[0].value == expected
+        assert found["leuko_queue_capacity"].samples[0].value == 256
+        queue.append("image")
 
 
 def test_the_model_is_named_and_a_swapped_one_takes_its_place() -> None:
