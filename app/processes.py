@@ -70,10 +70,13 @@ class Supervisor:
             for slot, member in list(self._members.items()):
                 if not member.process.is_alive():
                     self._bury(slot, member)
-            if not announced and all(member.ready.is_set() for member in self._members.values()):
+            if not (announced or self._stopping) and self._all_ready():
                 say(f"{len(self._members)} processes", self._address)
                 announced = True
         return self._status
+
+    def _all_ready(self) -> bool:
+        return all(member.ready.is_set() for member in self._members.values())
 
     def _start(self, slot: int, *, patient: bool = False) -> None:
         ready = get_context("spawn").Event()
@@ -129,9 +132,8 @@ def work(
 
 def cores_of(slot: int, processes: int) -> list[int]:
     """Neighbouring cores, as many for each process as for the others, but for one."""
-    cores = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-    )
+    known = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if known else [*range(os.cpu_count() or 1)]
     if processes >= len(cores):
         return [cores[slot % len(cores)]]
     return cores[slot * len(cores) // processes : (slot + 1) * len(cores) // processes]

@@ -80,10 +80,11 @@ class Telemetry:
         self.model = any_of("leuko_model_info", "The bundle that answers.", ["name", "version", "sha256"])
         self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
         self._exposed = CollectorRegistry() if self.shared else self.registry
+        parent = parent_process()
         if self.shared:
             MultiProcessCollector(self._exposed)  # type: ignore[no-untyped-call]
-        if parent := parent_process():
-            _Processes(parent.pid or 0, self._exposed)
+        if self.shared and parent is not None and parent.pid is not None:
+            _Processes(parent.pid, self._exposed)
         else:
             ProcessCollector(registry=self._exposed)
         PlatformCollector(registry=self._exposed)

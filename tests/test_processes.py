@@ -110,6 +110,7 @@ def test_processes_that_cannot_load_end_the_service_with_1() -> None:
         assert process.returncode == 1
         assert "model.safetensors was changed" in log
         assert "could not start" in log
+        assert " serving " not in log
         assert "Traceback" not in log
 
 
