@@ -84,6 +84,7 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
+        # Calls, each of one image or of a batch; what waits is not read yet.
         self._bulk_places = asyncio.Semaphore(2 * max_batch * workers)
         self._submitted = -math.inf  # when an interactive item last came, on the loop's clock
         self._bulk_ran = False

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
@@ -19,15 +19,14 @@ from types import FrameType
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from app.lifecycle import Load
 from app.server import configure_logging, run, say
 from app.settings import Settings
 from app.telemetry import SHARED
-from app.vision.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-Load = Callable[[Settings], Classifier]
 
 
 @dataclass(frozen=True)

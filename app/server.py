@@ -17,10 +17,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from app.errors import StartupError
+from app.lifecycle import Load
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
-from app.vision.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, or it would meet cl
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def serve(settings: Settings, load: Callable[[Settings], Classifier]) -> int:
+def serve(settings: Settings, load: Load) -> int:
     """Until a signal: 0. Until the application fails: 1."""
     configure_logging(settings)
     listener = bind(settings.host, settings.port)
@@ -43,7 +43,7 @@ def serve(settings: Settings, load: Callable[[Settings], Classifier]) -> int:
 
 def run(
     settings: Settings,
-    load: Callable[[Settings], Classifier],
+    load: Load,
     listener: socket.socket,
     on_ready: Callable[[Service], object],
     *,

@@ -13,6 +13,8 @@ try:
 except ImportError:  # not built for every machine
     vectors = None
 
+FILTERS = {Image.Resampling.BOX: "box", Image.Resampling.BILINEAR: "bilinear"}
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -22,10 +24,9 @@ def resize(
     """image: RGB; size: width, height; resampling: BOX or BILINEAR; box: what to keep, else all."""
     if vectors is None:
         return image.resize(size, resampling, box=box)
-    kind = {Image.Resampling.BOX: "box", Image.Resampling.BILINEAR: "bilinear"}[resampling]
     left, top, right, bottom = box or (0.0, 0.0, *image.size)
     options = vectors.ResizeOptions(
-        vectors.ResizeAlg.convolution(vectors.FilterType[kind]),
+        vectors.ResizeAlg.convolution(vectors.FilterType[FILTERS[resampling]]),
         use_alpha=False,
         crop_box=vectors.CropBox(left, top, right - left, bottom - top),
     )

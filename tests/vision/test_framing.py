@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from app.vision import resize
 from app.vision.framing import Preprocessing, box_count, frame_cell, percentile
 from tests.vision.pictures import levels_apart
 
@@ -66,6 +67,15 @@ def test_without_a_nucleus_the_whole_picture_is_used(image: Image.Image) -> None
     assert cell.frame.box == (0, 0, *image.size)
     assert cell.pixels.shape == (224, 224, 3)
     assert cell.pixels.dtype == np.uint8
+
+
+def test_framing_whole_is_pillows_resize_to_the_bit_where_pillow_does_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resize, "vectors", None)
+    image = smear(160, 120, 24)
+    cell = frame_cell(image, Preprocessing(framing="whole", white_point=False))
+    assert np.array_equal(cell.pixels, np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR)))
 
 
 def test_framing_whole_resizes_the_whole_picture_and_changes_no_colour() -> None:
