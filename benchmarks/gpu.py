@@ -1,8 +1,11 @@
-"""The torch engine on a GPU: images a second from pixels in memory to logits in memory, by batch size."""
+"""On a GPU: the torch engine by batch size, and how much of what HTTP can feed the service keeps up with."""
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -10,35 +13,105 @@ from rich.console import Console
 from rich.table import Table
 
 from app.settings import Settings
-from app.vision.classifier import load_classifier
+from app.vision.classifier import Classifier, load_classifier
 from app.vision.decode import decode
+from app.vision.engine import Pixels
 from app.vision.framing import frame_cell
-from benchmarks.engine import draw, engine_rate, machine
+from benchmarks.client import Load, load, tool
+from benchmarks.engine import draw, engine_rate, machine, rate
+from benchmarks.scaling import without_network
+from benchmarks.server import HOST, Command, leuko, serve
 
-BATCHES = (1, 8, 32, 64, 256)
+BATCHES = (1, 8, 32, 64)
+CALLERS = 4
+CALLS = 8  # of each in a round
 REACH = 20_000  # images a second, on an H100 or its like
-SECONDS = 4.0
+SECONDS = 3.0
+CONNECTIONS = 128
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    cores = os.cpu_count() or 1
+    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, cores // 2 or 1, cores}))
+    processes: Sequence[int] = parser.parse_args().processes
     console = Console()
     if not torch.cuda.is_available():
         console.print("not measured: there is no CUDA device here")
         return 0
     classifier = load_classifier(Settings.from_environ(os.environ).bundle, "torch")
-    console.print(machine(classifier), highlight=False)
+    console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
+    console.print(engine(classifier))
+    images = draw(classifier.bundle.labels, 64)
+    del classifier
+    console.print(service(images, processes))
+    return 0
+
+
+def engine(classifier: Classifier) -> Table:
     classifier.warm_up(classifier.engine.batch)
     cells = [
         frame_cell(decode(data), classifier.bundle.preprocessing)
         for data in draw(classifier.bundle.labels, 32)
     ]
     pixels = np.stack([cells[index % len(cells)].pixels for index in range(max(BATCHES))])
-    result = Table("batch", "images/s", f"÷ {REACH}")
+    result = Table(
+        "batch",
+        "ms",
+        "images/s",
+        f"{CALLERS} callers",
+        f"÷ {REACH}",
+        title="engine, from pixels in memory to logits in memory",
+    )
     for n in BATCHES:
-        rate = engine_rate(classifier, pixels[:n], SECONDS)
-        result.add_row(str(n), f"{rate:.0f}", f"{rate / REACH:.2f}")
-    console.print(result)
-    return 0
+        result.add_row(str(n), *speeds(classifier, pixels[:n]))
+    return result
+
+
+def speeds(classifier: Classifier, pixels: Pixels) -> tuple[str, ...]:
+    n = len(pixels)
+    alone = engine_rate(classifier, pixels, SECONDS)
+
+    def call(_: int) -> None:
+        for _ in range(CALLS):
+            classifier.engine.infer(pixels)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        together = rate(lambda: list(pool.map(call, range(CALLERS))), CALLERS * CALLS * n, SECONDS)
+    return f"{1000 * n / alone:.2f}", f"{alone:.0f}", f"{together:.0f}", f"{together / REACH:.2f}"
+
+
+def service(images: Sequence[bytes], processes: Sequence[int]) -> Table:
+    """The same service whose network takes no time is what HTTP, decoding and framing allow."""
+    result = Table(
+        "processes",
+        "images/s",
+        "no network",
+        "÷ no network",
+        "p50 ms at 1",
+        "failures",
+        title=f"/predict, {CONNECTIONS} connections",
+    )
+    for count in processes:
+        os.environ["LEUKO_PROCESSES"] = str(count)
+        many, one = measure(leuko, images)
+        instant, _ = measure(without_network, images)
+        result.add_row(
+            str(count),
+            f"{many.images_per_second:.0f}",
+            f"{instant.images_per_second:.0f}",
+            f"{many.images_per_second / instant.images_per_second:.2f}",
+            f"{one.p50_ms:.2f}",
+            str(many.failures + one.failures),
+        )
+    return result
+
+
+def measure(command: Command, images: Sequence[bytes]) -> tuple[Load, Load]:
+    with serve(command) as server:
+        load(HOST, server.port, images, CONNECTIONS, 1.0)
+        many = load(HOST, server.port, images, CONNECTIONS, SECONDS)
+        return many, load(HOST, server.port, images, 1, SECONDS)
 
 
 if __name__ == "__main__":

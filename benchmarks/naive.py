@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from app.settings import Settings
 from app.vision.bundle import load_bundle
-from app.vision.torch import load_network
+from training.network import load_network
 
 bundle = load_bundle(Settings.from_environ(os.environ).bundle)
 network = load_network(bundle)

@@ -18,13 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from app.vision.bundle import CLASSES
-from app.vision.torch import Network
 from benchmarks.engine import encode
 from training.config import TrainConfig, load_recipe
 from training.data import Row
 from training.fit import build_trainer
 from training.loading import training_loader
 from training.module import Finetuning
+from training.network import Network
 from training.patches import cut_patches
 
 IMAGES = 128

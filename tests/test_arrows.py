@@ -27,18 +27,20 @@ MAY: dict[str, set[str]] = {
     "app.problems": {"fastapi", "starlette", "app.errors", "app.schemas"},
     "app.uploads": {"fastapi", "starlette", "pydantic", "python_multipart", "app.errors"},
     "app.vision": {"cykooz_resizer", "numpy", "PIL", "safetensors", "sklearn", "threadpoolctl", "app.errors"},
-    "app.vision.torch": {"numpy", "torch", "torchvision", "safetensors", "app.errors", "app.vision"},
+    "app.vision.resnet18": {"torch", "safetensors", "app.errors", "app.vision"},
+    "app.vision.torch": {"numpy", "torch", "app.vision"},
     "app.vision.openvino": {"numpy", "openvino", "app.errors", "app.vision"},
 }
 # module or folder → what it may never import
 NEVER: dict[str, set[str]] = {
     "app": {"training", "torch", "torchvision", "openvino", "lightning", "tests"},
-    "app.vision.torch": {"training", "openvino"},
+    "app.vision.resnet18": {"training", "torchvision", "openvino"},
+    "app.vision.torch": {"training", "torchvision", "openvino"},
     "app.vision.openvino": {"training", "torch"},
     "training": {"fastapi", "starlette", "tests"},
 }
 TRAINING_MAY = {"app.__version__", "app.errors", "app.vision"}
-ENGINES = {"app.vision.torch", "app.vision.openvino"}
+ENGINES = {"app.vision.torch", "app.vision.resnet18", "app.vision.openvino"}
 
 
 def name_of(path: Path) -> str:

@@ -23,7 +23,6 @@ from app.vision.classifier import Neighbours, load_engine, softmax
 from app.vision.decode import decode
 from app.vision.framing import frame_cell
 from app.vision.sample import draw_smear
-from app.vision.torch import Network
 from training.calibration import temperature_for, weighted_quantile
 from training.config import TrainConfig, read_config
 from training.data import Row
@@ -31,6 +30,7 @@ from training.errors import ExportError
 from training.graph import export_graph, quantise
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
+from training.network import Network
 from training.rows import choose_rows
 from training.scored import Scored, Unseen, balanced_sample, find_neighbours, judge_folds, judge_unseen, score
 

@@ -13,13 +13,13 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from app.vision.torch import Network
 from training.config import TrainConfig, save_config
 from training.data import CLASSES, Row, fingerprint
 from training.errors import RecipeError
 from training.initial import start_from
 from training.loading import evaluation_loader, training_loader
 from training.module import BEST, LAST, Finetuning
+from training.network import Network
 from training.patches import Patches, cut_patches
 from training.rows import choose_rows
 

@@ -17,12 +17,12 @@ from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
 from torch import nn
 
-from app.vision.torch import Network
 from training.config import TrainConfig
 from training.data import Row
 from training.fit import fit_once
 from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
+from training.network import Network
 from training.patches import Patches
 from training.rows import fold_path, fold_rows, shared_rows
 

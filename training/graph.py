@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.vision.torch import Network
+from training.network import Network
 
 OUTPUTS = ("logits", "features", "maps")
 

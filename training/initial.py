@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models import ResNet18_Weights
 
-from app.vision.torch import Network
+from app.vision.resnet18 import convolution_of
 from training.errors import RecipeError
 from training.loading import Batch
+from training.network import Network
 
 State = dict[str, Tensor]
 
@@ -65,8 +66,8 @@ def load_folded(network: Network, path: Path, pictures: DataLoader[Batch]) -> li
     modules = dict(network.trunk.named_modules())
     pairs: dict[str, tuple[nn.BatchNorm2d, nn.Module, Tensor]] = {}
     for name, norm in modules.items():
-        if isinstance(norm, nn.BatchNorm2d) and f"{conv_of(name)}.weight" in folded:
-            pairs[name] = norm, modules[conv_of(name)], folded[f"{conv_of(name)}.bias"]
+        if isinstance(norm, nn.BatchNorm2d) and f"{convolution_of(name)}.weight" in folded:
+            pairs[name] = norm, modules[convolution_of(name)], folded[f"{convolution_of(name)}.bias"]
     zero, one = torch.zeros(1), torch.ones(1)
     for norm, _, bias in pairs.values():
         set_norm(norm, zero, one, bias)
@@ -75,11 +76,6 @@ def load_folded(network: Network, path: Path, pictures: DataLoader[Batch]) -> li
         mean, variance = statistics[name]
         set_norm(norm, mean, variance, bias + mean)
     return [key for key in missing if key.rpartition(".")[0] not in pairs]
-
-
-def conv_of(norm: str) -> str:
-    """The convolution that a batch norm of torchvision's ResNet follows."""
-    return norm.replace("downsample.1", "downsample.0").replace("bn", "conv")
 
 
 def set_norm(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, shift: Tensor) -> None:

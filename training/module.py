@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from app.vision.torch import Network
 from training.augment import augment
 from training.config import TrainConfig
 from training.data import CLASSES
 from training.errors import ExportError
 from training.loading import Batch
+from training.network import Network
 from training.patches import room_for
 
 BEST, LAST = "best.ckpt", "last.ckpt"

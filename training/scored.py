@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from app.vision.classifier import Neighbours
-from app.vision.torch import Network
 from training.calibration import neighbours_of
 from training.config import TrainConfig
 from training.data import CLASSES, Row
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
+from training.network import Network
 from training.rows import fold_path, fold_rows
 from training.split import thin
 

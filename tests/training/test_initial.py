@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from app.vision.framing import Preprocessing
-from app.vision.torch import Network
+from app.vision.resnet18 import convolution_of
 from training.errors import RecipeError
-from training.initial import conv_of, start_from
+from training.initial import start_from
 from training.loading import Batch
+from training.network import Network
 
 
 def network(seed: int = 0) -> Network:
@@ -54,7 +55,7 @@ def fold(source: Network) -> dict[str, np.ndarray]:
         if isinstance(norm, torch.nn.BatchNorm2d):
             assert norm.running_var is not None
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-            conv = conv_of(name)
+            conv = convolution_of(name)
             arrays[f"{conv}.weight"] = (state[f"{conv}.weight"] * gain[:, None, None, None]).detach().numpy()
             arrays[f"{conv}.bias"] = (norm.bias - state[f"{name}.running_mean"] * gain).detach().numpy()
     return arrays

@@ -1,0 +1,50 @@
+"""The network as it is trained: torchvision's ResNet18, from pixels to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from app.vision.bundle import WEIGHTS, Bundle
+from app.vision.framing import Preprocessing
+
+
+class Network(nn.Module):
+    """ResNet18 (He et al. 2016) from pixels: normalisation is its first layer.
+
+    RGB uint8 [n, h, w, 3] → logits [n, classes], features [n, 512], maps [n, 512, h/32, w/32].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classes: int, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.trunk = resnet18(num_classes=classes)
+        self.register_buffer("mean", _channels(preprocessing.mean), persistent=False)
+        self.register_buffer("std", _channels(preprocessing.std), persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        trunk = self.trunk
+        x = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)
+        x = (x - self.mean) / self.std
+        x = trunk.maxpool(trunk.relu(trunk.bn1(trunk.conv1(x))))
+        maps = trunk.layer4(trunk.layer3(trunk.layer2(trunk.layer1(x))))
+        features = maps.mean(dim=(2, 3))
+        return trunk.fc(features), features, maps
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    """[3] in 0 to 1 → [3, 1, 1] in 0 to 255."""
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1) * 255
+
+
+def load_network(bundle: Bundle) -> Network:
+    """The bundle's network in evaluation mode, float32, whatever precision it is stored in."""
+    network = Network(len(bundle.labels), bundle.preprocessing)
+    network.trunk.load_state_dict(load_file(bundle.path / WEIGHTS))
+    return network.eval()
