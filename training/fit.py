@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.config import TrainConfig, save_config
 from training.data import CLASSES, Row, fingerprint
@@ -86,7 +87,8 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
     if config.patience:
         callbacks.append(EarlyStopping("val_loss", patience=config.patience))
     if config.average:
-        callbacks.append(EMAWeightAveraging(decay=config.average))
+        average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
+        callbacks.append(WeightAveraging(multi_avg_fn=average))
     return Trainer(
         max_epochs=config.epochs,
         precision=config.precision,  # type: ignore[arg-type]

@@ -62,12 +62,16 @@ def training_loader(rows: Sequence[Row], patches: Patches, config: TrainConfig) 
     sampler: Sampler[int] = RandomSampler(rows, num_samples=samples)
     if config.mix:
         sampler = WeightedRandomSampler(mixed_weights(rows, config.mix), samples)
+    cuda = torch.cuda.is_available()
     return DataLoader(
         Uncut(rows, patches),
         batch_size=config.batch,
         sampler=sampler,
         drop_last=True,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=cuda,
+        # Without a GPU they would take the cores from the network.
+        num_workers=config.workers if cuda else 0,
+        persistent_workers=cuda and config.workers > 0,
     )
 
 

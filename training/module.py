@@ -70,7 +70,12 @@ class Finetuning(LightningModule):
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]  # Lightning's own union is not exported
         config = self.config
-        optimizer = AdamW(self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = AdamW(
+            self.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda" or None,
+        )
         if config.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)

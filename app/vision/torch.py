@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,8 @@ from app.vision.bundle import Bundle
 from app.vision.engine import Output, Pixels
 from app.vision.resnet18 import ResNet18, load_resnet18
 
-MOST_WORKERS = 16  # Python feeds hardly more
-LANES = 3
+WORKERS = 3  # Python decodes no more beside a GPU in one process, however many cores there are
+LANES = 2  # on a GPU
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches on a GPU
 
 Pool = Any  # of CUDA memory: torch keeps its type to itself
@@ -46,9 +45,9 @@ class TorchEngine:
         self.device = f"cuda ({torch.cuda.get_device_name()})" if cuda else "cpu"
         self.batch = SIZES[-1] if cuda else 8
         # While one of them runs the network, the others decode.
-        self.workers = min(MOST_WORKERS, _cores() + 1) if cuda else 2
-        if threads:
-            torch.set_num_threads(threads)
+        self.workers = WORKERS if cuda else 2
+        if threads or cuda:
+            torch.set_num_threads(threads or 1)  # beside a GPU they would only copy, and spin
         torch.backends.cudnn.benchmark = cuda
         network = load_resnet18(bundle).to(memory_format=torch.channels_last)
         self._free: SimpleQueue[Lane] = SimpleQueue()
@@ -74,15 +73,13 @@ class TorchEngine:
             self.infer(np.zeros((n, size, size, 3), np.uint8), maps=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @torch.inference_mode()
 def _lanes(network: ResNet18, side: int) -> list[Lane]:
     device = torch.device("cuda")
     network.to(device).half()
-    return [Lane(_stream(), Sized(network, side, device)) for _ in range(LANES)]
+    lanes = [Lane(_stream(), Sized(network, side, device)) for _ in range(LANES)]
+    torch.cuda.empty_cache()  # of what finding the fastest kernels took
+    return lanes
 
 
 def _stream() -> torch.cuda.Stream:
