@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from app.vision.bundle import WEIGHTS, Bundle
 from app.vision.framing import Preprocessing
+from app.vision.resnet18 import channels
 
 
 class Network(nn.Module):
@@ -25,8 +23,8 @@ class Network(nn.Module):
     def __init__(self, classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.trunk = resnet18(num_classes=classes)
-        self.register_buffer("mean", _channels(preprocessing.mean), persistent=False)
-        self.register_buffer("std", _channels(preprocessing.std), persistent=False)
+        self.register_buffer("mean", channels(preprocessing.mean), persistent=False)
+        self.register_buffer("std", channels(preprocessing.std), persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         trunk = self.trunk
@@ -36,11 +34,6 @@ class Network(nn.Module):
         maps = trunk.layer4(trunk.layer3(trunk.layer2(trunk.layer1(x))))
         features = maps.mean(dim=(2, 3))
         return trunk.fc(features), features, maps
-
-
-def _channels(values: Sequence[float]) -> Tensor:
-    """[3] in 0 to 1 → [3, 1, 1] in 0 to 255."""
-    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1) * 255
 
 
 def load_network(bundle: Bundle) -> Network:

@@ -28,7 +28,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
-        mean, std = (_channels(values) for values in (preprocessing.mean, preprocessing.std))
+        mean, std = (channels(values) for values in (preprocessing.mean, preprocessing.std))
         # This stays apart: the first convolution's padding is zero after it, not before.
         self.register_buffer("scale", 1 / std, persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
@@ -102,6 +102,6 @@ def convolution_of(norm: str) -> str:
     return norm.replace("downsample.1", "downsample.0").replace("bn", "conv")
 
 
-def _channels(values: Sequence[float]) -> Tensor:
+def channels(values: Sequence[float]) -> Tensor:
     """[3] in 0 to 1 → [3, 1, 1] in 0 to 255."""
     return torch.tensor(values, dtype=torch.float32).view(3, 1, 1) * 255
