@@ -31,7 +31,7 @@ INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
 PEERS := litserve bentoml ray
 EXTRA_ray := [serve]
-NETWORK := numpy pillow safetensors threadpoolctl openvino torch torchvision python-multipart
+NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipart
 space := $(subst ,, )
 # A full environment serves too; a bare one is enough.
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))

@@ -94,8 +94,8 @@ def service(images: Sequence[bytes], processes: Sequence[int]) -> Table:
     )
     for count in processes:
         os.environ["LEUKO_PROCESSES"] = str(count)
-        many, one = measure(leuko, images)
-        instant, _ = measure(without_network, images)
+        many, one = measure(leuko, images, CONNECTIONS, 1)
+        [instant] = measure(without_network, images, CONNECTIONS)
         result.add_row(
             str(count),
             f"{many.images_per_second:.0f}",
@@ -107,11 +107,10 @@ def service(images: Sequence[bytes], processes: Sequence[int]) -> Table:
     return result
 
 
-def measure(command: Command, images: Sequence[bytes]) -> tuple[Load, Load]:
+def measure(command: Command, images: Sequence[bytes], *connections: int) -> list[Load]:
     with serve(command) as server:
         load(HOST, server.port, images, CONNECTIONS, 1.0)
-        many = load(HOST, server.port, images, CONNECTIONS, SECONDS)
-        return many, load(HOST, server.port, images, 1, SECONDS)
+        return [load(HOST, server.port, images, count, SECONDS) for count in connections]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from app.vision.framing import Preprocessing
-from app.vision.resnet18 import convolution_of
+from app.vision.resnet18 import fold
 from training.errors import RecipeError
 from training.initial import start_from
 from training.loading import Batch
@@ -47,18 +47,11 @@ def test_a_bundles_own_weights_fill_everything(tmp_path: Path) -> None:
     assert torch.equal(found.trunk.fc.weight, network(7).trunk.fc.weight)
 
 
-def fold(source: Network) -> dict[str, np.ndarray]:
+def folded(source: Network) -> dict[str, np.ndarray]:
     """Fold each batch norm into the convolution before it, as the ImageNet trunk was."""
-    state, modules = source.trunk.state_dict(), dict(source.trunk.named_modules())
-    arrays = {"fc.weight": np.zeros((1000, 512), np.float32)}
-    for name, norm in modules.items():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            assert norm.running_var is not None
-            gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-            conv = convolution_of(name)
-            arrays[f"{conv}.weight"] = (state[f"{conv}.weight"] * gain[:, None, None, None]).detach().numpy()
-            arrays[f"{conv}.bias"] = (norm.bias - state[f"{name}.running_mean"] * gain).detach().numpy()
-    return arrays
+    arrays = {key: value.numpy() for key, value in fold(source.trunk.state_dict()).items()}
+    del arrays["fc.bias"]
+    return {**arrays, "fc.weight": np.zeros((1000, 512), np.float32)}
 
 
 def test_unfolding_batch_norm_keeps_the_function(tmp_path: Path) -> None:
@@ -70,7 +63,7 @@ def test_unfolding_batch_norm_keeps_the_function(tmp_path: Path) -> None:
                 module.running_mean.uniform_(-0.5, 0.5)
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
-    np.savez(tmp_path / "trunk.npz", allow_pickle=False, **fold(source))
+    np.savez(tmp_path / "trunk.npz", allow_pickle=False, **folded(source))
     found = network()
     left = start_from(found, str(tmp_path / "trunk.npz"), pictures())
     assert left == ["fc.bias", "fc.weight"]
@@ -80,7 +73,7 @@ def test_unfolding_batch_norm_keeps_the_function(tmp_path: Path) -> None:
 
 
 def test_a_trunk_without_some_convolutions_leaves_them_random_and_says_so(tmp_path: Path) -> None:
-    arrays = {key: value for key, value in fold(network(3)).items() if key != "layer4.1.conv2.weight"}
+    arrays = {key: value for key, value in folded(network(3)).items() if key != "layer4.1.conv2.weight"}
     np.savez(tmp_path / "trunk.npz", allow_pickle=False, **arrays)
     left = start_from(network(), str(tmp_path / "trunk.npz"), pictures())
     assert "layer4.1.conv2.weight" in left
@@ -89,7 +82,7 @@ def test_a_trunk_without_some_convolutions_leaves_them_random_and_says_so(tmp_pa
 
 
 def test_unfolding_leaves_the_network_ready_to_train(tmp_path: Path) -> None:
-    np.savez(tmp_path / "trunk.npz", allow_pickle=False, **fold(network(3)))
+    np.savez(tmp_path / "trunk.npz", allow_pickle=False, **folded(network(3)))
     found = network()
     start_from(found, str(tmp_path / "trunk.npz"), pictures())
     assert all(module.training for module in found.modules())
