@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.processes import cores_of
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
-from tests.test_server import FAKE, serving, wait_until_ready
+from tests.running import FAKE, serving, wait_until_ready
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 

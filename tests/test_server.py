@@ -3,12 +3,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -17,13 +12,9 @@ from app.cli import main
 from app.errors import StartupError
 from app.server import Server, bind, url
 from tests.fake_classifier import load
+from tests.running import FAKE, REAL, ROOT, serving, wait_until_ready
 
-ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "models/wbc-resnet18/config.json"
-FAKE = (
-    "import sys; from app.cli import main; from tests.fake_classifier import load; sys.exit(main(load=load))"
-)
-REAL = "import sys; from app.cli import main; sys.exit(main())"
 
 
 class FakeLifecycle:
@@ -128,28 +119,6 @@ def test_the_url_of_an_ipv6_address_is_bracketed() -> None:
 
 
 # leuko serve
-
-
-@contextmanager
-def serving(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-W", "error", "-c", script, "serve", "--port", "0", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_until_ready(process: subprocess.Popen[str]) -> str:
-    """The address that the log gives; its end, and so the process's, ends the wait."""
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if " serving " in line:
-            return line.split()[-1]
-    raise AssertionError("".join(lines))
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,89 @@
+"""`leuko serve` in a process of its own, as an operator starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 30
+FAKE = (
+    "import sys; from app.cli import main; from tests.fake_classifier import load; sys.exit(main(load=load))"
+)
+REAL = "import sys; from app.cli import main; sys.exit(main())"
+
+
+@contextmanager
+def serving(
+    script: str,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """prepare: called in the new process, before it becomes the service."""
+    command = [sys.executable, "-W", "error", "-c", script, "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environ or {})},
+        preexec_fn=prepare,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> str:
+    """The address that the log gives; its end, and so the process's, ends the wait."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if " serving " in line:
+            return line.split()[-1]
+    raise AssertionError("".join(lines))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A ready service; its log beyond the first lines is read by `process.communicate()` at the end."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.address).port
+        assert port is not None
+        return port
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.address, timeout=PATIENCE_S)
+
+    def resident_mib(self) -> float:
+        """Memory of the process, in MiB; Linux."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@contextmanager
+def running(
+    script: str = FAKE,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> Iterator[Running]:
+    with serving(script, *arguments, environ=environ, prepare=prepare) as process:
+        yield Running(process, wait_until_ready(process))
