@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx
@@ -58,16 +60,24 @@ def wait_until_ready(process: subprocess.Popen[str]) -> str:
 
 @dataclass(frozen=True)
 class Running:
-    """A ready service; its log beyond the first lines is read by `process.communicate()` at the end."""
+    """A ready service; `log` grows while it runs, and is complete after `end`."""
 
     process: subprocess.Popen[str]
     address: str
+    log: list[str]
+    _reader: Thread
 
     @property
     def port(self) -> int:
         port = urlsplit(self.address).port
         assert port is not None
         return port
+
+    def end(self, sig: int = signal.SIGTERM) -> int:
+        """Its exit status."""
+        self.process.send_signal(sig)
+        self._reader.join()
+        return self.process.wait()
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.address, timeout=PATIENCE_S)
@@ -86,4 +96,10 @@ def running(
     prepare: Callable[[], object] | None = None,
 ) -> Iterator[Running]:
     with serving(script, *arguments, environ=environ, prepare=prepare) as process:
-        yield Running(process, wait_until_ready(process))
+        address = wait_until_ready(process)
+        log: list[str] = []
+        assert process.stderr is not None
+        # A full pipe would hold the service up.
+        reader = Thread(target=log.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        yield Running(process, address, log, reader)
