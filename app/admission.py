@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
 from app.exchange import Exchange
+from app.keys import Key
 
 Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → the answer
-Observe = Callable[[str | None, str, int, float], None]  # route template, method, status, seconds
+Observe = Callable[[Exchange, str | None], None]  # what was answered, the route's template
+Authorize = Callable[[str, Headers], Key | None]  # path, headers → the key that was shown; raises
 
 
 class Admission:
     """`problem` renders what is refused, `ready` says whether work is taken, `observe` hears of each request.
 
-    `check_queue` raises when nothing more may wait; it is asked for the paths `queued`, so that an overload
-    costs little more than reading it. A body reserves its declared length, else max_body_bytes, until its
-    request is answered.
+    `authorize` comes before all else. `check_queue` raises when nothing more may wait; it is asked for the
+    paths `queued`, so that an overload costs little more than reading it. A body reserves its declared
+    length, else max_body_bytes, until its request is answered.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Admission:
         max_requests: int,
         body_timeout_s: float,
         linger_s: float = 2.0,
+        authorize: Authorize = lambda _path, _headers: None,
         queued: Collection[str] = (),
         check_queue: Callable[[], object] = lambda: None,
     ) -> None:
@@ -41,6 +45,7 @@ class Admission:
         self.problem = problem
         self.ready = ready
         self.observe = observe
+        self.authorize = authorize
         self.queued = queued
         self.check_queue = check_queue
         self.max_body_bytes = max_body_bytes
@@ -61,12 +66,14 @@ class Admission:
         try:
             await self._serve(exchange)
         finally:
-            path = _path(scope)
+            path = exchange.path
             route = getattr(scope.get("route"), "path", path if path in self.queued else None)
-            self.observe(route, scope["method"], exchange.status, exchange.elapsed)
+            self.observe(exchange, route)
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
+            exchange.check_host()
+            self._identify(exchange)
             self._check_body(exchange)
             # Only POST carries work; probes and metrics answer under any load.
             if exchange.scope["method"] == "POST":
@@ -84,10 +91,16 @@ class Admission:
             answer = self.problem(exchange.failure, exchange.request_id)
             await answer(exchange.scope, exchange.receive, exchange.answer)
 
+    def _identify(self, exchange: Exchange) -> None:
+        key = self.authorize(exchange.path, exchange.headers)
+        exchange.key_id = key.id if key else None
+
     async def _work(self, exchange: Exchange) -> None:
         size = self.max_body_bytes if exchange.declared is None else exchange.declared
+        if exchange.crowded:
+            raise NotReady("Too many connections are open.", retry_after=1)
         self._check_room(size)
-        if _path(exchange.scope) in self.queued:
+        if exchange.path in self.queued:
             self.check_queue()
         self.requests += 1
         self.reserved_bytes += size
@@ -103,7 +116,7 @@ class Admission:
 
     def _check_body(self, exchange: Exchange) -> None:
         encodings = exchange.headers.getlist("content-encoding")
-        if any(value.lower() != "identity" for value in encodings) and not _open_inference(exchange.scope):
+        if any(value.lower() != "identity" for value in encodings) and not _open_inference(exchange.path):
             raise UnsupportedFormat("Compressed bodies are not accepted: send it without Content-Encoding.")
         if exchange.declared is not None and exchange.declared > self.max_body_bytes:
             raise TooLarge(f"The body is over {self.max_body_bytes} bytes.")
@@ -117,11 +130,5 @@ class Admission:
             raise QueueFull("The bodies in flight are too large together.")
 
 
-def _open_inference(scope: Scope) -> bool:
-    path = _path(scope)
+def _open_inference(path: str) -> bool:
     return path == "/v2" or path.startswith("/v2/")
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))

@@ -9,12 +9,13 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
+from app.runs import Hung, Run, Runs
+from app.threads import Worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,6 +62,9 @@ class Batcher(Generic[Item, Result]):
     of that batch are tried again one by one, so that a bad one fails alone. `max_queue` counts items that
     wait; those in a run are no longer in the queue.
 
+    A run that does not call its third argument for `silence_s` is given up with its thread, and the batcher
+    dies: everybody who waits is told so. `on_suspicion` is called when runs fail one after another.
+
     Bulk items wait in a lane of their own for runs that interactive items do not want, but every second
     run has a place for them. While interactive items come, bulk takes at most `bulk_batch` places and
     leaves one worker free, so that the next of them waits for a short run at most.
@@ -68,19 +72,21 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Item], bool], Sequence[Result | LeukoError]],
+        run: Run[Item, Result],
         *,
         max_batch: int,
         max_queue: int,
         workers: int = 1,
         bulk_batch: int = 1,
+        silence_s: float = math.inf,
+        on_suspicion: Callable[[], object] = lambda: None,
         on_batch: Callable[[BatchStats], None] | None = None,
     ) -> None:
         self.max_batch = max_batch
         self.capacity = max_queue
         self.workers = workers
         self.bulk_batch = bulk_batch
-        self._run = run
+        self._runs = Runs(run, silence_s=silence_s, on_suspicion=on_suspicion)
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
@@ -93,7 +99,6 @@ class Batcher(Generic[Item, Result]):
         self._arrived = asyncio.Event()
         self._draining = False
         self._seconds_per_item = 0.0
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="worker")
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -107,6 +112,16 @@ class Batcher(Generic[Item, Result]):
     async def start(self) -> None:
         self._task = asyncio.create_task(self._serve(), name="batcher")
         self._task.add_done_callback(self._ended)
+
+    async def died(self) -> None:
+        """Returns once no more is answered; raises nothing."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def abandon(self) -> None:
+        """Everybody who waits is told that the engine has stopped."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def drain(self) -> None:
         """Admits nothing more, finishes what is queued, stops; cut short, it fails what is left."""
@@ -188,13 +203,17 @@ class Batcher(Generic[Item, Result]):
                 group.create_task(self._work())
 
     async def _work(self) -> None:
-        while True:
-            await self._arrived.wait()
-            while batch := self._gather():
-                await self._run_batch(batch)
-            if self._draining:
-                return
-            self._arrived.clear()
+        worker = Worker("worker")
+        try:
+            while True:
+                await self._arrived.wait()
+                while batch := self._gather():
+                    await self._run_batch(batch, worker)
+                if self._draining:
+                    return
+                self._arrived.clear()
+        finally:
+            worker.stop()
 
     def _gather(self) -> list[Waiting[Item, Result]]:
         """What one free worker takes: its share of what waits, with bulk in every second run."""
@@ -225,7 +244,7 @@ class Batcher(Generic[Item, Result]):
                 taken.append(entry)
         return taken
 
-    async def _run_batch(self, batch: list[Waiting[Item, Result]]) -> None:
+    async def _run_batch(self, batch: list[Waiting[Item, Result]], worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         alone = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
@@ -233,7 +252,7 @@ class Batcher(Generic[Item, Result]):
         self._running += 1
         self._bulk_running += bulk
         try:
-            await self._attempt(batch, alone)
+            await self._attempt(batch, alone, worker)
         except BaseException:
             for entry in batch:
                 entry.settle(NotReady("The engine has stopped."))
@@ -248,11 +267,10 @@ class Batcher(Generic[Item, Result]):
         if self._on_batch is not None:
             self._on_batch(stats)
 
-    async def _attempt(self, batch: list[Waiting[Item, Result]], alone: bool) -> None:
+    async def _attempt(self, batch: list[Waiting[Item, Result]], alone: bool, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
-        items = [entry.item for entry in batch]
         try:
-            outcomes = await loop.run_in_executor(self._threads, self._answer, items, alone)
+            outcomes = await self._runs.answers(worker, [entry.item for entry in batch], alone)
         except EngineError as error:
             logger.error("The engine failed on a batch of %d.", len(batch), exc_info=error)
             if len(batch) == 1:
@@ -260,23 +278,17 @@ class Batcher(Generic[Item, Result]):
                 return
             for entry in batch:
                 if entry.wanted(loop.time()):
-                    await self._attempt([entry], alone=False)
+                    await self._attempt([entry], False, worker)
         else:
             for entry, outcome in zip(batch, outcomes, strict=True):
                 entry.settle(outcome)
 
-    def _answer(self, items: list[Item], alone: bool) -> list[Result | LeukoError]:
-        try:
-            outcomes = list(self._run(items, alone))
-        except Exception as error:
-            raise EngineError("The engine failed on this image.") from error
-        if len(outcomes) != len(items):
-            raise EngineError(f"The engine gave {len(outcomes)} answers to {len(items)} images.")
-        return outcomes
-
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._threads.shutdown(wait=False)
         for entry in [*self._lane, *self._bulk_lane]:
             entry.settle(NotReady("The service has stopped."))
         if not task.cancelled() and (error := task.exception()):
-            logger.critical("The batcher died.", exc_info=error)
+            hung = error.split(Hung)[0] if isinstance(error, BaseExceptionGroup) else None
+            if hung is not None:
+                logger.critical("The batcher gives up. %s", hung.exceptions[0])
+            else:
+                logger.critical("The batcher died.", exc_info=error)

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"leuko {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_serve, _add_predict, _add_evaluate, _add_sample):
+    for add in (_add_serve, _add_predict, _add_evaluate, _add_sample, _add_key):
         add(commands)
     return parser
 
@@ -136,6 +136,17 @@ def _add_sample(commands: Any) -> None:
     parser.set_defaults(run=_sample)
 
 
+def _add_key(commands: Any) -> None:
+    description = "Make a key. It is printed once and stored nowhere; its hash goes to the end of the file."
+    parser = commands.add_parser("key", help="make a key for callers", description=description)
+    parser.add_argument("id", help="who shall have it; the audit log names it")
+    parser.add_argument("file", type=Path, help="that LEUKO_KEYS names; made where there is none")
+    parser.add_argument(
+        "--scopes", default="predict,evaluate", help="of predict, evaluate, metrics [%(default)s]"
+    )
+    parser.set_defaults(run=_key)
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON also on a terminal; elsewhere it always is")
 
@@ -183,6 +194,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     groups = arguments.groups or arguments.group_pattern
     settings = read_settings(arguments)
     return evaluate(arguments.archive, settings, arguments.load, groups=groups, as_json=arguments.json)
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    from app.keys import add_key
+
+    print(add_key(arguments.file, arguments.id, arguments.scopes.split(",")))
+    return 0
 
 
 def _sample(arguments: argparse.Namespace) -> int:

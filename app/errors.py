@@ -3,6 +3,8 @@
 LeukoError
 ├── RequestError              the caller can mend it
 │   ├── MalformedRequest      400  the bytes are not the protocol they claim to be
+│   ├── Unauthenticated       401  no key, or none that is known
+│   ├── Forbidden             403  a key, but not for this
 │   ├── BodyTimeout           408  the body came too slowly
 │   ├── TooLarge              413  bytes, pixels, parts or archive entries over a limit
 │   ├── UnsupportedFormat     415  not a format that is accepted
@@ -40,6 +42,16 @@ class RequestError(LeukoError):
 class MalformedRequest(RequestError):
     code = "malformed_request"
     title = "Malformed request"
+
+
+class Unauthenticated(RequestError):
+    code = "unauthenticated"
+    title = "Key needed"
+
+
+class Forbidden(RequestError):
+    code = "forbidden"
+    title = "Not with this key"
 
 
 class BodyTimeout(RequestError):

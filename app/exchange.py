@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
 
+# RFC 3986, section 3.2: a name, an IPv4 or IPv6 address, perhaps a port.
+HOST = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # https://www.w3.org/TR/trace-context/#traceparent-header, version 00
@@ -44,6 +47,8 @@ class Exchange:
         self.failure: LeukoError | None = None
         self.started = False
         self.status = 500
+        self.key_id: str | None = None
+        self.findings: dict[str, Any] = {}  # of the application, for the audit log
         self._receive = receive
         self._send = send
         self._max_body_bytes = max_body_bytes
@@ -61,10 +66,21 @@ class Exchange:
         state["request_id"] = self.request_id
         state["traceparent"] = self.traceparent
         state["arrived"] = self._began
+        state["findings"] = self.findings
 
     @property
     def elapsed(self) -> float:
         return asyncio.get_running_loop().time() - self._began
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        return path.removeprefix(self.scope.get("root_path", ""))
+
+    @property
+    def crowded(self) -> bool:
+        """The server has more connections than it should: this one must not stay."""
+        return bool(self.scope["state"].get("crowded"))
 
     @property
     def declared(self) -> int | None:
@@ -75,6 +91,14 @@ class Exchange:
         if length is None:
             raise MalformedRequest("Content-Length is not a number of bytes.")
         return int(length)
+
+    def check_host(self) -> None:
+        """RFC 9112, section 3.2: one Host, and one that can be."""
+        hosts = self.headers.getlist("host")
+        if len(hosts) == 1 and HOST.fullmatch(hosts[0]):
+            return
+        if hosts or self.scope["http_version"] != "1.0":
+            raise MalformedRequest("The request needs one Host header with a name or an address.")
 
     @asynccontextmanager
     async def while_connected(self) -> AsyncIterator[None]:
@@ -141,7 +165,7 @@ class Exchange:
         headers["X-Content-Type-Options"] = "nosniff"
         if self.traceparent is not None:
             headers["traceparent"] = self.traceparent
-        if self._unread:
+        if self._unread or self.crowded:
             headers["Connection"] = "close"
 
     async def _receive_in_time(self) -> Message:

@@ -6,19 +6,19 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from contextlib import suppress
-from threading import Thread
-from typing import TypeVar, cast
+from pathlib import Path
 
-from app.errors import LeukoError, NotReady
+from app.audit import Audit
+from app.errors import LeukoError, NotReady, StartupError
+from app.keys import Keys
 from app.service import Service, batch_size
-from app.settings import Settings
+from app.settings import NONE, Settings
 from app.telemetry import REFRESH_S, Telemetry
+from app.threads import in_thread
 from app.vision.classifier import Classifier, load_classifier
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Load = Callable[[Settings], Classifier]
 OnFailure = Callable[[Exception], object]
 
@@ -26,7 +26,10 @@ LOADING = "the model is being loaded"
 WARMING = "the engine is warming up"
 FAILED = "the model could not be loaded"
 DRAINING = "the service is stopping"
-BROKEN = "the batcher has died"
+RESTARTING = "the engine failed and is being started again"
+UNAUDITED = "the audit log cannot be written"
+RESTARTS = 3  # within RESTARTS_S; with one more the process gives up
+RESTARTS_S = 3600.0
 
 
 def load(settings: Settings) -> Classifier:
@@ -44,11 +47,16 @@ class Lifecycle:
     def __init__(self, settings: Settings, telemetry: Telemetry, load: Load, on_failure: OnFailure) -> None:
         self.settings = settings
         self.telemetry = telemetry
+        self.keys = None if settings.keys == NONE else Keys(Path(settings.keys))
+        self.audit = None if settings.audit == NONE else Audit(Path(settings.audit))
         self.obstacle: str | None = LOADING
         self._load = load
         self._on_failure = on_failure
         self._service: Service | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._suspected = asyncio.Event()
+        self._restarts: list[float] = []  # when, on the loop's clock
+        self._running: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self.patient = False  # no connection is accepted before everything is loaded
 
@@ -79,11 +87,10 @@ class Lifecycle:
 
     async def settled(self) -> None:
         """Returns once loading has succeeded or failed."""
-        if self._loading is not None:
-            await asyncio.wait([self._loading])
+        await self._settled.wait()
 
     async def __aenter__(self) -> None:
-        self._loading = asyncio.create_task(self._start(), name="loading")
+        self._running = asyncio.create_task(self._run(), name="running")
         if self.telemetry.shared:
             self._refreshing = asyncio.create_task(self._refresh(), name="refreshing")
         if self.patient:
@@ -91,32 +98,85 @@ class Lifecycle:
 
     async def __aexit__(self, *_: object) -> None:
         self.drain()
-        for task in (self._loading, self._refreshing):
+        for task in (self._running, self._refreshing):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
         if self._service is not None:
             await self._service.stop()
+        if self.audit is not None:
+            self.audit.close()
 
     @property
     def _missing(self) -> str | None:
         if self.obstacle is None and (self._service is None or not self._service.batcher.alive):
-            return BROKEN
+            return RESTARTING
+        if self.obstacle is None and self.audit is not None and self.audit.failing:
+            self.audit.retry()
+            return UNAUDITED if self.audit.failing else None
         return self.obstacle
 
-    async def _start(self) -> None:
+    async def _run(self) -> None:
+        """Loads, and loads again whenever the engine hangs, dies or is caught being wrong."""
         try:
-            classifier = await in_daemon_thread(lambda: self._load(self.settings))
-            self._advance(WARMING)
-            await in_daemon_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
-            self._service = await Service.start(self.settings, self.telemetry, classifier)
+            service = await self._start()
+            while True:
+                await self._failure(service)
+                self._advance(RESTARTING)
+                self._count_restart()
+                service = await self._start()
         except Exception as error:
             self.obstacle = FAILED
             # What is wrong with a bundle or a setting is no defect of the code: no traceback.
-            logger.critical("cannot start: %s", error, exc_info=not isinstance(error, LeukoError))
+            logger.critical(
+                "cannot %s: %s",
+                "go on" if self._restarts else "start",
+                error,
+                exc_info=not isinstance(error, LeukoError),
+            )
             self._on_failure(error)
-        else:
-            self._announce(classifier, self._service)
+        finally:
+            self._settled.set()
+
+    async def _start(self) -> Service:
+        classifier = await in_thread(lambda: self._load(self.settings))
+        self._advance(WARMING)
+        await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
+        service = await Service.start(self.settings, self.telemetry, classifier, self._suspected.set)
+        self._service = service
+        self._announce(classifier, service)
+        self._settled.set()
+        return service
+
+    async def _failure(self, service: Service) -> None:
+        """Returns once the service is of no use any more."""
+        while service.batcher.alive:
+            signs = [asyncio.create_task(sign) for sign in (service.batcher.died(), self._suspected.wait())]
+            try:
+                await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for sign in signs:
+                    sign.cancel()
+            if self._suspected.is_set() and not await self._is_right(service.classifier):
+                service.batcher.abandon()
+                await service.batcher.died()
+            self._suspected.clear()
+
+    async def _is_right(self, classifier: Classifier) -> bool:
+        """Still gives the bundle's known answer: then it is the images that are to blame."""
+        try:
+            await asyncio.wait_for(in_thread(classifier.check), self.settings.engine_timeout_s)
+        except Exception as error:  # whatever it is, it is not the known answer
+            logger.error("the engine does not give the known answer any more: %r", error)
+            return False
+        return True
+
+    def _count_restart(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._restarts = [when for when in self._restarts if now - when < RESTARTS_S] + [now]
+        self.telemetry.count_restart()
+        if len(self._restarts) > RESTARTS:
+            raise StartupError(f"the engine failed {len(self._restarts)} times within {RESTARTS_S:g} s")
 
     async def _refresh(self) -> None:
         while True:
@@ -126,7 +186,13 @@ class Lifecycle:
     def _announce(self, classifier: Classifier, service: Service) -> None:
         bundle, batcher = classifier.bundle, service.batcher
         self.telemetry.describe_model(name=bundle.name, version=bundle.version, sha256=bundle.sha256)
-        self.telemetry.watch(depth=lambda: batcher.depth, capacity=batcher.capacity, ready=lambda: self.ready)
+        self.telemetry.watch(
+            depth=lambda: batcher.depth,
+            capacity=batcher.capacity,
+            ready=lambda: self.ready,
+            keys_stale=lambda: self.keys is not None and self.keys.stale,
+            audit_failing=lambda: self.audit is not None and self.audit.failing,
+        )
         self._advance(None)
         engine = classifier.engine
         logger.info("ready: %s %s on %s, %s", bundle.name, bundle.version, engine.name, engine.device)
@@ -135,29 +201,3 @@ class Lifecycle:
         # A drain that has begun is final.
         if self.obstacle != DRAINING:
             self.obstacle = obstacle
-
-
-def in_daemon_thread(work: Callable[[], Result]) -> asyncio.Future[Result]:
-    """As asyncio.to_thread, but the end of the process does not wait for it."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[Result] = loop.create_future()
-
-    def settle(result: Result | None, error: Exception | None) -> None:
-        if outcome.done():
-            return
-        if error is None:
-            outcome.set_result(cast(Result, result))
-        else:
-            outcome.set_exception(error)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
-        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    Thread(target=run, name="loading", daemon=True).start()
-    return outcome

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,16 +13,20 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from app import __version__, openapi, problems
+from app.access import access
 from app.admission import Admission
 from app.errors import LeukoError
+from app.exchange import Exchange
 from app.lifecycle import Lifecycle, Load, OnFailure, end_process, load
 from app.routes import docs, evaluate, healthz, metrics, model, predict, readyz
 from app.routes import problems as problem_types
 from app.service import MIB
 from app.settings import Settings
-from app.telemetry import Telemetry
+from app.telemetry import METHODS, Telemetry
 
 SUMMARY = "White blood cell classification: calibrated answers, honest scores."
+CLOSED = "closed"
+UNAUDITED = ("/healthz", "/readyz", "/metrics")  # asked every few seconds, by machines
 DESCRIPTION = "Every error is an RFC 9457 problem document. Research software: not for diagnosis."
 
 
@@ -43,25 +49,31 @@ def create_app(
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None if settings.docs == CLOSED else "/openapi.json",
+        redirect_slashes=False,  # it would name the host that the client named
         lifespan=lambda _: lifecycle,
     )
     app.state.lifecycle = lifecycle
     app.openapi = partial(openapi.describe, app)  # type: ignore[method-assign]
-    _add_routes(app)
+    _add_routes(app, settings)
     _add_error_handlers(app)
     _add_admission(app, lifecycle)
     return app
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     versioned = APIRouter()
     for module in (predict, evaluate, model):
         versioned.include_router(module.router)
     app.include_router(versioned)
     app.include_router(versioned, prefix="/v1", include_in_schema=False)
-    for module in (healthz, readyz, metrics, problem_types, docs):
+    for module in (healthz, readyz, problem_types):
         app.include_router(module.router)
-    app.mount("/swagger", StaticFiles(directory=docs.WEB / "swagger"), name="swagger")
+    if settings.metrics != CLOSED:
+        app.include_router(metrics.router)
+    if settings.docs != CLOSED:
+        app.include_router(docs.router)
+        app.mount("/swagger", StaticFiles(directory=docs.WEB / "swagger"), name="swagger")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -72,18 +84,14 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_admission(app: FastAPI, lifecycle: Lifecycle) -> None:
-    settings, telemetry = lifecycle.settings, lifecycle.telemetry
-
-    def observe(route: str | None, method: str, status: int, seconds: float) -> None:
-        telemetry.observe_request(route, method, status, seconds)
-        if reason := problems.REASONS.get(status):
-            telemetry.count_rejected(reason)
-
+    settings = lifecycle.settings
+    who = access(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
     app.add_middleware(
         Admission,
         problem=problems.answer,
         ready=lambda: lifecycle.serving,
-        observe=observe,
+        observe=partial(_observe, lifecycle),
+        authorize=who.admit,
         max_body_bytes=settings.max_body_mib * MIB,
         max_reserved_bytes=settings.max_reserved_mib * MIB,
         max_requests=settings.max_requests,
@@ -91,3 +99,26 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle) -> None:
         queued=frozenset({"/predict", "/v1/predict"}),
         check_queue=lambda: lifecycle.service.batcher.check_room(),
     )
+
+
+def _observe(lifecycle: Lifecycle, exchange: Exchange, route: str | None) -> None:
+    method, status = exchange.scope["method"], exchange.status
+    lifecycle.telemetry.observe_request(route, method, status, exchange.elapsed)
+    if reason := problems.REASONS.get(status):
+        lifecycle.telemetry.count_rejected(reason)
+    if lifecycle.audit is not None and not (method == "GET" and status < 400 and route in UNAUDITED):
+        lifecycle.audit.write(_entry(exchange, route))
+
+
+def _entry(exchange: Exchange, route: str | None) -> dict[str, Any]:
+    """No path, file name or address: a client may have put a patient's name into each."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": exchange.request_id,
+        "key": exchange.key_id,
+        "method": exchange.scope["method"] if exchange.scope["method"] in METHODS else "other",
+        "route": route,
+        "status": exchange.status,
+        "seconds": round(exchange.elapsed, 4),
+        **exchange.findings,
+    }

@@ -40,9 +40,17 @@ class Pipeline:
         self._limits = limits
         self._timed = timed
 
-    def run(self, pictures: Sequence[Picture], alone: bool = False) -> list[Answer | LeukoError]:
-        """What is wrong with a picture stands in its place; alone: nothing runs beside this."""
-        framed = [self._frame(picture) for picture in pictures]
+    def run(
+        self, pictures: Sequence[Picture], alone: bool = False, beat: Callable[[], object] = lambda: None
+    ) -> list[Answer | LeukoError]:
+        """What is wrong with a picture stands in its place; alone: nothing runs beside this.
+
+        beat: called as each picture is ready for the network.
+        """
+        framed = []
+        for picture in pictures:
+            framed.append(self._frame(picture))
+            beat()
         cells = [found[1] for found in framed if not isinstance(found, LeukoError)]
         predictions = iter(self._classify(cells, alone) if cells else ())
         return [

@@ -23,6 +23,8 @@ MEDIA_TYPE = "application/problem+json"
 
 STATUS: Mapping[type[LeukoError], int] = {
     errors.MalformedRequest: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.BodyTimeout: 408,
     errors.TooLarge: 413,
     errors.UnsupportedFormat: 415,
@@ -37,6 +39,8 @@ STATUS: Mapping[type[LeukoError], int] = {
 }
 MEANINGS: Mapping[str, str] = {
     "malformed_request": "The bytes are not the HTTP, multipart or JSON that they claim to be.",
+    "unauthenticated": "The request shows no key, or none that is known.",
+    "forbidden": "The key that was shown is not for this route.",
     "not_found": "There is nothing at this path.",
     "method_not_allowed": "The path exists; the Allow header says which methods it has.",
     "body_timeout": "The body did not arrive in time.",
@@ -120,10 +124,12 @@ def unexpected(request_id: str) -> Problem:
 
 def answer(error: LeukoError, request_id: str, faults: Sequence[ImageProblem] = ()) -> Response:
     """What a client gets instead of an answer; `faults` itemises."""
-    retry_after = getattr(error, "retry_after", None)
-    return _respond(
-        problem(error, request_id, faults), {} if retry_after is None else {"Retry-After": str(retry_after)}
-    )
+    headers = {}
+    if isinstance(error, errors.QueueFull | errors.NotReady):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
+    return _respond(problem(error, request_id, faults), headers)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:

@@ -10,17 +10,24 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from app.errors import StartupError
+from app import problems
+from app.connection import Bounds, Connection, most_connections
+from app.errors import SettingsError, StartupError
+from app.keys import Keys
 from app.lifecycle import Load
 from app.main import create_app
 from app.service import Service
-from app.settings import Settings
+from app.settings import NONE, Settings
+from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +38,8 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(settings: Settings, load: Load) -> int:
-    """Until a signal: 0. Until the application fails: 1."""
+    """Until a signal: 0. Until the application fails: 1. Raises StartupError."""
+    check_exposure(settings)
     configure_logging(settings)
     listener = bind(settings.host, settings.port)
     if settings.processes > 1:
@@ -62,7 +70,7 @@ def run(
         on_ready(lifecycle.service)
 
     server = Server(
-        configure(app, settings),
+        configure(app, settings, connections(settings, lifecycle.telemetry)),
         lifecycle,
         grace_s=GRACE_S,
         failed=lambda: bool(failures),
@@ -77,9 +85,39 @@ def configure_logging(settings: Settings) -> None:
     logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
 
 
-def configure(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def check_exposure(settings: Settings) -> None:
+    """Raises SettingsError where anybody on a network could ask, unless that is wanted."""
+    if settings.keys != NONE:
+        Keys(Path(settings.keys))
+    elif settings.without_keys == "loopback" and not is_loopback(settings.host):
+        raise SettingsError(
+            f"LEUKO_HOST is {settings.host!r}, which others can reach, and there are no keys: name a file of "
+            "keys with LEUKO_KEYS (leuko key makes one), or let anybody in with LEUKO_WITHOUT_KEYS=anywhere"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def connections(settings: Settings, telemetry: Telemetry) -> Callable[..., Connection]:
+    bounds = Bounds(
+        connections=most_connections(settings.max_connections),
+        head_s=settings.head_timeout_s,
+        stall_s=settings.stall_timeout_s,
+        problem=problems.answer,
+        observe=lambda status: telemetry.observe_request(None, "other", status, 0),
+    )
+    return partial(Connection, bounds=bounds)
+
+
+def configure(app: ASGIApp, settings: Settings, http: Callable[..., Connection]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=cast(type[Connection], http),
         ws="none",
         lifespan="on",
         log_config=None,

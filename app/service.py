@@ -26,13 +26,22 @@ class Service:
     batcher: Batcher[Picture, Answer]
 
     @classmethod
-    async def start(cls, settings: Settings, telemetry: Telemetry, classifier: Classifier) -> Service:
+    async def start(
+        cls,
+        settings: Settings,
+        telemetry: Telemetry,
+        classifier: Classifier,
+        on_suspicion: Callable[[], object] = lambda: None,
+    ) -> Service:
+        """on_suspicion: called when the engine has failed several times, one after another."""
         pipeline = Pipeline(classifier, image_limits(settings), telemetry.stage)
         batcher: Batcher[Picture, Answer] = Batcher(
             pipeline.run,
             workers=worker_count(settings, classifier),
             max_batch=batch_size(settings, classifier),
             max_queue=settings.max_queue,
+            silence_s=settings.engine_timeout_s,
+            on_suspicion=on_suspicion,
             on_batch=telemetry.observe_batch,
         )
         await batcher.start()

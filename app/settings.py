@@ -13,6 +13,7 @@ from typing import Any
 from app.errors import SettingsError
 
 PREFIX = "LEUKO_"
+NONE = "none"  # no file
 
 
 def _setting(
@@ -34,6 +35,15 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 picks a free one", most=65535)
+    keys: str = _setting(NONE, "file of the keys that callers show")
+    audit: str = _setting(NONE, "file to which each request adds a line")
+    without_keys: str = _setting(
+        "loopback", "where to listen without keys: anywhere lets everybody in", choices="loopback anywhere"
+    )
+    metrics: str = _setting(
+        "keyed", "who may read /metrics, where there are keys", choices="open keyed closed"
+    )
+    docs: str = _setting("open", "who may read /docs, where there are keys", choices="open keyed closed")
     max_batch: int = _setting(0, "most images in one run; 0 is what suits the engine", "images", most=1024)
     max_queue: int = _setting(256, "most images waiting; more are answered 429", "images", least=1)
     max_body_mib: int = _setting(512, "largest request body", "MiB", least=1)
@@ -52,6 +62,21 @@ class Settings:
     )
     decode_workers: int = _setting(
         0, "threads that decode and classify; 0 is what suits the engine", "threads"
+    )
+    max_connections: int = _setting(
+        0, "most open connections; 0 is what the limit of open files leaves", "connections"
+    )
+    head_timeout_s: float = _setting(
+        10.0, "longest that the head of a request may take to arrive", "seconds", least=0.001
+    )
+    stall_timeout_s: float = _setting(
+        30.0, "longest that a client may take no byte of its answer", "seconds", least=0.001
+    )
+    engine_timeout_s: float = _setting(
+        30.0,
+        "longest that one image, or the network, may take before it counts as hung",
+        "seconds",
+        least=0.001,
     )
     deadline_s: float = _setting(30.0, "longest that /predict may take", "seconds", least=0.001)
     body_timeout_s: float = _setting(60.0, "longest that a body may take to arrive", "seconds", least=0.001)

@@ -79,6 +79,9 @@ class Telemetry:
         )
         self.model = any_of("leuko_model_info", "The bundle that answers.", ["name", "version", "sha256"])
         self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
+        self.restarts = counter("leuko_engine_restarts_total", "Times that the engine was started again.")
+        self.keys_stale = any_of("leuko_keys_stale", "1 when the keys could not be read again.")
+        self.audit_failing = any_of("leuko_audit_failing", "1 when the audit log cannot be written.")
         self._exposed = CollectorRegistry() if self.shared else self.registry
         parent = parent_process()
         if self.shared:
@@ -89,12 +92,22 @@ class Telemetry:
             ProcessCollector(registry=self._exposed)
         PlatformCollector(registry=self._exposed)
 
-    def watch(self, *, depth: Callable[[], int], capacity: int, ready: Callable[[], bool]) -> None:
+    def watch(
+        self,
+        *,
+        depth: Callable[[], int],
+        capacity: int,
+        ready: Callable[[], bool],
+        keys_stale: Callable[[], bool] = lambda: False,
+        audit_failing: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Has the gauges take these values at each `refresh`."""
 
         def refresh() -> None:
             self.queue_depth.set(depth())
             self.model_ready.set(ready())
+            self.keys_stale.set(keys_stale())
+            self.audit_failing.set(audit_failing())
 
         self.queue_capacity.set(capacity)
         self._refresh = refresh
@@ -127,6 +140,9 @@ class Telemetry:
 
     def count_image(self, outcome: str = "ok") -> None:
         self.images.labels(outcome).inc()
+
+    def count_restart(self) -> None:
+        self.restarts.inc()
 
     def count_rejected(self, reason: str) -> None:
         self.rejected.labels(reason).inc()

@@ -23,6 +23,7 @@ from app.errors import (
     TooLarge,
     UnsupportedFormat,
 )
+from app.exchange import Exchange
 
 STATUS: dict[type[LeukoError], int] = {
     MalformedRequest: 400,
@@ -59,13 +60,16 @@ class Service:
         return {
             "problem": problem,
             "ready": lambda: self.ready,
-            "observe": lambda route, method, code, _: self.observed.append((route, method, code)),
+            "observe": self.observe,
             "max_body_bytes": 100,
             "max_reserved_bytes": 1000,
             "max_requests": 10,
             "body_timeout_s": 1000.0,
             "linger_s": 0.0,
         }
+
+    def observe(self, exchange: Exchange, route: str | None) -> None:
+        self.observed.append((route, exchange.scope["method"], exchange.status))
 
     def application(self) -> FastAPI:
         application = FastAPI()
@@ -123,8 +127,10 @@ async def call(admission: Admission, scope: Scope, receive: Receive) -> list[Mes
 
 
 def post(path: str, **headers: str) -> Scope:
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": raw}
+    shown = {"host": "service"} | headers
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in shown.items()]
+    version = {"type": "http", "http_version": "1.1"}
+    return version | {"method": "POST", "path": path, "query_string": b"", "headers": raw}
 
 
 async def gone() -> Message:

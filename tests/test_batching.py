@@ -12,6 +12,7 @@ import pytest
 
 from app.batching import QUIET_S, Batcher, BatchStats
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
+from app.runs import Beat
 
 Outcomes = list[str | LeukoError]
 PATIENCE_S = 30
@@ -29,7 +30,7 @@ class FakeEngine:
         if not held:
             self._go.set()
 
-    def run(self, items: list[str], alone: bool) -> Outcomes:
+    def run(self, items: list[str], alone: bool, _: Beat) -> Outcomes:
         self.batches.append(items)
         self.alone.append(alone)
         self._busy.release()
@@ -130,7 +131,7 @@ def test_one_worker_runs_in_one_thread_that_is_not_the_loop_s() -> None:
     async def scenario() -> None:
         threads: set[int] = set()
 
-        def identify(items: list[int], _: bool) -> list[int]:
+        def identify(items: list[int], *_: object) -> list[int]:
             threads.add(threading.get_ident())
             return items
 
@@ -270,7 +271,7 @@ def test_a_poisonous_item_fails_alone_and_its_fifteen_neighbours_are_answered() 
 
 def test_an_error_given_for_one_item_is_raised_to_its_caller_only() -> None:
     async def scenario() -> None:
-        def run_partly(items: list[str], _: bool) -> Outcomes:
+        def run_partly(items: list[str], _: bool, __: Beat) -> Outcomes:
             return [EngineError("not a number") if item == "bad" else item for item in items]
 
         batcher: Batcher[str, str] = Batcher(run_partly, max_batch=4, max_queue=4)
@@ -286,7 +287,7 @@ def test_an_error_given_for_one_item_is_raised_to_its_caller_only() -> None:
 
 def test_a_wrong_number_of_answers_is_a_failure_of_the_engine() -> None:
     async def scenario() -> None:
-        batcher: Batcher[str, str] = Batcher(lambda items, _: items[1:], max_batch=4, max_queue=4)
+        batcher: Batcher[str, str] = Batcher(lambda items, *_: items[1:], max_batch=4, max_queue=4)
         await batcher.start()
         outcomes = await batcher.submit_many(["a", "b"])
         await batcher.drain()
@@ -297,7 +298,7 @@ def test_a_wrong_number_of_answers_is_a_failure_of_the_engine() -> None:
 
 def test_an_engine_that_raises_stop_iteration_does_not_hang_its_callers() -> None:
     async def scenario() -> None:
-        def run_dry(_: list[str], __: bool) -> Outcomes:
+        def run_dry(*_: object) -> Outcomes:
             raise StopIteration
 
         batcher: Batcher[str, str] = Batcher(run_dry, max_batch=4, max_queue=4)
@@ -380,8 +381,8 @@ def test_answers_made_before_the_deadline_are_kept_when_the_rest_of_a_request_is
     async def scenario() -> None:
         engine = FakeEngine()
 
-        def run_then_hold(items: list[str], alone: bool) -> Outcomes:
-            answers = engine.run(items, alone)
+        def run_then_hold(items: list[str], alone: bool, beat: Beat) -> Outcomes:
+            answers = engine.run(items, alone, beat)
             engine.hold()
             return answers
 
@@ -492,17 +493,14 @@ def test_nothing_is_admitted_before_the_start() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> None:
-    class Death(BaseException):
-        pass
+    def die(_: BatchStats) -> None:
+        raise RuntimeError("a defect")
 
     async def scenario() -> None:
         engine = FakeEngine(held=True)
-
-        def die(items: list[str], alone: bool) -> Outcomes:
-            engine.run(items, alone)
-            raise Death
-
-        batcher: Batcher[str, str] = Batcher(die, max_batch=1, max_queue=8, workers=workers)
+        batcher: Batcher[str, str] = Batcher(
+            engine.run, max_batch=1, max_queue=8, workers=workers, on_batch=die
+        )
         await batcher.start()
         assert batcher.alive
         running = await occupied(batcher, engine)
@@ -510,14 +508,29 @@ def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> N
         bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "wxyz"]
         await asyncio.sleep(0)
         engine.go()
-        for task in [running, *waiting, *bulk]:
-            with pytest.raises(NotReady):
-                await task
+        outcomes = await asyncio.gather(running, *waiting, *bulk, return_exceptions=True)
+        # What was running beside may have been answered as well.
+        assert outcomes[0] == "first!"
+        assert {type(outcome) for outcome in outcomes[-4:]} == {NotReady}
         assert not batcher.alive
         assert batcher.depth == 0
         with pytest.raises(NotReady):
             await batcher.submit("c")
         await batcher.drain()
+
+    run(scenario())
+
+
+def test_a_silent_engine_is_given_up_and_every_waiter_is_told() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        batcher: Batcher[str, str] = Batcher(engine.run, max_batch=1, max_queue=8, silence_s=0.05)
+        await batcher.start()
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
+        assert {type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)} == {NotReady}
+        await batcher.died()
+        assert not batcher.alive
+        engine.go()
 
     run(scenario())
 

@@ -34,6 +34,9 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_prediction_confidence",
         "leuko_model_info",
         "leuko_model_ready",
+        "leuko_engine_restarts",
+        "leuko_keys_stale",
+        "leuko_audit_failing",
     }
     assert "python_info" in names
 

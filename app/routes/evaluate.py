@@ -10,9 +10,9 @@ from starlette.responses import StreamingResponse
 
 from app import answers, errors, events
 from app.labelled import LabelledSet, class_indices, read_labelled
-from app.openapi import BINARY, BODY_ERRORS, answer, body, form, ref, refusals
+from app.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
 from app.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
-from app.routes.parameters import Arrived, Loaded, RequestId
+from app.routes.parameters import Arrived, Findings, Loaded, RequestId
 from app.schemas import Evaluation, EvaluationProgress, Outcomes, Report
 from app.scoring import Progress, score
 from app.service import MIB, Service, archive_limits
@@ -41,6 +41,7 @@ BODY = form(
     required=[],
     example={"archive": "test.zip", "group_pattern": r"/(patient\d+)_"},
 )
+STREAM = event_stream(EVENTS, progress="EvaluationProgress", result="Evaluation", error="Problem")
 
 DESCRIPTION = """
 Send a labelled set: a ZIP in a part `archive`, or parts `files` with a part `labels`. With sources, by
@@ -59,12 +60,12 @@ be decoded are left out, and itemised in `errors`; a wrong archive is refused wh
     summary="Evaluate the model on labelled images",
     description=DESCRIPTION,
     response_model=Evaluation,
-    responses=answer(EVALUATION, **{"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS}})
+    responses=answer(EVALUATION, **{"text/event-stream": STREAM})
     | refusals(*BODY_ERRORS, errors.Unusable, errors.BadArchive, errors.BadLabels, errors.DeadlinePassed),
     openapi_extra=body(BODY),
 )
 async def evaluate(
-    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived
+    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
 ) -> Evaluation | Response:
     with service.telemetry.stage("receive"):
         form = await read_form(request, _limits(service.settings))
@@ -73,7 +74,10 @@ async def evaluate(
     progress = Progress(len(labelled.sources))
 
     async def work() -> Evaluation:
-        return await _evaluate(service, labelled, progress, arrived, request_id)
+        found = await _evaluate(service, labelled, progress, arrived, request_id)
+        findings.update(model_sha256=found.model.sha256, n=found.n, accuracy=round(found.accuracy, 4))
+        findings["errors"] = len(found.errors)
+        return found
 
     def report_progress() -> EvaluationProgress:
         return EvaluationProgress(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -25,6 +25,11 @@ async def _request_id(request: Request) -> str:
     return found
 
 
+async def _findings(request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = request.state.findings
+    return found
+
+
 async def _arrived(request: Request) -> float:
     found: float = request.state.arrived
     return found
@@ -33,4 +38,5 @@ async def _arrived(request: Request) -> float:
 Current = Annotated[Lifecycle, Depends(_lifecycle)]
 Loaded = Annotated[Service, Depends(_service)]  # 503 until the model is loaded
 RequestId = Annotated[str, Depends(_request_id)]
+Findings = Annotated[dict[str, Any], Depends(_findings)]  # what the audit log says of this request
 Arrived = Annotated[float, Depends(_arrived)]  # first byte of the request, on the loop's clock

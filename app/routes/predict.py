@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from hashlib import sha256
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -13,7 +14,7 @@ from app.errors import LeukoError
 from app.openapi import BINARY, BODY_ERRORS, answer, body, form, refusals
 from app.pipeline import Answer
 from app.routes.examples import PREDICTIONS
-from app.routes.parameters import Arrived, Loaded, RequestId
+from app.routes.parameters import Arrived, Findings, Loaded, RequestId
 from app.schemas import ImageProblem, Predictions
 from app.service import MIB, Service
 from app.uploads import Limit, Part, read_images
@@ -53,6 +54,7 @@ async def predict(
     service: Loaded,
     request_id: RequestId,
     arrived: Arrived,
+    findings: Findings,
     explain: Annotated[
         Literal["cam"] | None, Query(description="`cam` adds a class-activation map to each prediction")
     ] = None,
@@ -61,11 +63,13 @@ async def predict(
         parts = await read_images(request, image_limit(service))
     deadline = arrived + service.settings.deadline_s
     answers = await service.classify([part.data for part in parts], cam=explain == "cam", deadline=deadline)
+    bundle = service.classifier.bundle
+    findings["model_sha256"] = bundle.sha256
+    findings["images"] = [_finding(part, one) for part, one in zip(parts, answers, strict=True)]
     faults = _faults(parts, answers)
     if len(faults) == len(parts):
         first = next(one for one in answers if isinstance(one, LeukoError))
         return problems.answer(first, request_id, faults)
-    bundle = service.classifier.bundle
     found = [
         prediction(index, part.filename, one, bundle.labels)
         for index, (part, one) in enumerate(zip(parts, answers, strict=True))
@@ -76,6 +80,18 @@ async def predict(
 
 def image_limit(service: Service) -> Limit:
     return Limit(service.settings.images_per_request, service.settings.max_image_mib * MIB)
+
+
+def _finding(part: Part, answer: Answer | LeukoError) -> dict[str, Any]:
+    if isinstance(answer, LeukoError):
+        return {"sha256": sha256(part.data).hexdigest(), "error": answer.code}
+    found = answer.prediction
+    return {
+        "sha256": answer.image_sha256,
+        "label": found.label,
+        "confidence": round(found.confidence, 4),
+        "review": bool(found.review_reasons),
+    }
 
 
 def _faults(parts: Sequence[Part], answers: Sequence[Answer | LeukoError]) -> list[ImageProblem]:

@@ -112,6 +112,10 @@ class Classifier:
     def warm_up(self, max_batch: int) -> None:
         """Run every batch size that will occur, then the known answer; BundleError if that is wrong."""
         self.engine.warm_up(max_batch, self.bundle.preprocessing.size)
+        self.check()
+
+    def check(self) -> None:
+        """Raises BundleError when the known answer does not come out."""
         image = decode((self.bundle.path / KNOWN_ANSWER).read_bytes())
         cell = frame_cell(image, self.bundle.preprocessing)
         answer = self.classify([cell])[0]

@@ -263,8 +263,14 @@ def test_a_client_that_leaves_ends_its_evaluation(streamed: bool) -> None:
             async def send(_: Message) -> None:
                 pass
 
-            headers = [(b"content-type", b"multipart/form-data; boundary=x")]
-            scope = {"type": "http", "method": "POST", "path": "/evaluate", "query_string": b""}
+            headers = [(b"host", b"leuko"), (b"content-type", b"multipart/form-data; boundary=x")]
+            scope = {
+                "type": "http",
+                "http_version": "1.1",
+                "method": "POST",
+                "path": "/evaluate",
+                "query_string": b"",
+            }
             accept = [(b"accept", b"text/event-stream")] if streamed else []
             call = app(scope | {"root_path": "", "headers": headers + accept}, receive, send)
             task = asyncio.create_task(call)

@@ -236,11 +236,16 @@ FORM_X = "multipart/form-data; boundary=x"
 def scope() -> Scope:
     return {
         "type": "http",
+        "http_version": "1.1",
         "method": "POST",
         "path": "/predict",
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"content-type", b"image/png"), (b"content-length", str(len(png(2))).encode())],
+        "headers": [
+            (b"host", b"leuko"),
+            (b"content-type", b"image/png"),
+            (b"content-length", str(len(png(2))).encode()),
+        ],
     }
 
 

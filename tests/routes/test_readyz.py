@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import cast
 
 from starlette.testclient import TestClient
 
-from app.errors import EngineError
 from app.main import create_app
 from app.settings import Settings
-from app.vision.classifier import Classifier, Prediction
-from app.vision.framing import Cell
-from tests.fake_classifier import FakeClassifier, png
+from app.vision.classifier import Classifier
+from tests.fake_classifier import FakeClassifier
 from tests.fakes import wait_ready
 
 
@@ -29,15 +26,6 @@ class Slow(FakeClassifier):
         assert self.go.wait(30)
 
 
-class Collapse(BaseException):
-    """Nothing that an engine should raise."""
-
-
-class Fatal(FakeClassifier):
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
-        raise Collapse(f"{len(cells)} too many, alone: {alone}")
-
-
 def test_a_service_is_not_ready_before_it_is_warm() -> None:
     slow = Slow()
     app = create_app(Settings(), lambda _: cast(Classifier, slow))
@@ -48,14 +36,3 @@ def test_a_service_is_not_ready_before_it_is_warm() -> None:
         slow.go.set()
         wait_ready(client, app)
         assert client.get("/readyz").status_code == 200
-
-
-def test_a_service_whose_batcher_has_died_is_not_ready() -> None:
-    app = create_app(Settings(), lambda _: cast(Classifier, Fatal()))
-    with TestClient(app, raise_server_exceptions=False) as client:
-        wait_ready(client, app)
-        headers = {"content-type": "image/png"}
-        assert client.post("/predict", content=png(1), headers=headers).status_code == 503
-        answer = client.get("/readyz")
-        assert (answer.status_code, answer.json()["detail"]) == (503, "the batcher has died")
-        assert client.get("/healthz").status_code == 200

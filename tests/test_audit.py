@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.audit import Audit
+from app.errors import StartupError
+
+
+def lines(path: Path) -> list[dict[str, int]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+@contextmanager
+def full_beyond(size: int) -> Iterator[None]:
+    """Files of this process cannot grow over so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_lines_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for number in (1, 2):
+        audit = Audit(path)
+        audit.write({"n": number})
+        audit.close()
+    assert lines(path) == [{"n": 1}, {"n": 2}]
+    assert path.stat().st_mode & 0o007 == 0
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path)
+    audit.write({"n": 1})
+    path.rename(tmp_path / "audit.jsonl.1")
+    audit.write({"n": 2})
+    audit.close()
+    assert (lines(tmp_path / "audit.jsonl.1"), lines(path)) == ([{"n": 1}], [{"n": 2}])
+
+
+@pytest.mark.parametrize("room", [0, 5])
+def test_what_a_full_disk_does_not_take_is_kept_until_it_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, room: int
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path)
+    audit.write({"n": 1})
+    with full_beyond(path.stat().st_size + room):
+        audit.write({"n": 2})
+        audit.write({"n": 3})
+        assert audit.failing
+    audit.retry()
+    assert not audit.failing
+    audit.close()
+    assert lines(path)[-2:] == [{"n": 2}, {"n": 3}]
+    assert len(caplog.records) == 1
+
+
+def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="No such file"):
+        Audit(tmp_path / "absent" / "audit.jsonl")
