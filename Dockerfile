@@ -1,30 +1,30 @@
 # Two images: `--target cpu` (OpenVINO, no torch) and `--target cuda` (torch as well).
-# They listen on loopback unless LEUKO_HOST says otherwise, run as UID 10001 and never write to disk.
+# They listen on loopback unless LEUKO_HOST says otherwise (then with LEUKO_KEYS), run as UID 10001 and never write to disk.
+# Every package, those that build the wheel and uv included, is checked against its hash in requirements.lock.
 ARG PYTHON=3.13-slim-trixie
 
 FROM python:${PYTHON} AS build
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/leuko
 WORKDIR /build
 COPY requirements.lock ./
-RUN pip install --no-cache-dir --constraint requirements.lock uv && uv venv "$VIRTUAL_ENV"
+RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
+    && pip install --no-cache-dir --require-hashes --requirement uv.txt && uv venv "$VIRTUAL_ENV"
 
 FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY training training
-RUN uv build --wheel --out-dir /wheel
+RUN uv build --wheel --require-hashes --build-constraint requirements.lock --out-dir /wheel
 
 # Dependencies come before the wheel, so that a change of code rebuilds one small layer.
 FROM build AS cpu-build
 COPY pyproject.toml ./
-RUN uv pip install --constraint requirements.lock --requirement pyproject.toml
+RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml
 RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /wheel/*.whl
 
 FROM build AS cuda-build
-ARG TORCH_BACKEND=cu132
 COPY pyproject.toml ./
-RUN uv pip install --constraint requirements.lock --requirement pyproject.toml --extra torch \
-    --torch-backend "$TORCH_BACKEND"
+RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra torch
 RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /wheel/*.whl
 
 FROM python:${PYTHON} AS runtime

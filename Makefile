@@ -8,8 +8,14 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Torch must come through uv: plain pip may pick a wheel that does not match torchvision.
-INSTALL := $(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock
+# Every file is checked against a hash of the lock, and what the lock does not name is refused. Torch must
+# come through uv: plain pip may pick a wheel that does not match torchvision.
+VERIFY := --require-hashes --constraint requirements.lock --requirement pyproject.toml
+install = $(BIN)/uv pip install --python $(1)/bin/python $(VERIFY)
+# Our own code has no hash; what builds it has.
+LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constraint requirements.lock --editable .
+# The entries of packages in the lock, hashes included.
+entries = sed -n -E '/^($(subst $(space),|,$(strip $(1))))==/,/[^\\]$$/p' requirements.lock
 FULL := $(VENV)/.full
 BASE := $(VENV)/.base-$(EXTRAS)
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
@@ -37,7 +43,7 @@ space := $(subst ,, )
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check train bundle bench bench-peers format lock
+.PHONY: help setup serve test check fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -59,6 +65,23 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
 
+fuzz: $(FULL) ## fuzz decoding and archive reading; ARGS="--seconds 600"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(FULL) ## load a service for a while, a tenth of it bad, and watch what it holds on to
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+# First the inventories, which need no network. Then every pin, with no markers, so that what other machines
+# install is looked up too; a pin that the service of known holes does not know fails like one with a hole.
+audit: $(FULL) ## what is installed, as CycloneDX in build/sbom, and whether any pin has a known hole
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/base
+	$(call install,build/base) --quiet
+	$(BIN)/python .ci/sbom.py build/base build/sbom/base.cdx.json
+	$(BIN)/python .ci/sbom.py $(VENV) build/sbom/full.cdx.json
+	sed -E 's/ ;.*\\$$/ \\/' requirements.lock > build/audit.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement build/audit.txt $(ARGS) \
+	    || { echo "make: NOT AUDITED, or a known hole: see above" >&2; exit 1; }
+
 train: $(FULL) $(MANIFEST) ## train on the real data in LEUKO_DATA; RECIPE=paper, ARGS=--resume
 	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(START) $(ARGS)
 
@@ -78,7 +101,8 @@ format: $(FULL) ## rewrite the code in the one style
 
 lock: $(BIN)/uv ## pin anew what pyproject.toml names; ARGS="--upgrade"
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	    --fork-strategy fewest --all-extras --group dev --custom-compile-command "make lock" \
+	    --fork-strategy fewest --all-extras --group dev --group build --generate-hashes \
+	    --custom-compile-command "make lock" \
 	    $(ARGS) --output-file requirements.lock
 
 $(MANIFEST): | $(FULL)
@@ -87,20 +111,23 @@ $(MANIFEST): | $(FULL)
 # The network's own packages as we pin them, the peer as it comes.
 .venv-peers/%/.done: requirements.lock | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
-	grep -E '^($(subst $(space),|,$(NETWORK)))==' requirements.lock > $(@D)/pins.txt
+	$(call entries,$(NETWORK)) > $(@D)/pins.txt
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --constraint $(@D)/pins.txt '$*$(EXTRA_$*)' $(NETWORK)
 	@touch $@
 
 $(FULL): $(INPUTS) | $(BIN)/uv
-	$(INSTALL) --editable '.[train]' --group dev
+	$(call install,$(VENV)) --extra train --group dev
+	$(LINK)
 	@touch $@
 
 $(BASE): $(INPUTS) | $(BIN)/uv
-	$(INSTALL) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(call install,$(VENV)) $(EXTRAS:%=--extra %)
+	$(LINK)
 	@touch $@
 
 $(BIN)/uv:
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here: set PYTHON=/path/to/python3.11 or later" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "make: Leuko needs Python 3.11 or later, this is %d.%d: set PYTHON=/path/to/it" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
+	$(call entries,uv) | $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    --requirement /dev/stdin

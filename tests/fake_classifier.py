@@ -43,6 +43,9 @@ class FakeClassifier:
     def warm_up(self, max_batch: int) -> None:
         self.warmed.append(max_batch)
 
+    def check(self) -> None:
+        pass
+
     def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
         self.alone.append(alone)
         return [self._predict(int(np.median(cell.pixels))) for cell in cells]

@@ -1,0 +1,161 @@
+"""Engines and decoders that fail, hang or die, on a real server."""
+
+from __future__ import annotations
+
+import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fake_classifier import NAN, png
+from tests.running import PATIENCE_S, Running
+from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for, wait_until
+from tests.safety.sending import alone, together
+
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+
+
+def less(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name not in ("index", "filename")}
+
+
+def is_ready(service: Running) -> bool:
+    return httpx.get(f"{service.address}/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("bad", [POISON, LEAVE, NAN])
+def test_19_one_poisonous_image_in_a_batch_of_16_leaves_15_answers_as_they_are_alone(
+    tmp_path: Path, bad: int
+) -> None:
+    greys = [16 * number + 9 for number in range(15)]
+    with faulty(tmp_path, "--max-batch", "16") as service, service.client() as client:
+        expected = [less(alone(client, png(grey)).json()["predictions"][0]) for grey in greys]
+        images = [png(grey) for grey in greys[:7]] + [png(bad)] + [png(grey) for grey in greys[7:]]
+        found = list(together(client, images))
+        assert found.pop(7)["code"] == "engine_error"
+        assert [less(item) for item in found] == expected
+
+
+def test_24_an_engine_that_hangs_is_503_for_its_waiters_and_comes_back(
+    tmp_path: Path,
+) -> None:
+    with faulty(tmp_path, "--engine-timeout-s", "0.5") as service:
+        with ThreadPoolExecutor() as pool, service.client() as client:
+            hanging = pool.submit(alone, client, png(HANG))
+            waiting = [pool.submit(alone, client, png(0)) for _ in range(4)]
+            seen = {hanging.result().status_code, *(answer.result().status_code for answer in waiting)}
+            assert hanging.result().json()["code"] == "not_ready"
+            assert int(hanging.result().headers["Retry-After"]) >= 1
+            assert seen <= {200, 503}
+            wait_until(lambda: is_ready(service))
+            assert alone(client, png(0)).status_code == 200
+            assert "leuko_engine_restarts_total 1.0" in client.get("/metrics").text
+        # The thread that hangs does not keep the process.
+        assert service.end() == 0
+
+
+def test_24_an_engine_that_hangs_again_and_again_ends_the_process(tmp_path: Path) -> None:
+    with faulty(tmp_path, "--engine-timeout-s", "0.2") as service, service.client() as client:
+        for _ in range(4):
+            assert alone(client, png(HANG)).status_code == 503
+            wait_until(lambda: service.process.poll() is not None or is_up(service))
+        assert service.process.wait(PATIENCE_S) == 1
+
+
+def is_up(service: Running) -> bool:
+    try:
+        return is_ready(service)
+    except httpx.TransportError:
+        return False
+
+
+@linux
+def test_25_a_decoder_that_is_killed_takes_one_process_and_others_go_on(tmp_path: Path) -> None:
+    with faulty(tmp_path, "--processes", "2") as service:
+        killed = 0
+        while not killed:
+            with pytest.raises(httpx.RemoteProtocolError), service.client() as client:
+                alone(client, png(KILL))
+            killed += 1
+            with service.client() as client:
+                assert alone(client, png(0)).status_code == 200
+        wait_until(lambda: any("is replaced" in line for line in service.log))
+        for _ in range(20):
+            with service.client() as client:
+                assert alone(client, png(0)).status_code == 200
+
+
+def test_26_an_engine_that_always_fails_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service, service.client() as client:
+        assert alone(client, png(BREAK)).status_code == 500
+        while service.process.poll() is None and is_up(service):
+            alone(client, png(0))
+        assert service.process.wait(PATIENCE_S) == 1
+        service.end()
+        assert any("the engine does not give the known answer any more" in line for line in service.log)
+
+
+def test_26_images_that_always_fail_do_not(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service, service.client() as client:
+        assert {alone(client, png(POISON)).status_code for _ in range(50)} == {500}
+        assert alone(client, png(0)).status_code == 200
+        assert "leuko_engine_restarts_total 0.0" in client.get("/metrics").text
+
+
+def test_31_logits_that_are_not_finite_are_the_error_of_their_item_in_valid_json(tmp_path: Path) -> None:
+    def refuse(token: str) -> None:
+        raise AssertionError(token)
+
+    with faulty(tmp_path) as service, service.client() as client:
+        files = [("files", ("a.png", png(NAN))), ("files", ("b.png", png(0)))]
+        answer = json.loads(client.post("/predict", files=files).text, parse_constant=refuse)
+        assert [error["code"] for error in answer["errors"]] == ["engine_error"]
+        assert len(answer["predictions"]) == 1
+        assert json.loads(alone(client, png(NAN)).text, parse_constant=refuse)["status"] == 500
+
+
+@linux
+def test_27_sigterm_under_load_fails_no_request_turns_readiness_first_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    with faulty(tmp_path, seconds=0.02) as service, ThreadPoolExecutor(9) as pool:
+        clients = [pool.submit(work_while_ready, service) for _ in range(8)]
+        held = pool.submit(lambda: httpx.post(f"{service.address}/predict", files=form(HOLD), timeout=30))
+        wait_for(tmp_path / HELD)
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_ready(service))
+        (tmp_path / GO).touch()
+        assert service.process.wait(PATIENCE_S) == 0
+        assert held.result().status_code == 200
+        statuses = [status for client in clients for status in client.result()]
+        assert len(statuses) >= 8
+        assert set(statuses) == {200}
+        assert not Path(f"/proc/{service.process.pid}/task").exists()
+
+
+def work_while_ready(service: Running) -> list[int]:
+    """Goes to another service when this one is not ready any more, as a balancer would have it."""
+    statuses = []
+    with service.client() as client:
+        while client.get("/readyz").status_code == 200:
+            statuses.append(client.post("/predict", files=form(0)).status_code)
+    return statuses
+
+
+def form(grey: int) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", ("cell.png", png(grey)))]
+
+
+def test_28_a_second_sigterm_ends_the_process_at_once(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
+        held = pool.submit(lambda: httpx.post(f"{service.address}/predict", files=form(HOLD), timeout=30))
+        wait_for(tmp_path / HELD)
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_ready(service))
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+        assert isinstance(held.exception(), httpx.TransportError)

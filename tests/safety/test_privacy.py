@@ -1,0 +1,99 @@
+"""What a service keeps of its requests: an audit line each, and nothing of whose pictures they are."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from app.keys import add_key
+from tests.fake_classifier import png
+from tests.fakes import zipped
+from tests.running import FAKE, Running, running
+
+MARK = "DOE^JANE"
+SEEN = "DOE"
+
+
+def marked() -> bytes:
+    """A picture that says whose it is in its EXIF data and its comment."""
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x9286] = MARK  # ImageDescription, UserComment
+    file = BytesIO()
+    Image.new("RGB", (8, 6)).save(file, "JPEG", exif=exif, comment=MARK.encode())
+    return file.getvalue()
+
+
+def send_everything(service: Running) -> list[httpx.Response]:
+    """Requests that are answered and refused, each with the mark wherever a client can put it."""
+    whole, cut, name = marked(), marked()[:200], f"{MARK}.jpg"
+    evaluated = zipped({f"monocyte/{name}": whole, f"lymphocyte/{MARK}2.jpg": cut})
+    mapping = json.dumps({name: MARK})
+    headers = {"User-Agent": MARK, "Referer": f"http://{MARK}", "Cookie": MARK}
+    with httpx.Client(
+        base_url=service.address, headers=headers, params={"patient": MARK}, timeout=30
+    ) as client:
+        post = client.post
+        return [
+            post("/predict", files=[("files", (name, whole)), ("files", (name, cut))]),
+            post("/predict", files={"files": (name, cut)}),
+            post("/predict", files={MARK: (name, whole)}),
+            post("/predict", content=MARK, headers={"content-type": "image/png"}),
+            post("/predict", content=cut, headers={"content-type": f"image/{MARK}"}),
+            post("/predict", content=cut, headers={"content-type": f"multipart/form-data; boundary={MARK}"}),
+            post("/predict", params={"explain": MARK}, files={"files": (name, whole)}),
+            post("/evaluate", files={"archive": (f"{MARK}.zip", evaluated)}),
+            post("/evaluate", files={"archive": (f"{MARK}.zip", zipped({f"{MARK}/a.jpg": whole}))}),
+            post("/evaluate", files={"files": (name, whole), "labels": (None, mapping)}),
+            post("/evaluate/predictions", json={"labels": [MARK], "predictions": [MARK]}),
+            client.get(f"/{MARK}"),
+            client.put("/predict", content=MARK),
+        ]
+
+
+def test_34_a_marked_name_is_in_no_log_metric_audit_line_error_or_temporary_file(tmp_path: Path) -> None:
+    audit, temporary = tmp_path / "audit.jsonl", tmp_path / "temporary"
+    temporary.mkdir()
+    arguments = ("--audit", str(audit), "--log-level", "debug")
+    with running(FAKE, *arguments, environ={"TMPDIR": str(temporary)}) as service:
+        answers = send_everything(service)
+        metrics = httpx.get(f"{service.address}/metrics").text
+        assert service.end() == 0
+    assert {answer.status_code for answer in answers} == {200, 400, 404, 405, 415, 422}
+    assert len(audit.read_text().splitlines()) == len(answers)
+    kept = [*service.log, metrics, audit.read_text(), *(str(answer.headers) for answer in answers)]
+    kept += [answer.json().get("detail", "") for answer in answers]
+    assert [text for text in kept if SEEN in text] == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_audit_log_says_who_asked_for_what_and_what_came_out(tmp_path: Path) -> None:
+    keys, audit = tmp_path / "keys", tmp_path / "audit.jsonl"
+    headers = {"authorization": f"Bearer {add_key(keys, 'lab-1', ['predict'])}", "x-request-id": "mine"}
+    with running(FAKE, "--keys", str(keys), "--audit", str(audit)) as service:
+        with httpx.Client(base_url=service.address, headers=headers) as client:
+            files = [("files", ("a.png", png(64))), ("files", ("b.png", png(64)[:40]))]
+            client.post("/predict", files=files)
+            client.post("/evaluate", files=files)
+            client.get("/healthz")
+        httpx.get(f"{service.address}/model")
+    first, second, third = (json.loads(line) for line in audit.read_text().splitlines())
+    assert first.pop("time") < second["time"] < third["time"]
+    assert first.pop("seconds") >= 0
+    assert first == {
+        "request_id": "mine",
+        "key": "lab-1",
+        "method": "POST",
+        "route": "/predict",
+        "status": 200,
+        "model_sha256": "f" * 64,
+        "images": [
+            {"sha256": sha256(png(64)).hexdigest(), "label": "lymphocyte", "confidence": 0.7, "review": True},
+            {"sha256": sha256(png(64)[:40]).hexdigest(), "error": "undecodable_image"},
+        ],
+    }
+    assert (second["status"], second["key"], third["status"], third["key"]) == (403, None, 401, None)
