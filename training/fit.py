@@ -66,7 +66,7 @@ def fit_once(
             training_loader(train, patches, config),
             evaluation_loader(validation, config) if validation else None,
             ckpt_path=last if last.is_file() else None,
-            weights_only=False if last.is_file() else None,
+            weights_only=True,  # no pickle, not even of our own
         )
     except SystemExit as end:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from end
