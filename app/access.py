@@ -30,7 +30,7 @@ class Access:
 
     def admit(self, path: str, headers: Headers) -> Key | None:
         """The key that was shown, where one is needed; raises Unauthenticated, Forbidden."""
-        need = self._need(path)
+        need = self.need(path)
         if self.keys is None or need == OPEN:
             return None
         key = self.keys.find(_secret(headers))
@@ -40,7 +40,8 @@ class Access:
             raise Forbidden(f"This key is not for {need}.")
         return key
 
-    def _need(self, path: str) -> str:
+    def need(self, path: str) -> str:
+        """A scope, ANY or OPEN."""
         folder = path.rpartition("/")[0] + "/"  # /problems/too_large → /problems/
         return self.needs.get(path) or (self.needs.get(folder, ANY) if folder != "/" else ANY)
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from app import __version__, openapi, problems
-from app.access import access
+from app.access import Access, access
 from app.admission import Admission
 from app.errors import LeukoError
 from app.exchange import Exchange
@@ -54,10 +54,11 @@ def create_app(
         lifespan=lambda _: lifecycle,
     )
     app.state.lifecycle = lifecycle
-    app.openapi = partial(openapi.describe, app)  # type: ignore[method-assign]
+    who = access(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
+    app.openapi = partial(openapi.describe, app, who)  # type: ignore[method-assign]
     _add_routes(app, settings)
     _add_error_handlers(app)
-    _add_admission(app, lifecycle)
+    _add_admission(app, lifecycle, who)
     return app
 
 
@@ -83,9 +84,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, problems.answer_unexpected)
 
 
-def _add_admission(app: FastAPI, lifecycle: Lifecycle) -> None:
+def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
     settings = lifecycle.settings
-    who = access(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
     app.add_middleware(
         Admission,
         problem=problems.answer,

@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app import errors, problems
+from app.access import OPEN, Access
 from app.errors import LeukoError
 from app.schemas import EvaluationProgress, Outcomes, Problem
 
@@ -25,7 +26,14 @@ BINARY = {"type": "string", "format": "binary"}
 REF = "#/components/schemas/{model}"
 
 
-def describe(app: FastAPI) -> Document:
+# Either of them, wherever a key is needed.
+KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key that `leuko key` made."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
+}
+
+
+def describe(app: FastAPI, access: Access) -> Document:
     """The whole document, made once."""
     if app.openapi_schema is None:
         document = get_openapi(
@@ -39,8 +47,21 @@ def describe(app: FastAPI) -> Document:
         by_hand = [(model, "validation") for model in (EvaluationProgress, Outcomes, Problem)]
         _, definitions = models_json_schema(by_hand, ref_template=REF)  # type: ignore[arg-type]
         document["components"]["schemas"].update(definitions["$defs"])
+        if access.keys is not None:
+            _ask_for_keys(document, access)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _ask_for_keys(document: Document, access: Access) -> None:
+    document["components"]["securitySchemes"] = KEYS
+    for path, operations in document["paths"].items():
+        if access.need(path) == OPEN:
+            continue
+        for operation in operations.values():
+            operation["security"] = [{name: []} for name in KEYS]
+            refused = refusals(errors.Unauthenticated, errors.Forbidden)
+            operation["responses"] |= {str(status): response for status, response in refused.items()}
 
 
 def refusals(*kinds: type[LeukoError]) -> dict[int | str, Document]:

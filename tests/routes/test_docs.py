@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+from app.keys import add_key
+from tests.fakes import serving
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,25 @@ def test_statuses_that_ask_for_patience_say_how_much(document: dict[str, Any]) -
     for operation in operations(document):
         for status in {"429", "503"} & set(operation["responses"]):
             assert "Retry-After" in operation["responses"][status]["headers"]
+
+
+def test_with_keys_the_document_says_where_they_are_needed(tmp_path: Path) -> None:
+    add_key(tmp_path / "keys", "lab", ["predict"])
+    with serving(keys=str(tmp_path / "keys")) as client:
+        found = client.get("/openapi.json").json()
+    assert set(found["components"]["securitySchemes"]) == {"bearer", "header"}
+    keyed = {path for path, operations in found["paths"].items() if "security" in [*operations.values()][0]}
+    assert keyed == {"/predict", "/evaluate", "/evaluate/predictions", "/model", "/metrics"}
+    for path in keyed:
+        assert {"401", "403"} <= {*[*found["paths"][path].values()][0]["responses"]}
+
+
+def test_without_keys_the_document_asks_for_none(document: Any) -> None:
+    assert "securitySchemes" not in document["components"]
+
+
+def test_documents_and_metrics_can_be_closed() -> None:
+    with serving(docs="closed", metrics="closed") as client:
+        for path in ("/", "/docs", "/openapi.json", "/swagger/swagger-ui.css", "/metrics"):
+            assert client.get(path).status_code == 404
+        assert client.get("/problems/too_large").status_code == 200
