@@ -110,10 +110,10 @@ def test_with_keys_the_document_says_where_they_are_needed(tmp_path: Path) -> No
     with serving(keys=str(tmp_path / "keys")) as client:
         found = client.get("/openapi.json").json()
     assert set(found["components"]["securitySchemes"]) == {"bearer", "header"}
-    keyed = {path for path, operations in found["paths"].items() if "security" in [*operations.values()][0]}
+    firsts = {path: next(iter(operations.values())) for path, operations in found["paths"].items()}
+    keyed = {path for path, operation in firsts.items() if "security" in operation}
     assert keyed == {"/predict", "/evaluate", "/evaluate/predictions", "/model", "/metrics"}
-    for path in keyed:
-        assert {"401", "403"} <= {*[*found["paths"][path].values()][0]["responses"]}
+    assert all({"401", "403"} <= {*firsts[path]["responses"]} for path in keyed)
 
 
 def test_without_keys_the_document_asks_for_none(document: Any) -> None:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from schemathesis import Case
 
 from app.main import create_app
-from app.openapi import describe
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.running import running
@@ -50,7 +49,7 @@ schemathesis.openapi.format("binary", BINARY)
 schemathesis.openapi.media_type(
     "image/png", BINARY, aliases=[f"image/{kind}" for kind in ("jpeg", "webp", "tiff", "bmp", "gif")]
 )
-document = describe(create_app(Settings()))
+document = create_app(Settings()).openapi()
 schema = schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(CONFIG))
 
 
