@@ -1,0 +1,53 @@
+"""Untrusted bytes → the archive of an `/evaluate`, every entry of it read."""
+
+from __future__ import annotations
+
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipInfo
+
+from app.errors import BadArchive, TooLarge, UndecodableImage
+from app.labelled import read_labelled
+from app.uploads import Form, Part
+from app.vision.archive import ArchiveLimits
+from tests.fuzz.campaign import Target
+from tests.vision.archives import LABELS, declare, pack, pack_one
+
+LIMITS = ArchiveLimits(max_entries=50, max_entry_bytes=2**16, max_total_bytes=2**18)
+PICTURES = {f"set/{label}/{number}.png": bytes([number]) * 90 for number, label in enumerate(LABELS)}
+
+
+def seeds() -> list[bytes]:
+    """Archives that are read, and some that only just are not."""
+    folders = {f"{label}/": b"" for label in LABELS}
+    return [
+        pack(PICTURES, ZIP_STORED),
+        pack(PICTURES, ZIP_DEFLATED),
+        pack(folders | PICTURES | {"__MACOSX/x": b"1", "readme": b"2"}),
+        declare(pack(PICTURES), 80),
+        pack({f"monocyte/{number}": b"" for number in range(50)}),
+        _with_extras(),
+        pack({"neutrophil/a.png": pack(PICTURES)}),
+    ]
+
+
+def run(data: bytes) -> str:
+    form: Form = {name: [] for name in ("files", "labels", "groups", "group_pattern")}
+    labelled = read_labelled(form | {"archive": [Part("set.zip", data)]}, LABELS, LIMITS)
+    corrupt = 0
+    for source in labelled.sources:
+        try:
+            assert len(source.read()) <= LIMITS.max_entry_bytes
+        except UndecodableImage:
+            corrupt += 1
+    return "some entries corrupt" if corrupt else "archive"
+
+
+def target() -> Target:
+    return Target("archive", run, (TooLarge, BadArchive), seeds())
+
+
+def _with_extras() -> bytes:
+    """Fields that most archives lack: ZIP64 sizes, a comment, a name beyond ASCII."""
+    info = ZipInfo("monocyte/\N{LATIN SMALL LETTER E WITH ACUTE}.png")
+    info.extra = bytes.fromhex("0100 1000 5a00000000000000 5a00000000000000".replace(" ", ""))
+    info.comment = b"a comment"
+    return pack_one(info, bytes(90))
