@@ -5,9 +5,9 @@ What becomes of each kind of picture:
 - JPEG, PNG, WebP, TIFF, BMP and GIF are told by their first bytes, whatever their name; anything
   else is `UnsupportedFormat`. Nothing at all, or the beginning of a known format, is `UndecodableImage`.
 - The first frame of an animation, a multi-page TIFF or an MPO; the rest is never visited.
-- Grey, palette and 1-bit become RGB. 16-bit grey is scaled, not clipped: 65535 is white;
-  16-bit colour keeps its upper 8 bits. 32-bit
-  integer and float have no white of their own: see `_white`. CMYK and YCCK by the plain formula.
+- Grey, palette and 1-bit become RGB. 16-bit grey is scaled, not clipped: 65535 is white; 16-bit
+  colour keeps its upper 8 bits. 32-bit integer and float have no white of their own: see `_white`.
+  CMYK and YCCK by the plain formula.
 - Alpha, a palette's alpha and an 8-bit colour key are laid on white.
 - EXIF orientation is applied; a broken EXIF block counts as none. Colour profiles are ignored, so
   a broken one does no harm.
