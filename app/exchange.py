@@ -165,7 +165,7 @@ class Exchange:
         headers["X-Content-Type-Options"] = "nosniff"
         if self.traceparent is not None:
             headers["traceparent"] = self.traceparent
-        if self._unread or self.crowded:
+        if self._unread or self.crowded or isinstance(self.failure, MalformedRequest):
             headers["Connection"] = "close"
 
     async def _receive_in_time(self) -> Message:

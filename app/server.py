@@ -20,10 +20,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from app import problems
-from app.connection import Bounds, Connection, most_connections
+from app.connection import Bounds, Connection
 from app.errors import SettingsError, StartupError
 from app.keys import Keys
 from app.lifecycle import Load
+from app.limits import most_connections, raise_file_limit
 from app.main import create_app
 from app.service import Service
 from app.settings import NONE, Settings
@@ -58,6 +59,7 @@ def run(
     patient: bool = False,
 ) -> int:
     """patient: no connection is accepted before the application is ready."""
+    raise_file_limit()
     failures: list[Exception] = []
     app = create_app(settings, load, on_failure=failures.append)
     lifecycle = app.state.lifecycle

@@ -23,6 +23,7 @@ MAY: dict[str, set[str]] = {
     "app.access": {"starlette", "app.errors", "app.keys"},
     "app.audit": {"app.errors"},
     "app.threads": set(),
+    "app.limits": set(),
     "app.connection": {"starlette", "uvicorn", "app.errors"},
     "app.runs": {"app.errors", "app.threads"},
     "app.batching": {"app.errors", "app.runs", "app.threads"},
