@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,17 +16,21 @@ from app.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
+MOST_KEPT = 10_000
+
 
 class Audit:
     """A file that is moved away, as logrotate does, is begun anew. Lines that it does not take are kept.
 
-    While any is kept, `failing` is true: then no work should be taken, so that what is kept stays bounded.
+    While any is kept, `failing` is true: then no work should be taken. Of MOST_KEPT lines and more, refusals
+    all of them, only the number is kept, and written in the end.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises StartupError."""
         self._path = path
-        self._kept: list[bytes] = []
+        self._kept: deque[bytes] = deque()
+        self._lost = 0
         self._complained = False
         try:
             self._file = self._open()
@@ -38,7 +43,10 @@ class Audit:
         return bool(self._kept)
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        self._kept.append(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+        if len(self._kept) < MOST_KEPT:
+            self._kept.append(_line(entry))
+        else:
+            self._lost += 1
         self.retry()
 
     def retry(self) -> None:
@@ -47,7 +55,10 @@ class Audit:
             while self._kept:
                 self._follow()
                 self._append(self._kept[0])
-                del self._kept[0]
+                self._kept.popleft()
+                if self._lost and not self._kept:
+                    self._kept.append(_line({"lost": self._lost}))
+                    self._lost = 0
         except OSError as error:
             if not self._complained:
                 logger.error("the audit log %s cannot be written: %s", self._path, error.strerror)
@@ -75,6 +86,10 @@ class Audit:
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

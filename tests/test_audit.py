@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.audit import Audit
+from app.audit import MOST_KEPT, Audit
 from app.errors import StartupError
 
 
@@ -63,6 +63,18 @@ def test_what_a_full_disk_does_not_take_is_kept_until_it_does(
     audit.close()
     assert lines(path)[-2:] == [{"n": 2}, {"n": 3}]
     assert len(caplog.records) == 1
+
+
+def test_of_more_lines_than_can_be_kept_the_number_is(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(path)
+    with full_beyond(0):
+        for number in range(MOST_KEPT + 3):
+            audit.write({"n": number})
+    audit.retry()
+    audit.close()
+    assert lines(path)[-2:] == [{"n": MOST_KEPT - 1}, {"lost": 3}]
+    assert len(lines(path)) == MOST_KEPT + 1
 
 
 def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
