@@ -509,9 +509,10 @@ def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> N
         await asyncio.sleep(0)
         engine.go()
         outcomes = await asyncio.gather(running, *waiting, *bulk, return_exceptions=True)
-        # What was running beside may have been answered as well.
-        assert outcomes[0] == "first!"
-        assert {type(outcome) for outcome in outcomes[-4:]} == {NotReady}
+        answered = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        assert "first!" in answered
+        assert len(answered) <= workers  # what ran beside may have ended as well
+        assert sum(isinstance(outcome, NotReady) for outcome in outcomes) == len(outcomes) - len(answered)
         assert not batcher.alive
         assert batcher.depth == 0
         with pytest.raises(NotReady):
