@@ -7,6 +7,7 @@ import random
 import re
 import socket
 import struct
+import time
 import zlib
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
@@ -20,6 +21,7 @@ from benchmarks.server import HOST
 PATIENCE_S = 60.0  # for any answer
 DRIP_S = 1.0  # between two bytes
 LINGER_S = 2.0  # that the service reads on after a refusal, before it closes
+EARLY = 0.9  # of the time that a slow client has
 SLACK_S = 3.0  # for a machine that is busy
 LARGE = b"/swagger/swagger-ui-bundle.js"  # more than the buffers of a connection hold
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -75,6 +77,7 @@ class Crowd:
 
     opened: Counter[str] = field(default_factory=Counter)
     closed: Counter[str] = field(default_factory=Counter)
+    early: Counter[str] = field(default_factory=Counter)  # of those: sooner than being slow explains
     late: Counter[str] = field(default_factory=Counter)  # not closed in time, or not at all
     over: bool = False
 
@@ -88,11 +91,14 @@ Slow = Callable[[int], Awaitable[bool]]  # port → whether the service closed, 
 
 def slow_clients(head_s: float, body_s: float, stall_s: float) -> dict[str, tuple[Slow, float]]:
     """Kind → client, and the seconds after which the service should have closed it."""
-    start = head("/predict", f"Content-Type: {MULTIPART}", "Content-Length: 100000")
+    first_line = head("/predict").partition(b"\r\n")[0]
+    # Up to where the image begins: a form that is wrong would be refused before it is late.
+    opened = form([b""]).partition(b"\r\n\r\n")
+    body = head("/predict", f"Content-Type: {MULTIPART}", "Content-Length: 100000") + opened[0] + opened[1]
     return {
         "silent": (lambda port: drip(port, b"", b""), head_s),
-        "dripping head": (lambda port: drip(port, start.partition(b"Content")[0] + b"X: ", b"x"), head_s),
-        "dripping body": (lambda port: drip(port, start, b"x"), body_s),
+        "dripping head": (lambda port: drip(port, first_line + b"\r\nX: ", b"x"), head_s),
+        "dripping body": (lambda port: drip(port, body, b"x"), body_s),
         "not reading": (lambda port: ignore(port, stall_s + SLACK_S), stall_s + SLACK_S),
     }
 
@@ -101,13 +107,15 @@ async def stay_slow(port: int, kind: str, slow: tuple[Slow, float], crowd: Crowd
     client, seconds = slow
     while not crowd.over:
         crowd.opened[kind] += 1
-        closed = False
+        closed, began = False, time.monotonic()
         try:
             async with asyncio.timeout(seconds + LINGER_S + SLACK_S):
                 closed = await client(port)
         except (OSError, TimeoutError):
             pass
         (crowd.closed if closed else crowd.late)[kind] += 1
+        if closed and time.monotonic() - began < EARLY * seconds:
+            crowd.early[kind] += 1
 
 
 async def drip(port: int, start: bytes, drop: bytes) -> bool:

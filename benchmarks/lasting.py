@@ -209,7 +209,7 @@ async def archive(server: Server, material: Material) -> list[Line]:
         if not received:
             received = sample(server).mib
             forget_peak(server)
-        if event.get("done", 0) < ENTRIES:
+        if event.get("done", ENTRIES) < ENTRIES:  # the report has no such number
             classified = peak_mib(server)
         report = event
     peak = peak_mib(server)

@@ -131,6 +131,7 @@ async def slow(server: Server, material: Material) -> list[Line]:
         Line("their p99 among the slow ÷ alone", "< 2", f"{beside / alone:.2f}", beside / alone < 2),
         Line("their failures", "0", f"{sum(failures)}", not any(failures)),
         Line("slow ones closed in time", "", listed(crowd.closed)),
+        none_of("slow ones closed before their time", crowd.early),
         none_of("slow ones closed late or never", crowd.late),
         Line("descriptors afterwards − before", "≤ 0", f"{left - files:+d}", left <= files),
     ]

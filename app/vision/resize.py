@@ -1,7 +1,8 @@
 """Pillow's antialiased resize, by vector instructions where a build of them is installed.
 
-Both compute the same weighted sums, in whole numbers of another precision, so that a value may differ by
-one level of 255; where the edge of a BOX falls on the very middle of a pixel, they may put it on either side.
+Both compute the same weighted sums, along rows and then along columns, in whole numbers of another
+precision, so that a value may differ by one level of 255, very rarely by one for each direction; where the
+edge of a BOX falls on the very middle of a pixel, they may put it on either side.
 """
 
 from __future__ import annotations
