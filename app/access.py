@@ -37,7 +37,7 @@ class Access:
         if key is None:
             raise Unauthenticated("Show a key that is known: Authorization: Bearer leuko_…")
         if need != ANY and need not in key.scopes:
-            raise Forbidden(f"This key is not for {need}.")
+            raise Forbidden(f"This key is not for {need}.", key.id)
         return key
 
     def need(self, path: str) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
+from app.errors import Forbidden, LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
 from app.exchange import Exchange
 from app.keys import Key
 
@@ -20,9 +20,10 @@ Authorize = Callable[[str, Headers], Key | None]  # path, headers → the key th
 class Admission:
     """`problem` renders what is refused, `ready` says whether work is taken, `observe` hears of each request.
 
-    `authorize` comes before all else. `check_queue` raises when nothing more may wait; it is asked for the
-    paths `queued`, so that an overload costs little more than reading it. A body reserves its declared
-    length, else max_body_bytes, until its request is answered.
+    `authorize` comes before all else. What is refused before it reaches a route is observed under its path
+    where that is one of `named`. `check_queue` raises when nothing more may wait; it is asked for the paths
+    `queued`, so that an overload costs little more than reading it. A body reserves its declared length,
+    else max_body_bytes, until its request is answered.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Admission:
         body_timeout_s: float,
         linger_s: float = 2.0,
         authorize: Authorize = lambda _path, _headers: None,
+        named: Collection[str] = (),
         queued: Collection[str] = (),
         check_queue: Callable[[], object] = lambda: None,
     ) -> None:
@@ -46,6 +48,7 @@ class Admission:
         self.ready = ready
         self.observe = observe
         self.authorize = authorize
+        self.named = named
         self.queued = queued
         self.check_queue = check_queue
         self.max_body_bytes = max_body_bytes
@@ -67,7 +70,7 @@ class Admission:
             await self._serve(exchange)
         finally:
             path = exchange.path
-            route = getattr(scope.get("route"), "path", path if path in self.queued else None)
+            route = getattr(scope.get("route"), "path", path if path in self.named else None)
             self.observe(exchange, route)
 
     async def _serve(self, exchange: Exchange) -> None:
@@ -92,7 +95,11 @@ class Admission:
             await answer(exchange.scope, exchange.receive, exchange.answer)
 
     def _identify(self, exchange: Exchange) -> None:
-        key = self.authorize(exchange.path, exchange.headers)
+        try:
+            key = self.authorize(exchange.path, exchange.headers)
+        except Forbidden as error:
+            exchange.key_id = error.key_id
+            raise
         exchange.key_id = key.id if key else None
 
     async def _work(self, exchange: Exchange) -> None:

@@ -53,6 +53,10 @@ class Forbidden(RequestError):
     code = "forbidden"
     title = "Not with this key"
 
+    def __init__(self, detail: str, key_id: str | None = None) -> None:
+        super().__init__(detail)
+        self.key_id = key_id
+
 
 class BodyTimeout(RequestError):
     code = "body_timeout"

@@ -96,6 +96,7 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
         max_reserved_bytes=settings.max_reserved_mib * MIB,
         max_requests=settings.max_requests,
         body_timeout_s=settings.body_timeout_s,
+        named=frozenset(who.needs),
         queued=frozenset({"/predict", "/v1/predict"}),
         check_queue=lambda: lifecycle.service.batcher.check_room(),
     )

@@ -96,4 +96,5 @@ def test_the_audit_log_says_who_asked_for_what_and_what_came_out(tmp_path: Path)
             {"sha256": sha256(png(64)[:40]).hexdigest(), "error": "undecodable_image"},
         ],
     }
-    assert (second["status"], second["key"], third["status"], third["key"]) == (403, None, 401, None)
+    assert (second["route"], second["status"], second["key"]) == ("/evaluate", 403, "lab-1")
+    assert (third["status"], third["key"]) == (401, None)
