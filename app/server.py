@@ -123,7 +123,7 @@ def configure(app: ASGIApp, settings: Settings, http: Callable[..., Connection])
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # it warns of bytes that are no HTTP, with which anybody could fill the log
         access_log=False,  # it would hold queries; `app.telemetry` counts requests
         server_header=False,
         proxy_headers=False,  # nothing here depends on who asks

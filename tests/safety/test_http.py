@@ -485,3 +485,13 @@ def test_14_without_keys_the_service_starts_on_loopback_only() -> None:
 def test_14_whoever_wants_it_in_so_many_words_lets_everybody_in() -> None:
     with running(FAKE, "--host", "0.0.0.0", environ={"LEUKO_WITHOUT_KEYS": "anywhere"}) as service:
         assert httpx.get(f"{service.address}/model").status_code == 200
+
+
+def test_13_what_is_no_http_is_counted_and_fills_no_log() -> None:
+    with running(FAKE) as service:
+        for _ in range(20):
+            assert statuses(exchange(service.port, b"\x16\x03\x01\r\n\r\n")) == [400]
+        text = httpx.get(f"{service.address}/metrics").text
+        assert service.end() == 0
+    assert 'code="400",method="other",route="unmatched"} 20.0' in text
+    assert service.log == []
