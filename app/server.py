@@ -84,6 +84,7 @@ def run(
 
 def configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each bad form
     logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
 
 

@@ -491,6 +491,8 @@ def test_13_what_is_no_http_is_counted_and_fills_no_log() -> None:
     with running(FAKE) as service:
         for _ in range(20):
             assert statuses(exchange(service.port, b"\x16\x03\x01\r\n\r\n")) == [400]
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        assert httpx.post(f"{service.address}/predict", content=b"none", headers=headers).status_code == 400
         text = httpx.get(f"{service.address}/metrics").text
         assert service.end() == 0
     assert 'code="400",method="other",route="unmatched"} 20.0' in text
