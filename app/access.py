@@ -30,8 +30,7 @@ class Access:
 
     def admit(self, path: str, headers: Headers) -> Key | None:
         """The key that was shown, where one is needed; raises Unauthenticated, Forbidden."""
-        need = self.need(path)
-        if self.keys is None or need == OPEN:
+        if self.keys is None or (need := self.need(path)) == OPEN:
             return None
         key = self.keys.find(_secret(headers))
         if key is None:

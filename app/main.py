@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from app import __version__, openapi, problems
-from app.access import Access, access
+from app.access import PROBES, Access, access
 from app.admission import Admission
 from app.errors import LeukoError
 from app.exchange import Exchange
@@ -26,7 +26,7 @@ from app.telemetry import METHODS, Telemetry
 
 SUMMARY = "White blood cell classification: calibrated answers, honest scores."
 CLOSED = "closed"
-UNAUDITED = ("/healthz", "/readyz", "/metrics")  # asked every few seconds, by machines
+ROUTINE = (*PROBES, "/metrics")  # asked every few seconds, by machines
 DESCRIPTION = "Every error is an RFC 9457 problem document. Research software: not for diagnosis."
 
 
@@ -107,7 +107,7 @@ def _observe(lifecycle: Lifecycle, exchange: Exchange, route: str | None) -> Non
     lifecycle.telemetry.observe_request(route, method, status, exchange.elapsed)
     if reason := problems.REASONS.get(status):
         lifecycle.telemetry.count_rejected(reason)
-    if lifecycle.audit is not None and not (method == "GET" and status < 400 and route in UNAUDITED):
+    if lifecycle.audit is not None and not (method == "GET" and status < 400 and route in ROUTINE):
         lifecycle.audit.write(_entry(exchange, route))
 
 

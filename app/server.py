@@ -91,7 +91,7 @@ def configure_logging(settings: Settings) -> None:
 def check_exposure(settings: Settings) -> None:
     """Raises SettingsError where anybody on a network could ask, unless that is wanted."""
     if settings.keys != NONE:
-        Keys(Path(settings.keys))
+        Keys(Path(settings.keys))  # what is wrong with them is known before any process is started
     elif settings.without_keys == "loopback" and not is_loopback(settings.host):
         raise SettingsError(
             f"LEUKO_HOST is {settings.host!r}, which others can reach, and there are no keys: name a file of "

@@ -44,10 +44,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each line of the table")
     seconds: float = parser.parse_args().seconds
-    settings = Settings.from_environ(os.environ)
-    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
     console = Console()
-    console.print(machine(classifier), highlight=False)
+    settings, classifier = introduce(console)
     console.print(table(measure(classifier, workers(settings), seconds)))
     return 0
 
@@ -103,6 +101,14 @@ def encode(label: str, seed: int) -> bytes:
 
 def workers(settings: Settings) -> int:
     return settings.decode_workers or os.cpu_count() or 1
+
+
+def introduce(console: Console, more: str = "") -> tuple[Settings, Classifier]:
+    """The bundle that LEUKO_* settings name, once the console has said on what machine it runs."""
+    settings = Settings.from_environ(os.environ)
+    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
+    console.print(f"{machine(classifier)}{more}", highlight=False)
+    return settings, classifier
 
 
 def machine(classifier: Classifier) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from app.settings import Settings
-from app.vision.classifier import load_classifier
 from benchmarks.client import Load, load, tool
-from benchmarks.engine import draw, machine, measure, workers
+from benchmarks.engine import draw, introduce, measure, workers
 from benchmarks.server import HOST, Server, serve
 
 IMAGES = 32
@@ -20,10 +17,8 @@ IMAGES = 32
 
 def main() -> int:
     args = parse()
-    settings = Settings.from_environ(os.environ)
-    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
     console = Console()
-    console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
+    settings, classifier = introduce(console, f", load by {tool()}")
     ceiling = measure(classifier, workers(settings), min(args.seconds, 4.0)).series
     images = draw(classifier.bundle.labels, IMAGES)
     del classifier  # its threads and memory must not weigh on the service

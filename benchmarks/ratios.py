@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from app.settings import Settings
-from app.vision.classifier import load_classifier
 from benchmarks.client import MULTIPART, Load, form, load, tool
-from benchmarks.engine import Ceiling, draw, machine, measure, workers
+from benchmarks.engine import Ceiling, draw, introduce, measure, workers
 from benchmarks.server import HOST, Server, naive, serve
 
 IMAGES = 64
@@ -34,10 +31,8 @@ Line = tuple[str, str, str]  # measure, what is to be reached, what was measured
 
 
 def main() -> int:
-    settings = Settings.from_environ(os.environ)
-    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
     console = Console()
-    console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
+    settings, classifier = introduce(console, f", load by {tool()}")
     labels = classifier.bundle.labels
     images = draw(labels, IMAGES)
     ceiling = measure(classifier, workers(settings), 3.0)

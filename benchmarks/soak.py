@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import sys
 import time
@@ -18,9 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from app.settings import Settings
-from app.vision.classifier import load_classifier
 from benchmarks.client import form, load, tool
-from benchmarks.engine import draw, machine
+from benchmarks.engine import draw, introduce
 from benchmarks.faults import Crowd, ask, connected, message, slow_clients, stay_slow
 from benchmarks.lasting import Material, archive, soak
 from benchmarks.server import HOST, Server, is_ready, leuko, serve
@@ -38,18 +36,16 @@ OVERLOAD_S = 60.0
 ASKING = 4  # clients beside that crowd, whose refusals are timed
 REFUSED_MS = 100.0
 
+MARKS = {None: "", True: "kept", False: "[bold red]BROKEN[/]"}
+
 Command = Callable[[int], Sequence[str | Path]]
-
-
 Scenario = Callable[[Server, Material], Coroutine[None, None, list[Line]]]
 
 
 def main() -> int:
     args = parse()
-    settings = Settings.from_environ(os.environ)
-    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
     console = Console()
-    console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
+    _, classifier = introduce(console, f", load by {tool()}")
     labels = classifier.bundle.labels
     del classifier  # its threads and memory must not weigh on the service
     material = Material(draw(labels, IMAGES), labels, args.minutes)
@@ -64,9 +60,6 @@ def main() -> int:
         kept = kept and not any(line.kept is False for line in lines)
     console.print(table)
     return 0 if kept else 1
-
-
-MARKS = {None: "", True: "kept", False: "[bold red]BROKEN[/]"}
 
 
 def parse() -> argparse.Namespace:

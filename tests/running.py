@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,13 @@ def wait_until_ready(process: subprocess.Popen[str]) -> str:
     raise AssertionError("".join(lines))
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @dataclass(frozen=True)
 class Running:
     """A ready service; `log` grows while it runs, and is complete after `end`."""
@@ -82,10 +90,10 @@ class Running:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.address, timeout=PATIENCE_S)
 
-    def resident_mib(self) -> float:
-        """Memory of the process, in MiB; Linux."""
+    def resident_mib(self, field: str = "VmRSS") -> float:
+        """Memory of the process, in MiB; with VmHWM the most so far; Linux."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return int(status.partition(f"{field}:")[2].split()[0]) / 1024
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.processes import cores_of
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
-from tests.running import FAKE, serving, wait_until_ready
+from tests.running import FAKE, serving, wait_until, wait_until_ready
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
@@ -49,26 +48,19 @@ def scrape(address: str) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @linux
 def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
     with serving(FAKE, "--processes", "2") as process:
         address = wait_until_ready(process)
-        eventually(lambda: scrape(address)["leuko_queue_capacity"] == 512)
+        wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
         assert [predict(address) for _ in range(12)] == [200] * 12
         first = services(process)
         assert len(first) == 2
         for pid in first:
             os.kill(pid, signal.SIGKILL)
-            eventually(partial(is_gone, pid))
+            wait_until(partial(is_gone, pid))
             assert predict(address) == 200  # the other one answers, or this waits for a successor
-        eventually(lambda: scrape(address)["leuko_queue_capacity"] == 512)
+        wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
         assert len(services(process) - first) == 2
         for _ in range(8):
             found = scrape(address)
@@ -101,7 +93,7 @@ def test_processes_do_not_outlive_the_one_that_started_them() -> None:
         wait_until_ready(process)
         members = services(process)
         process.kill()
-        eventually(lambda: all(map(is_gone, members)))
+        wait_until(lambda: all(map(is_gone, members)))
 
 
 def test_processes_that_cannot_load_end_the_service_with_1() -> None:

@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.vision.classifier import Classifier, Prediction
 from app.vision.framing import Cell
 from tests.fake_classifier import FakeClassifier
-from tests.running import PATIENCE_S, Running, running
+from tests.running import Running, running, wait_until
 
 FAULTY = "import tests.safety.faulty as faulty; faulty.serve()"
 FOLDER = "LEUKO_TEST_FAULTS"  # holds what the engine is told besides: files named by the constants below
@@ -103,13 +103,6 @@ def serve() -> None:
 
 def wait_for(path: Path) -> None:
     wait_until(path.exists)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextmanager

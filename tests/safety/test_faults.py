@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.fake_classifier import NAN, png
-from tests.running import PATIENCE_S, Running
-from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for, wait_until
+from tests.running import PATIENCE_S, Running, wait_until
+from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for
 from tests.safety.sending import alone, together
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")

@@ -17,8 +17,7 @@ from app.connection import MAX_WAITING
 from app.keys import add_key, make_key
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
-from tests.running import FAKE, PATIENCE_S, Running, running, serving
-from tests.safety.faulty import wait_until
+from tests.running import FAKE, PATIENCE_S, Running, running, serving, wait_until
 from tests.safety.memory import growing_less_than
 from tests.safety.raw import answer, connected, exchange, head, rest, send_until_answered, statuses
 from tests.safety.sending import alone

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 
 from tests.fake_classifier import png
-from tests.running import Running
-from tests.safety.faulty import GO, HELD, HOLD, faulty, wait_for, wait_until
+from tests.running import Running, wait_until
+from tests.safety.faulty import GO, HELD, HOLD, faulty, wait_for
 from tests.safety.sending import alone
 
 

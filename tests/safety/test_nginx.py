@@ -20,8 +20,8 @@ from app.keys import add_key
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.fakes import zipped
-from tests.running import PATIENCE_S, ROOT, Running
-from tests.safety.faulty import GO, HOLD, faulty, wait_until
+from tests.running import PATIENCE_S, ROOT, Running, wait_until
+from tests.safety.faulty import GO, HOLD, faulty
 from tests.safety.raw import answer, head, rest, statuses
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")

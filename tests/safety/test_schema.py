@@ -6,9 +6,7 @@ archives that the service can use and from ones that it cannot, so that both kin
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +18,7 @@ from schemathesis import Case
 from app.main import create_app
 from app.settings import Settings
 from tests.fake_classifier import png
+from tests.fakes import zipped
 from tests.running import running
 
 FORM, JSON = "multipart/form-data", "application/json"
@@ -36,12 +35,9 @@ CONFIG: dict[str, Any] = {
 
 
 def archive() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as entries:
-        for grey, label in ((10, "eosinophil"), (70, "lymphocyte"), (200, "eosinophil")):
-            entries.writestr(f"{label}/{grey}.png", png(grey))
-        entries.writestr("monocyte/cut.png", png(140)[:60])
-    return file.getvalue()
+    labelled = ((10, "eosinophil"), (70, "lymphocyte"), (200, "eosinophil"))
+    good = {f"{label}/{grey}.png": png(grey) for grey, label in labelled}
+    return zipped(good | {"monocyte/cut.png": png(140)[:60]})
 
 
 BINARY = st.sampled_from([png(10), png(200), archive(), png(10)[:60], b"", b"MZ"])

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from tests.fake_classifier import png
-from tests.running import FAKE, PATIENCE_S, running, serving
-from tests.safety.faulty import BROKEN, FAULTY, FOLDER, GO, LOAD, wait_until
+from tests.running import FAKE, PATIENCE_S, running, serving, wait_until
+from tests.safety.faulty import BROKEN, FAULTY, FOLDER, GO, LOAD
 from tests.safety.sending import alone
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
