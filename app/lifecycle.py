@@ -122,6 +122,7 @@ class Lifecycle:
             service = await self._start()
             while True:
                 await self._failure(service)
+                service.decoders.close()
                 self._advance(RESTARTING)
                 self._count_restart()
                 service = await self._start()

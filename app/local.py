@@ -12,7 +12,8 @@ from app.errors import LeukoError
 from app.pipeline import Answer, Picture, Pipeline
 from app.sources import Source
 from app.vision.classifier import Classifier
-from app.vision.decode import ImageLimits
+from app.vision.decode import ImageLimits, decode
+from app.vision.framing import frame_cell
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ def classify(
     classifier: Classifier, sources: Iterable[Source], limits: ImageLimits, workers: int = 0
 ) -> Iterator[Outcome]:
     """One outcome a source, in order; each worker has a batch, and the next one is ready for it."""
-    pipeline = Pipeline(classifier, limits)
+    preprocessing = classifier.bundle.preprocessing
+    pipeline = Pipeline(classifier, lambda data, _: frame_cell(decode(data, limits), preprocessing))
     workers = workers or classifier.engine.workers
     remaining = iter(sources)
     ahead: deque[tuple[list[Source], Future[list[Answer | LeukoError]]]] = deque()

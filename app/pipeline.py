@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.errors import LeukoError
+from app.threads import Beat
 from app.vision.classifier import Classifier, Prediction
-from app.vision.decode import ImageLimits, decode
-from app.vision.framing import Cell, Frame, frame_cell
+from app.vision.framing import Cell, Frame
 
 Timed = Callable[[str], AbstractContextManager[object]]  # a stage's name → what measures it
+FramePicture = Callable[[bytes, Beat], Cell]  # decodes and crops; raises what `decode` raises
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,22 @@ class Pipeline:
     """For several threads at once: while one runs the network, another decodes."""
 
     def __init__(
-        self, classifier: Classifier, limits: ImageLimits, timed: Timed = lambda _: nullcontext()
+        self, classifier: Classifier, frame: FramePicture, timed: Timed = lambda _: nullcontext()
     ) -> None:
         self._classifier = classifier
-        self._limits = limits
+        self._frame_picture = frame
         self._timed = timed
 
     def run(
-        self, pictures: Sequence[Picture], alone: bool = False, beat: Callable[[], object] = lambda: None
+        self, pictures: Sequence[Picture], alone: bool = False, beat: Beat = lambda: None
     ) -> list[Answer | LeukoError]:
         """What is wrong with a picture stands in its place; alone: nothing runs beside this.
 
-        beat: called as each picture is ready for the network.
+        beat: called while pictures are decoded, and as each is ready for the network.
         """
         framed = []
         for picture in pictures:
-            framed.append(self._frame(picture))
+            framed.append(self._frame(picture, beat))
             beat()
         cells = [found[1] for found in framed if not isinstance(found, LeukoError)]
         predictions = iter(self._classify(cells, alone) if cells else ())
@@ -57,15 +58,14 @@ class Pipeline:
             found if isinstance(found, LeukoError) else _answer(*found, next(predictions)) for found in framed
         ]
 
-    def _frame(self, picture: Picture) -> tuple[str, Cell] | LeukoError:
+    def _frame(self, picture: Picture, beat: Beat) -> tuple[str, Cell] | LeukoError:
         try:
             data = picture.read()
             with self._timed("decode"):
-                image = decode(data, self._limits)
-                cell = frame_cell(image, self._classifier.bundle.preprocessing, cam=picture.cam)
+                cell = self._frame_picture(data, beat)
         except LeukoError as error:
             return error
-        return hashlib.sha256(data).hexdigest(), cell
+        return hashlib.sha256(data).hexdigest(), replace(cell, cam=picture.cam)
 
     def _classify(self, cells: Sequence[Cell], alone: bool) -> Sequence[Prediction | LeukoError]:
         with self._timed("infer"):

@@ -9,15 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from app.errors import EngineError, LeukoError
-from app.threads import Worker
+from app.threads import Beat, Worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SUSPICIOUS = 8  # runs that fail one after another
 
-# What a run calls between its steps, to say that it goes on.
-Beat = Callable[[], object]
 Run = Callable[[list[Item], bool, Beat], Sequence[Result | LeukoError]]
 
 

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.batching import Batcher
+from app.decoder import Orders
+from app.decoders import Decoders
 from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
 from app.pipeline import Answer, Picture, Pipeline
 from app.settings import Settings
 from app.telemetry import Telemetry
+from app.threads import in_thread
 from app.vision.archive import ArchiveLimits
 from app.vision.classifier import Classifier, Prediction
 from app.vision.decode import ImageLimits
@@ -24,6 +27,7 @@ class Service:
     telemetry: Telemetry
     classifier: Classifier
     batcher: Batcher[Picture, Answer]
+    decoders: Decoders
 
     @classmethod
     async def start(
@@ -34,10 +38,13 @@ class Service:
         on_suspicion: Callable[[], object] = lambda: None,
     ) -> Service:
         """on_suspicion: called when the engine has failed several times, one after another."""
-        pipeline = Pipeline(classifier, image_limits(settings), telemetry.stage)
+        workers = worker_count(settings, classifier)
+        orders = Orders(image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s)
+        decoders = await in_thread(lambda: Decoders(workers, orders, telemetry.count_decoder_loss))
+        pipeline = Pipeline(classifier, decoders.frame, telemetry.stage)
         batcher: Batcher[Picture, Answer] = Batcher(
             pipeline.run,
-            workers=worker_count(settings, classifier),
+            workers=workers,
             max_batch=batch_size(settings, classifier),
             max_queue=settings.max_queue,
             silence_s=settings.engine_timeout_s,
@@ -45,12 +52,15 @@ class Service:
             on_batch=telemetry.observe_batch,
         )
         await batcher.start()
-        return cls(settings, telemetry, classifier, batcher)
+        return cls(settings, telemetry, classifier, batcher, decoders)
 
     async def stop(self) -> None:
         """Finishes what was admitted, for drain_s at most."""
-        async with asyncio.timeout(self.settings.drain_s):
-            await self.batcher.drain()
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.batcher.drain()
+        finally:
+            self.decoders.close()
 
     async def classify(
         self, images: Sequence[bytes], *, cam: bool = False, deadline: float

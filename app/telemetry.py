@@ -80,6 +80,7 @@ class Telemetry:
         self.model = any_of("leuko_model_info", "The bundle that answers.", ["name", "version", "sha256"])
         self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
         self.restarts = counter("leuko_engine_restarts_total", "Times that the engine was started again.")
+        self.decoder_losses = counter("leuko_decoders_lost_total", "Decoding processes that ended or hung.")
         self.keys_stale = any_of("leuko_keys_stale", "1 when the keys could not be read again.")
         self.audit_failing = any_of("leuko_audit_failing", "1 when the audit log cannot be written.")
         self._exposed = CollectorRegistry() if self.shared else self.registry
@@ -143,6 +144,9 @@ class Telemetry:
 
     def count_restart(self) -> None:
         self.restarts.inc()
+
+    def count_decoder_loss(self) -> None:
+        self.decoder_losses.inc()
 
     def count_rejected(self, reason: str) -> None:
         self.rejected.labels(reason).inc()

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
+Beat = Callable[[], object]  # what long work calls now and then, to say that it goes on
+
 
 class Worker:
     """One thread that does one piece of work after another."""

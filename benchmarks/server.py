@@ -26,8 +26,8 @@ class Server:
     started_s: float  # from the start of the process until it was ready
 
     def memory_mib(self) -> float | None:
-        """Resident memory of all its processes; None where the kernel has no /proc."""
-        found = [int(kb) for pid in family(self.pid) for kb in field(pid, r"VmRSS:\s+(\d+) kB")]
+        """Resident memory of all its processes, what they share counted once; None where there is no /proc."""
+        found = [int(kb) for pid in family(self.pid) for kb in field(pid, r"Pss:\s+(\d+) kB", "smaps_rollup")]
         return sum(found) / 1024 if found else None
 
 
@@ -42,10 +42,10 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def field(pid: int, pattern: str) -> list[str]:
+def field(pid: int, pattern: str, file: str = "status") -> list[str]:
     """What the kernel says of a process; nothing where it has ended or there is no /proc."""
     try:
-        return re.findall(f"^{pattern}", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        return re.findall(f"^{pattern}", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
     except OSError:
         return []
 

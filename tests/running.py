@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from benchmarks.server import family, field
+
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30
 FAKE = (
@@ -90,10 +92,26 @@ class Running:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.address, timeout=PATIENCE_S)
 
-    def resident_mib(self, field: str = "VmRSS") -> float:
-        """Memory of the process, in MiB; with VmHWM the most so far; Linux."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition(f"{field}:")[2].split()[0]) / 1024
+    @property
+    def processes(self) -> list[int]:
+        """Of the service, itself first; Linux."""
+        return family(self.process.pid)
+
+    def decoders(self) -> list[int]:
+        """Those that do not fork others."""
+        return [pid for pid in self.processes if runs_decoder(pid) and len(family(pid)) == 1]
+
+    def resident_mib(self, measure: str = "VmRSS") -> float:
+        """Memory of its processes, in MiB; with VmHWM the most so far of each; Linux."""
+        found = [int(kb) for pid in self.processes for kb in field(pid, rf"{measure}:\s+(\d+) kB")]
+        return sum(found) / 1024
+
+
+def runs_decoder(pid: int) -> bool:
+    try:
+        return b"app.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from app.batching import QUIET_S, Batcher, BatchStats
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
-from app.runs import Beat
+from app.threads import Beat
 
 Outcomes = list[str | LeukoError]
 PATIENCE_S = 30

@@ -9,14 +9,20 @@ from functools import partial
 from typing import cast
 
 from app.errors import EngineError, LeukoError, TooLarge, UndecodableImage, Unusable
-from app.pipeline import Answer, Picture, Pipeline
+from app.pipeline import Answer, FramePicture, Picture, Pipeline
 from app.vision.classifier import Classifier
-from app.vision.decode import DEFAULT_LIMITS, ImageLimits
+from app.vision.decode import DEFAULT_LIMITS, ImageLimits, decode
+from app.vision.framing import Preprocessing, frame_cell
 from tests.fake_classifier import NAN, FakeClassifier, png
 
 
 def pipeline(classifier: FakeClassifier, limits: ImageLimits = DEFAULT_LIMITS) -> Pipeline:
-    return Pipeline(cast(Classifier, classifier), limits)
+    return Pipeline(cast(Classifier, classifier), framing(limits))
+
+
+def framing(limits: ImageLimits = DEFAULT_LIMITS) -> FramePicture:
+    preprocessing = Preprocessing(framing="whole", white_point=False)
+    return lambda data, _: frame_cell(decode(data, limits), preprocessing)
 
 
 def pictures(*images: bytes) -> list[Picture]:
@@ -75,5 +81,5 @@ def test_each_decoding_and_the_run_of_the_network_are_timed() -> None:
         yield
         stages.append(stage)
 
-    Pipeline(cast(Classifier, FakeClassifier()), DEFAULT_LIMITS, timed).run(pictures(png(10), png(70)))
+    Pipeline(cast(Classifier, FakeClassifier()), framing(), timed).run(pictures(png(10), png(70)))
     assert stages == ["decode", "decode", "infer"]

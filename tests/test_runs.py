@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app.errors import EngineError, LeukoError, UndecodableImage
-from app.runs import SUSPICIOUS, Beat, Hung, Run, Runs
-from app.threads import Worker
+from app.runs import SUSPICIOUS, Hung, Run, Runs
+from app.threads import Beat, Worker
 
 Outcomes = Sequence[str | LeukoError]
 

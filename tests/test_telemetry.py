@@ -35,6 +35,7 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_model_info",
         "leuko_model_ready",
         "leuko_engine_restarts",
+        "leuko_decoders_lost",
         "leuko_keys_stale",
         "leuko_audit_failing",
     }

@@ -87,8 +87,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
     Raises UnsupportedFormat, TooLarge or UndecodableImage.
     """
-    if len(data) > limits.max_bytes:
-        raise TooLarge(f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
+    check_bytes(data, limits)
     kind = recognise(data)
     bare = strip(data, kind)
     _quieten()
@@ -102,6 +101,11 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
         raise TooLarge(f"the image has more than {limits.max_pixels} pixels") from error
     except DECODER_ERRORS as error:
         raise UndecodableImage(f"the {kind} data is truncated, corrupt or of an unknown kind") from error
+
+
+def check_bytes(data: bytes, limits: ImageLimits) -> None:
+    if len(data) > limits.max_bytes:
+        raise TooLarge(f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
 
 
 def recognise(data: bytes) -> str:

@@ -75,7 +75,7 @@ class Cell:
     cam: bool = False
 
 
-def frame_cell(image: Image.Image, preprocessing: Preprocessing, *, cam: bool = False) -> Cell:
+def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:
     """image: RGB of any size."""
     thumbnail = shrink(image)
     frame = choose_frame(image, thumbnail, preprocessing)
@@ -83,7 +83,7 @@ def frame_cell(image: Image.Image, preprocessing: Preprocessing, *, cam: bool = 
     framed = resize(image, (size, size), Image.Resampling.BILINEAR, frame.box)
     if preprocessing.white_point:
         framed = whiten(framed, thumbnail)
-    return Cell(np.asarray(framed), frame, cam)
+    return Cell(np.asarray(framed), frame)
 
 
 def choose_frame(image: Image.Image, thumbnail: Thumbnail, preprocessing: Preprocessing) -> Frame:

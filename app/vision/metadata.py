@@ -92,7 +92,9 @@ def _strip_png(data: bytes) -> Bare:
         start, place = place, place + 12 + length
         if name in _PNG_KEPT:
             kept.append(data[start:place])
-        elif name == b"eXIf":
+        if name == b"IEND":  # whatever follows is no chunk
+            return Bare(b"".join(kept), exif)
+        if name == b"eXIf":
             exif = data[start + 8 : place - 4]
     raise TooLarge(f"the PNG has more than {MAX_PARTS} chunks")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +13,18 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.fake_classifier import NAN, png
 from tests.running import PATIENCE_S, Running, wait_until
 from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for
 from tests.safety.sending import alone, together
+from tests.vision.pictures import encode
+
+SLOW = encode(
+    Image.effect_noise((4900, 4900), 90), "JPEG", quality=30, progressive=True
+)  # to decode: much of a second
+TICKS = os.sysconf("SC_CLK_TCK")  # a second of the processor's time
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
@@ -74,15 +84,103 @@ def is_up(service: Running) -> bool:
 
 
 @linux
-def test_25_a_decoder_that_is_killed_takes_one_process_and_others_go_on(tmp_path: Path) -> None:
+def test_25_a_decoder_that_is_killed_costs_no_request_anything(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
+        [decoder] = service.decoders()
+        slow = pool.submit(ask, service, SLOW)
+        wait_until(lambda: busy(decoder))
+        others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
+        os.kill(decoder, signal.SIGKILL)
+        assert [answer.result().status_code for answer in (slow, *others)] == [200] * 3
+        assert lost(service) == 1
+        [successor] = service.decoders()
+        assert successor != decoder
+
+
+@linux
+def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
+        slow = pool.submit(ask, service, SLOW)
+        others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
+        for _ in range(2):
+            wait_until(lambda: any(map(busy, service.decoders())))
+            os.kill(service.decoders()[0], signal.SIGKILL)
+        refused = slow.result()
+        assert (refused.status_code, refused.json()["code"]) == (422, "undecodable_image")
+        assert "ends its decoder" in refused.json()["detail"]
+        assert [answer.result().status_code for answer in others] == [200, 200]
+        assert lost(service) == 2
+
+
+@linux
+def test_25_an_image_that_holds_its_decoder_is_refused_and_the_engine_goes_on(tmp_path: Path) -> None:
+    with faulty(tmp_path, "--engine-timeout-s", "0.5") as service:
+        os.kill(service.decoders()[0], signal.SIGSTOP)
+        refused = ask(service, png(0))
+        assert refused.status_code == 422
+        assert "takes longer than 0.5 s" in refused.json()["detail"]
+        assert ask(service, png(0)).status_code == 200
+        assert "leuko_engine_restarts_total 0.0" in httpx.get(f"{service.address}/metrics").text
+
+
+@linux
+def test_25_whatever_forks_the_decoders_may_die_too(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service:
+        forking, *decoders = service.processes[1:]
+        for pid in (forking, *decoders):
+            os.kill(pid, signal.SIGKILL)
+        assert ask(service, png(0)).status_code == 200
+        assert len(service.processes) == 3
+
+
+@linux
+def test_25_decoders_end_with_their_service_and_by_no_signal_meant_for_it(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service:
+        helpers = service.processes[1:]
+        for pid, sig in itertools.product(helpers, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
+            os.kill(pid, sig)
+        assert ask(service, png(0)).status_code == 200
+        assert lost(service) == 0
+        service.process.kill()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in helpers))
+
+
+@linux
+def test_25_a_decoder_may_open_no_file_and_start_no_process(tmp_path: Path) -> None:
+    with faulty(tmp_path) as service:
+        limits = Path(f"/proc/{service.decoders()[0]}/limits").read_text()
+    for what in ("open files", "processes", "file size", "core file size"):
+        assert re.search(rf"^Max {what} +0 +0 ", limits, re.MULTILINE), limits
+
+
+@linux
+def test_25_an_engine_that_crashes_takes_one_process_and_others_go_on(tmp_path: Path) -> None:
     with faulty(tmp_path, "--processes", "2") as service:
         for number in range(1, 4):
-            with pytest.raises(httpx.RemoteProtocolError), service.client() as client:
-                alone(client, png(KILL))
-            with service.client() as client:
-                assert alone(client, png(0)).status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                ask(service, png(KILL))
+            assert ask(service, png(0)).status_code == 200
             # Without successors the third would find nobody.
             wait_until(lambda count=number: replaced(service) == count)  # type: ignore[misc]
+
+
+def ask(service: Running, image: bytes) -> httpx.Response:
+    with service.client() as client:
+        return alone(client, image)
+
+
+def busy(pid: int) -> bool:
+    """It has worked for a tenth of a second, so on SLOW."""
+    try:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15])) >= TICKS // 10
+    except OSError:
+        return False
+
+
+def lost(service: Running) -> int:
+    metrics = httpx.get(f"{service.address}/metrics").text
+    [count] = re.findall(r"^leuko_decoders_lost_total (\d+)", metrics, re.MULTILINE)
+    return int(count)
 
 
 def replaced(service: Running) -> int:
@@ -126,6 +224,7 @@ def test_27_sigterm_under_load_fails_no_request_turns_readiness_first_and_leaves
         clients = [pool.submit(work_while_ready, service) for _ in range(8)]
         held = pool.submit(lambda: httpx.post(f"{service.address}/predict", files=form(HOLD), timeout=30))
         wait_for(tmp_path / HELD)
+        processes = service.processes
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_ready(service))
         (tmp_path / GO).touch()
@@ -134,7 +233,7 @@ def test_27_sigterm_under_load_fails_no_request_turns_readiness_first_and_leaves
         statuses = [status for client in clients for status in client.result()]
         assert len(statuses) >= 8
         assert set(statuses) == {200}
-        assert not Path(f"/proc/{service.process.pid}/task").exists()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/task").exists() for pid in processes))
 
 
 def work_while_ready(service: Running) -> list[int]:
@@ -156,6 +255,7 @@ def test_28_a_second_sigterm_ends_the_process_at_once(tmp_path: Path) -> None:
         wait_for(tmp_path / HELD)
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_ready(service))
+        processes = service.processes
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
         assert isinstance(held.exception(), httpx.TransportError)

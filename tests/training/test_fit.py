@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,8 @@ def test_an_exported_bundle_loads_warms_up_and_answers_on_each_engine(
     classifier = load_classifier(bundle, engine)
     classifier.warm_up(2)
     image = decode(Pictures(Path(rows[0].archive)).read(rows[0].path))
-    (answer,) = classifier.classify([frame_cell(image, classifier.bundle.preprocessing, cam=True)])
+    cell = replace(frame_cell(image, classifier.bundle.preprocessing), cam=True)
+    (answer,) = classifier.classify([cell])
     assert isinstance(answer, Prediction)
     assert sum(answer.probabilities) == pytest.approx(1, abs=1e-6)
     assert answer.cam is not None

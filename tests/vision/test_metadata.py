@@ -62,6 +62,11 @@ def test_a_pngs_ancillary_chunks_are_dropped_and_its_exif_remembered() -> None:
     assert read_orientation(bare.exif) == 8
 
 
+def test_what_follows_the_end_of_a_png_is_dropped_however_long_it_is() -> None:
+    data = png(8, 8)
+    assert strip(data + bytes(12 * (MAX_PARTS + 1)), "PNG").data == strip(data, "PNG").data
+
+
 def test_a_gifs_comments_are_dropped_and_its_transparency_kept() -> None:
     image = Image.new("P", (4, 4))
     plain = encode(image, "GIF", transparency=0)
