@@ -26,7 +26,7 @@ class Server:
     started_s: float  # from the start of the process until it was ready
 
     def memory_mib(self) -> float | None:
-        """Resident memory of all its processes, what they share counted once; None where there is no /proc."""
+        """Resident memory of all processes, what they share counted once; None where there is no /proc."""
         found = [int(kb) for pid in family(self.pid) for kb in field(pid, r"Pss:\s+(\d+) kB", "smaps_rollup")]
         return sum(found) / 1024 if found else None
 

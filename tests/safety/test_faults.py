@@ -255,7 +255,6 @@ def test_28_a_second_sigterm_ends_the_process_at_once(tmp_path: Path) -> None:
         wait_for(tmp_path / HELD)
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_ready(service))
-        processes = service.processes
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
         assert isinstance(held.exception(), httpx.TransportError)

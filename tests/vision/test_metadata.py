@@ -8,7 +8,7 @@ from PIL import Image
 
 from app.errors import TooLarge
 from app.vision.metadata import MAX_PARTS, MAX_SCANS, read_orientation, strip
-from tests.vision.pictures import encode
+from tests.vision.pictures import encode, png
 
 PICTURE = Image.new("RGB", (16, 16), "rebeccapurple")
 MARK = b"Doe^John"
