@@ -15,11 +15,13 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from benchmarks.server import family, field
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 FAKE = (
     "import sys; from app.cli import main; from tests.fake_classifier import load; sys.exit(main(load=load))"
 )

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from app.decoder import Orders
+from app.decoder import READY, REQUEST, Orders, receive
 from app.decoders import Decoders, ForkServer
 from app.errors import LeukoError, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.vision.decode import ACCEPTED, ImageLimits, decode
 from app.vision.framing import Cell, Preprocessing, frame_cell
 from app.vision.sample import draw_smear
+from benchmarks.server import family
+from tests.running import linux, runs_decoder, wait_until
 from tests.vision.pictures import encode, picture
 
 LIMITS = ImageLimits(max_bytes=300_000, max_pixels=100_000)
 ORDERS = Orders(LIMITS, Preprocessing(), patience_s=30)
+LARGE = ImageLimits(max_bytes=10**8, max_pixels=10**8)
+SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # to decode: some tenths of a second
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +79,38 @@ def test_a_defect_is_raised_with_the_place_where_it_is() -> None:
 def test_what_cannot_be_started_is_a_startup_error() -> None:
     with pytest.raises(StartupError, match="no decoder can be started"):
         ForkServer(["false"]).decoder(ORDERS)
+
+
+@linux
+def test_one_that_is_at_work_when_they_are_closed_ends_too() -> None:
+    others = decoding()
+    decoders = Decoders(1, Orders(LARGE, Preprocessing(), patience_s=0.4))
+    beats = 0
+
+    def close() -> None:
+        nonlocal beats
+        beats += 1
+        decoders.close()
+
+    with suppress(UndecodableImage):  # it took too long: no matter
+        decoders.frame(SLOW, close)
+    assert beats
+    wait_until(lambda: decoding() == others)
+
+
+def test_one_that_takes_too_long_ends_itself() -> None:
+    ours, theirs = socket.socketpair()
+    with subprocess.Popen([sys.executable, "-m", "app.decoder"], stdin=theirs.fileno()), ours:
+        theirs.close()
+        assert receive(ours, 1) == READY
+        mine, its = socket.socketpair()
+        with mine:
+            socket.send_fds(ours, [Orders(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
+            its.close()
+            assert receive(mine, 1) == READY
+            mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
+            assert receive(mine, 1) == b""  # its end, and no answer
+
+
+def decoding() -> set[int]:
+    return set(filter(runs_decoder, family(os.getpid())))

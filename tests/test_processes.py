@@ -14,9 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.processes import cores_of
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
-from tests.running import FAKE, serving, wait_until, wait_until_ready
-
-linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+from tests.running import FAKE, linux, serving, wait_until, wait_until_ready
 
 
 def services(process: subprocess.Popen[str]) -> set[int]:

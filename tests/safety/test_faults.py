@@ -16,17 +16,15 @@ import pytest
 from PIL import Image
 
 from tests.fake_classifier import NAN, png
-from tests.running import PATIENCE_S, Running, wait_until
+from tests.running import PATIENCE_S, Running, linux, wait_until
 from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for
 from tests.safety.sending import alone, together
-from tests.vision.pictures import encode
+from tests.vision.pictures import encode, picture
 
 SLOW = encode(
     Image.effect_noise((4900, 4900), 90), "JPEG", quality=30, progressive=True
 )  # to decode: much of a second
 TICKS = os.sysconf("SC_CLK_TCK")  # a second of the processor's time
-
-linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 
 def less(item: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +149,15 @@ def test_25_a_decoder_may_open_no_file_and_start_no_process(tmp_path: Path) -> N
         limits = Path(f"/proc/{service.decoders()[0]}/limits").read_text()
     for what in ("open files", "processes", "file size", "core file size"):
         assert re.search(rf"^Max {what} +0 +0 ", limits, re.MULTILINE), limits
+
+
+def test_25_what_codecs_say_of_a_broken_picture_is_in_no_log(tmp_path: Path) -> None:
+    whole = encode(picture(), "TIFF", compression="tiff_adobe_deflate")
+    broken = whole[:60] + b"\xaa" * 40 + whole[100:]
+    with faulty(tmp_path) as service:
+        assert ask(service, broken).json()["code"] == "undecodable_image"
+        service.end()
+    assert "ZIPDecode" not in "".join(service.log)
 
 
 @linux

@@ -12,14 +12,12 @@ from pathlib import Path
 from subprocess import Popen
 
 import httpx
-import pytest
 
 from tests.fake_classifier import png
-from tests.running import FAKE, PATIENCE_S, running, serving, wait_until
+from tests.running import FAKE, PATIENCE_S, linux, running, serving, wait_until
 from tests.safety.faulty import BROKEN, FAULTY, FOLDER, GO, LOAD
 from tests.safety.sending import alone
 
-linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 FILES = 64
 
 
