@@ -116,7 +116,7 @@ $(MANIFEST): | $(FULL)
 	@touch $@
 
 $(FULL): $(INPUTS) | $(BIN)/uv
-	$(call install,$(VENV)) --extra train --group dev
+	$(call install,$(VENV)) --extra train --extra dicom --group dev
 	$(LINK)
 	@touch $@
 
