@@ -25,8 +25,10 @@ import numpy as np
 from PIL import Image
 
 from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
-from app.vision.decode import ACCEPTED, ImageLimits, decode
+from app.vision import dicom, dicom_writer
+from app.vision.decode import ACCEPTED, decode
 from app.vision.framing import Preprocessing, frame_cell
+from app.vision.limits import ImageLimits
 
 ORDERS_BYTES = 4096  # at most, of the message that comes with a descriptor
 REQUEST = struct.Struct("=I")  # how long the picture is that follows
@@ -96,10 +98,14 @@ def run(connection: socket.socket, orders: Orders) -> NoReturn:
 
 def rehearse() -> None:
     """Decode one picture of each format, so that nothing is imported once no file can be opened."""
+    white = Image.new("RGB", (16, 16), "white")
     for kind in ACCEPTED:
         file = io.BytesIO()
-        Image.new("RGB", (16, 16), "white").save(file, kind)
+        white.save(file, kind)
         frame_cell(decode(file.getvalue()), Preprocessing())
+    if dicom.installed():
+        for syntax in (*dicom.NATIVE, *dicom.ENCODED):
+            decode(dicom_writer.write(white, syntax))
 
 
 def confine() -> None:

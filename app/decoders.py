@@ -21,8 +21,8 @@ import numpy as np
 from app.decoder import CELL, DEFECT, ERRORS, READY, REPLY, REQUEST, Orders
 from app.errors import StartupError, UndecodableImage
 from app.threads import Beat
-from app.vision.decode import check_bytes
 from app.vision.framing import Cell, Frame
+from app.vision.limits import check_bytes
 
 Buffer = TypeVar("Buffer", bytearray, memoryview)
 

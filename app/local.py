@@ -12,8 +12,9 @@ from app.errors import LeukoError
 from app.pipeline import Answer, Picture, Pipeline
 from app.sources import Source
 from app.vision.classifier import Classifier
-from app.vision.decode import ImageLimits, decode
+from app.vision.decode import decode
 from app.vision.framing import frame_cell
+from app.vision.limits import ImageLimits
 
 
 @dataclass(frozen=True)

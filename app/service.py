@@ -16,7 +16,7 @@ from app.telemetry import Telemetry
 from app.threads import in_thread
 from app.vision.archive import ArchiveLimits
 from app.vision.classifier import Classifier, Prediction
-from app.vision.decode import ImageLimits
+from app.vision.limits import ImageLimits
 
 MIB = 2**20
 

@@ -16,8 +16,9 @@ from PIL import Image
 from app.decoder import READY, REQUEST, Orders, receive
 from app.decoders import Decoders, ForkServer
 from app.errors import LeukoError, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
-from app.vision.decode import ACCEPTED, ImageLimits, decode
+from app.vision.decode import ACCEPTED, decode
 from app.vision.framing import Cell, Preprocessing, frame_cell
+from app.vision.limits import ImageLimits
 from app.vision.sample import draw_smear
 from benchmarks.server import family
 from tests.running import linux, runs_decoder, wait_until

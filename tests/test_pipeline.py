@@ -11,8 +11,9 @@ from typing import cast
 from app.errors import EngineError, LeukoError, TooLarge, UndecodableImage, Unusable
 from app.pipeline import Answer, FramePicture, Picture, Pipeline
 from app.vision.classifier import Classifier
-from app.vision.decode import DEFAULT_LIMITS, ImageLimits, decode
+from app.vision.decode import decode
 from app.vision.framing import Preprocessing, frame_cell
+from app.vision.limits import DEFAULT_LIMITS, ImageLimits
 from tests.fake_classifier import NAN, FakeClassifier, png
 
 

@@ -2,8 +2,9 @@
 
 What becomes of each kind of picture:
 
-- JPEG, PNG, WebP, TIFF, BMP and GIF are told by their first bytes, whatever their name; anything
-  else is `UnsupportedFormat`. Nothing at all, or the beginning of a known format, is `UndecodableImage`.
+- JPEG, PNG, WebP, TIFF, BMP, GIF and, with the extra `dicom`, DICOM are told by their first bytes,
+  whatever their name; anything else is `UnsupportedFormat`. Nothing at all, or the beginning of a
+  known format, is `UndecodableImage`.
 - The first frame of an animation, a multi-page TIFF or an MPO; the rest is never visited.
 - Grey, palette and 1-bit become RGB. 16-bit grey is scaled, not clipped: 65535 is white; 16-bit
   colour keeps its upper 8 bits. 32-bit integer and float have no white of their own: see `_white`.
@@ -11,6 +12,7 @@ What becomes of each kind of picture:
 - Alpha, a palette's alpha and an 8-bit colour key are laid on white.
 - EXIF orientation is applied; a broken EXIF block counts as none. Colour profiles are ignored, so
   a broken one does no harm.
+- DICOM: `app/vision/dicom.py` says which.
 - Run-length coded BMP is refused: Pillow decodes it in Python, seconds for a few kilobytes.
 """
 
@@ -21,16 +23,16 @@ import re
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
+from app.vision import dicom
+from app.vision.dataset import is_dicom
+from app.vision.limits import DEFAULT_LIMITS, ImageLimits, check_bytes, check_size
 from app.vision.metadata import read_orientation, strip
-
-MIB = 2**20
 
 # format → the bytes it has at which offsets
 SIGNATURES: dict[str, tuple[tuple[tuple[int, bytes], ...], ...]] = {
@@ -72,40 +74,19 @@ _TURNS = {
 }
 
 
-@dataclass(frozen=True)
-class ImageLimits:
-    max_bytes: int = 16 * MIB
-    max_pixels: int = 25_000_000
-    max_side: int = 12_000  # pixels
-
-
-DEFAULT_LIMITS = ImageLimits()
-
-
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """The picture as it is meant to be seen, in RGB.
 
     Raises UnsupportedFormat, TooLarge or UndecodableImage.
     """
     check_bytes(data, limits)
+    if is_dicom(data):
+        return _decode_dicom(data, limits)
     kind = recognise(data)
     bare = strip(data, kind)
-    _quieten()
-    try:
-        with Image.open(io.BytesIO(bare.data), formats=(kind,)) as image:
-            _check(image, limits)
-            image.load()
-            orientation = read_orientation(bare.exif or image.info.get("exif", b""))
-            return turn(to_rgb(image), orientation)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"the image has more than {limits.max_pixels} pixels") from error
-    except DECODER_ERRORS as error:
-        raise UndecodableImage(f"the {kind} data is truncated, corrupt or of an unknown kind") from error
-
-
-def check_bytes(data: bytes, limits: ImageLimits) -> None:
-    if len(data) > limits.max_bytes:
-        raise TooLarge(f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
+    image = _load(bare.data, kind, limits)
+    orientation = read_orientation(bare.exif or image.info.get("exif", b""))
+    return turn(to_rgb(image), orientation)
 
 
 def recognise(data: bytes) -> str:
@@ -131,16 +112,33 @@ def _quieten() -> None:
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
+def _decode_dicom(data: bytes, limits: ImageLimits) -> Image.Image:
+    found = dicom.unwrap(data, limits)
+    if isinstance(found, Image.Image):
+        return to_rgb(found)
+    image = _load(found.data, found.kind, limits)
+    if image.size != found.size or image.mode not in ("L", "RGB"):
+        raise UndecodableImage(f"the {found.kind} in the DICOM is not what the file says it is")
+    return to_rgb(ImageOps.invert(image) if found.inverted else image)
+
+
+def _load(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.ImageFile:
+    """With all its pixels. kind: Pillow's name of the format."""
+    _quieten()
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            _check(image, limits)
+            image.load()
+            return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"the image has more than {limits.max_pixels} pixels") from error
+    except DECODER_ERRORS as error:
+        raise UndecodableImage(f"the {kind} data is truncated, corrupt or of an unknown kind") from error
+
+
 def _check(image: ImageFile.ImageFile, limits: ImageLimits) -> None:
     """What the header claims, before a pixel is decoded."""
-    width, height = image.size
-    if min(width, height) < 1:
-        raise UndecodableImage("the image has no pixels")
-    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
-        raise TooLarge(
-            f"the image is {width} by {height} pixels; at most {limits.max_pixels} pixels"
-            f" and {limits.max_side} a side are accepted"
-        )
+    check_size(*image.size, limits)
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise UndecodableImage("run-length coded BMP is not decoded")
     if isinstance(image, TiffImagePlugin.TiffImageFile):

@@ -7,7 +7,8 @@ from typing import Any
 from PIL import Image
 
 from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
-from app.vision.decode import DEFAULT_LIMITS, decode
+from app.vision.decode import decode
+from app.vision.limits import DEFAULT_LIMITS
 from tests.fuzz.campaign import Target
 from tests.vision.pictures import encode, picture
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from app.errors import LeukoError, RequestError, TooLarge, UndecodableImage, UnsupportedFormat
-from app.vision.decode import ACCEPTED, ImageLimits, decode, recognise
+from app.vision.decode import ACCEPTED, decode, recognise
+from app.vision.limits import ImageLimits
 from tests.vision.pictures import encode, grey_tags, picture, pixels, png, real, tiff
 
 # --- what is accepted -------------------------------------------------------------------------------

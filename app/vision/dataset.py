@@ -1,0 +1,152 @@
+"""Takes what decides about pixels out of a DICOM file; what names a patient never leaves this module.
+
+PS3.5, section 7 (data elements, sequences) and PS3.10, section 7 (the file's head) in linear time, without
+recursion: what a parser builds of a hostile file can be a hundred times its size. Only the outermost elements
+are looked at, in the ascending order that PS3.5, section 7.1, asks for; sequences are passed over.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.errors import TooLarge, UndecodableImage
+
+MAX_ELEMENTS = 100_000  # in the file, those in sequences too
+MAX_DEPTH = 32  # of sequences in sequences
+
+HEAD = 132  # bytes: a preamble of 128, and DICM
+MARK = b"DICM"
+
+TRANSFER_SYNTAX = 0x0002_0010
+SOP_CLASS = 0x0008_0016
+PIXEL_DATA = 0x7FE0_0010
+KEPT = frozenset(
+    {
+        SOP_CLASS,
+        0x0028_0002,  # samples per pixel
+        0x0028_0004,  # photometric interpretation
+        0x0028_0006,  # planar configuration
+        0x0028_0008,  # number of frames
+        0x0028_0010,  # rows
+        0x0028_0011,  # columns
+        0x0028_0100,  # bits allocated
+        0x0028_0101,  # bits stored
+        0x0028_0102,  # high bit
+        0x0028_0103,  # pixel representation
+        *(0x0028_1101 + channel for channel in range(3)),  # palette: descriptors
+        *(0x0028_1201 + channel for channel in range(3)),  # and colours
+        PIXEL_DATA,
+    }
+)
+
+IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+
+_UNDEFINED = 0xFFFF_FFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
+# PS3.5, section 7.1.2: two reserved bytes and a length of 32 bits.
+_LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+
+
+@dataclass(frozen=True)
+class _Element:
+    tag: int
+    start: int
+    value: int  # where it begins
+    end: int
+
+
+def is_dicom(data: bytes) -> bool:
+    """By PS3.10's mark; a file without it is taken for what its first bytes say."""
+    return data[HEAD - len(MARK) : HEAD] == MARK
+
+
+def read_syntax(data: bytes) -> tuple[str, int]:
+    """The transfer syntax, and where the data set begins. Raises UndecodableImage, TooLarge."""
+    place = HEAD
+    syntax = ""
+    for element in _elements(data, HEAD, implicit=False, order="<", within_group=0x0002):
+        place = element.end
+        if element.tag == TRANSFER_SYNTAX:
+            syntax = data[element.value : element.end].rstrip(b"\0 ").decode("ascii", "replace")
+    return syntax, place
+
+
+def strip(data: bytes) -> bytes:
+    """A DICOM file of nothing but the transfer syntax and what KEPT names.
+
+    Raises UndecodableImage, TooLarge.
+    """
+    syntax, place = read_syntax(data)
+    padded = syntax.encode() + b"\0" * (len(syntax) % 2)
+    kept = [bytes(HEAD - len(MARK)), MARK, struct.pack("<HH2sH", 2, 0x10, b"UI", len(padded)), padded]
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    for element in _elements(data, place, implicit=syntax == IMPLICIT, order=order):
+        if element.tag in KEPT:
+            kept.append(data[element.start : element.end])
+        if element.tag == PIXEL_DATA:
+            return b"".join(kept)
+    raise UndecodableImage("the DICOM file has no pixel data")
+
+
+def _elements(
+    data: bytes, place: int, *, implicit: bool, order: str, within_group: int | None = None
+) -> Iterator[_Element]:
+    """The outermost ones, from `place` to the end, or to the first of another group."""
+    try:
+        yield from _walk(data, place, implicit, order, within_group)
+    except struct.error:
+        raise _corrupt() from None
+
+
+def _walk(
+    data: bytes, place: int, implicit: bool, order: str, within_group: int | None
+) -> Iterator[_Element]:
+    tag_of, length_of = struct.Struct(f"{order}HH"), struct.Struct(f"{order}L")
+    previous = -1
+    within: list[bool] = []  # what is open and ends with a delimiter: whether it is in implicit VR
+    outer = _Element(0, 0, 0, 0)
+    for _ in range(MAX_ELEMENTS):
+        if place == len(data) and not within:
+            return
+        start = place
+        group, number = tag_of.unpack_from(data, place)
+        if not within and within_group not in (None, group):
+            return
+        tag = group << 16 | number
+        kind = data[place + 4 : place + 6]
+        if group == 0xFFFE or (within[-1] if within else implicit):
+            (length,) = length_of.unpack_from(data, place + 4)
+            place += 8
+        elif kind in _LONG:
+            (length,) = length_of.unpack_from(data, place + 8)
+            place += 12
+        else:
+            (length,) = struct.unpack_from(f"{order}H", data, place + 6)
+            place += 8
+        if not within:
+            if tag <= previous:
+                raise _corrupt()
+            previous, outer = tag, _Element(tag, start, place, 0)
+        if tag in (_ITEM_END, _SEQUENCE_END):
+            if not within:
+                raise _corrupt()
+            within.pop()
+        elif length == _UNDEFINED:
+            # PS3.5, section 6.2.2: what is in an UN of undefined length is in implicit VR.
+            inherited = within[-1] if within else implicit
+            within.append(inherited or kind == b"UN")
+            if len(within) > MAX_DEPTH:
+                raise TooLarge(f"the DICOM file nests sequences more than {MAX_DEPTH} deep")
+        else:
+            place += length
+        if place > len(data):
+            raise _corrupt()
+        if not within:
+            yield _Element(outer.tag, outer.start, outer.value, place)
+    raise TooLarge(f"the DICOM file has more than {MAX_ELEMENTS} elements")
+
+
+def _corrupt() -> UndecodableImage:
+    return UndecodableImage("the DICOM file is truncated or corrupt")

@@ -1,0 +1,64 @@
+"""DICOM files of nobody, to try and to rehearse with; needs the extra `dicom`."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from app.vision.dataset import BIG_ENDIAN, IMPLICIT
+from app.vision.dicom import ENCODED, EXPLICIT, JPEG, MICROSCOPIC, RLE
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+def write(image: Image.Image, syntax: str = EXPLICIT) -> bytes:
+    """A VL Microscopic Image (PS3.3, A.32.2) in any transfer syntax of `app.vision.dicom`."""
+    from pydicom import dcmwrite
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.utils import compress
+
+    found = _describe(image, syntax)
+    if kind := ENCODED.get(syntax):
+        frame = io.BytesIO()
+        options = {"no_jp2": True} if kind == "JPEG2000" else {}
+        image.convert("RGB").save(frame, kind, **options)
+        found.PixelData = encapsulate([frame.getvalue()])
+        found["PixelData"].is_undefined_length = True
+    else:
+        found.PixelData = image.convert("RGB").tobytes()
+        found.PixelData += b"\0" * (len(found.PixelData) % 2)
+    if syntax == RLE:
+        compress(found, syntax, generate_instance_uid=False)
+    file = io.BytesIO()
+    dcmwrite(
+        file,
+        found,
+        implicit_vr=syntax == IMPLICIT,
+        little_endian=syntax != BIG_ENDIAN,
+        enforce_file_format=True,
+    )
+    return file.getvalue()
+
+
+def _describe(image: Image.Image, syntax: str) -> Dataset:
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID, generate_uid
+
+    found = Dataset()
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = UID(EXPLICIT if syntax == RLE else syntax)
+    found.SOPClassUID = MICROSCOPIC
+    found.SOPInstanceUID, found.StudyInstanceUID, found.SeriesInstanceUID = (generate_uid() for _ in range(3))
+    found.PatientName = found.PatientID = found.StudyID = ""
+    found.Modality = "GM"  # general microscopy
+    found.SamplesPerPixel, found.PlanarConfiguration = 3, 0
+    found.PhotometricInterpretation = (
+        "YBR_FULL_422" if syntax == JPEG else "YBR_ICT" if syntax in ENCODED else "RGB"
+    )
+    found.Columns, found.Rows = image.size
+    found.BitsAllocated, found.BitsStored, found.HighBit, found.PixelRepresentation = 8, 8, 7, 0
+    return found

@@ -1,0 +1,36 @@
+"""How large a picture may be, and the checks that need no decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.errors import TooLarge, UndecodableImage
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    max_bytes: int = 16 * MIB
+    max_pixels: int = 25_000_000
+    max_side: int = 12_000  # pixels
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def check_bytes(data: bytes, limits: ImageLimits) -> None:
+    """Raises TooLarge."""
+    if len(data) > limits.max_bytes:
+        raise TooLarge(f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """What a header claims, before a pixel is decoded; raises TooLarge, UndecodableImage."""
+    if min(width, height) < 1:
+        raise UndecodableImage("the image has no pixels")
+    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+        raise TooLarge(
+            f"the image is {width} by {height} pixels; at most {limits.max_pixels} pixels"
+            f" and {limits.max_side} a side are accepted"
+        )
