@@ -17,7 +17,8 @@ LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constrain
 # The entries of packages in the lock, hashes included.
 entries = sed -n -E '/^($(subst $(space),|,$(strip $(1))))==/,/[^\\]$$/p' requirements.lock
 FULL := $(VENV)/.full
-BASE := $(VENV)/.base-$(EXTRAS)
+space := $(subst ,, )
+BASE := $(VENV)/.base-$(subst $(space),-,$(EXTRAS))
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
 INPUTS := pyproject.toml requirements.lock
 # What each recipe learns from. Elsewhere: docs/training.md, "Where the data is".
@@ -38,7 +39,6 @@ START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
 PEERS := litserve bentoml ray
 EXTRA_ray := [serve]
 NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipart
-space := $(subst ,, )
 # A full environment serves too; a bare one is enough.
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 

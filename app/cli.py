@@ -127,7 +127,10 @@ def _add_sample(commands: Any) -> None:
         "label", type=str.lower, help="eosinophil, lymphocyte, monocyte, neutrophil, or all of them"
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="file or folder, - for standard output; default LABEL.png"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="file (.png, .jpg, .dcm) or folder, - for standard output; default LABEL.png",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another cell; default 0")
     parser.add_argument(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from app import console as shown
@@ -21,6 +22,7 @@ from app.scoring import Progress, Scored, judge
 from app.service import archive_limits, image_limits
 from app.settings import Settings
 from app.sources import find_images, open_labelled
+from app.vision import dicom_writer
 from app.vision.bundle import CLASSES, Bundle
 from app.vision.classifier import Classifier
 from app.vision.labelling import assign_groups, parse_mapping
@@ -92,9 +94,16 @@ def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) 
             smear.save(sys.stdout.buffer, "PNG")
         else:
             path = _sample_path(name, Path(output or "."), several=label == "all")
-            smear.save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=92)
+            _save(smear, path)
             print(path)
     return 0
+
+
+def _save(smear: Image.Image, path: Path) -> None:
+    if path.suffix.lower() == ".dcm":
+        path.write_bytes(dicom_writer.write(smear))
+    else:
+        smear.save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=92)
 
 
 def _sample_path(name: str, output: Path, *, several: bool) -> Path:

@@ -40,10 +40,12 @@ Form = dict[str, list[Part]]
 async def read_images(request: Request, limit: Limit) -> list[Part]:
     """The parts named `files` of a form, or a bare image as the only one."""
     kind = media_type(request)
-    if kind.startswith("image/"):
+    if kind.startswith("image/") or kind == "application/dicom":  # RFC 3240
         return [Part(None, await read_body(request, limit.size))]
     if kind != "multipart/form-data":
-        raise UnsupportedFormat("send multipart/form-data with parts named files, or one image as image/*")
+        raise UnsupportedFormat(
+            "send multipart/form-data with parts named files, or one image as image/* or application/dicom"
+        )
     parts = (await read_form(request, {"files": limit}))["files"]
     if not parts:
         raise Unusable("the form has no part named files")

@@ -15,6 +15,7 @@ from app.cli import LOCAL, build_parser, flag, main, read_settings
 from app.settings import Settings, variable
 from app.vision.bundle import CLASSES
 from app.vision.classifier import Classifier
+from app.vision.decode import decode
 from tests.fake_classifier import load
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +111,13 @@ def test_sample_writes_the_format_that_the_name_asks_for(tmp_path: Path) -> None
     assert main(["sample", "monocyte", "-o", str(tmp_path / "cell.jpg"), "--size", "64x48"]) == 0
     with Image.open(tmp_path / "cell.jpg") as image:
         assert image.format == "JPEG"
+
+
+def test_a_sample_in_dicom_is_the_same_picture(tmp_path: Path) -> None:
+    for name in ("cell.dcm", "cell.png"):
+        assert main(["sample", "monocyte", "-o", str(tmp_path / name), "--size", "64x48"]) == 0
+    one, other = (decode((tmp_path / name).read_bytes()) for name in ("cell.dcm", "cell.png"))
+    assert one.tobytes() == other.tobytes()
 
 
 def test_sample_draws_all_classes_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from app.vision.directory import Packed, read_directory
 
 DEFAULT_LIMITS = ArchiveLimits()
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm"})
 _LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 

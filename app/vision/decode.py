@@ -23,6 +23,8 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +65,8 @@ DECODER_ERRORS = (
     zlib.error,
 )
 
+NOISY = r"(PIL|pydicom)\."  # pydicom would repeat what a file says
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -80,13 +84,15 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     Raises UnsupportedFormat, TooLarge or UndecodableImage.
     """
     check_bytes(data, limits)
+    _quieten()
     if is_dicom(data):
         return _decode_dicom(data, limits)
     kind = recognise(data)
     bare = strip(data, kind)
-    image = _load(bare.data, kind, limits)
-    orientation = read_orientation(bare.exif or image.info.get("exif", b""))
-    return turn(to_rgb(image), orientation)
+    with _refusing(kind, limits):
+        image = _load(bare.data, kind, limits)
+        orientation = read_orientation(bare.exif or image.info.get("exif", b""))
+        return turn(to_rgb(image), orientation)
 
 
 def recognise(data: bytes) -> str:
@@ -107,8 +113,8 @@ def _begins(data: bytes, parts: tuple[tuple[int, bytes], ...]) -> bool:
 def _quieten() -> None:
     # Set for good, not by catch_warnings, which would mix up the filters of threads: broken metadata
     # is no news, and each warning's text would be remembered for ever.
-    if ("ignore", None, UserWarning, re.compile(r"PIL\."), 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    if ("ignore", None, UserWarning, re.compile(NOISY), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", category=UserWarning, module=NOISY)
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
@@ -116,20 +122,25 @@ def _decode_dicom(data: bytes, limits: ImageLimits) -> Image.Image:
     found = dicom.unwrap(data, limits)
     if isinstance(found, Image.Image):
         return to_rgb(found)
-    image = _load(found.data, found.kind, limits)
-    if image.size != found.size or image.mode not in ("L", "RGB"):
-        raise UndecodableImage(f"the {found.kind} in the DICOM is not what the file says it is")
-    return to_rgb(ImageOps.invert(image) if found.inverted else image)
+    with _refusing(found.kind, limits):
+        image = _load(found.data, found.kind, limits)
+        if image.size != found.size or image.mode not in ("L", "RGB"):
+            raise UndecodableImage(f"the {found.kind} in the DICOM is not what the file says it is")
+        return to_rgb(ImageOps.invert(image) if found.inverted else image)
 
 
 def _load(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.ImageFile:
     """With all its pixels. kind: Pillow's name of the format."""
-    _quieten()
+    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        _check(image, limits)
+        image.load()
+        return image
+
+
+@contextmanager
+def _refusing(kind: str, limits: ImageLimits) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            _check(image, limits)
-            image.load()
-            return image
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the image has more than {limits.max_pixels} pixels") from error
     except DECODER_ERRORS as error:

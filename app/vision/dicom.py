@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +44,9 @@ PHOTOMETRIC = {
     None: GREY | YBR | {"RGB", "PALETTE COLOR"},
 }
 
+# What pydicom raises on what it was not made for.
+READER_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError, EOFError, struct.error)
+
 _MARKERS = (b"JFIF\0", b"Adobe")
 _NOT_TRANSFORMED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's marker: RGB as it is
 
@@ -61,8 +66,7 @@ def unwrap(data: bytes, limits: ImageLimits) -> Encoded | Image.Image:
 
     Raises UnsupportedFormat, TooLarge or UndecodableImage.
     """
-    if not installed():
-        raise UnsupportedFormat("DICOM is not accepted here: the service lacks its extra dicom")
+    require()
     syntax, _ = dataset.read_syntax(data)
     kind = ENCODED.get(syntax)
     if kind is None and syntax not in NATIVE:
@@ -70,16 +74,17 @@ def unwrap(data: bytes, limits: ImageLimits) -> Encoded | Image.Image:
         raise UnsupportedFormat(f"DICOM in the {name} is not accepted")
     try:
         return _unwrap(dataset.strip(data), kind, limits)
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except READER_ERRORS as error:
         raise UndecodableImage("the DICOM file's pixels are truncated, corrupt or incomplete") from error
 
 
 def installed() -> bool:
-    try:
-        import pydicom  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("pydicom") is not None
+
+
+def require() -> None:
+    if not installed():
+        raise UnsupportedFormat("DICOM needs Leuko's extra dicom, which is not installed here")
 
 
 def _unwrap(bare: bytes, kind: str | None, limits: ImageLimits) -> Encoded | Image.Image:

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from app.vision.dataset import BIG_ENDIAN, IMPLICIT
-from app.vision.dicom import ENCODED, EXPLICIT, JPEG, MICROSCOPIC, RLE
+from app.vision.dicom import ENCODED, EXPLICIT, JPEG, JPEG_2000, JPEG_2000_LOSSLESS, MICROSCOPIC, RLE, require
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+COLOURS = {JPEG: "YBR_FULL_422", JPEG_2000: "YBR_ICT", JPEG_2000_LOSSLESS: "YBR_RCT"}
+
 
 def write(image: Image.Image, syntax: str = EXPLICIT) -> bytes:
-    """A VL Microscopic Image (PS3.3, A.32.2) in any transfer syntax of `app.vision.dicom`."""
+    """A VL Microscopic Image (PS3.3, A.32.2) in any transfer syntax of `app.vision.dicom`.
+
+    Raises UnsupportedFormat without the extra.
+    """
+    require()
     from pydicom import dcmwrite
     from pydicom.encaps import encapsulate
     from pydicom.pixels.utils import compress
@@ -23,7 +29,7 @@ def write(image: Image.Image, syntax: str = EXPLICIT) -> bytes:
     found = _describe(image, syntax)
     if kind := ENCODED.get(syntax):
         frame = io.BytesIO()
-        options = {"no_jp2": True} if kind == "JPEG2000" else {}
+        options = {"no_jp2": True, "irreversible": syntax == JPEG_2000} if kind == "JPEG2000" else {}
         image.convert("RGB").save(frame, kind, **options)
         found.PixelData = encapsulate([frame.getvalue()])
         found["PixelData"].is_undefined_length = True
@@ -33,13 +39,8 @@ def write(image: Image.Image, syntax: str = EXPLICIT) -> bytes:
     if syntax == RLE:
         compress(found, syntax, generate_instance_uid=False)
     file = io.BytesIO()
-    dcmwrite(
-        file,
-        found,
-        implicit_vr=syntax == IMPLICIT,
-        little_endian=syntax != BIG_ENDIAN,
-        enforce_file_format=True,
-    )
+    encoding = {"implicit_vr": syntax == IMPLICIT, "little_endian": syntax != BIG_ENDIAN}
+    dcmwrite(file, found, enforce_file_format=True, **encoding)
     return file.getvalue()
 
 
@@ -56,9 +57,7 @@ def _describe(image: Image.Image, syntax: str) -> Dataset:
     found.PatientName = found.PatientID = found.StudyID = ""
     found.Modality = "GM"  # general microscopy
     found.SamplesPerPixel, found.PlanarConfiguration = 3, 0
-    found.PhotometricInterpretation = (
-        "YBR_FULL_422" if syntax == JPEG else "YBR_ICT" if syntax in ENCODED else "RGB"
-    )
+    found.PhotometricInterpretation = COLOURS.get(syntax, "RGB")
     found.Columns, found.Rows = image.size
     found.BitsAllocated, found.BitsStored, found.HighBit, found.PixelRepresentation = 8, 8, 7, 0
     return found

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
+from app.vision import dicom, dicom_writer
 from app.vision.decode import decode
 from app.vision.limits import DEFAULT_LIMITS
 from tests.fuzz.campaign import Target
@@ -44,7 +45,8 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def seeds() -> list[bytes]:
     """A small picture in every format, mode and way of packing that is accepted."""
-    return [_seed(*kind) for kind in KINDS]
+    syntaxes = (*dicom.NATIVE, *dicom.ENCODED)
+    return [_seed(*kind) for kind in KINDS] + [dicom_writer.write(picture(24, 16), one) for one in syntaxes]
 
 
 def run(data: bytes) -> str:

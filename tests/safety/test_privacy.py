@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 from PIL import Image
+from pydicom import dcmread
 
 from app.keys import add_key
+from app.vision import dicom_writer
 from tests.fake_classifier import png
 from tests.fakes import zipped
 from tests.running import FAKE, Running, running
@@ -28,9 +30,19 @@ def marked() -> bytes:
     return file.getvalue()
 
 
+def marked_dicom() -> bytes:
+    """A cell that says whose it is where DICOM says so."""
+    found = dcmread(BytesIO(dicom_writer.write(Image.new("RGB", (8, 6)))))
+    found.PatientName = found.PatientID = found.AccessionNumber = MARK
+    file = BytesIO()
+    found.save_as(file)
+    return file.getvalue()
+
+
 def send_everything(service: Running) -> list[httpx.Response]:
     """Requests that are answered and refused, each with the mark wherever a client can put it."""
     whole, cut, name = marked(), marked()[:200], f"{MARK}.jpg"
+    dicom = marked_dicom()
     evaluated = zipped({f"monocyte/{name}": whole, f"lymphocyte/{MARK}2.jpg": cut})
     mapping = json.dumps({name: MARK})
     headers = {"User-Agent": MARK, "Referer": f"http://{MARK}", "Cookie": MARK}
@@ -40,6 +52,10 @@ def send_everything(service: Running) -> list[httpx.Response]:
         post = client.post
         return [
             post("/predict", files=[("files", (name, whole)), ("files", (name, cut))]),
+            post("/predict", files=[("files", (f"{MARK}.dcm", dicom)), ("files", (name, dicom[:-50]))]),
+            post("/predict", content=dicom, headers={"content-type": "application/dicom"}),
+            post("/predict", content=dicom[:300], headers={"content-type": "application/dicom"}),
+            post("/predict", files={"files": dicom.replace(b"77.1.2", MARK[:6].encode())}),
             post("/predict", files={"files": (name, cut)}),
             post("/predict", files={MARK: (name, whole)}),
             post("/predict", content=MARK, headers={"content-type": "image/png"}),
