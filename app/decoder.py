@@ -71,7 +71,10 @@ def main() -> int:
     gc.freeze()  # else collections in the children would write to pages that they share
     silence = os.open(os.devnull, os.O_WRONLY)
     control = socket.socket(fileno=0)
-    control.sendall(READY)
+    try:
+        control.sendall(READY)
+    except BrokenPipeError:  # the service has ended meanwhile
+        return 0
     while True:
         text, descriptors, _, _ = socket.recv_fds(control, ORDERS_BYTES, 1)
         if not text:

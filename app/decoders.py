@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import TypeVar
 
@@ -48,11 +48,16 @@ class Decoders:
     """
 
     def __init__(self, count: int, orders: Orders, on_loss: Callable[[], object] = lambda: None) -> None:
-        """Raises StartupError."""
+        self._count = count
         self._orders = orders
         self._on_loss = on_loss
         self._closed = False
-        self._idle = deque(_forking.decoder(orders) for _ in range(count))
+        self._idle: deque[Decoder] = deque()
+
+    def open(self) -> None:
+        """Raises StartupError. It may be closed meanwhile."""
+        for _ in range(self._count):
+            self._return(_forking.decoder(self._orders))
 
     def frame(self, data: bytes, beat: Beat = lambda: None) -> Cell:
         """What `decode` and `frame_cell` make of it; raises what they raise.
@@ -152,18 +157,28 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
+    def start(self) -> None:
+        """Raises StartupError."""
+        with self._lock, self._starting():
+            if self._control is None:
+                self._start()
+
     def decoder(self, orders: Orders) -> Decoder:
         """Raises StartupError."""
-        with self._lock:
+        with self._lock, self._starting():
             if self._control is not None:
                 with suppress(OSError, EOFError):
                     return Decoder(self._fork(self._control, orders), orders)
                 self._end()
-            try:
-                return Decoder(self._fork(self._start(), orders), orders)
-            except (OSError, EOFError) as error:
-                self._end()
-                raise StartupError(f"no decoder can be started: {error!r}") from error
+            return Decoder(self._fork(self._start(), orders), orders)
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError) as error:
+            self._end()
+            raise StartupError(f"no decoder can be started: {error!r}") from error
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -209,3 +224,4 @@ def _timeval(seconds: float) -> bytes:
 
 
 _forking = ForkServer()
+prepare = _forking.start  # it imports codecs for a second, which may be while something else loads

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.audit import Audit
+from app.decoders import prepare
 from app.errors import LeukoError, NotReady, StartupError
 from app.keys import Keys
 from app.service import Service, batch_size
@@ -140,9 +141,11 @@ class Lifecycle:
             self._settled.set()
 
     async def _start(self) -> Service:
+        forking = in_thread(prepare)
         classifier = await in_thread(lambda: self._load(self.settings))
         self._advance(WARMING)
         await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
+        await forking
         service = await Service.start(self.settings, self.telemetry, classifier, self._suspected.set)
         self._service = service
         self._announce(classifier, service)

@@ -40,7 +40,7 @@ class Service:
         """on_suspicion: called when the engine has failed several times, one after another."""
         workers = worker_count(settings, classifier)
         orders = Orders(image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s)
-        decoders = await in_thread(lambda: Decoders(workers, orders, telemetry.count_decoder_loss))
+        decoders = Decoders(workers, orders, telemetry.count_decoder_loss)
         pipeline = Pipeline(classifier, decoders.frame, telemetry.stage)
         batcher: Batcher[Picture, Answer] = Batcher(
             pipeline.run,
@@ -51,7 +51,12 @@ class Service:
             on_suspicion=on_suspicion,
             on_batch=telemetry.observe_batch,
         )
-        await batcher.start()
+        try:
+            await in_thread(decoders.open)
+            await batcher.start()
+        except BaseException:  # a service that is stopped while it starts keeps no process
+            decoders.close()
+            raise
         return cls(settings, telemetry, classifier, batcher, decoders)
 
     async def stop(self) -> None:

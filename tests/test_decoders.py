@@ -33,6 +33,7 @@ SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # to decode: some tenths o
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
     found = Decoders(1, ORDERS)
+    found.open()
     yield found
     found.close()
 
@@ -80,6 +81,15 @@ def test_a_defect_is_raised_with_the_place_where_it_is() -> None:
 def test_what_cannot_be_started_is_a_startup_error() -> None:
     with pytest.raises(StartupError, match="no decoder can be started"):
         ForkServer(["false"]).decoder(ORDERS)
+
+
+@linux
+def test_what_is_closed_before_it_has_opened_keeps_no_process() -> None:
+    others = decoding()
+    decoders = Decoders(2, ORDERS)
+    decoders.close()
+    decoders.open()
+    wait_until(lambda: decoding() == others)
 
 
 @linux
