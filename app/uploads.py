@@ -37,19 +37,31 @@ class Limit:
 Form = dict[str, list[Part]]
 
 
-async def read_images(request: Request, limit: Limit) -> list[Part]:
-    """The parts named `files` of a form, or a bare image as the only one."""
+@dataclass(frozen=True)
+class Upload:
+    """texts: those that were sent of what was asked for."""
+
+    images: list[Part]
+    texts: Mapping[str, str]
+
+
+async def read_images(request: Request, limit: Limit, texts: Mapping[str, int] | None = None) -> Upload:
+    """The parts named `files` of a form, or a bare image as the only one.
+
+    texts: further parts that the form may have, each once, and the most bytes of each.
+    """
     kind = media_type(request)
     if kind.startswith("image/") or kind == "application/dicom":  # RFC 3240
-        return [Part(None, await read_body(request, limit.size))]
+        return Upload([Part(None, await read_body(request, limit.size))], {})
     if kind != "multipart/form-data":
         raise UnsupportedFormat(
             "send multipart/form-data with parts named files, or one image as image/* or application/dicom"
         )
-    parts = (await read_form(request, {"files": limit}))["files"]
-    if not parts:
+    texts = texts or {}
+    form = await read_form(request, {"files": limit} | {name: Limit(1, size) for name, size in texts.items()})
+    if not form["files"]:
         raise Unusable("the form has no part named files")
-    return parts
+    return Upload(form["files"], {name: _text(form[name][0].data) for name in texts if form[name]})
 
 
 async def read_json(request: Request, schema: type[Schema], size: int) -> Schema:

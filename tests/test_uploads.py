@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat, Unusable
-from app.uploads import Form, Limit, Part, read_body, read_form, read_images
+from app.uploads import Form, Limit, Part, Upload, read_body, read_form, read_images
 
 LIMITS = {"files": Limit(2, 100), "labels": Limit(1, 10)}
 FORM = b"multipart/form-data; boundary=line"
@@ -121,7 +121,7 @@ def test_file_names_that_are_not_utf_8_survive() -> None:
 
 def test_a_bare_image_is_its_own_only_part() -> None:
     image = asyncio.run(read_images(request([b"abc", b"def"], b"Image/PNG; x=y"), Limit(2, 6)))
-    assert image == [Part(None, b"abcdef")]
+    assert image == Upload([Part(None, b"abcdef")], {})
 
 
 def test_a_bare_image_over_the_limit_is_refused_while_it_arrives() -> None:

@@ -79,7 +79,7 @@ def test_every_operation_shows_an_example_of_all_that_goes_in_and_out(document: 
     for operation in operations(document):
         name = operation["operationId"]
         for media, body in operation.get("requestBody", {"content": {}})["content"].items():
-            assert media.startswith("image/") or has_example(body), name
+            assert media.startswith(("image/", "application/dicom")) or has_example(body), name
         for status, response in operation["responses"].items():
             assert response["description"], (name, status)
             for media in response.get("content", {}).values():
