@@ -15,7 +15,7 @@ OPEN = "open"  # to who has none, too
 
 PROBES = ("/healthz", "/readyz")
 DOCUMENTS = ("/", "/docs", "/openapi.json", "/swagger/", "/problems/")
-WORK = {"/predict": "predict", "/evaluate": "evaluate", "/evaluate/": "evaluate"}
+WORK = {"/predict": "predict", "/differential": "predict", "/evaluate": "evaluate", "/evaluate/": "evaluate"}
 
 
 @dataclass(frozen=True)

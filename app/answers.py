@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from app.differential import LEVEL, count, fingerprint
+from app.errors import BadLabels
 from app.pipeline import Answer
 from app.problems import image_problem
-from app.schemas import Evaluation, Mistake, ModelReference, Prediction
+from app.schemas import Evaluation, ImageProblem, Mistake, ModelReference, Prediction
 from app.scoring import Progress, Scored
 from app.sources import Source
+from app.specimen import Caution, ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
 from app.vision.bundle import Bundle
+
+ENOUGH_CELLS = 100
 
 
 def model_reference(bundle: Bundle) -> ModelReference:
@@ -34,6 +39,75 @@ def prediction(index: int, filename: str | None, answer: Answer, labels: Sequenc
             "cam": None if found.cam is None else {"shape": found.cam.shape, "values": found.cam.tolist()},
         }
     )
+
+
+def differential(
+    request_id: str,
+    bundle: Bundle,
+    specimen: Specimen,
+    cells: Sequence[ClassifiedCell],
+    faults: Sequence[ImageProblem] = (),
+    places: Sequence[int] | None = None,
+) -> Differential:
+    """places: of the cells in the request, where images without an answer lie between. Raises BadLabels."""
+    labels = [cell.label for cell in cells]
+    for index, label in enumerate(labels):
+        if label not in bundle.labels:
+            raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
+    found = count(labels, bundle.labels)
+    hashes = [cell.image_sha256 for cell in cells if cell.image_sha256 is not None]
+    return Differential(
+        request_id=request_id,
+        model=model_reference(bundle),
+        specimen=specimen.specimen,
+        accession=specimen.accession,
+        fingerprint=fingerprint(bundle.sha256, hashes) if len(hashes) == len(cells) else None,
+        n=len(cells),
+        counts={name: one.n for name, one in found.items()},
+        percent={name: one.percent for name, one in found.items()},
+        intervals=Proportions(
+            level=LEVEL,
+            unit="percent",
+            wilson={name: one.wilson for name, one in found.items()},
+            exact={name: one.exact for name, one in found.items()},
+        ),
+        review=[
+            ReviewedCell(
+                index=place,
+                filename=cell.filename,
+                image_sha256=cell.image_sha256,
+                label=cell.label,
+                confidence=cell.confidence,
+                reasons=cell.review_reasons,
+            )
+            for place, cell in zip(places or range(len(cells)), cells, strict=True)
+            if cell.review_reasons
+        ],
+        warnings=_cautions(len(cells), len(faults), len(hashes) - len(set(hashes))),
+        errors=list(faults),
+    )
+
+
+def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
+    found = [
+        Caution(
+            code="classified_cells_only",
+            detail="Percentages are of classified cells: the model knows four classes, no basophils, bands,"
+            " blasts or other cells.",
+        )
+    ]
+    if n < ENOUGH_CELLS:
+        detail = (
+            f"{n} classified cells are fewer than the {ENOUGH_CELLS} that a differential counts at least."
+        )
+        found.insert(0, Caution(code="few_cells", detail=detail))
+    if left_out:
+        detail = f"{left_out} of {n + left_out} images could not be classified and are not counted."
+        found.append(Caution(code="images_left_out", detail=detail))
+    if repeated:
+        detail = f"{repeated} of {n} images were sent more than once, and are counted each time."
+        found.append(Caution(code="duplicate_images", detail=detail))
+    return found
 
 
 def evaluation(

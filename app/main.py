@@ -18,7 +18,7 @@ from app.admission import Admission
 from app.errors import LeukoError
 from app.exchange import Exchange
 from app.lifecycle import Lifecycle, Load, OnFailure, end_process, load
-from app.routes import docs, evaluate, healthz, metrics, model, predict, readyz
+from app.routes import differential, docs, evaluate, healthz, metrics, model, predict, readyz
 from app.routes import problems as problem_types
 from app.service import MIB
 from app.settings import Settings
@@ -64,7 +64,7 @@ def create_app(
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     versioned = APIRouter()
-    for module in (predict, evaluate, model):
+    for module in (predict, differential, evaluate, model):
         versioned.include_router(module.router)
     app.include_router(versioned)
     app.include_router(versioned, prefix="/v1", include_in_schema=False)
@@ -97,7 +97,7 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
         max_requests=settings.max_requests,
         body_timeout_s=settings.body_timeout_s,
         named=frozenset(who.needs),
-        queued=frozenset({"/predict", "/v1/predict"}),
+        queued=frozenset({"/predict", "/v1/predict", "/differential", "/v1/differential"}),
         check_queue=lambda: lifecycle.service.batcher.check_room(),
     )
 

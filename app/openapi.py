@@ -13,6 +13,7 @@ from app import errors, problems
 from app.access import OPEN, Access
 from app.errors import LeukoError
 from app.schemas import EvaluationProgress, Outcomes, Problem
+from app.specimen import ClassifiedCells
 
 Document = dict[str, Any]
 
@@ -44,7 +45,9 @@ def describe(app: FastAPI, access: Access) -> Document:
             routes=app.routes,
             tags=TAGS,
         )
-        by_hand = [(model, "validation") for model in (EvaluationProgress, Outcomes, Problem)]
+        by_hand = [
+            (model, "validation") for model in (ClassifiedCells, EvaluationProgress, Outcomes, Problem)
+        ]
         _, definitions = models_json_schema(by_hand, ref_template=REF)  # type: ignore[arg-type]
         document["components"]["schemas"].update(definitions["$defs"])
         if access.keys is not None:

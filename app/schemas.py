@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 Score = Annotated[float | None, Field(description="null where it is not defined")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Matrix = list[list[int]]
+Reason = Literal["low_confidence", "out_of_distribution"]
 
 
 class ImageProblem(BaseModel):
@@ -75,7 +76,7 @@ class Prediction(BaseModel):
     probabilities: dict[str, Probability]
     ood_score: float = Field(description="distance from the cells that the model was trained on")
     review: bool = Field(description="true: a person must look")
-    review_reasons: list[Literal["low_confidence", "out_of_distribution"]]
+    review_reasons: list[Reason]
     frame: Frame
     cam: ActivationMap | None = None
 

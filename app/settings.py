@@ -78,6 +78,9 @@ class Settings:
         "seconds",
         least=0.001,
     )
+    loinc_method: str = _setting(
+        "none", "method that the LOINC codes of a differential name", choices="none manual automated"
+    )
     deadline_s: float = _setting(30.0, "longest that /predict may take", "seconds", least=0.001)
     body_timeout_s: float = _setting(60.0, "longest that a body may take to arrive", "seconds", least=0.001)
     evaluate_deadline_s: float = _setting(1800.0, "longest that /evaluate may take", "seconds", least=0.001)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeVar
@@ -68,8 +69,19 @@ async def read_json(request: Request, schema: type[Schema], size: int) -> Schema
     if media_type(request) != "application/json":
         raise UnsupportedFormat("send application/json")
     body = await read_body(request, size)
-    try:
+    with _invalid():
         return await asyncio.to_thread(schema.model_validate_json, body)
+
+
+def parse_texts(schema: type[Schema], texts: Mapping[str, str]) -> Schema:
+    with _invalid():
+        return schema.model_validate(texts)
+
+
+@contextmanager
+def _invalid() -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         raise RequestValidationError(
             [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_context=False)]

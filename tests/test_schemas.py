@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app import schemas
+from app import schemas, specimen
 from app.routes import examples
 from app.vision import evaluation, framing, intervals
 
 EXAMPLES: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (schemas.Predictions, examples.PREDICTIONS),
+    (specimen.Differential, examples.DIFFERENTIAL),
+    (specimen.ClassifiedCells, examples.CELLS),
     (schemas.Report, examples.REPORT),
     (schemas.Evaluation, examples.EVALUATION),
     (schemas.Outcomes, examples.OUTCOMES),

@@ -39,6 +39,64 @@ PREDICTIONS = {
     ],
 }
 
+CELLS = {
+    "predictions": [
+        {"label": "neutrophil", "confidence": 0.97, "image_sha256": SHA256},
+        {"label": "eosinophil", "confidence": 0.61, "review_reasons": ["low_confidence"]},
+    ],
+    "specimen": "S-1",
+    "accession": "A-1",
+}
+
+DIFFERENTIAL = {
+    "request_id": REQUEST_ID,
+    "model": MODEL,
+    "specimen": "S-1",
+    "accession": "A-1",
+    "fingerprint": None,
+    "n": 2,
+    "counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
+    "percent": {"eosinophil": 50.0, "lymphocyte": 0.0, "monocyte": 0.0, "neutrophil": 50.0},
+    "intervals": {
+        "level": 0.95,
+        "unit": "percent",
+        "wilson": {
+            "eosinophil": [9.45, 90.55],
+            "lymphocyte": [0.0, 65.76],
+            "monocyte": [0.0, 65.76],
+            "neutrophil": [9.45, 90.55],
+        },
+        "exact": {
+            "eosinophil": [1.26, 98.74],
+            "lymphocyte": [0.0, 84.19],
+            "monocyte": [0.0, 84.19],
+            "neutrophil": [1.26, 98.74],
+        },
+    },
+    "review": [
+        {
+            "index": 1,
+            "filename": None,
+            "image_sha256": None,
+            "label": "eosinophil",
+            "confidence": 0.61,
+            "reasons": ["low_confidence"],
+        }
+    ],
+    "warnings": [
+        {
+            "code": "few_cells",
+            "detail": "2 classified cells are fewer than the 100 that a differential counts at least.",
+        },
+        {
+            "code": "classified_cells_only",
+            "detail": "Percentages are of classified cells: the model knows four classes, no basophils,"
+            " bands, blasts or other cells.",
+        },
+    ],
+    "errors": [],
+}
+
 REPORT = {
     "request_id": REQUEST_ID,
     "n": 8,

@@ -64,6 +64,7 @@ def test_every_operation_says_who_it_is(document: dict[str, Any]) -> None:
     names = {operation["operationId"] for operation in operations(document)}
     assert names == {
         "predict",
+        "differential",
         "evaluate",
         "evaluate_predictions",
         "model",
@@ -112,7 +113,7 @@ def test_with_keys_the_document_says_where_they_are_needed(tmp_path: Path) -> No
     assert set(found["components"]["securitySchemes"]) == {"bearer", "header"}
     firsts = {path: next(iter(operations.values())) for path, operations in found["paths"].items()}
     keyed = {path for path, operation in firsts.items() if "security" in operation}
-    assert keyed == {"/predict", "/evaluate", "/evaluate/predictions", "/model", "/metrics"}
+    assert keyed == {"/predict", "/differential", "/evaluate", "/evaluate/predictions", "/model", "/metrics"}
     assert all({"401", "403"} <= {*firsts[path]["responses"]} for path in keyed)
 
 
