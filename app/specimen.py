@@ -18,10 +18,8 @@ def _printable(text: str) -> str:
 
 
 Identifier = Annotated[
-    str | None,
+    Annotated[str, Field(max_length=128), AfterValidator(_printable)] | None,
     BeforeValidator(lambda value: None if value == "" else value),
-    AfterValidator(lambda value: None if value is None else _printable(value)),
-    Field(max_length=128),
 ]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 

@@ -45,6 +45,7 @@ def send_everything(service: Running) -> list[httpx.Response]:
     dicom = marked_dicom()
     evaluated = zipped({f"monocyte/{name}": whole, f"lymphocyte/{MARK}2.jpg": cut})
     mapping = json.dumps({name: MARK})
+    whose = {"specimen": MARK, "accession": MARK}
     headers = {"User-Agent": MARK, "Referer": f"http://{MARK}", "Cookie": MARK}
     with httpx.Client(
         base_url=service.address, headers=headers, params={"patient": MARK}, timeout=30
@@ -62,6 +63,16 @@ def send_everything(service: Running) -> list[httpx.Response]:
             post("/predict", content=cut, headers={"content-type": f"image/{MARK}"}),
             post("/predict", content=cut, headers={"content-type": f"multipart/form-data; boundary={MARK}"}),
             post("/predict", params={"explain": MARK}, files={"files": (name, whole)}),
+            *(
+                post("/differential", headers={"accept": accept}, data=whose, files={"files": (name, one)})
+                for accept in ("*/*", "application/fhir+json", "application/hl7-v2", f"text/{SEEN}")
+                for one in (whole, cut)
+            ),
+            post("/differential", data=whose, files={"files": (name, whole), MARK: MARK}),
+            post("/differential", data={"specimen": f"{MARK}\n"}, files={"files": (name, whole)}),
+            post("/differential", json={"predictions": [{"label": "monocyte", "filename": name}], **whose}),
+            post("/differential", json={"predictions": [{"label": MARK}], **whose}),
+            post("/differential", json={"predictions": [{"label": "monocyte"}], "specimen": [MARK]}),
             post("/evaluate", files={"archive": (f"{MARK}.zip", evaluated)}),
             post("/evaluate", files={"archive": (f"{MARK}.zip", zipped({f"{MARK}/a.jpg": whole}))}),
             post("/evaluate", files={"files": (name, whole), "labels": (None, mapping)}),
@@ -79,10 +90,10 @@ def test_34_a_marked_name_is_in_no_log_metric_audit_line_error_or_temporary_file
         answers = send_everything(service)
         metrics = httpx.get(f"{service.address}/metrics").text
         assert service.end() == 0
-    assert {answer.status_code for answer in answers} == {200, 400, 404, 405, 415, 422}
+    assert {answer.status_code for answer in answers} == {200, 400, 404, 405, 406, 415, 422}
     assert len(audit.read_text().splitlines()) == len(answers)
     kept = [*service.log, metrics, audit.read_text(), *(str(answer.headers) for answer in answers)]
-    kept += [answer.json().get("detail", "") for answer in answers]
+    kept += [answer.json().get("detail", "") for answer in answers if answer.is_error]
     assert [text for text in kept if SEEN in text] == []
     assert list(temporary.iterdir()) == []
 

@@ -43,7 +43,9 @@ def archive() -> bytes:
 BINARY = st.sampled_from([png(10), png(200), archive(), png(10)[:60], b"", b"MZ"])
 schemathesis.openapi.format("binary", BINARY)
 schemathesis.openapi.media_type(
-    "image/png", BINARY, aliases=[f"image/{kind}" for kind in ("jpeg", "webp", "tiff", "bmp", "gif")]
+    "image/png",
+    BINARY,
+    aliases=[*(f"image/{kind}" for kind in ("jpeg", "webp", "tiff", "bmp", "gif")), "application/dicom"],
 )
 document = create_app(Settings()).openapi()
 schema = schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(CONFIG))
@@ -65,6 +67,18 @@ def test_35_every_answer_of_every_route_is_as_the_document_says(case: Case[Any],
     [
         ("/predict", {"body": {"files": [png(10), b"MZ"]}, "media_type": FORM}, JSON),
         ("/predict", {"body": png(10), "media_type": "image/png"}, JSON),
+        ("/differential", {"body": {"files": [png(10), b"MZ"]}, "media_type": FORM}, JSON),
+        ("/differential", {"body": {"predictions": [{"label": "monocyte"}]}, "media_type": JSON}, JSON),
+        (
+            "/differential",
+            {"body": png(10), "media_type": "image/png", "headers": {"Accept": "application/fhir+json"}},
+            "application/fhir+json",
+        ),
+        (
+            "/differential",
+            {"body": png(10), "media_type": "image/png", "headers": {"Accept": "application/hl7-v2"}},
+            "application/hl7-v2",
+        ),
         ("/evaluate", {"body": {"archive": archive()}, "media_type": FORM}, JSON),
         (
             "/evaluate",

@@ -1,0 +1,198 @@
+"""`POST /differential`."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from fhir.resources.R4B.bundle import Bundle
+from hl7apy.parser import parse_message
+from httpx import Response
+from starlette.testclient import TestClient
+
+from tests.fake_classifier import png
+from tests.fakes import CUT, GREYS, serving
+
+CELLS = [GREYS[3], GREYS[3], GREYS[0], GREYS[1]]
+HASH = "0" * 64
+
+
+def upload(client: TestClient, *images: bytes, url: str = "/differential", **options: Any) -> Response:
+    files = [("files", (f"{index}.png", data)) for index, data in enumerate(images)]
+    answer: Response = client.post(url, files=files, **options)
+    return answer
+
+
+def cells(client: TestClient, *found: dict[str, Any], **whose: Any) -> Response:
+    answer: Response = client.post("/differential", json={"predictions": found, **whose})
+    return answer
+
+
+def test_cells_are_counted_with_intervals(client: TestClient) -> None:
+    found = upload(client, *map(png, CELLS)).json()
+    assert found["n"] == 4
+    assert found["counts"] == {"eosinophil": 1, "lymphocyte": 1, "monocyte": 0, "neutrophil": 2}
+    assert found["percent"] == {"eosinophil": 25, "lymphocyte": 25, "monocyte": 0, "neutrophil": 50}
+    assert found["intervals"]["wilson"]["neutrophil"] == pytest.approx([15.0, 85.0], abs=0.05)
+    assert found["intervals"]["exact"]["monocyte"] == pytest.approx([0, 60.2], abs=0.05)
+    assert (found["intervals"]["level"], found["intervals"]["unit"]) == (0.95, "percent")
+    assert found["model"]["name"] == "fake"
+    assert (found["specimen"], found["accession"], found["errors"]) == (None, None, [])
+
+
+def test_cells_for_review_are_listed_with_their_reasons(client: TestClient) -> None:
+    image = png(GREYS[2])
+    (first, _) = upload(client, image, png(GREYS[0])).json()["review"]
+    assert first == {
+        "index": 0,
+        "filename": "0.png",
+        "image_sha256": sha256(image).hexdigest(),
+        "label": "monocyte",
+        "confidence": 0.7,
+        "reasons": ["out_of_distribution"],
+    }
+
+
+def test_a_bare_image_is_a_specimen_of_one_cell(client: TestClient) -> None:
+    found = client.post("/v1/differential", content=png(GREYS[1]), headers={"content-type": "image/png"})
+    assert found.json()["counts"]["lymphocyte"] == 1
+
+
+def test_images_that_fail_are_itemised_and_not_counted(client: TestClient) -> None:
+    found = upload(client, CUT, png(GREYS[1])).json()
+    assert found["n"] == 1
+    assert [(one["index"], one["filename"], one["code"]) for one in found["errors"]] == [
+        (0, "0.png", "undecodable_image")
+    ]
+    assert found["review"][0]["index"] == 1
+    assert "1 of 2 images could not be classified" in warnings(found)["images_left_out"]
+
+
+def test_where_every_image_fails_the_first_one_s_problem_is_the_answer(client: TestClient) -> None:
+    answer = upload(client, CUT, b"MZ", headers={"accept": "application/fhir+json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "undecodable_image")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def warnings(found: dict[str, Any]) -> dict[str, str]:
+    return {one["code"]: one["detail"] for one in found["warnings"]}
+
+
+def test_warnings_say_what_a_reader_must_know(client: TestClient) -> None:
+    few = cells(client, *[{"label": "monocyte"}] * 99).json()
+    assert list(warnings(few)) == ["few_cells", "classified_cells_only"]
+    enough = cells(client, *[{"label": "monocyte"}] * 100).json()
+    assert list(warnings(enough)) == ["classified_cells_only"]
+    assert "no basophils, bands, blasts" in warnings(enough)["classified_cells_only"]
+
+
+def test_an_image_sent_twice_is_warned_of(client: TestClient) -> None:
+    found = upload(client, png(GREYS[1]), png(GREYS[1]), png(GREYS[2])).json()
+    assert "1 of 3 images were sent more than once" in warnings(found)["duplicate_images"]
+    assert found["n"] == 3
+
+
+def test_predictions_of_predict_are_counted_without_their_images(client: TestClient) -> None:
+    predicted = upload(client, *map(png, CELLS), url="/predict").json()["predictions"]
+    sent, counted = upload(client, *map(png, CELLS)).json(), cells(client, *predicted).json()
+    for found in (sent, counted):
+        del found["request_id"]
+    assert counted == sent
+
+
+def test_identifiers_come_back_as_they_were_sent(client: TestClient) -> None:
+    whose = {"specimen": "S-1 / µ", "accession": "A|1^2"}
+    for found in (
+        upload(client, png(3 + GREYS[0]), data=whose),
+        cells(client, {"label": "monocyte"}, **whose),
+    ):
+        assert {name: found.json()[name] for name in whose} == whose
+
+
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_identifier_is_none(client: TestClient, empty: str | None) -> None:
+    assert cells(client, {"label": "monocyte"}, specimen=empty, accession=empty).json()["specimen"] is None
+    assert upload(client, png(GREYS[0]), data={"specimen": ""}).json()["specimen"] is None
+
+
+@pytest.mark.parametrize("wrong", [" ", "a\nb", "\x00", "a" * 129, "\u202e"])
+def test_a_wrong_identifier_is_refused_and_not_repeated(client: TestClient, wrong: str) -> None:
+    for answer in (
+        cells(client, {"label": "monocyte"}, specimen=wrong),
+        upload(client, png(GREYS[0]), data={"specimen": wrong}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert answer.json()["errors"][0]["field"] == "body.specimen"
+        assert len(answer.text) < 1000
+
+
+def test_an_identifier_over_its_bytes_is_too_large(client: TestClient) -> None:
+    assert upload(client, png(GREYS[0]), data={"specimen": "a" * 4097}).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("cell", "code"),
+    [
+        ({"label": "basophil"}, "bad_labels"),
+        ({"label": "DOE^JANE"}, "bad_labels"),
+        ({}, "invalid_request"),
+        ({"label": "monocyte", "confidence": 2}, "invalid_request"),
+        ({"label": "monocyte", "image_sha256": "zz"}, "invalid_request"),
+        ({"label": "monocyte", "review_reasons": ["because"]}, "invalid_request"),
+    ],
+)
+def test_a_wrong_prediction_is_refused(client: TestClient, cell: dict[str, Any], code: str) -> None:
+    answer = cells(client, {"label": "monocyte"}, cell)
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert "DOE" not in answer.text
+
+
+def test_predictions_are_bounded(client: TestClient) -> None:
+    assert cells(client).status_code == 422
+    assert cells(client, *[{"label": "monocyte"}] * 10_000).json()["n"] == 10_000
+    assert cells(client, *[{"label": "monocyte"}] * 10_001).status_code == 422
+
+
+def test_reports_come_in_the_format_that_is_asked_for(client: TestClient) -> None:
+    whose = {"specimen": "S-1"}
+    answer = upload(client, *map(png, CELLS), headers={"accept": "application/fhir+json"}, data=whose)
+    assert answer.headers["content-type"] == "application/fhir+json"
+    assert len(Bundle.model_validate_json(answer.content).entry or []) == 7
+    answer = upload(client, *map(png, CELLS), headers={"accept": "application/hl7-v2"}, data=whose)
+    assert answer.headers["content-type"] == "application/hl7-v2; charset=utf-8"
+    specimen = parse_message(answer.text, find_groups=False).spm
+    assert specimen.spm_2.to_er7() == "S-1"
+    assert answer.headers["x-request-id"]
+
+
+def test_reports_are_made_of_predictions_too(client: TestClient) -> None:
+    sent = {"predictions": [{"label": "monocyte", "image_sha256": HASH}]}
+    answer = client.post("/differential", json=sent, headers={"accept": "application/fhir+json"})
+    again = client.post("/differential", json=sent, headers={"accept": "application/fhir+json"})
+    assert answer.json()["identifier"] == again.json()["identifier"]
+
+
+def test_codes_are_those_of_the_method_that_is_set() -> None:
+    with serving(loinc_method="automated") as client:
+        answer = upload(client, png(GREYS[0]), headers={"accept": "application/hl7-v2"})
+    assert "|713-8^" in answer.text
+
+
+def test_another_format_is_not_acceptable(client: TestClient) -> None:
+    answer = upload(client, png(GREYS[0]), headers={"accept": "text/html"})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+    assert "application/fhir+json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 422),
+        ({"files": {"images": b"x"}}, 422),
+        ({"files": {"specimen": "S"}}, 422),
+    ],
+)
+def test_other_bodies_are_refused(client: TestClient, options: dict[str, Any], status: int) -> None:
+    assert client.post("/differential", **options).status_code == status

@@ -1,0 +1,71 @@
+"""The examples of docs/lis.md, run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fhir.resources.R4B.bundle import Bundle
+from hl7apy.parser import parse_message
+
+from app.problems import GENERIC, STATUS
+from tests.fake_classifier import png
+from tests.fakes import GREYS
+from tests.running import Running, running
+
+GUIDE = (Path(__file__).parents[1] / "docs/lis.md").read_text()
+
+
+def examples(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, grey in enumerate((GREYS[0], GREYS[2]), 1):
+        (tmp_path / f"cell{number}.jpg").write_bytes(png(grey))
+    return tmp_path
+
+
+def shell(script: str, service: Running, folder: Path) -> str:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is absent")
+    script = script.replace("http://127.0.0.1:8000", service.address)
+    done = subprocess.run(["sh", "-ec", script], cwd=folder, capture_output=True, check=True, timeout=60)
+    return done.stdout.decode()
+
+
+def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folder: Path) -> None:
+    plain, fhir, hl7 = (shell(script, service, folder) for script in examples("sh"))
+    assert json.loads(plain)["counts"] == {"eosinophil": 1, "lymphocyte": 0, "monocyte": 1, "neutrophil": 0}
+    assert json.loads(plain)["specimen"] == "S-1001"
+    assert Bundle.model_validate_json(fhir).type == "collection"
+    assert parse_message(hl7, find_groups=False).obr.obr_3.to_er7() == "A-77"
+
+
+def test_python_counts_more_images_than_a_request_takes(service: Running, folder: Path) -> None:
+    scope: dict[str, Any] = {}
+    (code,) = examples("python")
+    exec(code, scope)
+    with httpx.Client(base_url=service.address) as client:
+        found = scope["differential"](client, sorted(folder.iterdir()) * 3, "S-1", "A-1", batch=4)
+    assert (found["n"], found["counts"]["monocyte"], found["accession"]) == (6, 3, "A-1")
+
+
+def test_every_status_that_a_problem_may_have_is_in_the_table() -> None:
+    table = GUIDE[GUIDE.index("| Status |") : GUIDE.index("## Repeating")]
+    named = {int(number) for number in re.findall(r"\b\d{3}\b", table)}
+    assert {*STATUS.values(), *GENERIC} - {404, 405} <= named
