@@ -9,11 +9,12 @@ from starlette.datastructures import Headers
 
 from app.errors import Forbidden, Unauthenticated
 from app.keys import Key, Keys
+from app.protocols import infers
 
 ANY = "any"  # whatever its scopes
 OPEN = "open"  # to who has none, too
 
-PROBES = ("/healthz", "/readyz")
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 DOCUMENTS = ("/", "/docs", "/openapi.json", "/swagger/", "/problems/")
 WORK = {"/predict": "predict", "/differential": "predict", "/evaluate": "evaluate", "/evaluate/": "evaluate"}
 
@@ -41,6 +42,8 @@ class Access:
 
     def need(self, path: str) -> str:
         """A scope, ANY or OPEN."""
+        if infers(path):
+            return WORK["/predict"]
         folder = path.rpartition("/")[0] + "/"  # /problems/too_large → /problems/
         return self.needs.get(path) or (self.needs.get(folder, ANY) if folder != "/" else ANY)
 

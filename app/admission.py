@@ -8,9 +8,11 @@ from functools import partial
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.compression import EXPANSION
 from app.errors import Forbidden, LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
 from app.exchange import Exchange
 from app.keys import Key
+from app.protocols import open_inference
 
 Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → the answer
 Observe = Callable[[Exchange, str | None], None]  # what was answered, the route's template
@@ -21,9 +23,9 @@ class Admission:
     """`problem` renders what is refused, `ready` says whether work is taken, `observe` hears of each request.
 
     `authorize` comes before all else. What is refused before it reaches a route is observed under its path
-    where that is one of `named`. `check_queue` raises when nothing more may wait; it is asked for the paths
-    `queued`, so that an overload costs little more than reading it. A body reserves its declared length,
-    else max_body_bytes, until its request is answered.
+    where that is one of `named`. `check_queue` raises when nothing more may wait; it is asked for paths
+    that are `queued`, so that an overload costs little more than reading it. A body reserves its declared
+    length, what a compressed one may expand to, else max_body_bytes, until its request is answered.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Admission:
         linger_s: float = 2.0,
         authorize: Authorize = lambda _path, _headers: None,
         named: Collection[str] = (),
-        queued: Collection[str] = (),
+        queued: Callable[[str], bool] = lambda _path: False,
         check_queue: Callable[[], object] = lambda: None,
     ) -> None:
         self.app = app
@@ -104,10 +106,12 @@ class Admission:
 
     async def _work(self, exchange: Exchange) -> None:
         size = self.max_body_bytes if exchange.declared is None else exchange.declared
+        if exchange.encoded:
+            size = min(EXPANSION * size, self.max_body_bytes)
         if exchange.crowded:
             raise NotReady("Too many connections are open.", retry_after=1)
         self._check_room(size)
-        if exchange.path in self.queued:
+        if self.queued(exchange.path):
             self.check_queue()
         self.requests += 1
         self.reserved_bytes += size
@@ -122,8 +126,7 @@ class Admission:
             await self.app(exchange.scope, exchange.receive, exchange.send)
 
     def _check_body(self, exchange: Exchange) -> None:
-        encodings = exchange.headers.getlist("content-encoding")
-        if any(value.lower() != "identity" for value in encodings) and not _open_inference(exchange.path):
+        if exchange.encoded and not open_inference(exchange.path):
             raise UnsupportedFormat("Compressed bodies are not accepted: send it without Content-Encoding.")
         if exchange.declared is not None and exchange.declared > self.max_body_bytes:
             raise TooLarge(f"The body is over {self.max_body_bytes} bytes.")
@@ -135,7 +138,3 @@ class Admission:
             raise QueueFull("Too many requests are in flight.")
         if self.reserved_bytes + size > self.max_reserved_bytes:
             raise QueueFull("The bodies in flight are too large together.")
-
-
-def _open_inference(path: str) -> bool:
-    return path == "/v2" or path.startswith("/v2/")

@@ -83,6 +83,11 @@ class Exchange:
         return bool(self.scope["state"].get("crowded"))
 
     @property
+    def encoded(self) -> bool:
+        """The body is compressed."""
+        return any(value.lower() != "identity" for value in self.headers.getlist("content-encoding"))
+
+    @property
     def declared(self) -> int | None:
         """Bytes of body that the headers promise; None when only its end will tell."""
         if "transfer-encoding" in self.headers:

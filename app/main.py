@@ -18,7 +18,8 @@ from app.admission import Admission
 from app.errors import LeukoError
 from app.exchange import Exchange
 from app.lifecycle import Lifecycle, Load, OnFailure, end_process, load
-from app.routes import differential, docs, evaluate, healthz, metrics, model, predict, readyz
+from app.protocols import infers
+from app.routes import differential, docs, evaluate, healthz, metrics, model, predict, readyz, v2
 from app.routes import problems as problem_types
 from app.service import MIB
 from app.settings import Settings
@@ -26,6 +27,7 @@ from app.telemetry import METHODS, Telemetry
 
 SUMMARY = "White blood cell classification: calibrated answers, honest scores."
 CLOSED = "closed"
+QUEUED = {f"{version}/{route}" for version in ("", "/v1") for route in ("predict", "differential")}
 ROUTINE = (*PROBES, "/metrics")  # asked every few seconds, by machines
 DESCRIPTION = "Every error is an RFC 9457 problem document. Research software: not for diagnosis."
 
@@ -68,7 +70,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         versioned.include_router(module.router)
     app.include_router(versioned)
     app.include_router(versioned, prefix="/v1", include_in_schema=False)
-    for module in (healthz, readyz, problem_types):
+    for module in (healthz, readyz, problem_types, v2):
         app.include_router(module.router)
     if settings.metrics != CLOSED:
         app.include_router(metrics.router)
@@ -97,7 +99,7 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
         max_requests=settings.max_requests,
         body_timeout_s=settings.body_timeout_s,
         named=frozenset(who.needs),
-        queued=frozenset({"/predict", "/v1/predict", "/differential", "/v1/differential"}),
+        queued=lambda path: path in QUEUED or infers(path),
         check_queue=lambda: lifecycle.service.batcher.check_room(),
     )
 

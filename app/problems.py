@@ -9,10 +9,12 @@ from http import HTTPStatus
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from app import errors
 from app.errors import LeukoError
+from app.protocols import open_inference
 from app.schemas import FieldProblem, ImageProblem, Problem
 
 logger = logging.getLogger(__name__)
@@ -165,6 +167,20 @@ async def answer_unexpected(request: Request, _: Exception) -> Response:
 
 def _respond(found: Problem, headers: Mapping[str, str] | None = None) -> Response:
     always = {"X-Request-ID": found.request_id}
-    return Response(
-        found.model_dump_json(), found.status, headers={**(headers or {}), **always}, media_type=MEDIA_TYPE
-    )
+    return ProblemResponse(found, {**(headers or {}), **always})
+
+
+class ProblemResponse(Response):
+    """Under /v2 in the words of the Open Inference Protocol, which knows no problem documents."""
+
+    def __init__(self, found: Problem, headers: Mapping[str, str]) -> None:
+        super().__init__(found.model_dump_json(), found.status, headers, MEDIA_TYPE)
+        self._found = found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not open_inference(scope["path"].removeprefix(scope.get("root_path", ""))):
+            await super().__call__(scope, receive, send)
+            return
+        headers = {name: value for name, value in self.headers.items() if not name.startswith("content-")}
+        answer = JSONResponse({"error": self._found.detail}, self.status_code, headers)
+        await answer(scope, receive, send)

@@ -290,7 +290,7 @@ def refuse_all() -> None:
 
 def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() -> None:
     async def scenario() -> None:
-        service = Service(named={"/raw/a"}, queued={"/raw/a"}, check_queue=refuse_all, linger_s=1000.0)
+        service = Service(named={"/raw/a"}, queued="/raw/a".__eq__, check_queue=refuse_all, linger_s=1000.0)
         body = Arriving(b"some", b"body")
         start, answer = await call(service.admission, post("/raw/a", content_length="8"), body.receive)
         headers = dict(start["headers"])
@@ -315,7 +315,7 @@ def test_what_is_refused_is_not_waited_for_long_nor_asked_for(
 ) -> None:
     async def scenario() -> None:
         service = Service(
-            queued={"/raw/a"},
+            queued="/raw/a".__eq__,
             check_queue=refuse_all,
             linger_s=0.01,
             max_body_bytes=2**21,

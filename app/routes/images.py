@@ -64,7 +64,7 @@ async def classify(
     answers = await service.classify([part.data for part in parts], cam=cam, deadline=deadline)
     bundle = service.classifier.bundle
     findings["model_sha256"] = bundle.sha256
-    findings["images"] = [_finding(part, one) for part, one in zip(parts, answers, strict=True)]
+    findings["images"] = [finding(part.data, one) for part, one in zip(parts, answers, strict=True)]
     faults = _faults(parts, answers)
     if len(faults) == len(parts):
         first = next(one for one in answers if isinstance(one, LeukoError))
@@ -77,9 +77,10 @@ async def classify(
     return Classified(found, faults)
 
 
-def _finding(part: Part, answer: Answer | LeukoError) -> dict[str, Any]:
+def finding(image: bytes, answer: Answer | LeukoError) -> dict[str, Any]:
+    """What the audit log says of an image."""
     if isinstance(answer, LeukoError):
-        return {"sha256": sha256(part.data).hexdigest(), "error": answer.code}
+        return {"sha256": sha256(image).hexdigest(), "error": answer.code}
     found = answer.prediction
     return {
         "sha256": answer.image_sha256,

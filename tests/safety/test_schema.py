@@ -51,6 +51,14 @@ document = create_app(Settings()).openapi()
 schema = schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(CONFIG))
 
 
+@schema.hook
+def filter_case(_: Any, case: Case[Any]) -> bool:
+    """Without forms whose texts are no texts: on the wire they are."""
+    if case.media_type != FORM or not isinstance(case.body, dict):
+        return True
+    return all(isinstance(case.body.get(name, ""), str) for name in ("specimen", "accession"))
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with running() as service:
