@@ -1,4 +1,4 @@
-"""The examples of docs/lis.md, run as they stand there."""
+"""The examples of docs/lis.md and docs/oip.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from tests.fake_classifier import png
 from tests.fakes import GREYS
 from tests.running import Running, running
 
-GUIDE = (Path(__file__).parents[1] / "docs/lis.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDE, PROTOCOL = ((DOCS / name).read_text() for name in ("lis.md", "oip.md"))
 
 
-def examples(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+def examples(language: str, text: str = GUIDE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,22 @@ def test_python_counts_more_images_than_a_request_takes(service: Running, folder
     with httpx.Client(base_url=service.address) as client:
         found = scope["differential"](client, sorted(folder.iterdir()) * 3, "S-1", "A-1", batch=4)
     assert (found["n"], found["counts"]["monocyte"], found["accession"]) == (6, 3, "A-1")
+
+
+def test_the_open_inference_protocol_answers_its_examples(
+    service: Running, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = folder / "cell1.jpg"
+    image.rename(folder / "cell.jpg")
+    here = {"wbc-resnet18": "fake", "127.0.0.1:8000": service.address.removeprefix("http://")}
+    here['"cell.jpg"'] = repr(str(folder / "cell.jpg"))
+    (code,), (script,) = examples("python", PROTOCOL), examples("sh", PROTOCOL)
+    for there, ours in here.items():
+        code, script = code.replace(there, ours), script.replace(there, ours)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("[b'eosinophil'] [[0.7 ")
+    (_, label) = json.loads(shell(script, service, folder))["outputs"]
+    assert label["data"] == ["eosinophil"]
 
 
 def test_every_status_that_a_problem_may_have_is_in_the_table() -> None:
