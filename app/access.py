@@ -15,7 +15,8 @@ ANY = "any"  # whatever its scopes
 OPEN = "open"  # to who has none, too
 
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-DOCUMENTS = ("/", "/docs", "/openapi.json", "/swagger/", "/problems/")
+PAGE = ("/", "/page/")  # which asks for a key itself
+DOCUMENTS = ("/docs", "/openapi.json", "/swagger/", "/problems/")
 WORK = {"/predict": "predict", "/differential": "predict", "/evaluate": "evaluate", "/evaluate/": "evaluate"}
 
 
@@ -50,7 +51,7 @@ class Access:
 
 def access(keys: Keys | None, *, metrics: str, docs: str) -> Access:
     """metrics, docs: `open` or `keyed`."""
-    needs = dict.fromkeys(PROBES, OPEN) | {"/metrics": OPEN if metrics == OPEN else "metrics"}
+    needs = dict.fromkeys((*PROBES, *PAGE), OPEN) | {"/metrics": OPEN if metrics == OPEN else "metrics"}
     if docs == OPEN:
         needs |= dict.fromkeys(DOCUMENTS, OPEN)
     for path, scope in WORK.items():

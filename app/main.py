@@ -19,7 +19,7 @@ from app.errors import LeukoError
 from app.exchange import Exchange
 from app.lifecycle import Lifecycle, Load, OnFailure, end_process, load
 from app.protocols import infers
-from app.routes import differential, docs, evaluate, healthz, metrics, model, predict, readyz, v2
+from app.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.routes import problems as problem_types
 from app.service import MIB
 from app.settings import Settings
@@ -70,8 +70,9 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         versioned.include_router(module.router)
     app.include_router(versioned)
     app.include_router(versioned, prefix="/v1", include_in_schema=False)
-    for module in (healthz, readyz, problem_types, v2):
+    for module in (healthz, readyz, problem_types, v2, page):
         app.include_router(module.router)
+    app.mount("/page", page.PageFiles(directory=docs.WEB / "page"), name="page")
     if settings.metrics != CLOSED:
         app.include_router(metrics.router)
     if settings.docs != CLOSED:

@@ -64,7 +64,8 @@ def test_without_a_key_nothing_is_open_but_what_is_named(file: Path, path: str) 
 
 
 @pytest.mark.parametrize(
-    "path", ["/healthz", "/readyz", "/", "/docs", "/openapi.json", "/swagger/a.js", "/problems/x"]
+    "path",
+    ["/healthz", "/readyz", "/", "/page/page.js", "/docs", "/openapi.json", "/swagger/a.js", "/problems/x"],
 )
 def test_probes_and_documents_need_no_key(file: Path, path: str) -> None:
     who, _ = made(file, "predict")
@@ -74,7 +75,8 @@ def test_probes_and_documents_need_no_key(file: Path, path: str) -> None:
 def test_documents_can_be_keyed_and_metrics_can_be_open(file: Path) -> None:
     who, shown = made(file, "predict", metrics="open", docs="keyed")
     assert who.admit("/metrics", headers()) is None
-    for path in ("/", "/docs", "/openapi.json", "/swagger/a.js", "/problems/x"):
+    assert who.admit("/", headers()) is None
+    for path in ("/docs", "/openapi.json", "/swagger/a.js", "/problems/x"):
         with pytest.raises(Unauthenticated):
             who.admit(path, headers())
         assert admits(who, path, shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, RedirectResponse
+from starlette.responses import FileResponse
 
 WEB = Path(__file__).parents[1] / "web"
 # Scripts and styles come from files only; Swagger UI's style sheet has its icons in data: addresses.
@@ -20,8 +20,3 @@ router = APIRouter(include_in_schema=False)
 @router.get("/docs")
 async def docs() -> FileResponse:
     return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": POLICY})
-
-
-@router.get("/")
-async def index() -> RedirectResponse:
-    return RedirectResponse("docs")
