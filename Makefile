@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 VERIFY := --require-hashes --constraint requirements.lock --requirement pyproject.toml
 install = $(BIN)/uv pip install --python $(1)/bin/python $(VERIFY)
 # Our own code has no hash; what builds it has.
-LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constraint requirements.lock --editable .
+LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constraint requirements.lock --editable . --editable client
 # The entries of packages in the lock, hashes included.
 entries = sed -n -E '/^($(subst $(space),|,$(strip $(1))))==/,/[^\\]$$/p' requirements.lock
 FULL := $(VENV)/.full

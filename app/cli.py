@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from app.vision.classifier import Classifier
 
 # Settings that matter without the service, too.
+KEY = "LEUKO_KEY"  # never a flag: others can see those
 LOCAL = (
     "bundle",
     "engine",
@@ -101,6 +102,9 @@ def _add_predict(commands: Any) -> None:
     description = _environment("Classify images on this machine. Exit code 1 if any of them failed.")
     parser = commands.add_parser("predict", help="classify images on this machine", description=description)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, or - for standard input")
+    parser.add_argument(
+        "--url", help=f"have a running service do it; its key comes from {KEY}, if it wants one"
+    )
     _add_json(parser)
     _add_settings(parser, LOCAL)
     parser.set_defaults(run=_predict)
@@ -188,7 +192,15 @@ def _predict(arguments: argparse.Namespace) -> int:
     from app.commands import predict
 
     settings = read_settings(arguments)
-    return predict(arguments.images, settings, arguments.load, stdin=arguments.stdin, as_json=arguments.json)
+    return predict(
+        arguments.images,
+        settings,
+        arguments.load,
+        stdin=arguments.stdin,
+        url=arguments.url,
+        key=os.environ.get(KEY),
+        as_json=arguments.json,
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,12 +18,14 @@ from app.errors import BadLabels, LeukoError
 from app.local import Outcome, classify
 from app.pipeline import Answer
 from app.problems import image_problem
+from app.remote import connect
+from app.schemas import ModelReference
 from app.scoring import Progress, Scored, judge
 from app.service import archive_limits, image_limits
 from app.settings import Settings
 from app.sources import find_images, open_labelled
 from app.vision import dicom_writer
-from app.vision.bundle import CLASSES, Bundle
+from app.vision.bundle import CLASSES
 from app.vision.classifier import Classifier
 from app.vision.labelling import assign_groups, parse_mapping
 from app.vision.sample import draw_smear
@@ -37,19 +39,28 @@ def predict(
     load: Load,
     *,
     stdin: BinaryIO,
+    url: str | None = None,
+    key: str | None = None,
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    console = console or Console()
-    classifier, limits = _ready(settings, load), image_limits(settings)
-    sources = list(find_images(paths, stdin, limits.max_bytes))
-    found = classify(classifier, sources, limits, settings.decode_workers)
-    outcomes = list(shown.track(found, len(sources), Console(stderr=True)))
-    if as_json or not console.is_terminal:
-        _print(_predictions(classifier.bundle, outcomes), console)
+    """url: of a service that is to classify; without one this machine does."""
+    limits = image_limits(settings)
+    if url is not None:
+        with connect(url, key) as remote:
+            sources = list(find_images(paths, stdin, limits.max_bytes))
+            outcomes = _track(remote.classify(sources), len(sources))
+        model, labels = remote.model, remote.labels
     else:
-        table = shown.predictions_table(outcomes, classifier.bundle.labels)
-        console.print(table, *shown.left_out(outcomes), sep="\n")
+        classifier = _ready(settings, load)
+        sources = list(find_images(paths, stdin, limits.max_bytes))
+        outcomes = _track(classify(classifier, sources, limits, settings.decode_workers), len(sources))
+        model, labels = model_reference(classifier.bundle), classifier.bundle.labels
+    console = console or Console()
+    if as_json or not console.is_terminal:
+        _print(_predictions(model, labels, outcomes), console)
+    else:
+        console.print(shown.predictions_table(outcomes, labels), *shown.left_out(outcomes), sep="\n")
     return 0 if all(isinstance(outcome.answer, Answer) for outcome in outcomes) else 1
 
 
@@ -70,7 +81,7 @@ def evaluate(
         units = _groups([source.name for source in sources], groups)
         progress = Progress(len(sources))
         found = classify(classifier, sources, limits, settings.decode_workers)
-        outcomes = list(shown.track(found, len(sources), Console(stderr=True)))
+        outcomes = _track(found, len(sources))
     progress.done = len(outcomes)
     scored = _score(bundle.labels, outcomes, units)
     if as_json or not console.is_terminal:
@@ -118,6 +129,10 @@ def _ready(settings: Settings, load: Load) -> Classifier:
     return classifier
 
 
+def _track(found: Iterable[Outcome], total: int) -> list[Outcome]:
+    return list(shown.track(found, total, Console(stderr=True)))
+
+
 def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None:
     if groups is None:
         return None
@@ -141,10 +156,10 @@ def _failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:
     return {i: one.answer for i, one in enumerate(outcomes) if isinstance(one.answer, LeukoError)}
 
 
-def _predictions(bundle: Bundle, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _predictions(model: ModelReference, labels: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """As `POST /predict` answers, less the request's id."""
     good = [
-        prediction(i, one.source.name, one.answer, bundle.labels).model_dump()
+        prediction(i, one.source.name, one.answer, labels).model_dump()
         for i, one in enumerate(outcomes)
         if isinstance(one.answer, Answer)
     ]
@@ -152,7 +167,7 @@ def _predictions(bundle: Bundle, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         image_problem(error, i, outcomes[i].source.name).model_dump()
         for i, error in _failures(outcomes).items()
     ]
-    return {"model": model_reference(bundle).model_dump(), "predictions": good, "errors": bad}
+    return {"model": model.model_dump(), "predictions": good, "errors": bad}
 
 
 def _print(document: dict[str, Any], console: Console) -> None:

@@ -50,10 +50,22 @@ def describe(app: FastAPI, access: Access) -> Document:
         ]
         _, definitions = models_json_schema(by_hand, ref_template=REF)  # type: ignore[arg-type]
         document["components"]["schemas"].update(definitions["$defs"])
+        _name_forms(document)
         if access.keys is not None:
             _ask_for_keys(document, access)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _name_forms(document: Document) -> None:
+    """Among the other schemas, so that generated clients call them by their title."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            content = operation.get("requestBody", {"content": {}})["content"]
+            if (media := content.get("multipart/form-data")) is not None:
+                schema = media["schema"]
+                document["components"]["schemas"][schema["title"]] = schema
+                media["schema"] = ref(schema["title"])
 
 
 def _ask_for_keys(document: Document, access: Access) -> None:
@@ -106,12 +118,16 @@ def event_stream(example: str, **payloads: str) -> Document:
         }
         for name, model in payloads.items()
     ]
-    # `itemSchema` is of OpenAPI 3.2; FastAPI too writes it into documents of 3.1.
-    return {"itemSchema": {"oneOf": described}, "example": example}
+    # Of one event: `itemSchema` is of OpenAPI 3.2, and a validator of 3.1 refuses it.
+    return {"schema": {"oneOf": described}, "example": example}
 
 
-def form(properties: Mapping[str, Document], *, required: list[str], example: Document) -> Document:
+def form(
+    name: str, properties: Mapping[str, Document], *, required: list[str], example: Document
+) -> Document:
+    """name: for generated clients."""
     schema = {
+        "title": name,
         "type": "object",
         "properties": dict(properties),
         "required": required,

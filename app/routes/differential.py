@@ -26,7 +26,9 @@ JSON = "application/json"
 
 IDENTIFIER = {"type": "string", "maxLength": 128}
 BODY = images_body(
-    {"files": ["1.jpg", "2.jpg"], "specimen": "S-1", "accession": "A-1"}, **dict.fromkeys(TEXTS, IDENTIFIER)
+    "DifferentialForm",
+    {"files": ["1.jpg", "2.jpg"], "specimen": "S-1", "accession": "A-1"},
+    **dict.fromkeys(TEXTS, IDENTIFIER),
 ) | {JSON: {"schema": ref("ClassifiedCells"), "example": CELLS}}
 OTHERS: Document = {
     fhir.MEDIA_TYPE: {"schema": {"type": "object"}, "example": {"resourceType": "Bundle", "…": "…"}},

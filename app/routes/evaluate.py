@@ -28,6 +28,7 @@ MAX_PATTERN = 1024  # bytes
 
 MAPPING = "JSON object or two-column CSV, file name to "
 BODY = form(
+    "EvaluateForm",
     {
         "archive": BINARY | {"description": "ZIP with a folder for each class, at any depth"},
         "files": {"type": "array", "items": BINARY, "description": "instead of archive; needs labels"},

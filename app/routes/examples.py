@@ -1,4 +1,7 @@
-"""Worked examples for the API's documentation; a test holds them against the schemas."""
+"""Worked examples for the API's documentation; tests hold them against the schemas.
+
+None has a null where a field must be: FastAPI leaves it out of the document.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ DIFFERENTIAL = {
     "model": MODEL,
     "specimen": "S-1",
     "accession": "A-1",
-    "fingerprint": None,
+    "fingerprint": SHA256,
     "n": 2,
     "counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
     "percent": {"eosinophil": 50.0, "lymphocyte": 0.0, "monocyte": 0.0, "neutrophil": 50.0},
@@ -76,8 +79,8 @@ DIFFERENTIAL = {
     "review": [
         {
             "index": 1,
-            "filename": None,
-            "image_sha256": None,
+            "filename": "2.jpg",
+            "image_sha256": SHA256,
             "label": "eosinophil",
             "confidence": 0.61,
             "reasons": ["low_confidence"],
@@ -116,25 +119,21 @@ REPORT = {
     "balanced_accuracy": 0.875,
     "cohen_kappa": 0.8333,
     "matthews_corrcoef": 0.8468,
-    "log_loss": None,
-    "brier": None,
-    "ece": None,
-    "roc_auc_ovr": None,
-    "confidence_intervals": {
-        "level": 0.95,
-        "unit": "image",
-        "accuracy": [0.75, 1.0],
-        "macro_f1": [0.7333, 1.0],
-    },
-    "groups": None,
-}
-
-EVALUATION = {
-    **REPORT,
     "log_loss": 0.3106,
     "brier": 0.1874,
     "ece": 0.0612,
     "roc_auc_ovr": 0.9792,
+    "confidence_intervals": {
+        "level": 0.95,
+        "unit": "group",
+        "accuracy": [0.75, 1.0],
+        "macro_f1": [0.7333, 1.0],
+    },
+    "groups": {"n": 5, "accuracy": 0.8, "correct": 4},
+}
+
+EVALUATION = {
+    **REPORT,
     "model": MODEL,
     "elapsed_seconds": 0.05,
     "images_per_second": 180.0,
@@ -160,7 +159,7 @@ data: {"request_id":"…","n":2487,"accuracy":0.97,"…":"…"}
 
 OUTCOMES = {
     "labels": ["eosinophil", "eosinophil", "lymphocyte", "monocyte"],
-    "predictions": ["eosinophil", "neutrophil", "lymphocyte", "monocyte"],
+    "probabilities": [[0.9, 0, 0, 0.1], [0.3, 0, 0, 0.7], [0, 1, 0, 0], [0, 0.2, 0.8, 0]],
     "groups": ["photo 1", "photo 1", "photo 2", "photo 3"],
 }
 

@@ -39,11 +39,11 @@ class Classified:
     faults: list[ImageProblem]
 
 
-def images_body(example: Document, **texts: Document) -> Document:
+def images_body(name: str, example: Document, **texts: Document) -> Document:
     """For OpenAPI: a form of images, and of `texts` by name, or an image as it is."""
     properties = {"files": {"type": "array", "items": BINARY, "minItems": 1}} | texts
     bare = {kind: {"schema": BINARY} for kind in MEDIA_TYPES}
-    return form(properties, required=["files"], example=example) | bare
+    return form(name, properties, required=["files"], example=example) | bare
 
 
 def image_limit(service: Service) -> Limit:

@@ -33,7 +33,7 @@ status is 200 while one is good. Where all are bad, the status is the first one'
     description=DESCRIPTION,
     response_model=Predictions,
     responses=answer(PREDICTIONS) | refusals(*IMAGE_ERRORS),
-    openapi_extra=body(images_body({"files": ["cell.jpg", "cut.jpg"]})),
+    openapi_extra=body(images_body("PredictForm", {"files": ["cell.jpg", "cut.jpg"]})),
 )
 async def predict(
     request: Request,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 from starlette.exceptions import HTTPException
 
 from app.openapi import answer, not_found
@@ -26,7 +28,9 @@ EXAMPLE = {
     summary="Describe a kind of problem",
     responses=answer(EXAMPLE) | not_found(),
 )
-async def problem(code: str) -> ProblemType:
+async def problem(
+    code: Annotated[str, Path(description="as in the problem's `code`")],
+) -> ProblemType:
     if code not in MEANINGS:
         raise HTTPException(404)
     return ProblemType(

@@ -1,0 +1,66 @@
+"""A typed client of Leuko: `Client`, and `AsyncClient` for asyncio."""
+
+from leuko_client.aio import AsyncClient
+from leuko_client.client import Client
+from leuko_client.errors import (
+    BadArchive,
+    BadLabels,
+    DeadlinePassed,
+    Forbidden,
+    LeukoError,
+    NotReady,
+    ProblemError,
+    QueueFull,
+    ServerError,
+    TooLarge,
+    TransportError,
+    Unauthenticated,
+    UndecodableImage,
+    UnexpectedAnswer,
+    UnsupportedFormat,
+    Unusable,
+)
+from leuko_client.models import (
+    ActivationMap,
+    Differential,
+    Evaluation,
+    Frame,
+    Model,
+    ModelReference,
+    Prediction,
+    Progress,
+    Report,
+)
+from leuko_client.protocol import Outcome, Retries
+
+__all__ = [
+    "ActivationMap",
+    "AsyncClient",
+    "BadArchive",
+    "BadLabels",
+    "Client",
+    "DeadlinePassed",
+    "Differential",
+    "Evaluation",
+    "Forbidden",
+    "Frame",
+    "LeukoError",
+    "Model",
+    "ModelReference",
+    "NotReady",
+    "Outcome",
+    "Prediction",
+    "ProblemError",
+    "Progress",
+    "QueueFull",
+    "Report",
+    "Retries",
+    "ServerError",
+    "TooLarge",
+    "TransportError",
+    "Unauthenticated",
+    "UndecodableImage",
+    "UnexpectedAnswer",
+    "UnsupportedFormat",
+    "Unusable",
+]

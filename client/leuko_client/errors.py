@@ -1,0 +1,112 @@
+"""What can go wrong, as exceptions.
+
+LeukoError
+├── TransportError      no answer came
+├── UnexpectedAnswer    an answer, but not of Leuko
+└── ProblemError        what the service says (RFC 9457): status, code, title, detail, request_id, errors
+    ├── Unauthenticated, Forbidden, TooLarge, UnsupportedFormat
+    ├── Unusable        UndecodableImage, BadArchive, BadLabels
+    ├── QueueFull, NotReady, DeadlinePassed
+    └── ServerError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class LeukoError(Exception):
+    pass
+
+
+class TransportError(LeukoError):
+    pass
+
+
+class UnexpectedAnswer(LeukoError):
+    pass
+
+
+class ProblemError(LeukoError):
+    """retry_after: seconds, where the service names them. errors: one mapping a bad image or field."""
+
+    def __init__(self, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
+        self.status = int(problem["status"])
+        self.code = str(problem["code"])
+        self.title = str(problem["title"])
+        self.detail = str(problem["detail"])
+        self.request_id: str | None = problem.get("request_id")
+        self.errors: Sequence[Mapping[str, Any]] = problem.get("errors", [])
+        self.retry_after = retry_after
+        super().__init__(f"{self.title} ({self.status}): {self.detail}")
+
+
+class Unauthenticated(ProblemError):
+    pass
+
+
+class Forbidden(ProblemError):
+    pass
+
+
+class TooLarge(ProblemError):
+    pass
+
+
+class UnsupportedFormat(ProblemError):
+    pass
+
+
+class Unusable(ProblemError):
+    pass
+
+
+class UndecodableImage(Unusable):
+    pass
+
+
+class BadArchive(Unusable):
+    pass
+
+
+class BadLabels(Unusable):
+    pass
+
+
+class QueueFull(ProblemError):
+    pass
+
+
+class NotReady(ProblemError):
+    pass
+
+
+class DeadlinePassed(ProblemError):
+    pass
+
+
+class ServerError(ProblemError):
+    pass
+
+
+KINDS: Mapping[str, type[ProblemError]] = {
+    "unauthenticated": Unauthenticated,
+    "forbidden": Forbidden,
+    "too_large": TooLarge,
+    "unsupported_format": UnsupportedFormat,
+    "unusable": Unusable,
+    "invalid_request": Unusable,
+    "undecodable_image": UndecodableImage,
+    "bad_archive": BadArchive,
+    "bad_labels": BadLabels,
+    "queue_full": QueueFull,
+    "not_ready": NotReady,
+    "deadline_passed": DeadlinePassed,
+}
+
+
+def problem_error(problem: Mapping[str, Any], retry_after: float | None = None) -> ProblemError:
+    """By its code; one that this version does not know is a ServerError or plain ProblemError by status."""
+    other = ServerError if int(problem["status"]) >= 500 else ProblemError
+    return KINDS.get(str(problem["code"]), other)(problem, retry_after)

@@ -1,0 +1,274 @@
+"""What the service answers. Fields that later versions add are passed over; a missing one is an error."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from leuko_client.errors import UnexpectedAnswer
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The part of the image that was classified, in its upright pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    nucleus: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationMap:
+    """Where in the frame the label was seen, 0 to 1, row by row."""
+
+    shape: tuple[int, int]
+    values: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """review: a person must look."""
+
+    index: int
+    filename: str | None
+    image_sha256: str
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    ood_score: float
+    review: bool
+    review_reasons: list[str]
+    frame: Frame
+    cam: ActivationMap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProblem:
+    status: int
+    code: str
+    title: str
+    detail: str
+    index: int
+    filename: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    request_id: str
+    model: ModelReference
+    predictions: list[Prediction]
+    errors: list[ImageProblem]
+
+
+@dataclass(frozen=True, slots=True)
+class Proportions:
+    """By class, in percent."""
+
+    level: float
+    wilson: dict[str, tuple[float, float]]
+    exact: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewedCell:
+    index: int
+    filename: str | None
+    image_sha256: str | None
+    label: str
+    confidence: float | None
+    reasons: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Warning:
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Differential:
+    request_id: str
+    model: ModelReference
+    specimen: str | None
+    accession: str | None
+    fingerprint: str | None
+    n: int
+    counts: dict[str, int]
+    percent: dict[str, float]
+    intervals: Proportions
+    review: list[ReviewedCell]
+    warnings: list[Warning]
+    errors: list[ImageProblem]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    specificity: float | None
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    level: float
+    unit: str
+    accuracy: tuple[float, float]
+    macro_f1: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScores:
+    n: int
+    accuracy: float
+    correct: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """confusion_matrix: rows are true classes. mse, rmse: of class indices. None: not defined."""
+
+    request_id: str
+    n: int
+    labels: list[str]
+    accuracy: float
+    per_class: dict[str, ClassScores]
+    macro_avg: Average
+    weighted_avg: Average
+    mse: float
+    rmse: float
+    confusion_matrix: list[list[int]]
+    balanced_accuracy: float | None
+    cohen_kappa: float | None
+    matthews_corrcoef: float | None
+    log_loss: float | None
+    brier: float | None
+    ece: float | None
+    roc_auc_ovr: float | None
+    confidence_intervals: Intervals
+    groups: GroupScores | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    filename: str
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Report):
+    model: ModelReference
+    elapsed_seconds: float
+    images_per_second: float
+    misclassified: list[Mistake]
+    errors: list[ImageProblem]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    done: int
+    total: int
+    images_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewThresholds:
+    confidence: float
+    ood_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_body_mib: int
+    max_image_mib: int
+    max_pixels: int
+    max_side: int
+    max_files: int
+    max_archive_entries: int
+    deadline_s: float
+    evaluate_deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    name: str
+    version: str
+    sha256: str
+    labels: list[str]
+    preprocessing: dict[str, Any]
+    temperature: float
+    review: ReviewThresholds
+    training: dict[str, Any]
+    scores: dict[str, Any]
+    engine: str
+    device: str
+    service_version: str
+    limits: Limits
+
+
+def build(kind: type[Answer], value: object) -> Answer:
+    """A model from parsed JSON. Raises UnexpectedAnswer, naming the field."""
+    found: Answer = _build(kind, value, kind.__name__)
+    return found
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return None if value is None else _build(inner[0], value, where)
+    if is_dataclass(kind):
+        return _build_model(kind, _expect(Mapping, value, where), where)
+    if origin is dict:
+        return {key: _build(inner[1], one, where) for key, one in _expect(Mapping, value, where).items()}
+    if origin is list:
+        return [_build(inner[0], one, where) for one in _expect(list, value, where)]
+    if origin is tuple:
+        if len(_expect(list, value, where)) != len(inner):
+            raise UnexpectedAnswer(f"{where} has {len(value)} elements, not {len(inner)}")
+        return tuple(_build(one, part, where) for one, part in zip(inner, value, strict=True))
+    if kind is float:
+        return float(_expect((int, float), value, where))
+    return _expect(kind, value, where)
+
+
+def _build_model(kind: Any, value: Mapping[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    given = {}
+    for field in fields(kind):
+        if field.name in value:
+            given[field.name] = _build(hints[field.name], value[field.name], f"{where}.{field.name}")
+        elif field.default is MISSING:
+            raise UnexpectedAnswer(f"{where} has no {field.name}")
+    return kind(**given)
+
+
+def _expect(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UnexpectedAnswer(f"{where} is {type(value).__name__}")
+    return value

@@ -1,0 +1,336 @@
+"""Both clients against a running service, and a made-up one where no service would do it."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import io
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import leuko_client
+from app.keys import add_key
+from leuko_client import AsyncClient, Client, Evaluation, LeukoError, Outcome, Prediction, Progress, Retries
+from leuko_client.progress import Bar
+from tests.fake_classifier import png
+from tests.fakes import CUT, GREYS, zipped
+from tests.running import FAKE, Running, running
+
+ROOT = Path(__file__).parents[2]
+LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with running() as found:
+        yield found
+
+
+class Blocking:
+    """The asynchronous client with the manners of the other, so that one test serves both."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url, self._options = url, options
+
+    def __enter__(self) -> Blocking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def run(*args: Any, **kwargs: Any) -> Any:
+            async with AsyncClient(self._url, **self._options) as client:
+                found = getattr(client, name)(*args, **kwargs)
+                return await found if isinstance(found, Awaitable) else [one async for one in found]
+
+        return lambda *args, **kwargs: asyncio.run(run(*args, **kwargs))
+
+
+KINDS = pytest.mark.parametrize("kind", [Client, Blocking], ids=["sync", "async"])
+
+
+@KINDS
+def test_one_image_is_classified(kind: Any, service: Running, tmp_path: Path) -> None:
+    path = tmp_path / "cell.png"
+    path.write_bytes(png(GREYS[3]))
+    with kind(service.address) as client:
+        for image in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
+            found = client.predict(image)
+            assert isinstance(found, Prediction)
+            assert (found.label, found.probabilities["neutrophil"], found.review) == ("neutrophil", 0.7, True)
+        assert client.predict(path).filename == "cell.png"
+
+
+@KINDS
+def test_many_images_are_classified_in_order_and_fail_alone(kind: Any, service: Running) -> None:
+    images = [CUT if number % 10 == 3 else png(GREYS[number % 4]) for number in range(45)]
+    with kind(service.address) as client:
+        found: list[Outcome] = list(client.predict_many(images, batch=4, concurrency=3))
+    assert len(found) == 45
+    for number, outcome in enumerate(found):
+        if number % 10 == 3:
+            assert isinstance(outcome.error, leuko_client.UndecodableImage)
+        else:
+            assert outcome.prediction is not None
+            assert outcome.prediction.label == LABELS[number % 4]
+
+
+@KINDS
+def test_a_batch_of_bad_images_is_an_outcome_each(kind: Any, service: Running) -> None:
+    with kind(service.address) as client:
+        found = list(client.predict_many([CUT, b"MZ"], batch=2))
+    assert [type(one.error).__name__ for one in found] == ["UndecodableImage", "UnsupportedFormat"]
+
+
+@KINDS
+def test_a_specimen_is_counted_and_reported(kind: Any, service: Running) -> None:
+    with kind(service.address) as client:
+        sent = client.differential([png(grey) for grey in GREYS], specimen="S-1")
+        found = [one.prediction for one in client.predict_many([png(grey) for grey in GREYS])]
+        counted = client.differential_of(found, specimen="S-1")
+        fhir = client.report(found, "fhir", accession="A-1")
+        hl7 = client.report(found, "hl7", accession="A-1")
+    assert sent.counts == counted.counts == dict.fromkeys(LABELS, 1)
+    assert (sent.specimen, sent.fingerprint) == ("S-1", counted.fingerprint)
+    low, high = sent.intervals.wilson["monocyte"]
+    assert low < 25 < high
+    assert (fhir["resourceType"], "|A-1|" in hl7) == ("Bundle", True)
+
+
+@KINDS
+def test_an_archive_is_evaluated_with_progress(kind: Any, service: Running) -> None:
+    archive = zipped(
+        {f"{LABELS[n % 4]}/{n}.png": png(GREYS[n % 4]) for n in range(8)} | {"monocyte/x.png": CUT}
+    )
+    seen: list[Progress] = []
+    with kind(service.address) as client:
+        report = client.evaluate(archive, on_progress=seen.append, group_pattern="([0-9x])[.]")
+    assert isinstance(report, Evaluation)
+    assert (report.n, report.accuracy, report.per_class["monocyte"].support) == (8, 1.0, 2)
+    assert [one.code for one in report.errors] == ["undecodable_image"]
+    assert seen[0].total == 9
+
+
+@KINDS
+def test_predictions_made_elsewhere_are_evaluated(kind: Any, service: Running) -> None:
+    with kind(service.address) as client:
+        report = client.evaluate_predictions(LABELS, predictions=["eosinophil"] * 4)
+        assert (report.accuracy, report.per_class["monocyte"].precision) == (0.25, None)
+        with pytest.raises(leuko_client.BadLabels):
+            client.evaluate_predictions(["basophil"], predictions=["monocyte"])
+
+
+@KINDS
+def test_the_model_and_its_readiness_are_described(kind: Any, service: Running) -> None:
+    with kind(service.address) as client:
+        model = client.model()
+        assert (model.name, model.labels, model.limits.max_files) == ("fake", LABELS, 256)
+        assert client.ready()
+        assert client.live()
+    with kind("http://127.0.0.1:9", retries=Retries(1)) as client:
+        assert not client.ready()
+        assert not client.live()
+        with pytest.raises(leuko_client.TransportError, match="no answer from http"):
+            client.model()
+
+
+@KINDS
+def test_errors_of_the_service_are_exceptions(kind: Any, service: Running) -> None:
+    with kind(service.address) as client:
+        with pytest.raises(leuko_client.UndecodableImage, match="truncated") as caught:
+            client.predict(CUT)
+        assert (caught.value.status, caught.value.code) == (422, "undecodable_image")
+        assert caught.value.request_id
+        assert caught.value.errors[0]["index"] == 0
+        with pytest.raises(leuko_client.UnsupportedFormat):
+            client.predict(b"MZ")
+        with pytest.raises(leuko_client.BadArchive):
+            client.evaluate(b"no zip")
+
+
+@KINDS
+def test_a_key_is_shown_and_never_told(kind: Any, tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys", "lab", ["predict"])
+    with running(FAKE, "--keys", str(tmp_path / "keys")) as service:
+        with kind(service.address) as client, pytest.raises(leuko_client.Unauthenticated):
+            client.model()
+        with kind(service.address, key=secret) as client:
+            assert client.model().name == "fake"
+            with pytest.raises(leuko_client.Forbidden) as caught:
+                client.evaluate_predictions(["monocyte"], predictions=["monocyte"])
+    assert secret not in f"{caught.value}{caught.value!r}{Client(key=secret)!r}{AsyncClient(key=secret)!r}"
+
+
+# --- what no service would do -----------------------------------------------------------------------
+
+
+def scripted(kind: Any, *answers: httpx.Response | Exception, **options: Any) -> tuple[Any, list[float]]:
+    """A client to which these answers come, one after another, and how long it waited."""
+    left, waited = list(answers), []
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return httpx.Response(found.status_code, content=found.content, headers=found.headers)
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    pause = waited.append if kind is Client else sleep
+    transport = httpx.MockTransport(answer)
+    return kind("http://leuko", transport=transport, sleep=pause, **options), waited
+
+
+def refusal(status: int, code: str, **headers: str) -> httpx.Response:
+    problem = {
+        "type": "",
+        "title": "Title",
+        "status": status,
+        "detail": "why",
+        "code": code,
+        "request_id": "r",
+    }
+    return httpx.Response(status, json=problem, headers=headers)
+
+
+MODEL = {
+    "name": "m", "version": "1", "sha256": "f", "labels": LABELS, "preprocessing": {}, "temperature": 1.0,
+    "review": {"confidence": 0.5, "ood_score": 3}, "training": {}, "scores": {}, "engine": "e", "device": "d",
+    "service_version": "1", "later": "unknown",
+    "limits": {"max_body_mib": 1, "max_image_mib": 1, "max_pixels": 1, "max_side": 1, "max_files": 1,
+               "max_archive_entries": 1, "deadline_s": 1, "evaluate_deadline_s": 1.5},
+}  # fmt: skip
+GOOD = httpx.Response(200, json=MODEL)
+
+
+@KINDS
+def test_it_waits_as_long_as_the_service_says(kind: Any) -> None:
+    client, waited = scripted(
+        kind,
+        refusal(429, "queue_full", **{"Retry-After": "3"}),
+        refusal(503, "not_ready", **{"Retry-After": "7"}),
+        GOOD,
+    )
+    with client:
+        assert client.model().name == "m"
+    assert waited == [3, 7]
+
+
+@KINDS
+def test_a_lost_connection_is_tried_again_after_growing_waits(kind: Any) -> None:
+    client, waited = scripted(kind, *[httpx.ConnectError("x")] * 3, GOOD)
+    with client:
+        client.model()
+    assert all(2**n / 2 <= seconds <= 2**n for n, seconds in enumerate(waited))
+    assert len(waited) == 3
+
+
+@KINDS
+def test_it_gives_up_in_the_end(kind: Any) -> None:
+    client, waited = scripted(kind, *[refusal(429, "queue_full", **{"Retry-After": "1"})] * 6)
+    with client, pytest.raises(leuko_client.QueueFull) as caught:
+        client.model()
+    assert (waited, caught.value.retry_after) == ([1] * 5, 1)
+    client, waited = scripted(kind, refusal(503, "not_ready", **{"Retry-After": "600"}))
+    with client, pytest.raises(leuko_client.NotReady):
+        client.model()
+    assert waited == []
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (refusal(500, "internal_error"), leuko_client.ServerError),
+        (refusal(418, "teapot"), leuko_client.ProblemError),
+        (refusal(504, "deadline_passed"), leuko_client.DeadlinePassed),
+        (httpx.Response(502, text="<html>"), leuko_client.UnexpectedAnswer),
+        (httpx.Response(200, text="<html>"), leuko_client.UnexpectedAnswer),
+        (httpx.Response(200, json={"name": "m"}), leuko_client.UnexpectedAnswer),
+        (httpx.Response(200, json=MODEL | {"labels": 3}), leuko_client.UnexpectedAnswer),
+        (httpx.Response(200, json=MODEL | {"temperature": True}), leuko_client.UnexpectedAnswer),
+    ],
+)
+def test_anything_else_is_raised_at_once(kind: Any, answer: httpx.Response, error: type[LeukoError]) -> None:
+    client, waited = scripted(kind, answer)
+    with client, pytest.raises(error):
+        client.model()
+    assert waited == []
+
+
+@KINDS
+def test_an_evaluation_that_breaks_off_is_told(kind: Any) -> None:
+    client, _ = scripted(
+        kind,
+        httpx.Response(
+            200, text='event: progress\ndata: {"done": 1, "total": 2, "images_per_second": 1}\n\n'
+        ),
+    )
+    with client, pytest.raises(leuko_client.UnexpectedAnswer, match="broke off"):
+        client.evaluate(b"")
+
+
+def test_a_caller_may_stop_before_the_end(service: Running) -> None:
+    with Client(service.address) as client:
+        for outcome in client.predict_many(png(GREYS[0]) for _ in range(1000)):
+            assert outcome.prediction
+            break
+
+
+# --- progress and packaging -------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_drawn_on_a_terminal_and_erased() -> None:
+    now = iter([0.0, 2.0])
+    stream = Terminal()
+    bar = Bar(8, stream, lambda: next(now))
+    bar.advance(4)
+    bar.close()
+    assert "4/8 2/s 2 s left" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_progress_says_nothing_where_nobody_looks() -> None:
+    stream = io.StringIO()
+    bar = Bar(None, stream)
+    bar.advance(3)
+    bar.close()
+    assert stream.getvalue() == ""
+    assert bar.line().startswith("3 images")
+
+
+def test_it_needs_httpx_and_nothing_else() -> None:
+    for path in (ROOT / "client/leuko_client").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.partition(".")[0]
+                assert top in {"httpx", "leuko_client"} | sys.stdlib_module_names
+
+
+def test_the_readme_s_example_runs(
+    service: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cell.jpg").write_bytes(png(GREYS[0]))
+    (tmp_path / "cut.jpg").write_bytes(CUT)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "client/README.md").read_text(), re.DOTALL)
+    exec(code.replace("http://127.0.0.1:8000", service.address), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("eosinophil 0.7 {")
+    assert lines[1] == "cell.jpg eosinophil"
+    assert lines[2].startswith("cut.jpg Image cannot be decoded (422)")
