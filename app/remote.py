@@ -35,7 +35,7 @@ def connect(url: str, key: str | None) -> Iterator[Remote]:
     try:
         import leuko_client
     except ImportError:
-        raise SettingsError("--url needs the distribution in client/: pip install ./client") from None
+        raise SettingsError("--url needs Leuko's extra client, which is not installed here: make serve EXTRAS=client") from None
     with leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3)) as client:
         try:
             model = client.model()
