@@ -17,6 +17,7 @@ LeukoError
 ├── NotReady                  503  loading, failed or draining
 ├── DeadlinePassed            504  not done within the request's time
 ├── EngineError               500  the engine failed on this very image
+├── RemoteError               a service that was asked refuses, or does not answer
 └── StartupError              the service refuses to start
     ├── BundleError           a file of the bundle is missing, changed or wrong
     └── SettingsError         a setting has no usable value
@@ -125,6 +126,11 @@ class DeadlinePassed(LeukoError):
 class EngineError(LeukoError):
     code = "engine_error"
     title = "Engine error"
+
+
+class RemoteError(LeukoError):
+    code = "remote_error"
+    title = "Service asked in vain"
 
 
 class StartupError(LeukoError):

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from app import errors
-from app.errors import LeukoError, SettingsError, StartupError
+from app.errors import LeukoError, RemoteError, SettingsError
 from app.local import Outcome
 from app.pipeline import Answer
 from app.schemas import ModelReference
@@ -25,22 +25,20 @@ BATCH = 64  # images in a request
 KINDS = {kind.code: kind for kind in (errors.TooLarge, errors.UnsupportedFormat, errors.UndecodableImage)}
 
 
-class ServiceError(StartupError):
-    """The service refuses, or does not answer."""
-
-
 @contextmanager
 def connect(url: str, key: str | None) -> Iterator[Remote]:
-    """Raises ServiceError, SettingsError."""
+    """Raises RemoteError, SettingsError."""
     try:
         import leuko_client
     except ImportError:
-        raise SettingsError("--url needs Leuko's extra client, which is not installed here: make serve EXTRAS=client") from None
+        raise SettingsError(
+            "--url needs Leuko's extra client, which is not installed here: make serve EXTRAS=client"
+        ) from None
     with leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3)) as client:
         try:
             model = client.model()
         except leuko_client.LeukoError as error:
-            raise ServiceError(str(error)) from error
+            raise RemoteError(str(error)) from error
         reference = ModelReference(name=model.name, version=model.version, sha256=model.sha256)
         yield Remote(client, reference, tuple(model.labels), min(BATCH, model.limits.max_files))
 
@@ -55,7 +53,7 @@ class Remote:
     batch: int
 
     def classify(self, sources: Iterable[Source]) -> Iterator[Outcome]:
-        """One outcome a source, in order. Raises ServiceError."""
+        """One outcome a source, in order. Raises RemoteError."""
         remaining = iter(sources)
         while batch := list(islice(remaining, self.batch)):
             yield from self._classify(batch)
@@ -78,7 +76,7 @@ class Remote:
                 elif outcome.error is not None:
                     answers[index] = _error(outcome.error)
         except leuko_client.LeukoError as error:
-            raise ServiceError(str(error)) from error
+            raise RemoteError(str(error)) from error
         for index, source in enumerate(batch):
             yield Outcome(source, answers[index])
 

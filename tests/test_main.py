@@ -134,9 +134,9 @@ def test_a_drain_during_the_load_is_not_undone_by_its_end() -> None:
 
 
 def test_every_error_for_clients_has_a_status_a_title_and_a_meaning() -> None:
-    startup = {errors.BundleError, errors.SettingsError}
+    ours = {errors.BundleError, errors.SettingsError, errors.RemoteError}
     for kind in leaves():
-        assert (kind in problems.STATUS) != (kind in startup), kind
+        assert (kind in problems.STATUS) != (kind in ours), kind
     assert {kind.code for kind in problems.STATUS} <= set(problems.MEANINGS)
     assert set(problems.GENERIC.values()) <= set(problems.MEANINGS)
 

@@ -368,13 +368,16 @@ def test_where_keys_are_needed_the_page_asks_for_one(browser: Browser, folder: P
         opened(browser, service.address) as page,
     ):
         expect(page.get_by_role("dialog")).to_contain_text("answers only those who show a key")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".problem")).to_contain_text("Key needed")
+        give(page, folder, "monocyte.png")
+        expect(page.get_by_role("dialog")).to_be_visible()
         page.get_by_label("Key", exact=True).fill("wrong")
         page.get_by_role("button", name="Use this key").click()
         expect(page.get_by_role("dialog")).to_contain_text("does not know this key")
         page.get_by_label("Key", exact=True).fill(secret)
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#model-name")).to_have_text("wbc-resnet18")
-        give(page, folder, "monocyte.png")
         expect(page.locator(".card")).to_have_count(1)
         give(page, folder, "labelled.zip")
         expect(page.locator(".problem")).to_contain_text("This key is not for evaluate.")

@@ -50,6 +50,7 @@ async function ask(path, options = {}) {
 }
 
 let asking = null; // one question at a time, whoever needs the answer
+let declined = false; // then it is asked again only for what the user does
 
 function askForKey(why) {
   asking ??= new Promise((resolve) => {
@@ -60,10 +61,10 @@ function askForKey(why) {
     dialog.addEventListener("close", () => {
       asking = null;
       const key = dialog.returnValue === "use" ? $("key").value.trim() : "";
+      declined = !key;
       if (key) sessionStorage.setItem("leuko-key", key);
       $("key").value = "";
       resolve(Boolean(key));
-      if (key && !state.model) describeModel();
     }, { once: true });
     dialog.showModal();
   });
@@ -84,7 +85,7 @@ async function watch() {
     try {
       const answer = await fetch("readyz", { cache: "no-store" });
       [words, mark] = answer.ok ? ["ready", "ready"] : [(await answer.json()).detail, "waiting"];
-      if (answer.ok && !state.model && !asking) await describeModel().catch(complain);
+      if (answer.ok && !state.model && !asking && !declined) await describeModel().catch(complain);
     } catch {
       words = "does not answer";
     }
