@@ -25,7 +25,7 @@ from benchmarks.server import HOST, Server
 from benchmarks.watching import (
     Line,
     count_line,
-    forget_peak,
+    fresh_peak,
     listed,
     memory_line,
     none_of,
@@ -202,13 +202,12 @@ async def archive(server: Server, material: Material) -> list[Line]:
     async for _ in events(server.port, tiny_archive(material.labels, 100)):
         pass  # what is loaded by the first evaluation stays, and belongs to none
     body = tiny_archive(material.labels, ENTRIES)
-    before = sample(server).mib
+    before = fresh_peak(server)
     received = classified = 0.0
     report: Any = None
     async for event in events(server.port, body):
         if not received:
-            received = sample(server).mib
-            forget_peak(server)
+            received = fresh_peak(server)
         if event.get("done", ENTRIES) < ENTRIES:  # the report has no such number
             classified = peak_mib(server)
         report = event

@@ -117,11 +117,13 @@ def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
     return 60 * linear_regression([one.at for one in half], [value(one) for one in half]).slope
 
 
-def forget_peak(server: Server) -> None:
-    """Has the kernel forget the most memory so far."""
+def fresh_peak(server: Server) -> float:
+    """Has the kernel forget the most memory so far; MiB from which `peak_mib` now rises."""
     for pid in family(server.pid):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_mib(server)
 
 
 def peak_mib(server: Server) -> float:
+    """Of all processes, what they share counted in each."""
     return sum(int(kb) for pid in family(server.pid) for kb in field(pid, r"VmHWM:\s+(\d+) kB")) / 1024

@@ -20,10 +20,18 @@ class Failure extends Error {
   }
 }
 
-const pause = (seconds, signal) => new Promise((resolve, reject) => {
-  const timer = setTimeout(resolve, 1000 * seconds);
-  signal?.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
-});
+const pause = (seconds, signal) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal?.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        reject(signal.reason);
+      },
+      { once: true },
+    );
+  });
 
 async function ask(path, options = {}) {
   for (let attempt = 1; ; attempt++) {
@@ -34,18 +42,26 @@ async function ask(path, options = {}) {
       answer = await fetch(path, { ...options, headers });
     } catch (error) {
       if (options.signal?.aborted) throw error;
-      if (attempt < 3) { await pause(attempt, options.signal); continue; }
+      if (attempt < 3) {
+        await pause(attempt, options.signal);
+        continue;
+      }
       throw new Failure("The service does not answer.", "Is it running, and is the network up?");
     }
     if (answer.ok) return answer;
     const problem = await answer.json().catch(() => ({}));
-    if (answer.status === 401 && await askForKey(key ? "The service does not know this key." : "")) continue;
+    if (answer.status === 401 && (await askForKey(key ? "The service does not know this key." : "")))
+      continue;
     if ((answer.status === 429 || answer.status === 503) && attempt < TRIES && !options.once) {
       say(`${problem.title ?? "Busy"}: trying again …`);
       await pause(Number(answer.headers.get("Retry-After")) || attempt, options.signal);
       continue;
     }
-    throw new Failure(problem.title ?? `The service answered ${answer.status}.`, problem.detail ?? "", problem);
+    throw new Failure(
+      problem.title ?? `The service answered ${answer.status}.`,
+      problem.detail ?? "",
+      problem,
+    );
   }
 }
 
@@ -58,14 +74,18 @@ function askForKey(why) {
     $("ask-key-why").textContent = why || "This service answers only those who show a key.";
     $("key").value = "";
     dialog.returnValue = "";
-    dialog.addEventListener("close", () => {
-      asking = null;
-      const key = dialog.returnValue === "use" ? $("key").value.trim() : "";
-      declined = !key;
-      if (key) sessionStorage.setItem("leuko-key", key);
-      $("key").value = "";
-      resolve(Boolean(key));
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        asking = null;
+        const key = dialog.returnValue === "use" ? $("key").value.trim() : "";
+        declined = !key;
+        if (key) sessionStorage.setItem("leuko-key", key);
+        $("key").value = "";
+        resolve(Boolean(key));
+      },
+      { once: true },
+    );
     dialog.showModal();
   });
   return asking;
@@ -81,7 +101,8 @@ async function describeModel() {
 
 async function watch() {
   for (;;) {
-    let words, mark = "away";
+    let words,
+      mark = "away";
     try {
       const answer = await fetch("readyz", { cache: "no-store" });
       [words, mark] = answer.ok ? ["ready", "ready"] : [(await answer.json()).detail, "waiting"];
@@ -97,12 +118,19 @@ async function watch() {
 
 // --- what is said to the user -----------------------------------------------------------------------
 
-const say = (text) => { $("said").textContent = text; };
+const say = (text) => {
+  $("said").textContent = text;
+};
 
 function complain(error) {
   if (error.name === "AbortError") return;
   const row = element("div", { className: "problem" });
-  const text = element("p", {}, element("strong", { textContent: error.title ?? "Something went wrong." }), ` ${error.detail ?? error.message}`);
+  const text = element(
+    "p",
+    {},
+    element("strong", { textContent: error.title ?? "Something went wrong." }),
+    ` ${error.detail ?? error.message}`,
+  );
   const close = element("button", { type: "button", textContent: "Dismiss" });
   close.addEventListener("click", () => row.remove());
   row.append(text, close);
@@ -136,13 +164,17 @@ const isArchive = (file) => /\.zip$/i.test(file.name) || /zip/.test(file.type);
 
 let last = Promise.resolve(); // what is given while something is under way waits for it
 
-const take = (files) => { last = last.then(() => work(files)); };
+const take = (files) => {
+  last = last.then(() => work(files));
+};
 
 async function work(files) {
   if (!files.length) return;
   $("problems").replaceChildren();
-  const archives = files.filter(isArchive), images = files.filter((file) => !isArchive(file));
-  if (archives.length > 1) complain(new Failure("One archive at a time.", `Only ${archives[0].name} is evaluated.`));
+  const archives = files.filter(isArchive),
+    images = files.filter((file) => !isArchive(file));
+  if (archives.length > 1)
+    complain(new Failure("One archive at a time.", `Only ${archives[0].name} is evaluated.`));
   state.work = new AbortController();
   say("");
   try {
@@ -176,17 +208,25 @@ async function dropped(transfer) {
   return found.filter((file) => !file.name.startsWith(".") && (isArchive(file) || isImage(file)));
 }
 
-const isImage = (file) => /^image\/|dicom/.test(file.type) || /\.(jpe?g|png|webp|tiff?|bmp|gif|dcm)$/i.test(file.name);
+const isImage = (file) =>
+  /^image\/|dicom/.test(file.type) || /\.(jpe?g|png|webp|tiff?|bmp|gif|dcm)$/i.test(file.name);
 
 // --- classification ---------------------------------------------------------------------------------
 
 async function classify(files, signal) {
   if (!state.model) await describeModel();
-  const added = files.map((file) => ({ file, url: URL.createObjectURL(file), prediction: null, problem: null, card: null }));
+  const added = files.map((file) => ({
+    file,
+    url: URL.createObjectURL(file),
+    prediction: null,
+    problem: null,
+    card: null,
+  }));
   state.cells.push(...added);
   const most = state.model.limits.max_image_mib * MIB;
   const waiting = added.filter((cell) => {
-    if (cell.file.size > most) fail(cell, { title: "Too large", detail: `The file is over ${state.model.limits.max_image_mib} MiB.` });
+    if (cell.file.size > most)
+      fail(cell, { title: "Too large", detail: `The file is over ${state.model.limits.max_image_mib} MiB.` });
     return cell.file.size <= most;
   });
   const batch = Math.min(BATCH, state.model.limits.max_files);
@@ -213,7 +253,9 @@ async function classify(files, signal) {
     const failed = added.filter((cell) => cell.problem).length;
     say(`${plural(added.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
   } finally {
-    for (const cell of added) if (!cell.prediction && !cell.problem) fail(cell, { title: "Not sent", detail: "The work was stopped before." });
+    for (const cell of added)
+      if (!cell.prediction && !cell.problem)
+        fail(cell, { title: "Not sent", detail: "The work was stopped before." });
     await count();
   }
 }
@@ -246,10 +288,13 @@ function fail(cell, problem) {
 // --- cards ------------------------------------------------------------------------------------------
 
 function show(cell) {
-  const card = cell.card = $("card").content.firstElementChild.cloneNode(true);
+  const card = (cell.card = $("card").content.firstElementChild.cloneNode(true));
   const [picture, image] = [card.querySelector(".picture"), card.querySelector("img")];
   image.addEventListener("load", () => proportion(card.querySelector(".fit"), image));
-  image.addEventListener("error", () => { picture.classList.add("blind"); picture.dataset.why = "No preview: this browser cannot show it."; });
+  image.addEventListener("error", () => {
+    picture.classList.add("blind");
+    picture.dataset.why = "No preview: this browser cannot show it.";
+  });
   image.src = cell.url;
   card.querySelector(".name").textContent = cell.file.name;
   if (cell.prediction) tell(cell, card);
@@ -278,7 +323,10 @@ function place(cell) {
   refilter();
 }
 
-const REASONS = { low_confidence: "the model is not sure", out_of_distribution: "it looks unlike the cells that the model learned from" };
+const REASONS = {
+  low_confidence: "the model is not sure",
+  out_of_distribution: "it looks unlike the cells that the model learned from",
+};
 
 function tell(cell, card) {
   const { label, confidence, probabilities, review, review_reasons: reasons } = cell.prediction;
@@ -289,10 +337,19 @@ function tell(cell, card) {
     hidden: !review,
     textContent: `⚑ Review: ${reasons.map((reason) => REASONS[reason] ?? reason).join(", and ")}.`,
   });
-  const bars = LABELS.map((name) => element("li", { className: name },
-    element("span", { textContent: name }),
-    element("span", { className: "track", attributes: { "aria-hidden": "true" } }, element("i", { style: { width: percent(probabilities[name]).replace(" ", "") } })),
-    element("span", { textContent: percent(probabilities[name]) })));
+  const bars = LABELS.map((name) =>
+    element(
+      "li",
+      { className: name },
+      element("span", { textContent: name }),
+      element(
+        "span",
+        { className: "track", attributes: { "aria-hidden": "true" } },
+        element("i", { style: { width: percent(probabilities[name]).replace(" ", "") } }),
+      ),
+      element("span", { textContent: percent(probabilities[name]) }),
+    ),
+  );
   card.querySelector(".bars").append(...bars);
   card.querySelector(".bars").setAttribute("aria-label", "Probabilities");
   const button = card.querySelector(".map button");
@@ -301,7 +358,8 @@ function tell(cell, card) {
 }
 
 async function toggleMap(cell, card, button) {
-  const label = card.querySelector(".map label"), fit = card.querySelector(".fit");
+  const label = card.querySelector(".map label"),
+    fit = card.querySelector(".fit");
   if (fit.querySelector("canvas")) {
     fit.querySelector("canvas").remove();
     label.hidden = true;
@@ -316,7 +374,9 @@ async function toggleMap(cell, card, button) {
   }
   const canvas = drawMap(cell.cam, cell.prediction.frame, card.querySelector("img"));
   const slider = label.querySelector("input");
-  const fade = () => { canvas.style.opacity = slider.value / 100; };
+  const fade = () => {
+    canvas.style.opacity = slider.value / 100;
+  };
   slider.oninput = fade;
   fade();
   fit.append(canvas);
@@ -331,30 +391,51 @@ async function explain(cell) {
   return answer.predictions[0].cam;
 }
 
-const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // matplotlib's inferno
+const HEAT = [
+  [0, 0, 4],
+  [87, 16, 110],
+  [188, 55, 84],
+  [249, 142, 9],
+  [252, 255, 164],
+]; // matplotlib's inferno
 
 function heat(value) {
-  const at = Math.min(Math.max(value, 0), 1) * (HEAT.length - 1), low = Math.min(Math.floor(at), HEAT.length - 2);
+  const at = Math.min(Math.max(value, 0), 1) * (HEAT.length - 1),
+    low = Math.min(Math.floor(at), HEAT.length - 2);
   return HEAT[low].map((one, channel) => one + (at - low) * (HEAT[low + 1][channel] - one));
 }
 
 function drawMap({ shape: [rows, columns], values }, frame, image) {
-  const small = new OffscreenCanvas(columns, rows), pixels = new ImageData(columns, rows);
+  const small = new OffscreenCanvas(columns, rows),
+    pixels = new ImageData(columns, rows);
   values.flat().forEach((value, index) => pixels.data.set([...heat(value), 255], 4 * index));
   small.getContext("2d").putImageData(pixels, 0, 0);
-  const canvas = element("canvas", { width: 224, height: 224, attributes: { role: "img", "aria-label": "Activation map" } });
+  const canvas = element("canvas", {
+    width: 224,
+    height: 224,
+    attributes: { role: "img", "aria-label": "Activation map" },
+  });
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, 224, 224);
   const [width, height] = [image.naturalWidth, image.naturalHeight];
-  const sides = { left: frame.left / width, top: frame.top / height, width: frame.width / width, height: frame.height / height };
+  const sides = {
+    left: frame.left / width,
+    top: frame.top / height,
+    width: frame.width / width,
+    height: frame.height / height,
+  };
   for (const [side, share] of Object.entries(sides)) canvas.style[side] = `${100 * share}%`;
   return canvas;
 }
 
 function refilter() {
   const wanted = document.querySelector("#filter input:checked").value;
-  const tests = { all: () => true, review: (cell) => Boolean(cell.prediction?.review), failed: (cell) => Boolean(cell.problem) };
+  const tests = {
+    all: () => true,
+    review: (cell) => Boolean(cell.prediction?.review),
+    failed: (cell) => Boolean(cell.problem),
+  };
   for (const input of document.querySelectorAll("#filter input")) {
     input.parentElement.querySelector("output").textContent = state.cells.filter(tests[input.value]).length;
   }
@@ -369,33 +450,53 @@ function countable() {
   return { predictions, ...whose };
 }
 
-const post = (accept = "application/json") => ask("differential", {
-  method: "POST",
-  headers: { "Content-Type": "application/json", Accept: accept },
-  body: JSON.stringify(countable()),
-});
+const post = (accept = "application/json") =>
+  ask("differential", {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Accept: accept },
+    body: JSON.stringify(countable()),
+  });
 
 async function count() {
   const { predictions } = countable();
-  if (!predictions.length) { $("specimen").hidden = true; return; }
+  if (!predictions.length) {
+    $("specimen").hidden = true;
+    return;
+  }
   if (predictions.length > MOST_CELLS) {
     throw new Failure("Too many cells for one differential.", `At most ${MOST_CELLS} are counted together.`);
   }
   const found = await (await post()).json();
-  $("differential").caption.textContent = `${plural(found.n, "classified cell")}, ${found.review.length} to review`;
-  $("differential").tBodies[0].replaceChildren(...LABELS.map((label) => {
-    const [low, high] = found.intervals.wilson[label], [least, most] = found.intervals.exact[label];
-    const range = element("div", { className: "range" },
-      element("span", { className: "interval", style: { left: `${low}%`, width: `${high - low}%`, background: "var(--class)" } }),
-      element("span", { className: "point", style: { left: `${found.percent[label]}%`, background: "var(--class)" } }));
-    return element("tr", { className: label },
-      element("th", { scope: "row", textContent: label }),
-      element("td", { textContent: found.counts[label] }),
-      element("td", { textContent: percent(found.percent[label] / 100) }),
-      element("td", { textContent: `${low.toFixed(1)} – ${high.toFixed(1)}` }),
-      element("td", { textContent: `${least.toFixed(1)} – ${most.toFixed(1)}` }),
-      element("td", { className: "wide", attributes: { "aria-hidden": "true" } }, range));
-  }));
+  $("differential").caption.textContent =
+    `${plural(found.n, "classified cell")}, ${found.review.length} to review`;
+  $("differential").tBodies[0].replaceChildren(
+    ...LABELS.map((label) => {
+      const [low, high] = found.intervals.wilson[label],
+        [least, most] = found.intervals.exact[label];
+      const range = element(
+        "div",
+        { className: "range" },
+        element("span", {
+          className: "interval",
+          style: { left: `${low}%`, width: `${high - low}%`, background: "var(--class)" },
+        }),
+        element("span", {
+          className: "point",
+          style: { left: `${found.percent[label]}%`, background: "var(--class)" },
+        }),
+      );
+      return element(
+        "tr",
+        { className: label },
+        element("th", { scope: "row", textContent: label }),
+        element("td", { textContent: found.counts[label] }),
+        element("td", { textContent: percent(found.percent[label] / 100) }),
+        element("td", { textContent: `${low.toFixed(1)} – ${high.toFixed(1)}` }),
+        element("td", { textContent: `${least.toFixed(1)} – ${most.toFixed(1)}` }),
+        element("td", { className: "wide", attributes: { "aria-hidden": "true" } }, range),
+      );
+    }),
+  );
   $("warnings").replaceChildren(...found.warnings.map((one) => element("li", { textContent: one.detail })));
   $("specimen").hidden = false;
 }
@@ -406,7 +507,12 @@ async function evaluate(file, signal) {
   const form = new FormData();
   form.append("archive", file, file.name);
   advance(`Sending ${file.name}`, 0, 1);
-  const answer = await ask("evaluate", { method: "POST", body: form, signal, headers: { Accept: "text/event-stream" } });
+  const answer = await ask("evaluate", {
+    method: "POST",
+    body: form,
+    signal,
+    headers: { Accept: "text/event-stream" },
+  });
   for await (const { event, data } of events(answer.body)) {
     if (event === "progress") {
       const rate = data.images_per_second ? `, ${data.images_per_second.toFixed(0)} a second` : "";
@@ -427,8 +533,14 @@ async function* events(stream) {
     const blocks = (rest + text).split(/\r?\n\r?\n/);
     rest = blocks.pop();
     for (const block of blocks) {
-      const fields = block.split(/\r?\n/).map((line) => line.match(/^(\w+): ?(.*)$/)).filter(Boolean);
-      const data = fields.filter(([, name]) => name === "data").map(([, , value]) => value).join("\n");
+      const fields = block
+        .split(/\r?\n/)
+        .map((line) => line.match(/^(\w+): ?(.*)$/))
+        .filter(Boolean);
+      const data = fields
+        .filter(([, name]) => name === "data")
+        .map(([, , value]) => value)
+        .join("\n");
       if (data) yield { event: fields.find(([, name]) => name === "event")?.[2], data: JSON.parse(data) };
     }
   }
@@ -440,8 +552,10 @@ async function* chunks(stream) {
 }
 
 async function showReport() {
-  const report = state.report, level = percent(report.confidence_intervals.level, 0);
-  const within = ([low, high]) => `${level} interval ${low.toFixed(3)} – ${high.toFixed(3)}, by ${report.confidence_intervals.unit}`;
+  const report = state.report,
+    level = percent(report.confidence_intervals.level, 0);
+  const within = ([low, high]) =>
+    `${level} interval ${low.toFixed(3)} – ${high.toFixed(3)}, by ${report.confidence_intervals.unit}`;
   const scores = [
     ["Images", String(report.n), report.errors.length ? `${report.errors.length} left out` : ""],
     ["Accuracy", percent(report.accuracy, 2), within(report.confidence_intervals.accuracy)],
@@ -453,34 +567,75 @@ async function showReport() {
     ["ROC AUC", number(report.roc_auc_ovr), "one against the rest"],
     ["ECE", number(report.ece), "calibration error"],
   ];
-  $("scores").replaceChildren(...scores.map(([name, value, more]) => element("div", {},
-    element("dt", { textContent: name }), element("dd", {}, value, element("small", { textContent: more })))));
-  fill($("confusion"), ["true \\ predicted", ...report.labels, "all"], report.labels.map((label, row) => [
-    label, ...report.confusion_matrix[row], report.per_class[label].support,
-  ]), (row, column) => row === column - 1);
-  const averages = [["macro average", report.macro_avg], ["weighted average", report.weighted_avg]];
-  fill($("by-class"), ["class", "precision", "recall", "F1", "specificity", "images"],
+  $("scores").replaceChildren(
+    ...scores.map(([name, value, more]) =>
+      element(
+        "div",
+        {},
+        element("dt", { textContent: name }),
+        element("dd", {}, value, element("small", { textContent: more })),
+      ),
+    ),
+  );
+  fill(
+    $("confusion"),
+    ["true \\ predicted", ...report.labels, "all"],
+    report.labels.map((label, row) => [
+      label,
+      ...report.confusion_matrix[row],
+      report.per_class[label].support,
+    ]),
+    (row, column) => row === column - 1,
+  );
+  const averages = [
+    ["macro average", report.macro_avg],
+    ["weighted average", report.weighted_avg],
+  ];
+  fill(
+    $("by-class"),
+    ["class", "precision", "recall", "F1", "specificity", "images"],
     [...report.labels.map((label) => [label, report.per_class[label]]), ...averages].map(([name, one]) => [
-      name, number(one.precision), number(one.recall), number(one.f1), number(one.specificity), one.support,
-    ]));
+      name,
+      number(one.precision),
+      number(one.recall),
+      number(one.f1),
+      number(one.specificity),
+      one.support,
+    ]),
+  );
   report.misclassified.sort((one, other) => other.confidence - one.confidence);
   $("mistakes").replaceChildren();
-  $("mistakes-title").textContent = report.misclassified.length ? `Worst of ${plural(report.misclassified.length, "mistake")}` : "No mistakes";
+  $("mistakes-title").textContent = report.misclassified.length
+    ? `Worst of ${plural(report.misclassified.length, "mistake")}`
+    : "No mistakes";
   $("evaluation").hidden = false;
-  for (const one of report.errors.slice(0, 5)) complain(new Failure(one.title, `${one.filename}: ${one.detail}`));
-  if (report.errors.length > 5) complain(new Failure(`${report.errors.length - 5} more images were left out.`, "The JSON lists them all."));
+  for (const one of report.errors.slice(0, 5))
+    complain(new Failure(one.title, `${one.filename}: ${one.detail}`));
+  if (report.errors.length > 5)
+    complain(
+      new Failure(`${report.errors.length - 5} more images were left out.`, "The JSON lists them all."),
+    );
   say(`${plural(report.n, "image")} evaluated: accuracy ${percent(report.accuracy, 2)}.`);
   $("evaluation").scrollIntoView();
   await showMistakes();
 }
 
 function fill(table, head, rows, isHit = () => false) {
-  const cells = (row, index) => row.map((value, column) => column === 0
-    ? element("th", { scope: "row", textContent: value })
-    : element("td", { textContent: value, className: isHit(index, column) ? "hit" : "" }));
-  table.replaceChildren(table.caption,
-    element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col", textContent: text })))),
-    element("tbody", {}, ...rows.map((row, index) => element("tr", {}, ...cells(row, index)))));
+  const cells = (row, index) =>
+    row.map((value, column) =>
+      column === 0
+        ? element("th", { scope: "row", textContent: value })
+        : element("td", { textContent: value, className: isHit(index, column) ? "hit" : "" }),
+    );
+  table.replaceChildren(
+    table.caption,
+    element(
+      "thead",
+      {},
+      element("tr", {}, ...head.map((text) => element("th", { scope: "col", textContent: text }))),
+    ),
+    element("tbody", {}, ...rows.map((row, index) => element("tr", {}, ...cells(row, index)))),
+  );
 }
 
 async function showMistakes() {
@@ -488,27 +643,59 @@ async function showMistakes() {
   state.shown += some.length;
   $("more-mistakes").hidden = state.shown >= state.report.misclassified.length;
   const archive = some.length ? await directory(state.archive).catch(() => new Map()) : new Map();
-  await Promise.all(some.map(async (mistake) => {
-    const picture = element("div", { className: "picture" }), fit = element("div", { className: "fit" });
-    const blind = (why) => { picture.classList.add("blind"); picture.dataset.why = why; };
-    picture.append(fit);
-    $("mistakes").append(element("li", { className: "card" }, picture, element("div", { className: "said" },
-      element("h3", {}, mistake.predicted, element("span", { textContent: percent(mistake.confidence) })),
-      element("p", { className: "review", textContent: `⚑ It is labelled ${mistake.label}.` }),
-      element("p", { className: "name", textContent: mistake.filename }))));
-    const entry = archive.get(mistake.filename);
-    if (!entry) { blind("The picture cannot be read from the archive here."); return; }
-    try {
-      const url = URL.createObjectURL(await unpack(state.archive, entry));
-      const image = element("img", { alt: `${mistake.filename}: predicted ${mistake.predicted}, labelled ${mistake.label}` });
-      image.addEventListener("load", () => { proportion(fit, image); URL.revokeObjectURL(url); });
-      image.addEventListener("error", () => { blind("This browser cannot show this format."); URL.revokeObjectURL(url); });
-      image.src = url;
-      fit.append(image);
-    } catch {
-      blind("The picture cannot be read from the archive here.");
-    }
-  }));
+  await Promise.all(
+    some.map(async (mistake) => {
+      const picture = element("div", { className: "picture" }),
+        fit = element("div", { className: "fit" });
+      const blind = (why) => {
+        picture.classList.add("blind");
+        picture.dataset.why = why;
+      };
+      picture.append(fit);
+      $("mistakes").append(
+        element(
+          "li",
+          { className: "card" },
+          picture,
+          element(
+            "div",
+            { className: "said" },
+            element(
+              "h3",
+              {},
+              mistake.predicted,
+              element("span", { textContent: percent(mistake.confidence) }),
+            ),
+            element("p", { className: "review", textContent: `⚑ It is labelled ${mistake.label}.` }),
+            element("p", { className: "name", textContent: mistake.filename }),
+          ),
+        ),
+      );
+      const entry = archive.get(mistake.filename);
+      if (!entry) {
+        blind("The picture cannot be read from the archive here.");
+        return;
+      }
+      try {
+        const url = URL.createObjectURL(await unpack(state.archive, entry));
+        const image = element("img", {
+          alt: `${mistake.filename}: predicted ${mistake.predicted}, labelled ${mistake.label}`,
+        });
+        image.addEventListener("load", () => {
+          proportion(fit, image);
+          URL.revokeObjectURL(url);
+        });
+        image.addEventListener("error", () => {
+          blind("This browser cannot show this format.");
+          URL.revokeObjectURL(url);
+        });
+        image.src = url;
+        fit.append(image);
+      } catch {
+        blind("The picture cannot be read from the archive here.");
+      }
+    }),
+  );
 }
 
 // --- ZIP, just enough to show a picture (APPNOTE 4.3) -----------------------------------------------
@@ -519,9 +706,14 @@ async function directory(file) {
   while (end >= 0 && tail.getUint32(end, true) !== 0x06054b50) end--;
   if (end < 0) throw new Error("no directory");
   const [size, start] = [tail.getUint32(end + 12, true), tail.getUint32(end + 16, true)];
-  const view = new DataView(await file.slice(start, start + size).arrayBuffer()), found = new Map();
+  const view = new DataView(await file.slice(start, start + size).arrayBuffer()),
+    found = new Map();
   for (let at = 0; at + 46 <= view.byteLength && view.getUint32(at, true) === 0x02014b50;) {
-    const [method, packed, plain] = [view.getUint16(at + 10, true), view.getUint32(at + 20, true), view.getUint32(at + 24, true)];
+    const [method, packed, plain] = [
+      view.getUint16(at + 10, true),
+      view.getUint32(at + 20, true),
+      view.getUint32(at + 24, true),
+    ];
     const [name, extra, comment] = [28, 30, 32].map((offset) => view.getUint16(at + offset, true));
     const text = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + at + 46, name));
     found.set(text.replaceAll("\\", "/"), { method, packed, plain, at: view.getUint32(at + 42, true) });
@@ -531,12 +723,14 @@ async function directory(file) {
 }
 
 async function unpack(file, { method, packed, plain, at }) {
-  if (plain > state.model.limits.max_image_mib * MIB || ![0, 8].includes(method)) throw new Error("not shown");
+  if (plain > state.model.limits.max_image_mib * MIB || ![0, 8].includes(method))
+    throw new Error("not shown");
   const head = new DataView(await file.slice(at, at + 30).arrayBuffer());
   const start = at + 30 + head.getUint16(26, true) + head.getUint16(28, true);
   const body = file.slice(start, start + packed);
   if (method === 0) return body;
-  const reader = body.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader(), parts = [];
+  const reader = body.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader(),
+    parts = [];
   for (let got = 0, next = await reader.read(); !next.done; next = await reader.read()) {
     if ((got += next.value.length) > plain) throw new Error("longer than it says");
     parts.push(next.value);
@@ -552,7 +746,8 @@ function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-const saveJson = (name, value) => save(name, new Blob([JSON.stringify(value, null, 2)], { type: "application/json" }));
+const saveJson = (name, value) =>
+  save(name, new Blob([JSON.stringify(value, null, 2)], { type: "application/json" }));
 
 function saveCsv(name, rows) {
   // What a spreadsheet would take for a formula is made a text.
@@ -561,14 +756,42 @@ function saveCsv(name, rows) {
     const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
     return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
-  save(name, new Blob(["\ufeff", ...rows.map((row) => `${row.map(field).join(",")}\r\n`)], { type: "text/csv" }));
+  save(
+    name,
+    new Blob(["\ufeff", ...rows.map((row) => `${row.map(field).join(",")}\r\n`)], { type: "text/csv" }),
+  );
 }
 
 function cellRows() {
-  const head = ["filename", "label", "confidence", ...LABELS, "ood_score", "review", "review_reasons", "image_sha256", "error"];
-  return [head, ...state.cells.map(({ file, prediction: one, problem }) => one
-    ? [file.name, one.label, one.confidence, ...LABELS.map((label) => one.probabilities[label]), one.ood_score, one.review, one.review_reasons.join(" "), one.image_sha256, ""]
-    : [file.name, ...Array(10).fill(""), problem?.detail])];
+  const head = [
+    "filename",
+    "label",
+    "confidence",
+    ...LABELS,
+    "ood_score",
+    "review",
+    "review_reasons",
+    "image_sha256",
+    "error",
+  ];
+  return [
+    head,
+    ...state.cells.map(({ file, prediction: one, problem }) =>
+      one
+        ? [
+            file.name,
+            one.label,
+            one.confidence,
+            ...LABELS.map((label) => one.probabilities[label]),
+            one.ood_score,
+            one.review,
+            one.review_reasons.join(" "),
+            one.image_sha256,
+            "",
+          ]
+        : [file.name, ...Array(10).fill(""), problem?.detail],
+    ),
+  ];
 }
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -576,7 +799,9 @@ const part = (name, file) => `-F ${quote(`${name}=@"${file.name.replaceAll(/["\\
 
 function curl(path, parts) {
   const key = sessionStorage.getItem("leuko-key") ? ['-H "Authorization: Bearer $LEUKO_KEY"'] : [];
-  return ["curl --fail-with-body", ...key, ...parts, quote(new URL(path, document.baseURI).href)].join(" \\\n  ");
+  return ["curl --fail-with-body", ...key, ...parts, quote(new URL(path, document.baseURI).href)].join(
+    " \\\n  ",
+  );
 }
 
 async function copy(text) {
@@ -609,14 +834,30 @@ function clear() {
 
 // --- wiring -----------------------------------------------------------------------------------------
 
-const on = (id, event, action) => $(id).addEventListener(event, () => Promise.resolve().then(action).catch(complain));
-const reports = { json: () => saveJson("leuko-evaluation.json", state.report), csv: () => saveCsv("leuko-evaluation.csv", reportRows()) };
+const on = (id, event, action) =>
+  $(id).addEventListener(event, () => Promise.resolve().then(action).catch(complain));
+const reports = {
+  json: () => saveJson("leuko-evaluation.json", state.report),
+  csv: () => saveCsv("leuko-evaluation.csv", reportRows()),
+};
 
 function reportRows() {
   const { labels, per_class: scores, confusion_matrix: matrix } = state.report;
   return [
-    ["class", "precision", "recall", "f1", "specificity", "support", ...labels.map((label) => `predicted ${label}`)],
-    ...labels.map((label, row) => [label, ...["precision", "recall", "f1", "specificity", "support"].map((name) => scores[label][name]), ...matrix[row]]),
+    [
+      "class",
+      "precision",
+      "recall",
+      "f1",
+      "specificity",
+      "support",
+      ...labels.map((label) => `predicted ${label}`),
+    ],
+    ...labels.map((label, row) => [
+      label,
+      ...["precision", "recall", "f1", "specificity", "support"].map((name) => scores[label][name]),
+      ...matrix[row],
+    ]),
     [],
     ["filename", "label", "predicted", "confidence"],
     ...state.report.misclassified.map((one) => [one.filename, one.label, one.predicted, one.confidence]),
@@ -632,9 +873,14 @@ document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) take([...event.clipboardData.files]);
 });
 for (const kind of ["dragenter", "dragover"]) {
-  document.addEventListener(kind, (event) => { event.preventDefault(); document.body.classList.add("over"); });
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    document.body.classList.add("over");
+  });
 }
-document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); });
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("over");
+});
 document.addEventListener("drop", async (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
@@ -647,13 +893,19 @@ on("accession-id", "change", count);
 on("clear", "click", clear);
 on("copy-curl", "click", () => copy(curlOfCells()));
 on("copy-report-curl", "click", () => copy(curl("evaluate", [part("archive", state.archive)])));
-on("save-json", "click", async () => saveJson("leuko.json", {
-  differential: await (await post()).json(),
-  predictions: countable().predictions,
-  errors: state.cells.filter((cell) => cell.problem).map((cell) => ({ filename: cell.file.name, ...cell.problem })),
-}));
+on("save-json", "click", async () =>
+  saveJson("leuko.json", {
+    differential: await (await post()).json(),
+    predictions: countable().predictions,
+    errors: state.cells
+      .filter((cell) => cell.problem)
+      .map((cell) => ({ filename: cell.file.name, ...cell.problem })),
+  }),
+);
 on("save-csv", "click", () => saveCsv("leuko.csv", cellRows()));
-on("save-fhir", "click", async () => save("leuko.fhir.json", await (await post("application/fhir+json")).blob()));
+on("save-fhir", "click", async () =>
+  save("leuko.fhir.json", await (await post("application/fhir+json")).blob()),
+);
 on("save-hl7", "click", async () => save("leuko.hl7", await (await post("application/hl7-v2")).blob()));
 on("save-report-json", "click", reports.json);
 on("save-report-csv", "click", reports.csv);
