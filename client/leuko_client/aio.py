@@ -14,10 +14,10 @@ from typing import Any, Literal, Self
 import httpx
 
 from leuko_client import protocol
-from leuko_client.client import URL, _shown
+from leuko_client.client import URL
 from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer
 from leuko_client.models import Differential, Evaluation, Model, Prediction, Progress, Report
-from leuko_client.progress import Bar
+from leuko_client.progress import Bar, counted
 from leuko_client.protocol import Call, Format, Image, Outcome, Result, Retries
 
 
@@ -79,10 +79,10 @@ class AsyncClient:
             for some in protocol.batches(images, batch):
                 ahead.append(asyncio.create_task(self._outcomes(some, explain)))
                 if len(ahead) >= concurrency:
-                    for outcome in _shown(await ahead.popleft(), bar):
+                    for outcome in counted(await ahead.popleft(), bar):
                         yield outcome
             while ahead:
-                for outcome in _shown(await ahead.popleft(), bar):
+                for outcome in counted(await ahead.popleft(), bar):
                     yield outcome
         finally:
             for task in ahead:

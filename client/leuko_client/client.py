@@ -16,7 +16,7 @@ import httpx
 from leuko_client import protocol
 from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer
 from leuko_client.models import Differential, Evaluation, Model, Prediction, Progress, Report
-from leuko_client.progress import Bar
+from leuko_client.progress import Bar, counted
 from leuko_client.protocol import Call, Format, Image, Outcome, Result, Retries
 
 URL = "http://127.0.0.1:8000"
@@ -90,9 +90,9 @@ class Client:
                 for some in protocol.batches(images, batch):
                     ahead.append(pool.submit(self._outcomes, some, explain))
                     if len(ahead) >= 2 * concurrency:
-                        yield from _shown(ahead.popleft().result(), bar)
+                        yield from counted(ahead.popleft().result(), bar)
                 while ahead:
-                    yield from _shown(ahead.popleft().result(), bar)
+                    yield from counted(ahead.popleft().result(), bar)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
                 if bar is not None:
@@ -226,9 +226,3 @@ class Client:
                 raise error
             self._sleep(wait)
         raise AssertionError("count ends never")
-
-
-def _shown(outcomes: list[Outcome], bar: Bar | None) -> list[Outcome]:
-    if bar is not None:
-        bar.advance(len(outcomes))
-    return outcomes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+Image = TypeVar("Image")
 
 WIDTH = 30
 
@@ -43,3 +45,10 @@ class Bar:
         if self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+
+
+def counted(images: list[Image], bar: Bar | None) -> list[Image]:
+    """The same, once the bar has advanced by as many."""
+    if bar is not None:
+        bar.advance(len(images))
+    return images
