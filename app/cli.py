@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"leuko {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_serve, _add_predict, _add_evaluate, _add_sample, _add_key):
+    for add in (_add_serve, _add_predict, _add_evaluate, _add_drift, _add_sample, _add_key):
         add(commands)
     return parser
 
@@ -122,6 +123,25 @@ def _add_evaluate(commands: Any) -> None:
     _add_json(parser)
     _add_settings(parser, LOCAL)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_drift(commands: Any) -> None:
+    description = _environment(
+        "Hold the answers that an audit log has of a while against what the bundle's were like. "
+        "Exit code 3 if they have drifted."
+    )
+    parser = commands.add_parser("drift", help="has what comes in changed?", description=description)
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="file of LEUKO_AUDIT, or its .gz")
+    parser.add_argument(
+        "--since", type=_moment, metavar="TIME", help="as 2026-11-01 or 2026-11-01T08:00+01:00"
+    )
+    parser.add_argument("--until", type=_moment, metavar="TIME", help="the first moment that is left out")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="keep this while as a reference, for LEUKO_REFERENCE"
+    )
+    _add_json(parser)
+    _add_settings(parser, ("bundle", "reference"))
+    parser.set_defaults(run=_drift)
 
 
 def _add_sample(commands: Any) -> None:
@@ -174,6 +194,15 @@ def _environment(description: str) -> str:
     )
 
 
+def _moment(text: str) -> datetime:
+    """ISO 8601; without an offset it is UTC, as the audit log is."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-11-01T08:00+01:00") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     if match is None or math.prod(size := (int(match[1]), int(match[2]))) == 0:
@@ -209,6 +238,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     groups = arguments.groups or arguments.group_pattern
     settings = read_settings(arguments)
     return evaluate(arguments.archive, settings, arguments.load, groups=groups, as_json=arguments.json)
+
+
+def _drift(arguments: argparse.Namespace) -> int:
+    from app.commands import drift
+    from app.drift import Window
+
+    window = Window(arguments.since, arguments.until)
+    settings = read_settings(arguments)
+    return drift(arguments.logs, settings, window, save=arguments.save, as_json=arguments.json)
 
 
 def _key(arguments: argparse.Namespace) -> int:

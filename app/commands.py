@@ -1,10 +1,11 @@
-"""What `leuko predict`, `evaluate` and `sample` do, without the service."""
+"""What `leuko predict`, `evaluate`, `drift` and `sample` do, without the service."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,8 @@ from rich.console import Console
 
 from app import console as shown
 from app.answers import evaluation, model_reference, prediction
-from app.errors import BadLabels, LeukoError
+from app.drift import Window, compare, read_reference, worst
+from app.errors import BadLabels, BundleError, LeukoError, Unusable
 from app.local import Outcome, classify
 from app.pipeline import Answer
 from app.problems import image_problem
@@ -22,12 +24,13 @@ from app.remote import connect
 from app.schemas import ModelReference
 from app.scoring import Progress, Scored, judge
 from app.service import archive_limits, image_limits
-from app.settings import Settings
+from app.settings import NONE, Settings
 from app.sources import find_images, open_labelled
 from app.vision import dicom_writer
-from app.vision.bundle import CLASSES
+from app.vision.bundle import CLASSES, load_bundle
 from app.vision.classifier import Classifier
 from app.vision.labelling import assign_groups, parse_mapping
+from app.vision.reference import dump, summarise
 from app.vision.sample import draw_smear
 
 Load = Callable[[Settings], Classifier]
@@ -90,6 +93,40 @@ def evaluate(
     else:
         console.print(*shown.report_tables(scored.report), *shown.left_out(outcomes), sep="\n")
     return 0
+
+
+def drift(
+    logs: Sequence[Path],
+    settings: Settings,
+    window: Window,
+    *,
+    save: Path | None = None,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> int:
+    """The reference is settings.reference, else the bundle's. 0, or 3 where the answers have drifted."""
+    bundle = load_bundle(settings.bundle)
+    reference = bundle.reference if settings.reference == NONE else read_reference(Path(settings.reference))
+    if reference is None:
+        raise BundleError(f"{settings.bundle} carries no reference: score it anew with leuko-train report")
+    window.model_sha256 = bundle.sha256
+    answers = list(window.read(logs))
+    if not answers:
+        raise Unusable(
+            f"no answer of this bundle lies within that time; {window.other_models} are of other models"
+        )
+    found = summarise(answers, bundle.labels, f"{window.since or 'begin'} to {window.until or 'end'}")
+    shifts = compare(reference, found)
+    if save is not None:
+        save.write_text(json.dumps(dump(found), indent=2) + "\n")
+    console = console or Console()
+    if as_json or not console.is_terminal:
+        verdicts = [asdict(shift) | {"verdict": shift.verdict} for shift in shifts]
+        counted = {"n": found.n, "other_models": window.other_models, "broken_lines": window.broken}
+        _print({**counted, "reference": dump(reference), "found": dump(found), "shifts": verdicts}, console)
+    else:
+        console.print(*shown.drift_tables(reference, found, shifts, window), sep="\n")
+    return 3 if worst(shifts) == "drifted" else 0
 
 
 def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) -> int:

@@ -9,9 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from app.drift import Shift, Window
 from app.errors import LeukoError
 from app.local import Outcome
 from app.vision.evaluation import Report
+from app.vision.reference import Reference
 
 MOST_LINES = 20
 SCALARS = {
@@ -61,6 +63,25 @@ def report_tables(report: Report) -> Iterator[Table]:
     yield _per_class(report)
     yield _confusion(report)
     yield _scalars(report)
+
+
+def drift_tables(
+    reference: Reference, found: Reference, shifts: Sequence[Shift], window: Window
+) -> Iterator[Table | Text]:
+    table = Table(title=f"{found.n} answers beside {reference.n} of {reference.of}")
+    table.add_column("measure")
+    for heading in ("reference", "found", "index", "by chance"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for one in shifts:
+        values = ("", "") if one.reference is None else (_number(one.reference), _number(one.found))
+        style = {"stable": "green", "shifted": "yellow", "drifted": "bold red"}[one.verdict]
+        table.add_row(one.measure, *values, f"{one.index:.3f}", f"{one.chance:.3f}", Text(one.verdict, style))
+    yield table
+    if window.other_models:
+        yield Text(f"{window.other_models} answers are of other models and are not counted", "yellow")
+    if window.broken:
+        yield Text(f"{window.broken} lines could not be used", "yellow")
 
 
 def left_out(outcomes: Sequence[Outcome]) -> Iterator[Text]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.audit import Audit
 from app.decoders import prepare
+from app.drift import read_reference
 from app.errors import LeukoError, NotReady, StartupError
 from app.keys import Keys
 from app.service import Service, batch_size
@@ -50,6 +51,7 @@ class Lifecycle:
         self.telemetry = telemetry
         self.keys = None if settings.keys == NONE else Keys(Path(settings.keys))
         self.audit = None if settings.audit == NONE else Audit(Path(settings.audit))
+        self._reference = None if settings.reference == NONE else read_reference(Path(settings.reference))
         self.obstacle: str | None = LOADING
         self._load = load
         self._on_failure = on_failure
@@ -190,6 +192,8 @@ class Lifecycle:
     def _announce(self, classifier: Classifier, service: Service) -> None:
         bundle, batcher = classifier.bundle, service.batcher
         self.telemetry.describe_model(name=bundle.name, version=bundle.version, sha256=bundle.sha256)
+        if (reference := self._reference or bundle.reference) is not None:
+            self.telemetry.describe_reference(reference)
         self.telemetry.watch(
             depth=lambda: batcher.depth,
             capacity=batcher.capacity,

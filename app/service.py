@@ -107,7 +107,8 @@ class Service:
             self.telemetry.count_image(answer.code)
         else:
             self.telemetry.count_image()
-            self.telemetry.observe_prediction(answer.prediction.label, answer.prediction.confidence)
+            found = answer.prediction
+            self.telemetry.observe_prediction(found.label, found.confidence, found.ood_score, found.review)
 
 
 class _Source:

@@ -37,6 +37,9 @@ class Settings:
     port: int = _setting(8000, "port to listen on; 0 picks a free one", most=65535)
     keys: str = _setting(NONE, "file of the keys that callers show")
     audit: str = _setting(NONE, "file to which each request adds a line")
+    reference: str = _setting(
+        NONE, "file of `leuko drift --save` that answers are held against, in place of the bundle's own"
+    )
     without_keys: str = _setting(
         "loopback", "where to listen without keys: anywhere lets everybody in", choices="loopback anywhere"
     )

@@ -28,12 +28,13 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from app.vision.reference import CONFIDENCE_EDGES, OOD_EDGES, Reference
+
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 REFRESH_S = 1.0  # how old another process's gauges may be
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-CONFIDENCE_BUCKETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -75,7 +76,19 @@ class Telemetry:
         self.prediction_confidence = histogram(
             "leuko_prediction_confidence",
             "Calibrated probability of the predicted class.",
-            buckets=CONFIDENCE_BUCKETS,
+            buckets=CONFIDENCE_EDGES,
+        )
+        self.ood_score = histogram(
+            "leuko_ood_score", "Distance from the cells trained on, near 1 for those.", buckets=OOD_EDGES
+        )
+        self.reviews = counter("leuko_reviews_total", "Predictions that a person must look at.")
+        self.reference_share = any_of(
+            "leuko_reference_share", "A class's share of the reference's answers.", ["label"]
+        )
+        self.reference_confidence = any_of("leuko_reference_confidence", "Mean of the reference's answers.")
+        self.reference_ood_score = any_of("leuko_reference_ood_score", "Mean of the reference's answers.")
+        self.reference_review = any_of(
+            "leuko_reference_review_share", "Share of the reference's answers that a person must look at."
         )
         self.model = any_of("leuko_model_info", "The bundle that answers.", ["name", "version", "sha256"])
         self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
@@ -122,6 +135,14 @@ class Telemetry:
             self.model.clear()
         self.model.labels(name, version, sha256).set(1)
 
+    def describe_reference(self, reference: Reference) -> None:
+        """What answers are expected to be like."""
+        for label in reference.labels:
+            self.reference_share.labels(label).set(reference.share(label))
+        self.reference_confidence.set(reference.confidence.mean)
+        self.reference_ood_score.set(reference.ood_score.mean)
+        self.reference_review.set(reference.review_share)
+
     def observe_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
         """route: the template that matched, None when none did; never a path that a client chose."""
         bounded = method if method in METHODS else "other"
@@ -132,9 +153,12 @@ class Telemetry:
         for wait in batch.waits:
             self.queue_wait.observe(wait)
 
-    def observe_prediction(self, label: str, confidence: float) -> None:
+    def observe_prediction(self, label: str, confidence: float, ood_score: float, review: bool) -> None:
         self.predictions.labels(label).inc()
         self.prediction_confidence.observe(confidence)
+        self.ood_score.observe(ood_score)
+        if review:
+            self.reviews.inc()
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         return self.stage_duration.labels(name).time()

@@ -7,6 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.batching import BatchStats
 from app.telemetry import Telemetry
+from app.vision.bundle import CLASSES
+from app.vision.reference import Seen, summarise
 
 LATENCIES = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 +Inf"
 
@@ -32,6 +34,12 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_rejected",
         "leuko_predictions",
         "leuko_prediction_confidence",
+        "leuko_ood_score",
+        "leuko_reviews",
+        "leuko_reference_share",
+        "leuko_reference_confidence",
+        "leuko_reference_ood_score",
+        "leuko_reference_review_share",
         "leuko_model_info",
         "leuko_model_ready",
         "leuko_engine_restarts",
@@ -89,12 +97,27 @@ def test_images_refusals_and_predictions_are_counted() -> None:
     telemetry.count_image()
     telemetry.count_image("undecodable_image")
     telemetry.count_rejected("queue_full")
-    telemetry.observe_prediction("monocyte", 0.97)
+    telemetry.observe_prediction("monocyte", 0.97, 1.2, review=True)
     assert value(telemetry, "leuko_images_total", outcome="ok") == 1
     assert value(telemetry, "leuko_images_total", outcome="undecodable_image") == 1
     assert value(telemetry, "leuko_rejected_total", reason="queue_full") == 1
     assert value(telemetry, "leuko_predictions_total", label="monocyte") == 1
     assert value(telemetry, "leuko_prediction_confidence_sum") == 0.97
+    assert value(telemetry, "leuko_ood_score_sum") == 1.2
+    assert value(telemetry, "leuko_reviews_total") == 1
+    telemetry.observe_prediction("monocyte", 0.99, 1.0, review=False)
+    assert value(telemetry, "leuko_reviews_total") == 1
+
+
+def test_what_answers_should_be_like_stands_beside_them() -> None:
+    telemetry = Telemetry()
+    seen = [Seen("monocyte", 0.9, 1.0, False)] * 3 + [Seen("neutrophil", 0.5, 2.0, True)]
+    telemetry.describe_reference(summarise(seen, CLASSES, "four cells"))
+    assert value(telemetry, "leuko_reference_share", label="monocyte") == 0.75
+    assert value(telemetry, "leuko_reference_share", label="eosinophil") == 0
+    assert value(telemetry, "leuko_reference_confidence") == 0.8
+    assert value(telemetry, "leuko_reference_ood_score") == 1.25
+    assert value(telemetry, "leuko_reference_review_share") == 0.25
 
 
 def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:

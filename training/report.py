@@ -13,6 +13,8 @@ import numpy as np
 
 from app.vision.classifier import Classifier, Prediction, load_classifier
 from app.vision.evaluation import Report, evaluate
+from app.vision.reference import Seen, summarise
+from app.vision.reference import dump as dump_reference
 from training.card import model_card
 from training.config import config_from, read_config
 from training.data import Progress, Row, fingerprint
@@ -78,7 +80,9 @@ def report(
     table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
     (bundle / "report.json").write_text(dump(table))
     (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
-    record(bundle / "config.json", config, found, split)
+    seen = [Seen(one.label, one.confidence, one.ood_score, one.review) for one in answers]
+    reference = summarise(seen, classifier.bundle.labels, f"{', '.join(table['archives'])}, {split}")
+    record(bundle / "config.json", config | {"reference": dump_reference(reference)}, found, split)
     return found
 
 
@@ -156,7 +160,8 @@ def describe(
 
 def sha256_before_scores(config: Table) -> str:
     """Of config.json as exported: the same however often the bundle is scored."""
-    return hashlib.sha256(dump(config | {"scores": {}}).encode()).hexdigest()
+    exported = {key: value for key, value in config.items() if key != "reference"}
+    return hashlib.sha256(dump(exported | {"scores": {}}).encode()).hexdigest()
 
 
 def draw(

@@ -86,7 +86,8 @@ def finding(image: bytes, answer: Answer | LeukoError) -> dict[str, Any]:
         "sha256": answer.image_sha256,
         "label": found.label,
         "confidence": round(found.confidence, 4),
-        "review": bool(found.review_reasons),
+        "ood_score": round(found.ood_score, 4),
+        "review": found.review,
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from app.errors import BundleError
 from app.vision.framing import Preprocessing
+from app.vision.reference import Reference, parse
 
 FORMAT = 2
 WEIGHTS, GRAPH, OOD, KNOWN_ANSWER = (
@@ -44,6 +45,7 @@ class Bundle:
     files: Mapping[str, str]  # name → sha256
     training: Mapping[str, Any]  # recipe and data
     scores: Mapping[str, Any]  # on which set → figures
+    reference: Reference | None = None  # what its answers were like; older bundles have none
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -113,6 +115,7 @@ def _build(path: Path, sha256: str, config: Mapping[str, Any]) -> Bundle:
         files=dict(config["files"]),
         training=config["training"],
         scores=config["scores"],
+        reference=parse(config["reference"], config["labels"]) if "reference" in config else None,
     )
 
 

@@ -1,11 +1,15 @@
-"""ops/prometheus, by Prometheus itself."""
+"""ops/prometheus and ops/grafana, by Prometheus itself."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,42 @@ import httpx
 import pytest
 
 from app.telemetry import Telemetry
-from tests.running import ROOT, running, wait_until
+from app.vision.bundle import CLASSES
+from app.vision.reference import Seen, dump, summarise
+from tests.fake_classifier import png
+from tests.fakes import CUT
+from tests.running import FAKE, ROOT, Running, running, wait_until
+from tests.safety.raw import head
 
 OPS = ROOT / "ops/prometheus"
+DASHBOARD = ROOT / "ops/grafana/dashboards/leuko.json"
+# A test has no hours: the same rules, over seconds.
+HASTE = {"[6h]": "[20s]", "[1h]": "[20s]", "[5m]": "[10s]"}
+PANEL = {"$instance": ".*", "$__rate_interval": "10s"}
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    address: str
+
+    def ask(self, path: str, **params: str) -> Any:
+        try:
+            sent = httpx.get(f"http://{self.address}/api/v1/{path}", params=params)
+        except httpx.TransportError:  # it is still starting
+            return None
+        return None if sent.status_code == 503 else sent.json().get("data")
+
+    def query(self, expression: str) -> list[float]:
+        found = self.ask("query", query=expression) or {"result": []}
+        return [float(one["value"][1]) for one in found["result"]]
+
+    def rules(self) -> set[str]:
+        found = self.ask("rules") or {"groups": []}
+        return {rule["health"] for group in found["groups"] for rule in group["rules"]}
+
+    def firing(self) -> set[str]:
+        found = self.ask("alerts") or {"alerts": []}
+        return {one["labels"]["alertname"] for one in found["alerts"] if one["state"] == "firing"}
 
 
 def program(name: str) -> str:
@@ -23,6 +60,28 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is absent")
     return found
+
+
+@contextmanager
+def scraping(folder: Path, service: Running) -> Iterator[Prometheus]:
+    """Every second, with the shipped rules in haste."""
+    rules = (OPS / "leuko.rules.yml").read_text()
+    for slow, fast in HASTE.items():
+        assert slow in rules
+        rules = rules.replace(slow, fast)
+    (folder / "leuko.rules.yml").write_text(re.sub(r"\bfor: \w+", "for: 1s", rules))
+    config = (OPS / "prometheus.yml").read_text().replace("15s", "1s")
+    config = config.replace("leuko:8000", service.address.removeprefix("http://"))
+    (folder / "prometheus.yml").write_text(config)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [program("prometheus"), "--config.file=prometheus.yml", f"--web.listen-address={address}"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", "--log.level=error"]
+    with subprocess.Popen(command, cwd=folder) as process:
+        try:
+            yield Prometheus(address)
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize(
@@ -43,8 +102,10 @@ def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
 
 def test_every_alert_is_tried() -> None:
     alerts = re.findall(r"- alert: (\w+)", (OPS / "leuko.rules.yml").read_text())
-    tried = re.findall(r"exp_alerts:\n", (OPS / "leuko.rules.test.yml").read_text())
-    assert len(alerts) == len(set(alerts)) == len(tried)
+    tried = set(
+        re.findall(r"alertname: (\w+)\n.*\n +exp_alerts:\n", (OPS / "leuko.rules.test.yml").read_text())
+    )
+    assert set(alerts) == tried
 
 
 def test_every_metric_that_a_rule_names_exists() -> None:
@@ -56,39 +117,57 @@ def test_every_metric_that_a_rule_names_exists() -> None:
         assert re.search(rf"^# TYPE {base}(_total)? ", known, re.MULTILINE), name
 
 
-def test_prometheus_scrapes_a_service_and_every_rule_can_be_evaluated(tmp_path: Path) -> None:
-    prometheus = program("prometheus")
-    shutil.copy(OPS / "leuko.rules.yml", tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with running() as service:
-        config = (OPS / "prometheus.yml").read_text().replace("15s", "1s")
-        config = config.replace("leuko:8000", service.address.removeprefix("http://"))
-        (tmp_path / "prometheus.yml").write_text(config)
-        command = [prometheus, "--config.file=prometheus.yml", f"--web.listen-address={address}"]
-        command += [f"--storage.tsdb.path={tmp_path / 'data'}", "--log.level=error"]
-        with subprocess.Popen(command, cwd=tmp_path) as process:
-            try:
-                wait_until(lambda: query(address, "leuko_model_ready") == [1])
-                wait_until(lambda: set(rules(address)) == {"ok"})
-                wait_until(lambda: query(address, "leuko:queue:fill") == [0])
-                assert query(address, 'ALERTS{alertname!=""}') == []
-            finally:
-                process.terminate()
+def test_a_service_at_rest_is_scraped_every_rule_evaluated_and_no_alert_fires(tmp_path: Path) -> None:
+    program("prometheus")
+    with running() as service, scraping(tmp_path, service) as prometheus:
+        wait_until(lambda: prometheus.query("leuko_model_ready") == [1])
+        wait_until(lambda: prometheus.rules() == {"ok"})
+        wait_until(lambda: prometheus.query("leuko:queue:fill") == [0])
+        assert prometheus.firing() == set()
 
 
-def ask(address: str, path: str, **params: str) -> Any:
-    try:
-        return httpx.get(f"http://{address}/api/v1/{path}", params=params).json().get("data")
-    except httpx.TransportError:  # it is still starting
-        return None
+def test_under_load_alerts_fire_and_every_panel_of_the_dashboard_shows_something(tmp_path: Path) -> None:
+    program("prometheus")
+    expected = [Seen(label, 0.9, 1.0, review=False) for label in CLASSES]
+    (tmp_path / "expected.json").write_text(json.dumps(dump(summarise(expected, CLASSES, "a quiet week"))))
+    arguments = ("--reference", str(tmp_path / "expected.json"), "--max-requests", "1")
+    with running(FAKE, *arguments) as service, scraping(tmp_path, service) as prometheus:
+        wait_until(lambda: prometheus.query("leuko_model_ready") == [1])
+        drift = {"LeukoLabelMix", "LeukoConfidence", "LeukoStrange", "LeukoReviews"}
+        with service.client() as client:
+            wait_until(lambda: bool(classify(client) and drift <= prometheus.firing()))
+            wait_until(lambda: bool(classify(client) and silent_panels(prometheus) == {"Rejected by reason"}))
+            with socket.create_connection(("127.0.0.1", service.port)) as slow:
+                # The one request that may be in flight never ends, so that all others are refused.
+                lines = ("Content-Type: image/png", "Content-Length: 9", "Expect: 100-continue")
+                slow.sendall(head("POST /predict HTTP/1.1", *lines))
+                assert slow.recv(100).startswith(b"HTTP/1.1 100")
+                wait_until(lambda: bool(refused(client) and "LeukoRefusing" in prometheus.firing()))
+                wait_until(lambda: bool(refused(client) and silent_panels(prometheus) <= {"Batch size"}))
 
 
-def query(address: str, expression: str) -> list[float]:
-    found = ask(address, "query", query=expression) or {"result": []}
-    return [float(one["value"][1]) for one in found["result"]]
+def classify(client: httpx.Client) -> bool:
+    """Forty eosinophils that the fake classifier thinks strange, and one file that is no image."""
+    files = [("files", (f"{n}.png", png(n))) for n in range(40)] + [("files", ("cut.png", CUT))]
+    return client.post("/predict", files=files).status_code == 200
 
 
-def rules(address: str) -> list[str]:
-    found = ask(address, "rules") or {"groups": []}
-    return [rule["health"] for group in found["groups"] for rule in group["rules"]]
+def refused(client: httpx.Client) -> bool:
+    sent = client.post("/predict", content=png(0), headers={"content-type": "image/png"})
+    return sent.status_code == 429
+
+
+def silent_panels(prometheus: Prometheus) -> set[str]:
+    """Panels of which a query gives nothing, or no number."""
+    return {
+        panel["title"]
+        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        for target in panel["targets"]
+        if not any(value == value for value in prometheus.query(filled(target["expr"])))
+    }
+
+
+def filled(expression: str) -> str:
+    for variable, value in PANEL.items():
+        expression = expression.replace(variable, value)
+    return expression

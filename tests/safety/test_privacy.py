@@ -119,7 +119,13 @@ def test_the_audit_log_says_who_asked_for_what_and_what_came_out(tmp_path: Path)
         "status": 200,
         "model_sha256": "f" * 64,
         "images": [
-            {"sha256": sha256(png(64)).hexdigest(), "label": "lymphocyte", "confidence": 0.7, "review": True},
+            {
+                "sha256": sha256(png(64)).hexdigest(),
+                "label": "lymphocyte",
+                "confidence": 0.7,
+                "ood_score": 1.5,
+                "review": True,
+            },
             {"sha256": sha256(png(64)[:40]).hexdigest(), "error": "undecodable_image"},
         ],
     }

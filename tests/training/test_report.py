@@ -17,6 +17,7 @@ from app.vision.classifier import Classifier, Neighbours, softmax
 from app.vision.engine import Floats, Output, Pixels
 from app.vision.evaluation import evaluate
 from app.vision.framing import Preprocessing
+from app.vision.reference import dump
 from tests.training.cases import RECIPE, WHOLE, config
 from training.config import save_config
 from training.data import Row, fingerprint
@@ -188,13 +189,16 @@ def test_misclassified_images_are_summed_up_by_photo(setting: Setting) -> None:
 def test_scores_go_into_the_configuration_and_the_bundle_still_loads(setting: Setting) -> None:
     before = setting.config()
     found = score(setting)
-    scores = load_bundle(setting.bundle).scores
+    bundle = load_bundle(setting.bundle)
+    scores, reference = bundle.scores, bundle.reference
+    assert reference is not None
+    assert (reference.n, reference.of.endswith(", test")) == (49, True)
     assert scores["accuracy"] == round(found.accuracy, 4)
     assert scores["macro_f1"] == round(found.macro_avg.f1, 4)
     assert (scores["split"], scores["n"], scores["photos"]) == ("test", 49, 13)
     assert scores["interval"]["unit"] == "photo"
     assert {"mse", "ece"} < set(scores)
-    assert setting.config() | {"scores": {}} == before
+    assert setting.config() | {"scores": {}} == before | {"reference": dump(reference)}
     assert (setting.bundle / "config.json").read_text() == json.dumps(setting.config(), indent=2) + "\n"
 
 
