@@ -19,12 +19,12 @@ RUN uv build --wheel --require-hashes --build-constraint requirements.lock --out
 # Dependencies come before the wheel, so that a change of code rebuilds one small layer.
 FROM build AS cpu-build
 COPY pyproject.toml ./
-RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra dicom
+RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra dicom --extra hub --extra otel
 RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /wheel/*.whl
 
 FROM build AS cuda-build
 COPY pyproject.toml ./
-RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra dicom --extra torch
+RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra dicom --extra hub --extra otel --extra torch
 RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /wheel/*.whl
 
 FROM python:${PYTHON} AS runtime

@@ -116,7 +116,7 @@ $(MANIFEST): | $(FULL)
 	@touch $@
 
 $(FULL): $(INPUTS) | $(BIN)/uv
-	$(call install,$(VENV)) --extra train --extra dicom --group dev
+	$(call install,$(VENV)) --extra train --extra dicom --extra hub --extra otel --extra score --group dev
 	$(LINK)
 	@touch $@
 

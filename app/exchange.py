@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
+from app.stages import Stages, current
 
 # RFC 3986, section 3.2: a name, an IPv4 or IPv6 address, perhaps a port.
 HOST = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -49,6 +50,8 @@ class Exchange:
         self.status = 500
         self.key_id: str | None = None
         self.findings: dict[str, Any] = {}  # of the application, for the audit log
+        self.stages = Stages()
+        self.trace_id: str | None = None
         self._receive = receive
         self._send = send
         self._max_body_bytes = max_body_bytes
@@ -67,6 +70,7 @@ class Exchange:
         state["traceparent"] = self.traceparent
         state["arrived"] = self._began
         state["findings"] = self.findings
+        current.set(self.stages)
 
     @property
     def elapsed(self) -> float:

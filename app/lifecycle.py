@@ -17,6 +17,7 @@ from app.service import Service, batch_size
 from app.settings import NONE, Settings
 from app.telemetry import REFRESH_S, Telemetry
 from app.threads import in_thread
+from app.tracing import Tracer
 from app.vision.classifier import Classifier, load_classifier
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,21 @@ def end_process(_: Exception) -> None:
 class Lifecycle:
     """An async context, entered by the application's lifespan; loading goes on behind it."""
 
-    def __init__(self, settings: Settings, telemetry: Telemetry, load: Load, on_failure: OnFailure) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        load: Load,
+        on_failure: OnFailure,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.settings = settings
         self.telemetry = telemetry
         self.keys = None if settings.keys == NONE else Keys(Path(settings.keys))
         self.audit = None if settings.audit == NONE else Audit(Path(settings.audit))
         self._reference = None if settings.reference == NONE else read_reference(Path(settings.reference))
         self.obstacle: str | None = LOADING
+        self.tracer = tracer
         self._load = load
         self._on_failure = on_failure
         self._service: Service | None = None
@@ -109,6 +118,8 @@ class Lifecycle:
             await self._service.stop()
         if self.audit is not None:
             self.audit.close()
+        if self.tracer is not None:
+            await in_thread(self.tracer.close)
 
     @property
     def _missing(self) -> str | None:

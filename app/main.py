@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,22 +11,22 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from app import __version__, openapi, problems
-from app.access import PROBES, Access, access
+from app.access import Access, access
 from app.admission import Admission
 from app.errors import LeukoError
-from app.exchange import Exchange
 from app.lifecycle import Lifecycle, Load, OnFailure, end_process, load
+from app.observation import Observer
 from app.protocols import infers
 from app.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.routes import problems as problem_types
 from app.service import MIB
 from app.settings import Settings
-from app.telemetry import METHODS, Telemetry
+from app.telemetry import Telemetry
+from app.tracing import open_tracer
 
 SUMMARY = "White blood cell classification: calibrated answers, honest scores."
 CLOSED = "closed"
 QUEUED = {f"{version}/{route}" for version in ("", "/v1") for route in ("predict", "differential")}
-ROUTINE = (*PROBES, "/metrics")  # asked every few seconds, by machines
 DESCRIPTION = "Every error is an RFC 9457 problem document. Research software: not for diagnosis."
 
 
@@ -43,7 +41,8 @@ def create_app(
     """
     settings = settings or Settings.from_environ(os.environ)
     telemetry = Telemetry()
-    lifecycle = Lifecycle(settings, telemetry, load, on_failure)
+    tracer = open_tracer() if settings.traces == "otlp" else None
+    lifecycle = Lifecycle(settings, telemetry, load, on_failure, tracer)
     app = FastAPI(
         title="Leuko",
         version=__version__,
@@ -93,7 +92,7 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
         Admission,
         problem=problems.answer,
         ready=lambda: lifecycle.serving,
-        observe=partial(_observe, lifecycle),
+        observe=Observer(lifecycle, lifecycle.tracer),
         authorize=who.admit,
         max_body_bytes=settings.max_body_mib * MIB,
         max_reserved_bytes=settings.max_reserved_mib * MIB,
@@ -103,26 +102,3 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
         queued=lambda path: path in QUEUED or infers(path),
         check_queue=lambda: lifecycle.service.batcher.check_room(),
     )
-
-
-def _observe(lifecycle: Lifecycle, exchange: Exchange, route: str | None) -> None:
-    method, status = exchange.scope["method"], exchange.status
-    lifecycle.telemetry.observe_request(route, method, status, exchange.elapsed)
-    if reason := problems.REASONS.get(status):
-        lifecycle.telemetry.count_rejected(reason)
-    if lifecycle.audit is not None and not (method == "GET" and status < 400 and route in ROUTINE):
-        lifecycle.audit.write(_entry(exchange, route))
-
-
-def _entry(exchange: Exchange, route: str | None) -> dict[str, Any]:
-    """No path, file name or address: a client may have put a patient's name into each."""
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "request_id": exchange.request_id,
-        "key": exchange.key_id,
-        "method": exchange.scope["method"] if exchange.scope["method"] in METHODS else "other",
-        "route": route,
-        "status": exchange.status,
-        "seconds": round(exchange.elapsed, 4),
-        **exchange.findings,
-    }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from app.errors import LeukoError
+from app.stages import Stages
 from app.threads import Beat
 from app.vision.classifier import Classifier, Prediction
 from app.vision.framing import Cell, Frame
@@ -22,6 +24,8 @@ class Picture:
 
     read: Callable[[], bytes]
     cam: bool = False
+    stages: Stages | None = None  # of the request that it belongs to
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,15 @@ class Pipeline:
 
         beat: called while pictures are decoded, and as each is ready for the network.
         """
+        _add("queue", pictures, lambda picture: picture.since)
         framed = []
         for picture in pictures:
             framed.append(self._frame(picture, beat))
             beat()
         cells = [found[1] for found in framed if not isinstance(found, LeukoError)]
+        began = time.monotonic()
         predictions = iter(self._classify(cells, alone) if cells else ())
+        _add("infer", pictures, lambda _: began)
         return [
             found if isinstance(found, LeukoError) else _answer(*found, next(predictions)) for found in framed
         ]
@@ -61,7 +68,7 @@ class Pipeline:
     def _frame(self, picture: Picture, beat: Beat) -> tuple[str, Cell] | LeukoError:
         try:
             data = picture.read()
-            with self._timed("decode"):
+            with self._timed("decode"), _time("decode", picture):
                 cell = self._frame_picture(data, beat)
         except LeukoError as error:
             return error
@@ -70,6 +77,17 @@ class Pipeline:
     def _classify(self, cells: Sequence[Cell], alone: bool) -> Sequence[Prediction | LeukoError]:
         with self._timed("infer"):
             return self._classifier.classify(cells, alone=alone)
+
+
+def _time(stage: str, picture: Picture) -> AbstractContextManager[object]:
+    return nullcontext() if picture.stages is None else picture.stages.time(stage)
+
+
+def _add(stage: str, pictures: Sequence[Picture], began: Callable[[Picture], float]) -> None:
+    """Until now, for each request that has a picture here."""
+    requests = {picture.stages: picture for picture in pictures if picture.stages is not None}
+    for stages, picture in requests.items():
+        stages.add(stage, began(picture), time.monotonic())
 
 
 def _answer(sha256: str, cell: Cell, result: Prediction | LeukoError) -> Answer | LeukoError:

@@ -25,6 +25,7 @@ from app.errors import SettingsError, StartupError
 from app.keys import Keys
 from app.lifecycle import Load
 from app.limits import most_connections, raise_file_limit
+from app.logs import configure_logging
 from app.main import create_app
 from app.service import Service
 from app.settings import NONE, Settings
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 GRACE_S = 1.0  # between not ready and no new connections
 BACKLOG = 2048  # connections not accepted yet
 KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, or it would meet closed connections
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def serve(settings: Settings, load: Load) -> int:
@@ -80,12 +80,6 @@ def run(
     )
     server.run([listener])
     return 1 if failures else 0
-
-
-def configure_logging(settings: Settings) -> None:
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each bad form
-    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
 
 
 def check_exposure(settings: Settings) -> None:

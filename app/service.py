@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.batching import Batcher
@@ -12,6 +13,7 @@ from app.decoders import Decoders
 from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
 from app.pipeline import Answer, Picture, Pipeline
 from app.settings import Settings
+from app.stages import Stages, current
 from app.telemetry import Telemetry
 from app.threads import in_thread
 from app.vision.archive import ArchiveLimits
@@ -59,6 +61,12 @@ class Service:
             raise
         return cls(settings, telemetry, classifier, batcher, decoders)
 
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage of the current request."""
+        with self.telemetry.stage(name), (current.get() or Stages()).time(name):
+            yield
+
     async def stop(self) -> None:
         """Finishes what was admitted, for drain_s at most."""
         try:
@@ -74,7 +82,8 @@ class Service:
 
         deadline: on the loop's clock.
         """
-        pictures = [Picture(image.__bytes__, cam) for image in images]
+        stages = current.get()
+        pictures = [Picture(image.__bytes__, cam, stages) for image in images]
         answers = await self.batcher.submit_many(pictures, deadline=deadline)
         for answer in answers:
             self._observe(answer)

@@ -89,6 +89,12 @@ class Settings:
     evaluate_deadline_s: float = _setting(1800.0, "longest that /evaluate may take", "seconds", least=0.001)
     drain_s: float = _setting(20.0, "longest wait for open requests before the end", "seconds")
     log_level: str = _setting("info", "least severe log line", choices="debug info warning error")
+    log_format: str = _setting(
+        "auto", "lines of the log; auto is text on a terminal and JSON elsewhere", choices="auto json text"
+    )
+    traces: str = _setting(
+        "none", "where traces go; otlp is where the OTEL_… variables say", choices="none otlp"
+    )
 
     @property
     def images_per_request(self) -> int:

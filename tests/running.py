@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -34,13 +35,14 @@ def serving(
     *arguments: str,
     environ: Mapping[str, str] | None = None,
     prepare: Callable[[], object] | None = None,
+    stderr: int = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[str]]:
     """prepare: called in the new process, before it becomes the service."""
     command = [sys.executable, "-W", "error", "-c", script, "serve", "--port", "0", *arguments]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, **(environ or {})},
         preexec_fn=prepare,
@@ -58,8 +60,8 @@ def wait_until_ready(process: subprocess.Popen[str]) -> str:
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if " serving " in line:
-            return line.split()[-1]
+        if serves(line):
+            return str(json.loads(line)["message"].split()[-1])
     raise AssertionError("".join(lines))
 
 
@@ -68,6 +70,10 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def serves(line: str) -> bool:
+    return '"message":"serving at ' in line
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.processes import cores_of
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
-from tests.running import FAKE, linux, serving, wait_until, wait_until_ready
+from tests.running import FAKE, linux, serves, serving, wait_until, wait_until_ready
 
 
 def services(process: subprocess.Popen[str]) -> set[int]:
@@ -100,7 +100,7 @@ def test_processes_that_cannot_load_end_the_service_with_1() -> None:
         assert process.returncode == 1
         assert "model.safetensors was changed" in log
         assert "could not start" in log
-        assert " serving " not in log
+        assert not serves(log)
         assert "Traceback" not in log
 
 

@@ -66,7 +66,7 @@ async def differential(
         sent = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
         found = await asyncio.to_thread(answers.differential, request_id, bundle, sent, sent.predictions)
     else:
-        with service.telemetry.stage("receive"):
+        with service.stage("receive"):
             upload = await read_images(request, image_limit(service), TEXTS)
         specimen = parse_texts(Specimen, upload.texts)
         classified = await classify(service, upload.images, findings, request_id, arrived=arrived)

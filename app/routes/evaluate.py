@@ -68,7 +68,7 @@ be decoded are left out, and itemised in `errors`; a wrong archive is refused wh
 async def evaluate(
     request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
 ) -> Evaluation | Response:
-    with service.telemetry.stage("receive"):
+    with service.stage("receive"):
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
     labelled = await asyncio.to_thread(read_labelled, form, labels, archive_limits(service.settings))

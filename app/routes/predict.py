@@ -45,7 +45,7 @@ async def predict(
         Literal["cam"] | None, Query(description="`cam` adds a class-activation map to each prediction")
     ] = None,
 ) -> Predictions | Response:
-    with service.telemetry.stage("receive"):
+    with service.stage("receive"):
         parts = (await read_images(request, image_limit(service))).images
     found = await classify(service, parts, findings, request_id, arrived=arrived, cam=explain == "cam")
     if isinstance(found, Response):

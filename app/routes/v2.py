@@ -68,7 +68,7 @@ async def infer(
     version: str | None = None,
 ) -> Response:
     _check_model(service, name, version)
-    with service.telemetry.stage("receive"):
+    with service.stage("receive"):
         body = await read_body(request, service.settings.max_body_mib * MIB)
     asked = await asyncio.to_thread(_parse, request, service, body)
     deadline = arrived + service.settings.deadline_s

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 from hl7apy.parser import parse_message
-from httpx import Response
+from httpx2 import Response
 from starlette.testclient import TestClient
 
 from tests.fake_classifier import png

@@ -6,8 +6,9 @@ import json
 import logging
 from typing import Any
 
+import httpx
 import pytest
-from httpx import Response
+from httpx2 import Response
 from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
@@ -149,7 +150,7 @@ def test_images_over_the_limits_are_too_large() -> None:
 def test_a_full_queue_is_answered_at_once_and_leaves_the_admitted_alone() -> None:
     classifier = HeldClassifier()
 
-    async def scenario() -> tuple[Response, Response]:
+    async def scenario() -> tuple[httpx.Response, httpx.Response]:
         async with started(classifier, max_queue=2, max_batch=1) as app, caller(app) as client:
             classifier.hold()
             first = asyncio.create_task(client.post("/predict", content=png(1), headers=IMAGE))

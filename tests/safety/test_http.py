@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -495,4 +496,4 @@ def test_13_what_is_no_http_is_counted_and_fills_no_log() -> None:
         text = httpx.get(f"{service.address}/metrics").text
         assert service.end() == 0
     assert 'code="400",method="other",route="unmatched"} 20.0' in text
-    assert service.log == []
+    assert [json.loads(line)["message"] for line in service.log] == ["POST /predict 400"]

@@ -22,7 +22,7 @@ from packaging.version import Version
 
 from app.errors import BundleError
 from app.vision.bundle import FILES, GRAPH, WEIGHTS, load_bundle
-from tests.running import PATIENCE_S, REAL, serving
+from tests.running import PATIENCE_S, REAL, serves, serving
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "wbc-resnet18"
@@ -71,7 +71,7 @@ def start(bundle: Path, engine: str) -> tuple[int, str]:
         log = []
         for line in process.stderr:
             log.append(line)
-            assert " serving " not in line
+            assert not serves(line)
         return process.wait(PATIENCE_S), "".join(log)
 
 
