@@ -43,7 +43,7 @@ NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipar
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check fuzz soak audit train bundle bench bench-peers format lock
+.PHONY: help setup serve test check ops fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -54,7 +54,7 @@ serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="
 	@exec $(BIN)/leuko serve $(ARGS)
 
 test: $(FULL) ## run the tests; ARGS="-k batching"
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -m 'not ops' $(ARGS)
 
 check: $(FULL) ## what continuous integration runs: format, lint, types, then the tests
 	@$(BIN)/ruff format --check .
@@ -64,6 +64,9 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 	@$(BIN)/shellcheck .ci/run
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
+
+ops: $(FULL) ## the long tests of operation: a Ray cluster that loses a machine
+	@$(BIN)/python -m pytest -q -m ops $(ARGS)
 
 fuzz: $(FULL) ## fuzz decoding and archive reading; ARGS="--seconds 600"
 	@$(BIN)/python -m tests.fuzz $(ARGS)

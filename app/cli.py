@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from app import __version__
-from app.errors import LeukoError, SettingsError
+from app.errors import LeukoError, SettingsError, StartupError
 from app.settings import PREFIX, Settings, parse, variable
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"leuko {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_serve, _add_predict, _add_evaluate, _add_drift, _add_sample, _add_key):
+    for add in (_add_serve, _add_predict, _add_evaluate, _add_drift, _add_score, _add_sample, _add_key):
         add(commands)
     return parser
 
@@ -142,6 +143,23 @@ def _add_drift(commands: Any) -> None:
     _add_json(parser)
     _add_settings(parser, ("bundle", "reference"))
     parser.set_defaults(run=_drift)
+
+
+def _add_score(commands: Any) -> None:
+    description = _environment(
+        "Classify an archive of any size into Parquet files with one row an image; the same command again "
+        "goes on where it ended."
+    )
+    parser = commands.add_parser("score", help="classify archives of millions", description=description)
+    parser.add_argument(
+        "source", help="folder of images or of .zip, .tar, .parquet; such a file; or s3://… of either"
+    )
+    parser.add_argument("destination", help="folder, or s3://…")
+    parser.add_argument("--address", help="of a Ray cluster, as ray://HOST:10001; default: this machine")
+    parser.add_argument("--workers", type=int, metavar="NUMBER", help="default: one for every four cores")
+    _add_json(parser)
+    _add_settings(parser, ("bundle", "engine", "threads", "max_image_mib", "max_pixels", "engine_timeout_s"))
+    parser.set_defaults(run=_score)
 
 
 def _add_sample(commands: Any) -> None:
@@ -247,6 +265,22 @@ def _drift(arguments: argparse.Namespace) -> int:
     window = Window(arguments.since, arguments.until)
     settings = read_settings(arguments)
     return drift(arguments.logs, settings, window, save=arguments.save, as_json=arguments.json)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
+    if find_spec("ray") is None or find_spec("pyarrow") is None:
+        raise StartupError("leuko score needs Ray and pyarrow: install the extra `score`")
+    from app.bulk.command import score
+
+    return score(
+        arguments.source,
+        arguments.destination,
+        settings,
+        address=arguments.address,
+        workers=arguments.workers,
+        as_json=arguments.json,
+    )
 
 
 def _key(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from app.errors import LeukoError
-from app.pipeline import Answer, Picture, Pipeline
+from app.pipeline import Answer, FramePicture, Picture, Pipeline
 from app.sources import Source
 from app.vision.classifier import Classifier
 from app.vision.decode import decode
@@ -28,9 +28,18 @@ class Outcome:
 def classify(
     classifier: Classifier, sources: Iterable[Source], limits: ImageLimits, workers: int = 0
 ) -> Iterator[Outcome]:
-    """One outcome a source, in order; each worker has a batch, and the next one is ready for it."""
+    """One outcome a source, in order."""
     preprocessing = classifier.bundle.preprocessing
-    pipeline = Pipeline(classifier, lambda data, _: frame_cell(decode(data, limits), preprocessing))
+    yield from run(
+        classifier, sources, lambda data, _: frame_cell(decode(data, limits), preprocessing), workers
+    )
+
+
+def run(
+    classifier: Classifier, sources: Iterable[Source], frame: FramePicture, workers: int = 0
+) -> Iterator[Outcome]:
+    """As `classify`, decoded by `frame`; each worker has a batch, and the next one is ready for it."""
+    pipeline = Pipeline(classifier, frame)
     workers = workers or classifier.engine.workers
     remaining = iter(sources)
     ahead: deque[tuple[list[Source], Future[list[Answer | LeukoError]]]] = deque()

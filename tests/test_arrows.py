@@ -67,6 +67,16 @@ NEVER: dict[str, set[str]] = {
     "app.vision.resnet18": {"training", "torchvision", "openvino"},
     "app.vision.torch": {"training", "torchvision", "openvino"},
     "app.vision.openvino": {"training", "torch"},
+    "app.bulk": {
+        "training",
+        "torch",
+        "torchvision",
+        "openvino",
+        "lightning",
+        "tests",
+        "fastapi",
+        "starlette",
+    },
     "training": {"fastapi", "starlette", "tests"},
 }
 TRAINING_MAY = {"app.__version__", "app.errors", "app.vision"}

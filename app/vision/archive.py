@@ -34,27 +34,38 @@ class Entry:
     label: int
 
 
+class PackedFile:
+    """Entries of an archive; `read` may be called from several threads."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def read(self, entry: Packed) -> bytes:
+        """Raises UndecodableImage where the bytes are corrupt, TooLarge where they lie."""
+        with self._lock:
+            self._file.seek(entry.start)
+            packed = self._file.read(entry.packed)
+        data = _inflate(packed, entry.size) if entry.deflated else packed
+        if len(data) > entry.size:
+            raise TooLarge("an archive entry unpacks to more bytes than it declares")
+        if len(data) < entry.size or zlib.crc32(data) != entry.crc:
+            raise UndecodableImage("the archive entry is corrupt")
+        return data
+
+
 class LabelledArchive:
     """The pictures of an archive; `read` may be called from several threads. Closes its file."""
 
     def __init__(self, file: BinaryIO, pictures: Iterable[tuple[Entry, Packed]]) -> None:
         self._file = file
-        self._lock = threading.Lock()
+        self._entries = PackedFile(file)
         self._packed = dict(pictures)
         self.entries = list(self._packed)
 
     def read(self, entry: Entry) -> bytes:
         """The picture's bytes. Raises UndecodableImage where they are corrupt, TooLarge where they lie."""
-        found = self._packed[entry]
-        with self._lock:
-            self._file.seek(found.start)
-            packed = self._file.read(found.packed)
-        data = _inflate(packed, found.size) if found.deflated else packed
-        if len(data) > found.size:
-            raise TooLarge("an archive entry unpacks to more bytes than it declares")
-        if len(data) < found.size or zlib.crc32(data) != found.crc:
-            raise UndecodableImage("the archive entry is corrupt")
-        return data
+        return self._entries.read(self._packed[entry])
 
     def __enter__(self) -> LabelledArchive:
         return self

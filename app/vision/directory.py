@@ -68,7 +68,7 @@ class _Directory:
     def read(self, size: int = -1) -> bytes:
         # zipfile takes the whole directory in one read, then makes an object of each entry
         if size <= self._max_entries * _MEAN_ENTRY + MIB:
-            data = self._file.read(size)
+            data = self._file.read(size) if size >= 0 else self._file.read()  # not all files take -1
             if data.count(_DIRECTORY_ENTRY) <= self._max_entries:
                 return data
         raise TooLarge(f"the archive has more than {self._max_entries} entries")

@@ -1,0 +1,1 @@
+"""`leuko score`: archives of millions of images, on one machine or many."""

@@ -1,0 +1,95 @@
+"""Where the rows go: a folder with one Parquet file for each part, and what they are of."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from app.bulk.location import Location
+from app.errors import Unusable
+from app.local import Outcome
+from app.pipeline import Answer
+
+ABOUT = "_leuko.json"  # readers of Parquet folders pass over names with an underscore
+PART = re.compile(r"part-(\d{6,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Written:
+    rows: int
+    errors: int
+
+
+class Destination:
+    def __init__(self, location: Location) -> None:
+        self._location = location
+
+    def begin(self, about: Mapping[str, Any]) -> dict[int, Written]:
+        """The parts that are there already. Raises Unusable where they are of something else."""
+        names = self._location.files()
+        if ABOUT in names:
+            found = json.loads((self._location / ABOUT).read())
+            changed = [key for key in about if found.get(key) != about[key]]
+            if changed:
+                raise Unusable(
+                    f"{self._location.path} was begun with another {' and another '.join(changed)}: "
+                    "name another destination"
+                )
+        elif names:
+            raise Unusable(f"{self._location.path} is not empty, and not a scoring that was begun")
+        else:
+            (self._location / ABOUT).write(json.dumps(about, indent=2).encode() + b"\n")
+        parts = {int(match[1]): name for name in names if (match := PART.fullmatch(name))}
+        return {index: self._count(name) for index, name in sorted(parts.items())}
+
+    def find(self, index: int) -> Written | None:
+        return self._count(_name(index)) if (self._location / _name(index)).exists else None
+
+    def write(self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str]) -> Written:
+        table = tabulate(outcomes, labels)
+        (self._location / _name(index)).write_table(table)
+        return Written(table.num_rows, table.num_rows - table["error"].null_count)
+
+    def _count(self, name: str) -> Written:
+        with parquet.ParquetFile((self._location / name).open()) as file:
+            errors = file.read(["error"])["error"]
+            return Written(len(errors), len(errors) - errors.null_count)
+
+
+def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
+    """One row an image, in order; where it has an error, the columns of its answer are null."""
+    rows = [_row(outcome, labels) for outcome in outcomes]
+    schema = schema_of(labels)
+    return pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def schema_of(labels: Sequence[str]) -> pa.Schema:
+    numbers = [(name, pa.float64()) for name in ("confidence", *labels, "ood_score")]
+    texts = [("path", pa.string()), ("label", pa.string())]
+    return pa.schema([*texts, *numbers, ("review", pa.bool_()), ("error", pa.string())])
+
+
+def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
+    # Names of files may hold bytes outside UTF-8; Parquet's strings may not.
+    path = outcome.source.name.encode("utf-8", "backslashreplace").decode()
+    if not isinstance(outcome.answer, Answer):
+        return {"path": path, "error": f"{outcome.answer.code}: {outcome.answer.detail}"}
+    found = outcome.answer.prediction
+    return {
+        "path": path,
+        "label": found.label,
+        "confidence": found.confidence,
+        **dict(zip(labels, found.probabilities, strict=True)),
+        "ood_score": found.ood_score,
+        "review": found.review,
+    }
+
+
+def _name(index: int) -> str:
+    return f"part-{index:06d}.parquet"

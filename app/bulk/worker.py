@@ -1,0 +1,64 @@
+"""What each worker does: a bundle in memory, part after part through it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.bulk.destination import Destination, Written
+from app.bulk.location import Location
+from app.bulk.plan import Part
+from app.bulk.reading import open_part
+from app.decoder import Orders
+from app.decoders import Decoders
+from app.local import run
+from app.vision.bundle import FILES
+from app.vision.classifier import Classifier, load_classifier
+from app.vision.limits import ImageLimits
+
+
+class Scorer:
+    """source, destination: addresses; patience_s: for decoding one image. Raises StartupError."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        source: str,
+        destination: str,
+        limits: ImageLimits,
+        patience_s: float,
+    ) -> None:
+        self._classifier = classifier
+        self._source = Location.of(source)
+        self._destination = Destination(Location.of(destination))
+        self._most = limits.max_bytes
+        orders = Orders(limits, classifier.bundle.preprocessing, patience_s)
+        self._decoders = Decoders(classifier.engine.workers, orders)
+        self._decoders.open()
+
+    def close(self) -> None:
+        self._decoders.close()
+
+    def score(self, index: int, part: Part) -> Written:
+        """Writes the part's file, unless a worker has done so that was lost before it could say so."""
+        if (done := self._destination.find(index)) is not None:
+            return done
+        with open_part(self._source, part, self._most) as sources:
+            outcomes = run(self._classifier, sources, self._decoders.frame)
+            return self._destination.write(index, outcomes, self._classifier.bundle.labels)
+
+
+def pack(bundle: Path) -> dict[str, bytes]:
+    """The files of a bundle that are used at run time, to be sent to where they are needed."""
+    return {name: (bundle / name).read_bytes() for name in ("config.json", *FILES)}
+
+
+def unpack(files: Mapping[str, bytes], engine: str, threads: int) -> Classifier:
+    """Loads what `pack` took, verified, and holds it against its known answer."""
+    with tempfile.TemporaryDirectory(prefix="leuko-bundle-") as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        classifier = load_classifier(Path(folder), engine, threads)
+        classifier.warm_up(classifier.engine.batch)
+    return classifier

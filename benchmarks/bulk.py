@@ -1,0 +1,89 @@
+"""`leuko score` beside the same work in one process: what Ray takes of it, and what more workers give."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from app.bulk import cluster
+from app.bulk.location import Location
+from app.bulk.plan import plan
+from app.bulk.worker import Scorer, pack, unpack
+from app.service import image_limits
+from app.settings import Settings
+from app.vision.bundle import CLASSES
+from app.vision.sample import draw_smear
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bulk", description=__doc__)
+    parser.add_argument("source", nargs="?", help="default: drawn images")
+    parser.add_argument("--parts", type=int, default=8, help="of 1,000 images, for each line")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="one line for each")
+    arguments = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="leuko-bulk-") as folder:
+        source = arguments.source or draw(Path(folder) / "images", 1000 * arguments.parts)
+        table = Table("what", "images/s", "÷ one process", "start, s")
+        ceiling = alone(source, f"{folder}/alone", arguments.parts)
+        table.add_row("one process", f"{ceiling:.0f}", "1.00", "")
+        for workers in arguments.workers:
+            rate, start = on_ray(source, f"{folder}/{workers}", arguments.parts, workers)
+            table.add_row(f"Ray, {workers} workers", f"{rate:.0f}", f"{rate / ceiling:.2f}", f"{start:.1f}")
+        again = alone(source, f"{folder}/again", arguments.parts)
+        table.add_row("one process, again", f"{again:.0f}", f"{again / ceiling:.2f}", "")
+    console.print(table)
+    return 0
+
+
+def draw(folder: Path, count: int) -> str:
+    """The same few pictures over and over: reading them is not what is measured."""
+    folder.mkdir()
+    for index in range(16):
+        draw_smear(CLASSES[index % 4], seed=index).save(folder / f"{index:06d}.jpg", quality=92)
+    for index in range(16, count):
+        (folder / f"{index:06d}.jpg").symlink_to(f"{index % 16:06d}.jpg")
+    return str(folder)
+
+
+def alone(source: str, destination: str, most: int) -> float:
+    """Images a second of the workers' own code, all cores, no Ray."""
+    settings = Settings()
+    classifier = unpack(pack(settings.bundle), settings.engine, 0)
+    scorer = Scorer(classifier, source, destination, image_limits(settings), settings.engine_timeout_s)
+    began = time.monotonic()
+    parts = enumerate(plan(Location.of(source)))
+    images = sum(scorer.score(index, part).rows for index, part in islice(parts, most))
+    seconds = time.monotonic() - began
+    scorer.close()
+    return images / seconds
+
+
+def on_ray(source: str, destination: str, most: int, workers: int) -> tuple[float, float]:
+    """Images a second from the first part's end to the last's; seconds until workers were ready, about."""
+    settings = Settings()
+    parts = dict(islice(enumerate(plan(Location.of(source))), most))
+    began = time.monotonic()
+    with cluster.connected(None):
+        _, threads = cluster.divide()
+        threads = max(1, threads // workers)
+        limits, patience_s = image_limits(settings), settings.engine_timeout_s
+        job = cluster.Job(source, destination, settings.engine, threads, limits, patience_s)
+        ends = [
+            (time.monotonic(), written.rows)
+            for written in cluster.score(parts, job, pack(settings.bundle), workers)
+        ]
+    # Workers begin together: what is counted begins with the end of the first part of each.
+    first = ends[workers - 1][0]
+    rate = sum(rows for _, rows in ends[workers:]) / (ends[-1][0] - first)
+    return rate, first - began - sum(rows for _, rows in ends[:workers]) / rate
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""`leuko score` with Ray: embedded, killed and gone on with, and on a cluster that loses a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+import pytest
+
+from app.vision.bundle import CLASSES
+from app.vision.sample import draw_smear
+from tests.running import ROOT, wait_until
+
+LEUKO = [sys.executable, "-m", "app.cli", "score"]
+
+
+def draw(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for index in range(min(count, 8)):
+        draw_smear(CLASSES[index % 4], seed=index, width=160, height=120).save(folder / f"{index:05d}.png")
+    for index in range(8, count):
+        (folder / f"{index:05d}.png").symlink_to(f"{index % 8:05d}.png")
+    return folder
+
+
+def paths(destination: Path) -> list[str]:
+    found = pyarrow.dataset.dataset(destination, format="parquet").to_table(columns=["path"])
+    return sorted(found["path"].to_pylist())
+
+
+def written(destination: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in destination.glob("part-*.parquet")}
+
+
+def test_a_scoring_that_was_killed_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
+    source, destination = draw(tmp_path / "in", 3000), tmp_path / "out"
+    command = [*LEUKO, str(source), str(destination), "--json"]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as first:
+        wait_until(lambda: bool(written(destination)) or first.poll() is not None, patience_s=120)
+        os.killpg(first.pid, signal.SIGKILL)
+    before = written(destination)
+    assert 0 < len(before) < 3
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    assert (summary["images"], summary["errors"]) == (3000, 0)
+    assert summary["images_before"] == 1000 * len(before)
+    assert paths(destination) == sorted(path.name for path in source.iterdir())
+    assert {name: written(destination)[name] for name in before} == before
+    with_nothing_left = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert json.loads(with_nothing_left.stdout)["images_before"] == 3000
+
+
+@pytest.mark.ops
+def test_a_cluster_that_loses_a_machine_scores_every_image_once(tmp_path: Path) -> None:
+    source, destination = draw(tmp_path / "in", 12_000), tmp_path / "out"
+    script = f"""
+import os, subprocess, sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+os.environ["RAY_AUTH_MODE"] = "disabled"
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 0}})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+command = [*{LEUKO!r}, {str(source)!r}, {str(destination)!r}, "--json", "--address", cluster.address]
+job = subprocess.Popen(command)
+while len(list(Path({str(destination)!r}).glob("part-*"))) < 3 and job.poll() is None:
+    time.sleep(0.1)
+assert job.poll() is None, "it was over before a machine was lost"
+cluster.remove_node(nodes[0], allow_graceful=False)
+status = job.wait()
+cluster.shutdown()
+sys.exit(status)
+"""
+    environ = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, env=environ, timeout=500)
+    assert paths(destination) == sorted(path.name for path in source.iterdir())
