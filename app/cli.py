@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields, replace
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from app import __version__
+from app.arguments import moment, size
 from app.errors import LeukoError, SettingsError, StartupError
 from app.settings import PREFIX, Settings, parse, variable
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 KEY = "LEUKO_KEY"  # never a flag: others can see those
 LOCAL = (
     "bundle",
+    "cache",
     "engine",
     "threads",
     "max_image_mib",
@@ -32,15 +31,16 @@ LOCAL = (
     "max_archive_entries",
     "decode_workers",
 )
-KINDS = {"Path": "FOLDER", "str": "TEXT", "int": "NUMBER", "float": "NUMBER"}  # type → what help calls it
+SCORING = ("bundle", "cache", "engine", "threads", "max_image_mib", "max_pixels", "engine_timeout_s")
+KINDS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER"}  # type → what help calls it
 
 # Each command imports what it needs when it runs, so that `leuko --help` is instant.
 
 
 def load_from(settings: Settings) -> Classifier:
-    from app.vision.classifier import load_classifier
+    from app.bundles import load
 
-    return load_classifier(settings.bundle, settings.engine, settings.threads)
+    return load(settings)
 
 
 def main(
@@ -134,14 +134,14 @@ def _add_drift(commands: Any) -> None:
     parser = commands.add_parser("drift", help="has what comes in changed?", description=description)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="file of LEUKO_AUDIT, or its .gz")
     parser.add_argument(
-        "--since", type=_moment, metavar="TIME", help="as 2026-11-01 or 2026-11-01T08:00+01:00"
+        "--since", type=moment, metavar="TIME", help="as 2026-11-01 or 2026-11-01T08:00+01:00"
     )
-    parser.add_argument("--until", type=_moment, metavar="TIME", help="the first moment that is left out")
+    parser.add_argument("--until", type=moment, metavar="TIME", help="the first moment that is left out")
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="keep this while as a reference, for LEUKO_REFERENCE"
     )
     _add_json(parser)
-    _add_settings(parser, ("bundle", "reference"))
+    _add_settings(parser, ("bundle", "cache", "reference"))
     parser.set_defaults(run=_drift)
 
 
@@ -158,7 +158,7 @@ def _add_score(commands: Any) -> None:
     parser.add_argument("--address", help="of a Ray cluster, as ray://HOST:10001; default: this machine")
     parser.add_argument("--workers", type=int, metavar="NUMBER", help="default: one for every four cores")
     _add_json(parser)
-    _add_settings(parser, ("bundle", "engine", "threads", "max_image_mib", "max_pixels", "engine_timeout_s"))
+    _add_settings(parser, SCORING)
     parser.set_defaults(run=_score)
 
 
@@ -175,9 +175,7 @@ def _add_sample(commands: Any) -> None:
         help="file (.png, .jpg, .dcm) or folder, - for standard output; default LABEL.png",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another cell; default 0")
-    parser.add_argument(
-        "--size", type=_size, default=(320, 240), metavar="WxH", help="default 320x240 pixels"
-    )
+    parser.add_argument("--size", type=size, default=(320, 240), metavar="WxH", help="default 320x240 pixels")
     parser.set_defaults(run=_sample)
 
 
@@ -210,22 +208,6 @@ def _environment(description: str) -> str:
     return (
         f"{description} Brackets hold a setting's default and its {PREFIX}… variable; flags beat variables."
     )
-
-
-def _moment(text: str) -> datetime:
-    """ISO 8601; without an offset it is UTC, as the audit log is."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-11-01T08:00+01:00") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if match is None or math.prod(size := (int(match[1]), int(match[2]))) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a width and height such as 320x240")
-    return size
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from app import console as shown
 from app.answers import evaluation, model_reference, prediction
+from app.bundles import locate
 from app.drift import Window, compare, read_reference, worst
 from app.errors import BadLabels, BundleError, LeukoError, Unusable
 from app.local import Outcome, classify
@@ -105,7 +106,7 @@ def drift(
     console: Console | None = None,
 ) -> int:
     """The reference is settings.reference, else the bundle's. 0, or 3 where the answers have drifted."""
-    bundle = load_bundle(settings.bundle)
+    bundle = load_bundle(locate(settings))
     reference = bundle.reference if settings.reference == NONE else read_reference(Path(settings.reference))
     if reference is None:
         raise BundleError(f"{settings.bundle} carries no reference: score it anew with leuko-train report")

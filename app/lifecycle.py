@@ -18,7 +18,7 @@ from app.settings import NONE, Settings
 from app.telemetry import REFRESH_S, Telemetry
 from app.threads import in_thread
 from app.tracing import Tracer
-from app.vision.classifier import Classifier, load_classifier
+from app.vision.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ RESTARTING = "the engine failed and is being started again"
 UNAUDITED = "the audit log cannot be written"
 RESTARTS = 3  # within RESTARTS_S; with one more the process gives up
 RESTARTS_S = 3600.0
-
-
-def load(settings: Settings) -> Classifier:
-    return load_classifier(settings.bundle, settings.engine, settings.threads)
 
 
 def end_process(_: Exception) -> None:

@@ -13,8 +13,9 @@ from starlette.staticfiles import StaticFiles
 from app import __version__, openapi, problems
 from app.access import Access, access
 from app.admission import Admission
+from app.bundles import load
 from app.errors import LeukoError
-from app.lifecycle import Lifecycle, Load, OnFailure, end_process, load
+from app.lifecycle import Lifecycle, Load, OnFailure, end_process
 from app.observation import Observer
 from app.protocols import infers
 from app.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2

@@ -1,13 +1,10 @@
 """Every knob of the service, one frozen field each, read once from `LEUKO_*` variables."""
 
-# ruff: noqa: RUF009 (`_setting` returns a dataclasses.field)
-
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from app.errors import SettingsError
@@ -27,7 +24,11 @@ def _setting(
 class Settings:
     """Metadata of each field: help, unit, least, most, choices."""
 
-    bundle: Path = _setting(Path("models/wbc-resnet18"), "folder of the model bundle to serve")
+    bundle: str = _setting(
+        "models/wbc-resnet18",
+        "model bundle to serve: a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION",
+    )
+    cache: str = _setting("~/.cache/leuko", "folder where bundles are kept that come from elsewhere")
     engine: str = _setting("auto", "what runs the network", choices="auto openvino torch")
     threads: int = _setting(0, "threads of the engine; 0 leaves it the choice", "threads")
     processes: int = _setting(
@@ -130,7 +131,7 @@ def expectation(setting: Field[Any]) -> str:
     if limits["choices"]:
         return "one of " + ", ".join(limits["choices"])
     if not isinstance(setting.default, int | float):
-        return "a path" if isinstance(setting.default, Path) else "text"
+        return "text"
     kind = "a whole number" if isinstance(setting.default, int) else "a number"
     most = "" if limits["most"] == math.inf else f" and at most {limits['most']:g}"
     return f"{kind} of at least {limits['least']:g}{most}"

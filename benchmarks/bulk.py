@@ -15,6 +15,7 @@ from app.bulk import cluster
 from app.bulk.location import Location
 from app.bulk.plan import plan
 from app.bulk.worker import Scorer, pack, unpack
+from app.bundles import locate
 from app.service import image_limits
 from app.settings import Settings
 from app.vision.bundle import CLASSES
@@ -55,7 +56,7 @@ def draw(folder: Path, count: int) -> str:
 def alone(source: str, destination: str, most: int) -> float:
     """Images a second of the workers' own code, all cores, no Ray."""
     settings = Settings()
-    classifier = unpack(pack(settings.bundle), settings.engine, 0)
+    classifier = unpack(pack(locate(settings)), settings.engine, 0)
     scorer = Scorer(classifier, source, destination, image_limits(settings), settings.engine_timeout_s)
     began = time.monotonic()
     parts = enumerate(plan(Location.of(source)))
@@ -77,7 +78,7 @@ def on_ray(source: str, destination: str, most: int, workers: int) -> tuple[floa
         job = cluster.Job(source, destination, settings.engine, threads, limits, patience_s)
         ends = [
             (time.monotonic(), written.rows)
-            for written in cluster.score(parts, job, pack(settings.bundle), workers)
+            for written in cluster.score(parts, job, pack(locate(settings)), workers)
         ]
     # Workers begin together: what is counted begins with the end of the first part of each.
     first = ends[workers - 1][0]

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
+from app.bundles import load
 from app.settings import Settings
-from app.vision.classifier import Classifier, load_classifier
+from app.vision.classifier import Classifier
 from app.vision.decode import decode
 from app.vision.engine import Pixels
 from app.vision.framing import Cell, frame_cell
@@ -106,7 +107,7 @@ def workers(settings: Settings) -> int:
 def introduce(console: Console, more: str = "") -> tuple[Settings, Classifier]:
     """The bundle that LEUKO_* settings name, once the console has said on what machine it runs."""
     settings = Settings.from_environ(os.environ)
-    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
+    classifier = load(settings)
     console.print(f"{machine(classifier)}{more}", highlight=False)
     return settings, classifier
 

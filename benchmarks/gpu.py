@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from app.bundles import locate
 from app.settings import Settings
 from app.vision.classifier import Classifier, load_classifier
 from app.vision.decode import decode
@@ -39,7 +40,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         console.print("not measured: there is no CUDA device here")
         return 0
-    classifier = load_classifier(Settings.from_environ(os.environ).bundle, "torch")
+    classifier = load_classifier(locate(Settings.from_environ(os.environ)), "torch")
     console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
     console.print(engine(classifier))
     images = draw(classifier.bundle.labels, 64)

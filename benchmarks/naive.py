@@ -11,11 +11,12 @@ from fastapi import FastAPI, UploadFile
 from PIL import Image
 from torchvision.transforms import v2
 
+from app.bundles import locate
 from app.settings import Settings
 from app.vision.bundle import load_bundle
 from training.network import load_network
 
-bundle = load_bundle(Settings.from_environ(os.environ).bundle)
+bundle = load_bundle(locate(Settings.from_environ(os.environ)))
 network = load_network(bundle)
 resize = v2.Resize((224, 224))
 app = FastAPI()

@@ -13,10 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from app.bundles import load as load_bundle
 from app.server import serve as serve_application
 from app.settings import Settings
 from app.vision.bundle import CLASSES
-from app.vision.classifier import Classifier, load_classifier
+from app.vision.classifier import Classifier
 from app.vision.engine import Output, Pixels
 from benchmarks.client import load, tool
 from benchmarks.engine import draw
@@ -71,7 +72,7 @@ def without_network(port: int) -> Sequence[str | Path]:
 
 
 def load_instant(settings: Settings) -> Classifier:
-    classifier = load_classifier(settings.bundle, settings.engine, settings.threads)
+    classifier = load_bundle(settings)
     side = classifier.bundle.preprocessing.size
     output = classifier.engine.infer(np.zeros((1, side, side, 3), np.uint8))
     classifier.engine = Instant(output, classifier.engine.workers)

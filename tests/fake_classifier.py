@@ -59,7 +59,7 @@ class FakeClassifier:
 
 
 def load(settings: Settings) -> Classifier:
-    if settings.bundle.name == "broken":
+    if settings.bundle == "broken":
         raise BundleError("model.safetensors was changed")
     return cast(Classifier, FakeClassifier())
 

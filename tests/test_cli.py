@@ -85,7 +85,7 @@ def test_flags_beat_the_environment_which_beats_the_defaults(monkeypatch: pytest
     monkeypatch.setenv("LEUKO_MAX_QUEUE", "50")
     monkeypatch.setenv("LEUKO_PORT", "nonsense, but beaten")
     arguments = build_parser().parse_args(["serve", "--max-batch", "6", "--port", "0", "--bundle", "b"])
-    expected = Settings(bundle=Path("b"), max_batch=6, max_queue=50, port=0)
+    expected = Settings(bundle="b", max_batch=6, max_queue=50, port=0)
     assert read_settings(arguments) == expected
 
 

@@ -29,7 +29,7 @@ def test_variables_that_are_not_settings_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "field", "value"),
     [
-        ("LEUKO_BUNDLE", "models/other", "bundle", Path("models/other")),
+        ("LEUKO_BUNDLE", "models/other", "bundle", "models/other"),
         ("LEUKO_ENGINE", "torch", "engine", "torch"),
         ("LEUKO_PORT", " 80 ", "port", 80),
         ("LEUKO_MAX_PIXELS", "25_000", "max_pixels", 25_000),
@@ -58,7 +58,7 @@ def test_a_variable_changes_its_setting(name: str, text: str, field: str, value:
         ("LEUKO_DRAIN_S", "inf", "a number"),
         ("LEUKO_ENGINE", "tpu", "one of auto, openvino, torch"),
         ("LEUKO_HOST", " ", "text"),
-        ("LEUKO_BUNDLE", "", "a path"),
+        ("LEUKO_BUNDLE", "", "text"),
     ],
 )
 def test_a_bad_value_names_the_variable_the_value_and_what_is_expected(

@@ -16,6 +16,7 @@ from app.bulk.destination import Destination, Written
 from app.bulk.location import Location
 from app.bulk.plan import Part, fingerprint, plan
 from app.bulk.worker import pack
+from app.bundles import locate
 from app.service import image_limits
 from app.settings import Settings
 from app.vision.bundle import load_bundle
@@ -55,7 +56,8 @@ def score(
     console: Console | None = None,
 ) -> int:
     """Goes on where an earlier run of the same ended."""
-    bundle = load_bundle(settings.bundle)
+    folder = locate(settings)
+    bundle = load_bundle(folder)
     source, destination = absolute(source), absolute(destination)
     parts = plan(Location.of(source))
     about = {"source": source, "parts": fingerprint(parts), "model_sha256": bundle.sha256}
@@ -66,7 +68,8 @@ def score(
     before, began = tally.images, time.monotonic()
     left = {index: part for index, part in enumerate(parts) if index not in done}
     if left:
-        _work(left, source, destination, settings, tally, address, workers)
+        files = pack(folder)
+        _work(left, files, source, destination, settings, tally, address, workers)
     _report(tally, before, time.monotonic() - began, destination, console or Console(), as_json)
     return 0
 
@@ -78,6 +81,7 @@ def absolute(address: str) -> str:
 
 def _work(
     left: dict[int, Part],
+    files: dict[str, bytes],
     source: str,
     destination: str,
     settings: Settings,
@@ -103,7 +107,7 @@ def _work(
         job = cluster.Job(source, destination, settings.engine, threads, limits, patience_s)
         task = progress.add_task("", total=tally.total, completed=tally.images, rate="")
         before, began = tally.images, time.monotonic()
-        for written in cluster.score(left, job, pack(settings.bundle), count):
+        for written in cluster.score(left, job, files, count):
             tally.add(written)
             rate = (tally.images - before) / (time.monotonic() - began)
             progress.update(task, total=tally.total, completed=tally.images, rate=f"{rate:,.0f} images/s")

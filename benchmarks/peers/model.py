@@ -7,6 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from app.bundles import locate
 from app.settings import Settings
 from app.vision.bundle import load_bundle
 from app.vision.classifier import load_engine, softmax
@@ -22,7 +23,7 @@ class Model:
     """PEER_ENGINE: openvino, the int8 graph, or torch in float32."""
 
     def __init__(self) -> None:
-        self.bundle = load_bundle(Settings.from_environ(os.environ).bundle)
+        self.bundle = load_bundle(locate(Settings.from_environ(os.environ)))
         self._engine = load_engine(self.bundle, os.environ["PEER_ENGINE"], 0)
 
     def pixels(self, data: bytes) -> Pixels:
