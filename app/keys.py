@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from app.errors import SettingsError
+from app.watched import WatchedFile
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # 256 random bits. What is shorter is no key, whatever hash the file has.
 SECRET = re.compile(r"leuko_[A-Za-z0-9_-]{43}")
 HASH = re.compile(r"[0-9a-f]{64}")
-
-Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class Keys:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises SettingsError."""
-        self._path = path
+        self._file = WatchedFile(path)
         self._clock = clock
-        self._keys, self._version = self._read()
+        self._keys = self._read()
         self._checked = clock()
         self.stale = False
 
@@ -95,8 +94,8 @@ class Keys:
             return
         self._checked = self._clock()
         try:
-            if self.stale or self._version != _version(self._path.stat()):
-                self._keys, self._version = self._read()
+            if self.stale or self._file.changed:
+                self._keys = self._read()
                 self.stale = False
                 logger.info("keys read again: %d", len(self._keys))
         except (OSError, SettingsError) as error:
@@ -104,21 +103,16 @@ class Keys:
                 logger.error("the keys could not be read again, those before are still good: %s", error)
             self.stale = True
 
-    def _read(self) -> tuple[tuple[Key, ...], Version]:
+    def _read(self) -> tuple[Key, ...]:
+        path = self._file.path
         try:
-            with self._path.open(encoding="utf-8") as file:
-                version = _version(os.fstat(file.fileno()))
-                return parse_keys(file.read()), version
+            return parse_keys(self._file.read())
         except UnicodeDecodeError:
-            raise SettingsError(f"the keys in {self._path} cannot be used: they are not UTF-8") from None
+            raise SettingsError(f"the keys in {path} cannot be used: they are not UTF-8") from None
         except OSError as error:
-            raise SettingsError(f"the keys in {self._path} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"the keys in {path} cannot be read: {error.strerror}") from None
         except SettingsError as error:
-            raise SettingsError(f"the keys in {self._path} cannot be used: {error.detail}") from None
-
-
-def _version(status: os.stat_result) -> Version:
-    return status.st_mtime_ns, status.st_ino, status.st_size
+            raise SettingsError(f"the keys in {path} cannot be used: {error.detail}") from None
 
 
 def _key(id: str, scopes: Collection[str], sha256: str) -> Key:

@@ -1,0 +1,29 @@
+"""A text file that is read again when it is another."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+Version = tuple[int, int, int]
+
+
+class WatchedFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._version: Version | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Since it was last read. Raises OSError."""
+        return self._version != _version(self.path.stat())
+
+    def read(self) -> str:
+        """Raises OSError, UnicodeDecodeError."""
+        with self.path.open(encoding="utf-8") as file:
+            self._version = _version(os.fstat(file.fileno()))
+            return file.read()
+
+
+def _version(status: os.stat_result) -> Version:
+    return status.st_mtime_ns, status.st_ino, status.st_size
