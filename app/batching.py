@@ -106,6 +106,10 @@ class Batcher(Generic[Item, Result]):
         return len(self._lane)
 
     @property
+    def idle(self) -> bool:
+        return not (self._running or self._lane or self._bulk_lane)
+
+    @property
     def alive(self) -> bool:
         return self._task is not None and not self._task.done()
 

@@ -5,6 +5,7 @@ LeukoError
 │   ├── MalformedRequest      400  the bytes are not the protocol they claim to be
 │   ├── Unauthenticated       401  no key, or none that is known
 │   ├── Forbidden             403  a key, but not for this
+│   ├── UnknownModel          404  no model of this name or version
 │   ├── NotAcceptable         406  the answer does not exist in what the client accepts
 │   ├── BodyTimeout           408  the body came too slowly
 │   ├── TooLarge              413  bytes, pixels, parts or archive entries over a limit
@@ -58,6 +59,11 @@ class Forbidden(RequestError):
     def __init__(self, detail: str, key_id: str | None = None) -> None:
         super().__init__(detail)
         self.key_id = key_id
+
+
+class UnknownModel(RequestError):
+    code = "unknown_model"
+    title = "Unknown model"
 
 
 class NotAcceptable(RequestError):

@@ -15,11 +15,12 @@ from app.access import Access, access
 from app.admission import Admission
 from app.bundles import load
 from app.errors import LeukoError
-from app.lifecycle import Lifecycle, Load, OnFailure, end_process
+from app.lifecycle import Lifecycle, OnFailure, end_process
 from app.observation import Observer
 from app.protocols import infers
 from app.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.routes import problems as problem_types
+from app.runner import Load
 from app.service import MIB
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -101,5 +102,5 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
         body_timeout_s=settings.body_timeout_s,
         named=frozenset(who.needs),
         queued=lambda path: path in QUEUED or infers(path),
-        check_queue=lambda: lifecycle.service.batcher.check_room(),
+        check_queue=lifecycle.check_room,
     )

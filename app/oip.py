@@ -129,7 +129,7 @@ def encode(
     return Answer(b"".join([header, *binary]), len(header) if binary else None)
 
 
-def describe(name: str, version: str, platform: str, classes: int) -> Tensor:
+def describe(name: str, versions: Sequence[str], platform: str, classes: int) -> Tensor:
     """The metadata of the model; -1 is as many as there are images."""
     shapes = {
         "probabilities": ("FP32", [-1, classes]),
@@ -139,7 +139,7 @@ def describe(name: str, version: str, platform: str, classes: int) -> Tensor:
     shapes |= {"ood_score": ("FP32", [-1]), "review": ("BOOL", [-1])}
     return {
         "name": name,
-        "versions": [version],
+        "versions": versions,
         "platform": platform,
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [

@@ -94,11 +94,11 @@ def refusals(*kinds: type[LeukoError]) -> dict[int | str, Document]:
     return found
 
 
-def not_found() -> dict[int | str, Document]:
+def not_found(code: str = "not_found", detail: str = "Not Found") -> dict[int | str, Document]:
     # As a range, for FastAPI adds a 422 of its own to every path with a parameter unless it sees one.
-    example = problems.document("not_found", 404, "Not Found", REQUEST_ID).model_dump()
+    example = problems.document(code, 404, detail, REQUEST_ID).model_dump()
     content = {problems.MEDIA_TYPE: {"schema": ref("Problem"), "example": example}}
-    return {"4XX": {"description": problems.MEANINGS["not_found"], "content": content}}
+    return {"4XX": {"description": problems.MEANINGS[code], "content": content}}
 
 
 def answer(example: Mapping[str, Any], **others: Document) -> dict[int | str, Document]:
@@ -151,6 +151,7 @@ def _problem() -> Document:
 # What any route with a body may answer.
 BODY_ERRORS = (
     errors.MalformedRequest,
+    errors.UnknownModel,
     errors.BodyTimeout,
     errors.TooLarge,
     errors.UnsupportedFormat,

@@ -19,8 +19,8 @@ from types import FrameType
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from app.lifecycle import Load
 from app.logs import configure_logging
+from app.runner import Load
 from app.server import run, say
 from app.settings import Settings
 from app.telemetry import SHARED

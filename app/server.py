@@ -23,10 +23,10 @@ from app import problems
 from app.connection import Bounds, Connection
 from app.errors import SettingsError, StartupError
 from app.keys import Keys
-from app.lifecycle import Load
 from app.limits import most_connections, raise_file_limit
 from app.logs import configure_logging
 from app.main import create_app
+from app.runner import Load
 from app.service import Service
 from app.settings import NONE, Settings
 from app.telemetry import Telemetry

@@ -21,6 +21,11 @@ from app.vision.classifier import Classifier, Prediction
 from app.vision.limits import ImageLimits
 
 MIB = 2**20
+Hear = Callable[[bytes, Answer], object]
+
+
+def nobody(_image: bytes, _answer: Answer) -> None:
+    """Hears of an answer and makes nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Service:
     classifier: Classifier
     batcher: Batcher[Picture, Answer]
     decoders: Decoders
+    hear: Hear
 
     @classmethod
     async def start(
@@ -37,9 +43,13 @@ class Service:
         settings: Settings,
         telemetry: Telemetry,
         classifier: Classifier,
-        on_suspicion: Callable[[], object] = lambda: None,
+        on_suspicion: Callable[[], object],
+        hear: Hear,
     ) -> Service:
-        """on_suspicion: called when the engine has failed several times, one after another."""
+        """on_suspicion: called when the engine has failed several times, one after another.
+
+        hear: of each answer of `classify`.
+        """
         workers = worker_count(settings, classifier)
         orders = Orders(image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s)
         decoders = Decoders(workers, orders, telemetry.count_decoder_loss)
@@ -59,7 +69,7 @@ class Service:
         except BaseException:  # a service that is stopped while it starts keeps no process
             decoders.close()
             raise
-        return cls(settings, telemetry, classifier, batcher, decoders)
+        return cls(settings, telemetry, classifier, batcher, decoders, hear)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -85,8 +95,12 @@ class Service:
         stages = current.get()
         pictures = [Picture(image.__bytes__, cam, stages) for image in images]
         answers = await self.batcher.submit_many(pictures, deadline=deadline)
-        for answer in answers:
-            self._observe(answer)
+        for image, answer in zip(images, answers, strict=True):
+            if isinstance(answer, LeukoError):
+                self.telemetry.count_image(answer.code)
+            else:
+                self.telemetry.count_image()
+                self.hear(image, answer)
         return answers
 
     async def classify_bulk(
@@ -110,14 +124,6 @@ class Service:
             raise outcome
         self.telemetry.count_image(outcome.code)
         return outcome
-
-    def _observe(self, answer: Answer | LeukoError) -> None:
-        if isinstance(answer, LeukoError):
-            self.telemetry.count_image(answer.code)
-        else:
-            self.telemetry.count_image()
-            found = answer.prediction
-            self.telemetry.observe_prediction(found.label, found.confidence, found.ood_score, found.review)
 
 
 class _Source:

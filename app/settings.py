@@ -28,6 +28,12 @@ class Settings:
         "models/wbc-resnet18",
         "model bundle to serve: a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION",
     )
+    models: str = _setting(
+        "none", "file that lists several bundles, in place of LEUKO_BUNDLE; read again when it changes"
+    )
+    probation_s: float = _setting(
+        60.0, "how long new models may take to fail and be replaced by those before them", "seconds"
+    )
     cache: str = _setting("~/.cache/leuko", "folder where bundles are kept that come from elsewhere")
     engine: str = _setting("auto", "what runs the network", choices="auto openvino torch")
     threads: int = _setting(0, "threads of the engine; 0 leaves it the choice", "threads")

@@ -6,8 +6,9 @@ module is imported: the client library keeps the values of each there, in files,
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from multiprocessing import parent_process
@@ -53,6 +54,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.shared = SHARED in os.environ
+        self._models: set[tuple[str, str, str]] = set()
         self._refresh: Callable[[], None] = lambda: None
         latency = partial(Histogram, buckets=LATENCY_BUCKETS, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -90,11 +92,22 @@ class Telemetry:
         self.reference_review = any_of(
             "leuko_reference_review_share", "Share of the reference's answers that a person must look at."
         )
-        self.model = any_of("leuko_model_info", "The bundle that answers.", ["name", "version", "sha256"])
+        self.model = any_of("leuko_model_info", "1 for a bundle that answers.", ["name", "version", "sha256"])
         self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
         self.restarts = counter("leuko_engine_restarts_total", "Times that the engine was started again.")
         self.decoder_losses = counter("leuko_decoders_lost_total", "Decoding processes that ended or hung.")
         self.keys_stale = any_of("leuko_keys_stale", "1 when the keys could not be read again.")
+        self.models_stale = any_of("leuko_models_stale", "1 when LEUKO_MODELS is not what is served.")
+        self.shadow_images = counter(
+            "leuko_shadow_images_total",
+            "Images tried on a shadow: agreed, disagreed, failed or skipped.",
+            ["name", "version", "outcome"],
+        )
+        self.shadow_disagreements = counter(
+            "leuko_shadow_disagreements_total",
+            "Images that a shadow calls otherwise, by the class answered and its own.",
+            ["name", "version", "label", "shadow_label"],
+        )
         self.audit_failing = any_of("leuko_audit_failing", "1 when the audit log cannot be written.")
         self._exposed = CollectorRegistry() if self.shared else self.registry
         parent = parent_process()
@@ -110,9 +123,9 @@ class Telemetry:
         self,
         *,
         depth: Callable[[], int],
-        capacity: int,
         ready: Callable[[], bool],
         keys_stale: Callable[[], bool] = lambda: False,
+        models_stale: Callable[[], bool] = lambda: False,
         audit_failing: Callable[[], bool] = lambda: False,
     ) -> None:
         """Has the gauges take these values at each `refresh`."""
@@ -121,27 +134,28 @@ class Telemetry:
             self.queue_depth.set(depth())
             self.model_ready.set(ready())
             self.keys_stale.set(keys_stale())
+            self.models_stale.set(models_stale())
             self.audit_failing.set(audit_failing())
 
-        self.queue_capacity.set(capacity)
         self._refresh = refresh
 
     def refresh(self) -> None:
         """Each scrape does it; where others are scraped in this process's place, call it every REFRESH_S."""
         self._refresh()
 
-    def describe_model(self, *, name: str, version: str, sha256: str) -> None:
-        if not self.shared:  # where the client library cannot forget, and a process has one model
-            self.model.clear()
-        self.model.labels(name, version, sha256).set(1)
+    def describe_models(self, models: Collection[tuple[str, str, str]]) -> None:
+        """models: name, version and sha256 of each that answers; those before are 0."""
+        self._models |= {*models}
+        for model in self._models:
+            self.model.labels(*model).set(model in models)
 
-    def describe_reference(self, reference: Reference) -> None:
-        """What answers are expected to be like."""
-        for label in reference.labels:
-            self.reference_share.labels(label).set(reference.share(label))
-        self.reference_confidence.set(reference.confidence.mean)
-        self.reference_ood_score.set(reference.ood_score.mean)
-        self.reference_review.set(reference.review_share)
+    def describe_reference(self, reference: Reference | None, labels: Sequence[str]) -> None:
+        """What answers are expected to be like; NaN where that is not known."""
+        for label in labels:
+            self.reference_share.labels(label).set(reference.share(label) if reference else math.nan)
+        self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
+        self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)
+        self.reference_review.set(reference.review_share if reference else math.nan)
 
     def observe_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
         """route: the template that matched, None when none did; never a path that a client chose."""
@@ -165,6 +179,12 @@ class Telemetry:
 
     def count_image(self, outcome: str = "ok") -> None:
         self.images.labels(outcome).inc()
+
+    def count_shadow(self, name: str, version: str, outcome: str) -> None:
+        self.shadow_images.labels(name, version, outcome).inc()
+
+    def count_disagreement(self, name: str, version: str, label: str, shadow_label: str) -> None:
+        self.shadow_disagreements.labels(name, version, label, shadow_label).inc()
 
     def count_restart(self) -> None:
         self.restarts.inc()

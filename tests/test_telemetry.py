@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -45,6 +47,9 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_engine_restarts",
         "leuko_decoders_lost",
         "leuko_keys_stale",
+        "leuko_models_stale",
+        "leuko_shadow_images",
+        "leuko_shadow_disagreements",
         "leuko_audit_failing",
     }
     assert "python_info" in names
@@ -112,33 +117,39 @@ def test_images_refusals_and_predictions_are_counted() -> None:
 def test_what_answers_should_be_like_stands_beside_them() -> None:
     telemetry = Telemetry()
     seen = [Seen("monocyte", 0.9, 1.0, False)] * 3 + [Seen("neutrophil", 0.5, 2.0, True)]
-    telemetry.describe_reference(summarise(seen, CLASSES, "four cells"))
+    telemetry.describe_reference(summarise(seen, CLASSES, "four cells"), CLASSES)
     assert value(telemetry, "leuko_reference_share", label="monocyte") == 0.75
     assert value(telemetry, "leuko_reference_share", label="eosinophil") == 0
     assert value(telemetry, "leuko_reference_confidence") == 0.8
     assert value(telemetry, "leuko_reference_ood_score") == 1.25
     assert value(telemetry, "leuko_reference_review_share") == 0.25
+    telemetry.describe_reference(None, CLASSES)
+    for name, labels in (
+        ("leuko_reference_share", {"label": "monocyte"}),
+        ("leuko_reference_confidence", {}),
+    ):
+        found = value(telemetry, name, **labels)
+        assert found is not None
+        assert math.isnan(found)
 
 
 def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
     telemetry = Telemetry()
     queue: list[str] = []
-    telemetry.watch(depth=lambda: len(queue), capacity=256, ready=lambda: bool(queue))
+    telemetry.watch(depth=lambda: len(queue), ready=lambda: bool(queue))
     for expected in (0, 1):
         found = families(telemetry)
         assert found["leuko_queue_depth"].samples[0].value == expected
         assert found["leuko_model_ready"].samples[0].value == expected
-        assert found["leuko_queue_capacity"].samples[0].value == 256
         queue.append("image")
 
 
-def test_the_model_is_named_and_a_swapped_one_takes_its_place() -> None:
+def test_models_are_named_and_one_that_took_another_s_place_is_1() -> None:
     telemetry = Telemetry()
-    telemetry.describe_model(name="wbc", version="1.0.0", sha256="aa")
-    telemetry.describe_model(name="wbc", version="1.1.0", sha256="bb")
-    [sample] = families(telemetry)["leuko_model_info"].samples
-    assert sample.labels == {"name": "wbc", "version": "1.1.0", "sha256": "bb"}
-    assert sample.value == 1
+    telemetry.describe_models([("wbc", "1.0.0", "aa"), ("other", "1", "cc")])
+    telemetry.describe_models([("wbc", "1.1.0", "bb"), ("other", "1", "cc")])
+    samples = families(telemetry)["leuko_model_info"].samples
+    assert {(one.labels["version"], one.value) for one in samples} == {("1.0.0", 0), ("1.1.0", 1), ("1", 1)}
 
 
 def test_two_services_in_one_process_share_nothing() -> None:

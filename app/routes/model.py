@@ -7,7 +7,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from app import __version__, errors
-from app.openapi import answer, refusals
+from app.openapi import answer, not_found, refusals
 from app.routes.examples import MODEL_CARD
 from app.routes.parameters import Loaded
 from app.schemas import Limits, Model, ReviewThresholds
@@ -20,7 +20,9 @@ router = APIRouter(tags=["operate"])
     "/model",
     operation_id="model",
     summary="Describe the model",
-    responses=answer(MODEL_CARD) | refusals(errors.NotReady),
+    responses=answer(MODEL_CARD)
+    | not_found("unknown_model", "There is no model of this name.")
+    | refusals(errors.NotReady),
 )
 async def model(service: Loaded) -> Model:
     bundle, engine = service.classifier.bundle, service.classifier.engine

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 
 from app.lifecycle import Lifecycle
 from app.service import Service
@@ -15,9 +16,22 @@ async def _lifecycle(request: Request) -> Lifecycle:
     return found
 
 
-async def _service(request: Request) -> Service:
-    found: Lifecycle = request.app.state.lifecycle
-    return found.service
+async def _service(
+    request: Request,
+    model: Annotated[
+        str | None, Query(description="a model's NAME or NAME@VERSION, where several are served")
+    ] = None,
+) -> AsyncIterator[Service]:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    name, _, version = (model or "").partition("@")
+    with lifecycle.use(None if model is None else name, version or None) as service:
+        yield service
+
+
+async def _named(request: Request, name: str, version: str | None = None) -> AsyncIterator[Service]:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    with lifecycle.use(name, version) as service:
+        yield service
 
 
 async def _request_id(request: Request) -> str:
@@ -37,6 +51,7 @@ async def _arrived(request: Request) -> float:
 
 Current = Annotated[Lifecycle, Depends(_lifecycle)]
 Loaded = Annotated[Service, Depends(_service)]  # 503 until the model is loaded
+Named = Annotated[Service, Depends(_named)]  # by the path
 RequestId = Annotated[str, Depends(_request_id)]
 Findings = Annotated[dict[str, Any], Depends(_findings)]  # what the audit log says of this request
 Arrived = Annotated[float, Depends(_arrived)]  # first byte of the request, on the loop's clock

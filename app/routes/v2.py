@@ -9,7 +9,6 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from app import __version__, oip
@@ -17,7 +16,7 @@ from app.compression import compress, expand
 from app.errors import LeukoError
 from app.pipeline import Answer
 from app.routes.images import finding, image_limit
-from app.routes.parameters import Arrived, Current, Findings, Loaded
+from app.routes.parameters import Arrived, Current, Findings, Named
 from app.service import MIB, Service
 from app.uploads import read_body
 
@@ -44,30 +43,28 @@ async def ready(lifecycle: Current) -> Response:
 @router.get("/models/{name}/ready")
 @router.get("/models/{name}/versions/{version}/ready")
 async def model_ready(lifecycle: Current, name: str, version: str | None = None) -> Response:
+    ready = lifecycle.ready
     if lifecycle.serving:
-        _check_model(lifecycle.service, name, version)
-    return JSONResponse({"name": name, "ready": lifecycle.ready}, 200 if lifecycle.ready else 503)
+        ready = ready and lifecycle.models.find(name, version).obstacle is None
+    return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
 
 @router.get("/models/{name}")
 @router.get("/models/{name}/versions/{version}")
-async def metadata(service: Loaded, name: str, version: str | None = None) -> Any:
-    _check_model(service, name, version)
+async def metadata(lifecycle: Current, service: Named) -> Any:
     bundle, engine = service.classifier.bundle, service.classifier.engine
-    return oip.describe(bundle.name, bundle.version, f"leuko_{engine.name}", len(bundle.labels))
+    versions = lifecycle.models.versions(bundle.name)
+    return oip.describe(bundle.name, versions, f"leuko_{engine.name}", len(bundle.labels))
 
 
 @router.post("/models/{name}/infer")
 @router.post("/models/{name}/versions/{version}/infer")
 async def infer(
     request: Request,
-    service: Loaded,
+    service: Named,
     arrived: Arrived,
     findings: Findings,
-    name: str,
-    version: str | None = None,
 ) -> Response:
-    _check_model(service, name, version)
     with service.stage("receive"):
         body = await read_body(request, service.settings.max_body_mib * MIB)
     asked = await asyncio.to_thread(_parse, request, service, body)
@@ -89,14 +86,6 @@ def _parse(request: Request, service: Service, body: bytes) -> oip.Inference:
     expanded = expand(body, ",".join(request.headers.getlist("content-encoding")))
     header = request.headers.get(HEADER_LENGTH)
     return oip.parse(expanded, header, most_images=limit.count, most_bytes=limit.size)
-
-
-def _check_model(service: Service, name: str, version: str | None) -> None:
-    bundle = service.classifier.bundle
-    if name != bundle.name:
-        raise HTTPException(404, "There is no model of this name.")
-    if version not in (None, bundle.version):
-        raise HTTPException(404, f"The model {name} has no such version.")
 
 
 def _respond(made: oip.Answer, accept_encoding: str) -> Response:

@@ -1,0 +1,163 @@
+"""One bundle at work: loaded, warm, and loaded again whenever its engine hangs, dies or is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from app.decoders import prepare
+from app.errors import NotReady, StartupError
+from app.service import Hear, Service, batch_size, nobody
+from app.settings import Settings
+from app.telemetry import Telemetry
+from app.threads import in_thread
+from app.vision.bundle import Bundle
+from app.vision.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+Load = Callable[[Settings], Classifier]
+
+LOADING = "the model is being loaded"
+WARMING = "the engine is warming up"
+FAILED = "the model could not be loaded"
+RESTARTING = "the engine failed and is being started again"
+RESTARTS = 3  # within RESTARTS_S; with one more the runner gives up
+RESTARTS_S = 3600.0
+
+
+class Runner:
+    """on_failure: called with the error once the runner gives up; hear: of each image's answer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        load: Load,
+        on_failure: Callable[[Runner, Exception], object],
+        hear: Hear = nobody,
+    ) -> None:
+        self.settings = settings
+        self.faltered = asyncio.Event()  # its engine has failed, at least once
+        self._obstacle: str | None = LOADING
+        self._telemetry = telemetry
+        self._load = load
+        self._on_failure = on_failure
+        self._hear = hear
+        self._service: Service | None = None
+        self._suspected = asyncio.Event()
+        self._restarts: list[float] = []  # when, on the loop's clock
+        self._watching: asyncio.Task[None] | None = None
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it takes no work."""
+        if self._obstacle is None and (self._service is None or not self._service.batcher.alive):
+            return RESTARTING
+        return self._obstacle
+
+    @property
+    def service(self) -> Service:
+        """Raises NotReady before it is loaded for the first time."""
+        if self._service is None:
+            raise NotReady(self._obstacle or LOADING)
+        return self._service
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.service.classifier.bundle
+
+    @contextmanager
+    def use(self) -> Iterator[Service]:
+        """While it is used it is not retired. Raises NotReady."""
+        if self.obstacle is not None:
+            raise NotReady(self.obstacle)
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield self.service
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def start(self) -> None:
+        """Raises what loading raises."""
+        service = await self._start()
+        self._watching = asyncio.create_task(self._watch(service), name="runner")
+
+    async def retire(self) -> None:
+        """Stops once nobody uses it; whoever got hold of it before is answered."""
+        await self._unused.wait()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Finishes what was admitted, for drain_s at most."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        if self._service is not None:
+            await self._service.stop()
+
+    async def _watch(self, service: Service) -> None:
+        try:
+            while True:
+                await self._failure(service)
+                self.faltered.set()
+                service.decoders.close()
+                self._obstacle = RESTARTING
+                self._count_restart()
+                service = await self._start()
+        except Exception as error:
+            self._obstacle = FAILED
+            self._on_failure(self, error)
+
+    async def _start(self) -> Service:
+        forking = in_thread(prepare)
+        classifier = await in_thread(lambda: self._load(self.settings))
+        self._obstacle = WARMING
+        await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
+        await forking
+        service = await Service.start(
+            self.settings, self._telemetry, classifier, self._suspected.set, self._hear
+        )
+        self._service = service
+        self._obstacle = None
+        bundle, engine = classifier.bundle, classifier.engine
+        logger.info("ready: %s %s on %s, %s", bundle.name, bundle.version, engine.name, engine.device)
+        return service
+
+    async def _failure(self, service: Service) -> None:
+        """Returns once the service is of no use any more."""
+        while service.batcher.alive:
+            signs = [asyncio.create_task(sign) for sign in (service.batcher.died(), self._suspected.wait())]
+            try:
+                await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for sign in signs:
+                    sign.cancel()
+            if self._suspected.is_set() and not await self._is_right(service.classifier):
+                service.batcher.abandon()
+                await service.batcher.died()
+            self._suspected.clear()
+
+    async def _is_right(self, classifier: Classifier) -> bool:
+        """Still gives the bundle's known answer: then it is the images that are to blame."""
+        try:
+            await asyncio.wait_for(in_thread(classifier.check), self.settings.engine_timeout_s)
+        except Exception as error:  # whatever it is, it is not the known answer
+            logger.error("the engine does not give the known answer any more: %r", error)
+            return False
+        return True
+
+    def _count_restart(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._restarts = [when for when in self._restarts if now - when < RESTARTS_S] + [now]
+        self._telemetry.count_restart()
+        if len(self._restarts) > RESTARTS:
+            raise StartupError(f"the engine failed {len(self._restarts)} times within {RESTARTS_S:g} s")
