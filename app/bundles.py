@@ -32,14 +32,22 @@ def locate(settings: Settings) -> Path:
 
     Raises BundleError. What the files hold is for `load_bundle` to verify.
     """
-    address, cache = settings.bundle, Path(settings.cache).expanduser()
+    address = settings.bundle
     if "://" not in address:
         return Path(address)
+    cache = _expand(settings.cache)
     if address.startswith("https://"):
         return _from_https(address, cache)
     if (match := HUB.fullmatch(address)) is not None:
         return _from_hub(match[1], match[2], cache)
     raise BundleError(f"{address} is no folder, https://…#sha256=… or hf://OWNER/NAME@REVISION")
+
+
+def _expand(cache: str) -> Path:
+    try:
+        return Path(cache).expanduser()
+    except RuntimeError:
+        raise BundleError(f"LEUKO_CACHE is {cache}, and there is no home here: name another folder") from None
 
 
 def _from_https(address: str, cache: Path) -> Path:

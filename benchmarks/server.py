@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,16 @@ class Server:
     pid: int
     port: int
     started_s: float  # from the start of the process until it was ready
+
+    def cpu_seconds(self) -> float:
+        """That its processes have computed so far; Linux."""
+        ticks = 0
+        for pid in family(self.pid):
+            with suppress(OSError):  # it has ended
+                # After the name, which may hold anything: utime and stime are fields 14 and 15.
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float | None:
         """Resident memory of all processes, what they share counted once; None where there is no /proc."""
@@ -64,12 +74,22 @@ def naive(port: int) -> Sequence[str | Path]:
 
 @contextmanager
 def serve(
-    command: Command = leuko, path: str = "/readyz", *, ready_s: float = 120.0, stop_s: float = 60.0
+    command: Command = leuko,
+    path: str = "/readyz",
+    *,
+    ready_s: float = 120.0,
+    stop_s: float = 60.0,
+    environ: Mapping[str, str] | None = None,
+    log: int | None = None,
 ) -> Iterator[Server]:
-    """A service that answers 200 at `path`; ended by SIGTERM, as an orchestrator would."""
+    """A service that answers 200 at `path`; ended by SIGTERM, as an orchestrator would.
+
+    log: where its standard error goes; a file descriptor.
+    """
     port = free_port()
     began = time.monotonic()
-    process = subprocess.Popen(command(port), env={**os.environ, "LEUKO_LOG_LEVEL": "error"})
+    variables = {**os.environ, "LEUKO_LOG_LEVEL": "error", **(environ or {})}
+    process = subprocess.Popen(command(port), env=variables, stderr=log)
     try:
         wait_ready(process, f"http://{HOST}:{port}{path}", ready_s)
         yield Server(process.pid, port, time.monotonic() - began)
