@@ -30,7 +30,7 @@ RUN --mount=from=wheel,source=/wheel,target=/wheel uv pip install --no-deps /whe
 FROM python:${PYTHON} AS runtime
 RUN groupadd --gid 10001 leuko \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin leuko
-ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 LEUKO_CACHE=/tmp/leuko
+ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /srv/leuko
 COPY models models
 USER 10001:10001

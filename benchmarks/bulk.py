@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from itertools import islice
@@ -26,7 +27,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bulk", description=__doc__)
     parser.add_argument("source", nargs="?", help="default: drawn images")
     parser.add_argument("--parts", type=int, default=8, help="of 1,000 images, for each line")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="one line for each")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2], help="of one core each; one line for each"
+    )
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="leuko-bulk-") as folder:
@@ -34,9 +37,14 @@ def main() -> int:
         table = Table("what", "images/s", "÷ one process", "start, s")
         ceiling = alone(source, f"{folder}/alone", arguments.parts)
         table.add_row("one process", f"{ceiling:.0f}", "1.00", "")
-        for workers in arguments.workers:
-            rate, start = on_ray(source, f"{folder}/{workers}", arguments.parts, workers)
-            table.add_row(f"Ray, {workers} workers", f"{rate:.0f}", f"{rate / ceiling:.2f}", f"{start:.1f}")
+        cores = sorted(os.sched_getaffinity(0))
+        runs = {"Ray, one worker": (1, len(cores))}
+        runs |= {f"Ray, {n} of one core": (n, 1) for n in arguments.workers if n <= len(cores)}
+        for index, (what, (workers, threads)) in enumerate(runs.items()):
+            os.sched_setaffinity(0, cores[: workers * threads])  # of what Ray starts, too
+            rate, start = on_ray(source, f"{folder}/{index}", arguments.parts, workers, threads)
+            table.add_row(what, f"{rate:.0f}", f"{rate / ceiling:.2f}", f"{start:.1f}")
+        os.sched_setaffinity(0, cores)
         again = alone(source, f"{folder}/again", arguments.parts)
         table.add_row("one process, again", f"{again:.0f}", f"{again / ceiling:.2f}", "")
     console.print(table)
@@ -66,14 +74,12 @@ def alone(source: str, destination: str, most: int) -> float:
     return images / seconds
 
 
-def on_ray(source: str, destination: str, most: int, workers: int) -> tuple[float, float]:
+def on_ray(source: str, destination: str, most: int, workers: int, threads: int) -> tuple[float, float]:
     """Images a second from the first part's end to the last's; seconds until workers were ready, about."""
     settings = Settings()
     parts = dict(islice(enumerate(plan(Location.of(source))), most))
     began = time.monotonic()
     with cluster.connected(None):
-        _, threads = cluster.divide()
-        threads = max(1, threads // workers)
         limits, patience_s = image_limits(settings), settings.engine_timeout_s
         job = cluster.Job(source, destination, settings.engine, threads, limits, patience_s)
         ends = [

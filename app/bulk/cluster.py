@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import ray
 import ray.data
 
 from app.bulk.destination import Written
-from app.bulk.plan import Part
+from app.bulk.plan import Part, dump, parse
 from app.bulk.worker import Scorer, unpack
 from app.vision.limits import ImageLimits
 
@@ -59,7 +58,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 def score(parts: Mapping[int, Part], job: Job, files: Mapping[str, bytes], workers: int) -> Iterator[Written]:
     """What was written of each of `parts`, as they are done; files: of the bundle, by `worker.pack`."""
-    items = [{"index": index, "part": pickle.dumps(part)} for index, part in parts.items()]
+    items = [{"index": index, "part": dump(part)} for index, part in parts.items()]
     found = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _Worker,  # type: ignore[arg-type]  # made once, called for each part
         fn_constructor_kwargs={"job": job, "files": ray.put(dict(files))},
@@ -89,6 +88,5 @@ class _Worker:
         self._scorer = Scorer(classifier, job.source, job.destination, job.limits, job.patience_s)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part: Part = pickle.loads(row["part"])
-        written = self._scorer.score(row["index"], part)
+        written = self._scorer.score(row["index"], parse(row["part"]))
         return {"rows": written.rows, "errors": written.errors}

@@ -56,10 +56,21 @@ def plan(source: Location) -> list[Part]:
     return found
 
 
+def dump(part: Part) -> str:
+    """To be sent to a worker."""
+    return json.dumps(asdict(part))
+
+
+def parse(text: str) -> Part:
+    found = json.loads(text)
+    packed = tuple(Packed(**one) for one in found["packed"])
+    return Part(**found | {"images": tuple(found["images"]), "packed": packed})
+
+
 def fingerprint(parts: Sequence[Part]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(json.dumps(asdict(part)).encode())
+        digest.update(dump(part).encode())
     return digest.hexdigest()
 
 
