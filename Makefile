@@ -65,7 +65,7 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
 
-ops: $(FULL) ## the long tests of operation: a Ray cluster that loses a machine
+ops: $(FULL) ## the long tests: Ray killed, a cluster that loses a machine, training by torchrun
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)
 
 fuzz: $(FULL) ## fuzz decoding and archive reading; ARGS="--seconds 600"

@@ -117,16 +117,19 @@ def add_fit(commands: Commands) -> None:
 def run_fit(args: argparse.Namespace) -> None:
     import logging
 
+    from lightning.pytorch.utilities import rank_zero_only
+
     from training.config import load_recipe, read_config
     from training.data import read_manifest
     from training.fit import fit
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it advertises
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # it advertises
     run = args.run or Path("runs") / Path(args.recipe).stem
     resumed = args.resume and (run / "config.json").is_file() and not args.set
     config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, args.set)
     best = fit(read_manifest(args.manifest), config, run, resume=args.resume)
-    print(f"best checkpoint: {best}")
+    rank_zero_only(print)(f"best checkpoint: {best}")
 
 
 def add_export(commands: Commands) -> None:

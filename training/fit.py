@@ -22,6 +22,7 @@ from training.loading import evaluation_loader, training_loader
 from training.module import BEST, LAST, Finetuning
 from training.network import Network
 from training.patches import Patches, cut_patches
+from training.ranks import do_once, meet, places
 from training.rows import choose_rows
 
 UNFOLDING_FILES = 512  # for the channel statistics of a start with folded batch norm
@@ -37,14 +38,20 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
             f"{run} already holds a run: `--resume` goes on with it, `--run` names another folder"
         )
     train, validation = choose_rows(rows, config)
-    run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / "config.json")
-    save_facts(train, validation, run / "data.json")
+    processes = meet(config)
+
+    def prepare() -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / "config.json")
+        save_facts(train, validation, run / "data.json")
+        cut_patches(train, config, run)
+
+    do_once(processes, prepare)
     patches = cut_patches(train, config, run)
     if config.select_on == "folds":
         from training.folds import fit_folds
 
-        return fit_folds(train, validation, patches, config, run)
+        return fit_folds(train, validation, patches, config, run, processes)
     return fit_once(train, validation, patches, config, run)
 
 
@@ -56,14 +63,15 @@ def fit_once(
     last = run / LAST
     trainer = build_trainer(config, run)
     module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
-    if not last.is_file():
+    if not last.is_file() and trainer.is_global_zero:  # the other processes are given its weights
         few = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
         fresh = start_from(module.network, config.initial, evaluation_loader(few, config))
         print(f"start: {config.initial}; {len(fresh)} tensors start at random")
+    module.draws = torch.get_rng_state()
     try:
         trainer.fit(
             module,
-            training_loader(train, patches, config),
+            training_loader(train, patches, config, trainer.global_rank, trainer.world_size),
             evaluation_loader(validation, config) if validation else None,
             ckpt_path=last if last.is_file() else None,
             weights_only=True,  # no pickle, not even of our own
@@ -89,7 +97,12 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
     if config.average:
         average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         callbacks.append(WeightAveraging(multi_avg_fn=average))
+    place = places()
+    several = place["devices"] * place.get("num_nodes", 1) > 1
     return Trainer(
+        **place,
+        strategy="ddp" if several else "auto",
+        sync_batchnorm=several and torch.cuda.is_available(),
         max_epochs=config.epochs,
         precision=config.precision,  # type: ignore[arg-type]
         callbacks=callbacks,
@@ -116,7 +129,7 @@ class Progress(TQDMProgressBar):
         metrics.pop("v_num", None)
         # Lightning moves the bar by hand, so that tqdm has no rate of its own.
         bar = self.train_progress_bar
-        images, elapsed = bar.n * self.batch * trainer.world_size, bar.format_dict["elapsed"]
+        images, elapsed = bar.n * self.batch, bar.format_dict["elapsed"]
         return {"images/s": round(images / elapsed, 1), **metrics} if elapsed else metrics
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from lightning.fabric import Fabric
 from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
 from torch import nn
@@ -24,6 +25,7 @@ from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import Patches
+from training.ranks import do_once
 from training.rows import fold_path, fold_rows, shared_rows
 
 STATISTICS_BATCHES = 100  # for the batch norms of the mean
@@ -31,22 +33,36 @@ SHARED = "shared"
 
 
 def fit_folds(
-    train: Sequence[Row], validation: Sequence[Row], patches: Patches, config: TrainConfig, run: Path
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    patches: Patches,
+    config: TrainConfig,
+    run: Path,
+    processes: Fabric,
 ) -> Path:
     """Leaves `run/shared`, `run/fold-1` … and their mean as `run/best.ckpt`."""
-    start = fit_shared(train, validation, patches, config, run)
+    start = fit_shared(train, validation, patches, config, run, processes)
     for k, (some, held_out) in enumerate(fold_rows(train, validation, config)):
         part = replace(config, initial=start, seed=config.seed + k)
         fit_once(some, held_out, patches, part, fold_path(run, k))
+    do_once(processes, lambda: save_mean(train, patches, config, run))
+    return run / BEST
+
+
+def save_mean(train: Sequence[Row], patches: Patches, config: TrainConfig, run: Path) -> None:
     network = mean_network([load_checkpoint(fold_path(run, k) / BEST, config) for k in range(config.folds)])
     module = Finetuning(network, replace(config, coarse_epochs=0))
     renew_statistics(module, train, patches)
     torch.save({"state_dict": module.state_dict()}, run / BEST)
-    return run / BEST
 
 
 def fit_shared(
-    train: Sequence[Row], validation: Sequence[Row], patches: Patches, config: TrainConfig, run: Path
+    train: Sequence[Row],
+    validation: Sequence[Row],
+    patches: Patches,
+    config: TrainConfig,
+    run: Path,
+    processes: Fabric,
 ) -> str:
     """What the folds start from: `config.initial`, trained on the other archives if the recipe says so."""
     rows = shared_rows(train, validation)
@@ -58,7 +74,7 @@ def fit_shared(
     if not weights.is_file():
         part = replace(config, epochs=config.shared_epochs, coarse_epochs=config.shared_epochs, mix=mix)
         best = fit_once(rows, [], patches, part, run / SHARED)
-        save_file(load_checkpoint(best, config).trunk.state_dict(), weights)
+        do_once(processes, lambda: save_file(load_checkpoint(best, config).trunk.state_dict(), weights))
     return str(weights)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
@@ -57,15 +58,21 @@ class Uncut(Dataset[Batch]):
         return patch, torch.tensor(CLASSES.index(row.label)), torch.tensor(self.weights[index])
 
 
-def training_loader(rows: Sequence[Row], patches: Patches, config: TrainConfig) -> DataLoader[Batch]:
+def training_loader(
+    rows: Sequence[Row], patches: Patches, config: TrainConfig, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """Process `rank`'s share of each batch; no two have a draw in common, for all of them draw alike."""
     samples = config.samples or len(rows)
     sampler: Sampler[int] = RandomSampler(rows, num_samples=samples)
     if config.mix:
         sampler = WeightedRandomSampler(mixed_weights(rows, config.mix), samples)
+    if world > 1:
+        # Ours, since what Lightning puts in place of a RandomSampler forgets `samples`.
+        sampler = DistributedSamplerWrapper(sampler, world, rank, shuffle=False, drop_last=True)
     cuda = torch.cuda.is_available()
     return DataLoader(
         Uncut(rows, patches),
-        batch_size=config.batch,
+        batch_size=config.batch // world,
         sampler=sampler,
         drop_last=True,
         pin_memory=cuda,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -32,6 +34,19 @@ class Finetuning(LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rng = torch.Generator()
+        self.draws = torch.get_rng_state()  # what the pictures of the epochs are drawn by
+
+    def setup(self, stage: str) -> None:
+        del stage
+        # Lightning seeds anew where several processes meet; all are to draw what one alone would.
+        torch.set_rng_state(self.trainer.strategy.broadcast(self.draws))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["draws"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "draws" in checkpoint:  # 0.1.0 kept none
+            torch.set_rng_state(checkpoint["draws"])
 
     def on_train_epoch_start(self) -> None:
         # A resumed epoch draws what it would have drawn, and each device draws its own.
@@ -54,6 +69,16 @@ class Finetuning(LightningModule):
         with torch.autocast(patches.device.type, enabled=False):
             return augment(patches, size, room_for(config.augmentation), config.augmentation, self.rng)
 
+    def on_after_backward(self) -> None:
+        """Make the running statistics of all processes' shares one; SyncBatchNorm, on GPUs, has done so."""
+        norms = [layer for layer in self.network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        if self.trainer.world_size == 1 or not norms:
+            return
+        buffers = [values for layer in norms for values in layer.buffers() if values.is_floating_point()]
+        mean = self.trainer.strategy.reduce(parameters_to_vector(buffers), reduce_op="mean")
+        for buffer, part in zip(buffers, mean.split([len(buffer) for buffer in buffers]), strict=True):
+            buffer.copy_(part)
+
     def validation_step(self, batch: Batch, _: int) -> None:
         pixels, labels, weights = batch
         logits = self.network(pixels)[0].float()
@@ -62,11 +87,17 @@ class Finetuning(LightningModule):
         self.scored.append((losses, right, weights.float()))
 
     def on_validation_epoch_end(self) -> None:
-        losses, right, weights = (torch.cat(parts) for parts in zip(*self.scored, strict=True))
+        losses, right, weights = (self.of_all(torch.cat(parts)) for parts in zip(*self.scored, strict=True))
         self.scored.clear()
         for name, values in (("val_loss", losses), ("val_accuracy", right)):
             mean = (values * weights).sum() / weights.sum()
             self.log(name, mean, prog_bar=True, sync_dist=True)
+
+    def of_all(self, share: Tensor) -> Tensor:
+        """What all processes scored, in the rows' order, without the rows that fill up the last shares."""
+        loader: Any = self.trainer.val_dataloaders
+        dealt = self.all_gather(share).reshape(self.trainer.world_size, -1)  # type: ignore[union-attr]
+        return dealt.T.reshape(-1)[: len(loader.dataset)]
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]  # Lightning's own union is not exported
         config = self.config

@@ -38,6 +38,7 @@ def written(destination: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in destination.glob("part-*.parquet")}
 
 
+@pytest.mark.ops
 def test_a_scoring_that_was_killed_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
     source, destination = draw(tmp_path / "in", 3000), tmp_path / "out"
     command = [*LEUKO, str(source), str(destination), "--json"]
