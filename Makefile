@@ -43,7 +43,7 @@ NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipar
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check ops fuzz soak audit train bundle bench bench-peers format lock
+.PHONY: help setup serve test check ops container fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -67,6 +67,9 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 
 ops: $(FULL) ## the long tests: Ray killed, a cluster that loses a machine, training by torchrun
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)
+
+container: $(FULL) ## what the steps of the image `cpu` make, without an engine: built in a clean folder, served, asked
+	@$(BIN)/python .ci/container.py $(ARGS)
 
 fuzz: $(FULL) ## fuzz decoding and archive reading; ARGS="--seconds 600"
 	@$(BIN)/python -m tests.fuzz $(ARGS)
