@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections import Counter
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.vision.bundle import CLASSES
 from tests.fake_classifier import png
@@ -33,7 +35,8 @@ class Replicas:
 
     def start(self, slot: int) -> None:
         stack = ExitStack()
-        service = stack.enter_context(faulty(self.faults(slot), "--port", str(self.ports[slot])))
+        arguments = ("--port", str(self.ports[slot]), "--audit", str(self.audit(slot)))
+        service = stack.enter_context(faulty(self.faults(slot), *arguments))
         self.running[slot] = service, stack
 
     def end(self, slot: int, sig: int) -> None:
@@ -47,12 +50,28 @@ class Replicas:
         counted = 'leuko_images_total{outcome="ok"}'
         wait_until(lambda: counted in httpx.get(f"{service.address}/metrics").text)
 
+    def is_ready(self, slot: int) -> bool:
+        return httpx.get(f"{self.running[slot][0].address}/readyz").is_success
+
+    def answered(self, slot: int, status: int) -> set[str]:
+        """Request ids of the service's log."""
+        lines = [json.loads(line) for line in self.running[slot][0].log]
+        return {line["request_id"] for line in lines if line.get("status") == status}
+
+    def audited(self, slot: int) -> set[str]:
+        return {json.loads(line)["request_id"] for line in self.audit(slot).read_text().splitlines()}
+
     def faults(self, slot: int) -> Path:
         return self.folder / f"faults-{slot}"
 
+    def audit(self, slot: int) -> Path:
+        return self.folder / f"audit-{slot}.jsonl"
 
-@contextmanager
-def replicated(folder: Path) -> Iterator[tuple[Replicas, Proxy]]:
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Replicas, Proxy]]:
+    """Each test leaves both as it found them: running, and asked by nginx."""
+    folder = tmp_path_factory.mktemp("replicas")
     replicas = Replicas(folder, (free_port(), free_port()))
     one, other = replicas.ports
     changes = {
@@ -107,45 +126,64 @@ def wait_for(seen: Counter[str], more: int) -> None:
     wait_until(lambda: seen.total() >= goal)
 
 
-def test_no_request_is_lost_with_the_replica_that_it_was_given_to(tmp_path: Path) -> None:
-    with replicated(tmp_path) as (replicas, proxy):
-        answers: list[str] = []
+def test_no_request_is_lost_with_the_replica_that_it_was_given_to(
+    replicated: tuple[Replicas, Proxy],
+) -> None:
+    replicas, proxy = replicated
+    answers: list[str] = []
 
-        def ask() -> None:
-            with proxy.client() as client:
-                answers.append(outcome(client, HOLD, CLASSES[0]))
+    def ask() -> None:
+        with proxy.client() as client:
+            answers.append(outcome(client, HOLD, CLASSES[0]))
 
-        held = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in held:
-            thread.start()
+    held = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in held:
+        thread.start()
+    for slot in (0, 1):
+        wait_until((replicas.faults(slot) / HELD).exists)
+    replicas.end(0, signal.SIGKILL)
+    (replicas.faults(1) / GO).touch()
+    for thread in held:
+        thread.join()
+    assert answers == ["right", "right"]
+    replicas.start(0)
+
+
+def test_under_load_one_is_killed_and_nobody_notices(replicated: tuple[Replicas, Proxy]) -> None:
+    replicas, proxy = replicated
+    with asked(proxy) as seen:
         for slot in (0, 1):
-            wait_until((replicas.faults(slot) / HELD).exists)
-        replicas.end(0, signal.SIGKILL)
-        (replicas.faults(1) / GO).touch()
-        for thread in held:
-            thread.join()
-        assert answers == ["right", "right"]
-
-
-def test_under_load_one_is_killed_and_nobody_notices(tmp_path: Path) -> None:
-    with replicated(tmp_path) as (replicas, proxy):
-        with asked(proxy) as seen:
+            replicas.wait_until_asked(1 - slot)
             wait_for(seen, 40)
-            replicas.end(0, signal.SIGKILL)
+            replicas.end(slot, signal.SIGKILL)
             wait_for(seen, 40)
-            replicas.start(0)
-            replicas.wait_until_asked(0)
-            replicas.end(1, signal.SIGKILL)
-            wait_for(seen, 40)
-        assert set(seen) == {"right"}
+            replicas.start(slot)
+        replicas.wait_until_asked(1)
+    assert set(seen) == {"right"}
 
 
-def test_a_rolling_restart_fails_no_request(tmp_path: Path) -> None:
-    with replicated(tmp_path) as (replicas, proxy):
-        with asked(proxy) as seen:
-            for slot in (0, 1):
-                wait_for(seen, 40)
-                replicas.end(slot, signal.SIGTERM)
-                replicas.start(slot)
-                replicas.wait_until_asked(slot)
-        assert set(seen) == {"right"}
+def test_a_rolling_restart_fails_no_request(replicated: tuple[Replicas, Proxy]) -> None:
+    replicas, proxy = replicated
+    with asked(proxy) as seen:
+        for slot in (0, 1):
+            wait_for(seen, 40)
+            replicas.end(slot, signal.SIGTERM)
+            replicas.start(slot)
+            replicas.wait_until_asked(slot)
+    assert set(seen) == {"right"}
+
+
+def test_what_one_refuses_because_it_is_not_ready_the_other_answers_under_the_same_id(
+    replicated: tuple[Replicas, Proxy],
+) -> None:
+    replicas, proxy = replicated
+    with asked(proxy) as seen:
+        replicas.audit(0).unlink()
+        replicas.audit(0).mkdir()  # it takes no work while it cannot write
+        wait_until(lambda: bool(replicas.answered(0, 503)))
+        wait_for(seen, 40)
+        refused = replicas.answered(0, 503)
+        replicas.audit(0).rmdir()
+        wait_until(lambda: replicas.is_ready(0))
+    assert set(seen) == {"right"}
+    assert refused <= replicas.audited(1)
