@@ -157,16 +157,23 @@ class Models:
         self.stale, self._complaint = True, what
 
     async def _change(self, entries: Sequence[Entry]) -> None:
-        after = await self._prepare(entries)
-        new = [runner for runner in after.values() if runner not in self._loaded]
-        await self._load_all(after, new)
         if self._probation is not None:
-            self._probation.cancel()
+            self._probation.cancel()  # what is served stays the same while something is made of it
+        try:
+            after = await self._prepare(entries)
+            new = [runner for runner in after.values() if runner not in self._loaded]
+            await self._load_all(after, new)
+        except BaseException:
+            self._begin_probation()
+            raise
         gone = {*self._before.values()} - {*self._runners.values(), *after.values()}
         self._before, self._runners = self._runners, after
         self._new = [runner for runner in self._answering if runner in new]
         self._retire(gone)
         self._describe()
+        self._begin_probation()
+
+    def _begin_probation(self) -> None:
         self._probation = asyncio.create_task(self._prove(), name="probation")
 
     async def _load_all(self, runners: dict[Place, Runner], new: Sequence[Runner]) -> None:

@@ -243,6 +243,19 @@ async def test_a_new_one_whose_engine_fails_gives_way_to_those_before(
 
 
 @on_a_loop
+async def test_a_change_that_cannot_be_used_does_not_end_the_probation(tmp_path: Path) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        lab.write("broken")
+        await lab.until_metric("leuko_models_stale", 1)
+        lab.app.state.lifecycle.service.batcher.abandon()
+        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}', 1)
+        assert await lab.version() == "wbc-1"
+        assert len(lab.loaded["wbc-1"]) == 1
+
+
+@on_a_loop
 async def test_while_those_before_are_loaded_going_back_loads_nothing(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
         for version in ("wbc-2", "wbc-1"):
