@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
+# uv passes over virtual environments, and one stands for the Python of the image.
+PYTHON = str(Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}"))
 ABSOLUTE = re.compile(r"(?<![\w./}])/(?=(?:build|opt|srv|wheel)\b)")  # what the Dockerfile has of its own
 MOUNT = re.compile(r"--mount=from=(\S+?),source=(\S+?),target=(\S+)\s+")
 PASSED_OVER = ("groupadd", "useradd")
@@ -103,8 +105,8 @@ class Builder:
 
     def environ(self, image: Image) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-        path = {"PATH": f"{self.root}/usr/local/bin:/usr/bin:/bin"}
-        return kept | path | {name: self.map(value) for name, value in image.environ.items()}
+        ours = {"PATH": f"{self.root}/usr/local/bin:/usr/bin:/bin", "UV_PYTHON": PYTHON}
+        return kept | ours | {name: self.map(value) for name, value in image.environ.items()}
 
     def map(self, text: str) -> str:
         return ABSOLUTE.sub(f"{self.root}/", text)
@@ -209,6 +211,8 @@ def try_out(builder: Builder, image: Image) -> None:
         port = str(listener.getsockname()[1])
     without = builder.run(image, ["python", "-c", "import torch"], {"PYTHONNOUSERSITE": "1"})
     assert without.wait() != 0, "torch can be imported"
+    version = ["python", "-c", f"import sys; sys.exit(sys.version != {sys.version!r})"]
+    assert builder.run(image, version).wait() == 0, "it is another Python than this"
     sample = builder.path("/tmp/cell.png")
     sample.parent.mkdir(exist_ok=True)
     assert builder.run(image, ["leuko", "sample", "neutrophil", "-o", str(sample)]).wait() == 0
