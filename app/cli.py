@@ -148,14 +148,15 @@ def _add_drift(commands: Any) -> None:
 def _add_score(commands: Any) -> None:
     description = _environment(
         "Classify an archive of any size into Parquet files with one row an image; the same command again "
-        "goes on where it ended."
+        "goes on where it ended. An image that fails is a row with its error; exit code 1 if a part of the "
+        "archive has no rows."
     )
     parser = commands.add_parser("score", help="classify archives of millions", description=description)
     parser.add_argument(
         "source", help="folder of images or of .zip, .tar, .parquet; such a file; or s3://… of either"
     )
     parser.add_argument("destination", help="folder, or s3://…")
-    parser.add_argument("--address", help="of a Ray cluster, as ray://HOST:10001; default: this machine")
+    parser.add_argument("--address", help="HOST:PORT of a Ray cluster's head; default: this machine")
     parser.add_argument("--workers", type=int, metavar="NUMBER", help="default: one for every four cores")
     _add_json(parser)
     _add_settings(parser, SCORING)

@@ -6,13 +6,13 @@ import argparse
 import os
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from app.bulk import cluster
+from app.bulk.destination import Destination, Written
 from app.bulk.location import Location
 from app.bulk.plan import plan
 from app.bulk.worker import Scorer, pack, unpack
@@ -31,6 +31,8 @@ def main() -> int:
         "--workers", type=int, nargs="+", default=[1, 2], help="of one core each; one line for each"
     )
     arguments = parser.parse_args()
+    if arguments.parts <= max(arguments.workers):
+        parser.error("--parts: more than there are workers, or nothing is left to be timed")
     console = Console()
     with tempfile.TemporaryDirectory(prefix="leuko-bulk-") as folder:
         source = arguments.source or draw(Path(folder) / "images", 1000 * arguments.parts)
@@ -62,22 +64,26 @@ def draw(folder: Path, count: int) -> str:
 
 
 def alone(source: str, destination: str, most: int) -> float:
-    """Images a second of the workers' own code, all cores, no Ray."""
+    """Images a second of the workers' own code, all cores, no Ray; as there, without the first part."""
     settings = Settings()
     classifier = unpack(pack(locate(settings)), settings.engine, 0)
     scorer = Scorer(classifier, source, destination, image_limits(settings), settings.engine_timeout_s)
-    began = time.monotonic()
-    parts = enumerate(plan(Location.of(source)))
-    images = sum(scorer.score(index, part).rows for index, part in islice(parts, most))
-    seconds = time.monotonic() - began
+    parts = plan(Location.of(source))[:most]
+    begin(destination)
+    ends = [(scorer.score(index, part).rows, time.monotonic()) for index, part in enumerate(parts)]
     scorer.close()
-    return images / seconds
+    return sum(rows for rows, _ in ends[1:]) / (ends[-1][1] - ends[0][1])
+
+
+def begin(destination: str) -> None:
+    Destination(Location.of(destination)).begin({})
 
 
 def on_ray(source: str, destination: str, most: int, workers: int, threads: int) -> tuple[float, float]:
     """Images a second from the first part's end to the last's; seconds until workers were ready, about."""
     settings = Settings()
-    parts = dict(islice(enumerate(plan(Location.of(source))), most))
+    parts = dict(enumerate(plan(Location.of(source))[:most]))
+    begin(destination)
     began = time.monotonic()
     with cluster.connected(None):
         limits, patience_s = image_limits(settings), settings.engine_timeout_s
@@ -85,6 +91,7 @@ def on_ray(source: str, destination: str, most: int, workers: int, threads: int)
         ends = [
             (time.monotonic(), written.rows)
             for written in cluster.score(parts, job, pack(locate(settings)), workers)
+            if isinstance(written, Written)
         ]
     # Workers begin together: what is counted begins with the end of the first part of each.
     first = ends[workers - 1][0]

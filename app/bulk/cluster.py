@@ -5,23 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from socket import gethostname
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of this machine
 
 import ray
 import ray.data
+from pyarrow import ArrowException
+from ray._private import ray_constants
+from ray.exceptions import RayError
 
 from app.bulk.destination import Written
 from app.bulk.plan import Part, dump, parse
 from app.bulk.worker import Scorer, unpack
+from app.errors import EngineError, StartupError
 from app.vision.limits import ImageLimits
 
 THREADS = 4  # cores of a worker: Python feeds hardly more
 STORE_BYTES = 256 * 2**20  # of the embedded Ray: the bundle, and what parts there are
+ATTEMPTS = 4  # at a part whose worker is lost
 EMBEDDED = "local"
 
 
@@ -37,16 +43,31 @@ class Job:
     patience_s: float  # for decoding one image
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A part of which nothing could be read, or written."""
+
+    why: str
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """address: of a cluster; None starts Ray within this process, for as long as it is needed."""
+    """address: of a cluster; None starts Ray on this machine, for as long as it is needed.
+
+    Raises StartupError.
+    """
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if address is None:
         # Others on this machine stay out: with a token Ray asks for it of itself.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
         options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+    # Or it listens on all addresses. What of this is public is a variable that is read when Ray is imported.
+    ray_constants.ENABLE_RAY_CLUSTER = address is not None
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(address or EMBEDDED, **options)
+    try:
+        ray.init(address or EMBEDDED, **options)
+    except Exception as error:  # Ray raises no narrower one where a part of it does not start
+        raise StartupError(f"Ray cannot be used: {error}") from error
     for handler in logging.getLogger("ray.data").handlers:
         handler.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts images
@@ -56,8 +77,13 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def score(parts: Mapping[int, Part], job: Job, files: Mapping[str, bytes], workers: int) -> Iterator[Written]:
-    """What was written of each of `parts`, as they are done; files: of the bundle, by `worker.pack`."""
+def score(
+    parts: Mapping[int, Part], job: Job, files: Mapping[str, bytes], workers: int
+) -> Iterator[Written | Unread]:
+    """What came of each of `parts`, as they are done; files: of the bundle, by `worker.pack`.
+
+    Raises EngineError where workers cannot go on.
+    """
     items = [{"index": index, "part": dump(part)} for index, part in parts.items()]
     found = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _Worker,  # type: ignore[arg-type]  # made once, called for each part
@@ -65,18 +91,27 @@ def score(parts: Mapping[int, Part], job: Job, files: Mapping[str, bytes], worke
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
         # Half of what it takes, so that those of a lost machine find a place on what is left.
         num_cpus=job.threads / 2,
+        max_task_retries=ATTEMPTS - 1,  # without end, says Ray Data, also of a part that kills its worker
     )
-    for row in found.iter_rows():
-        yield Written(row["rows"], row["errors"])
+    try:
+        for row in found.iter_rows():
+            yield Unread(row["why"]) if row["why"] else Written(row["rows"], row["errors"])
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise EngineError(f"the workers cannot go on: {str(cause).strip().splitlines()[-1]}") from error
 
 
-def divide(most: int | None = None) -> tuple[int, int]:
-    """How many workers, and how many threads each has; most: workers, where that was asked for."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    cores = [count for count in cores if count]
-    threads = min(THREADS, *cores) if cores else 1
-    return most or sum(count // threads for count in cores), threads
+def nodes() -> list[int]:
+    """The cores of each machine that has any to give."""
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    cores = [int(node["Resources"].get("CPU", 0)) for node in found if node["Alive"]]
+    return [count for count in cores if count]
+
+
+def divide(cores: Sequence[int], workers: int | None = None, threads: int = 0) -> tuple[int, int]:
+    """How many workers, and how many threads each has; given: what was asked for."""
+    threads = threads or min(THREADS, *cores, THREADS)
+    return workers or max(1, sum(count // threads for count in cores)), threads
 
 
 class _Worker:
@@ -88,5 +123,9 @@ class _Worker:
         self._scorer = Scorer(classifier, job.source, job.destination, job.limits, job.patience_s)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        written = self._scorer.score(row["index"], parse(row["part"]))
-        return {"rows": written.rows, "errors": written.errors}
+        part = parse(row["part"])
+        try:
+            written = self._scorer.score(row["index"], part)
+        except (OSError, ArrowException) as error:
+            return {"rows": 0, "errors": 0, "why": f"{part.title} on {gethostname()}: {error}"}
+        return {"rows": written.rows, "errors": written.errors, "why": ""}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import ArrowInvalid, parquet
 
 from app.bulk.location import Location
 from app.errors import Unusable
@@ -17,6 +18,7 @@ from app.local import Outcome
 from app.pipeline import Answer
 
 ABOUT = "_leuko.json"  # readers of Parquet folders pass over names with an underscore
+AT_ONCE = 16  # parts that are looked at: an object store takes its time for each
 PART = re.compile(r"part-(\d{6,})\.parquet")
 
 
@@ -32,34 +34,46 @@ class Destination:
 
     def begin(self, about: Mapping[str, Any]) -> dict[int, Written]:
         """The parts that are there already. Raises Unusable where they are of something else."""
-        names = self._location.files()
+        names = [name for name in self._location.files() if name == ABOUT or not name.startswith("_")]
         if ABOUT in names:
             found = json.loads((self._location / ABOUT).read())
             changed = [key for key in about if found.get(key) != about[key]]
             if changed:
                 raise Unusable(
-                    f"{self._location.path} was begun with another {' and another '.join(changed)}: "
-                    "name another destination"
+                    f"{self._location.path} was begun with another {' and another '.join(changed)} "
+                    "(parts: files of the source came, went or changed): name another destination"
                 )
         elif names:
             raise Unusable(f"{self._location.path} is not empty, and not a scoring that was begun")
         else:
             (self._location / ABOUT).write(json.dumps(about, indent=2).encode() + b"\n")
-        parts = {int(match[1]): name for name in names if (match := PART.fullmatch(name))}
-        return {index: self._count(name) for index, name in sorted(parts.items())}
+        indices = self.parts()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return {i: one for i, one in zip(indices, pool.map(self.find, indices), strict=True) if one}
+
+    @property
+    def is_begun(self) -> bool:
+        return (self._location / ABOUT).exists
+
+    def parts(self) -> list[int]:
+        return sorted(int(match[1]) for name in self._location.files() if (match := PART.fullmatch(name)))
 
     def find(self, index: int) -> Written | None:
-        return self._count(_name(index)) if (self._location / _name(index)).exists else None
+        """None also where it was written in part only."""
+        part = self._location / _name(index)
+        if not part.exists:
+            return None
+        try:
+            with part.open() as raw, parquet.ParquetFile(raw) as file:
+                errors = file.read(["error"])["error"]
+        except ArrowInvalid:
+            return None
+        return Written(len(errors), len(errors) - errors.null_count)
 
     def write(self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str]) -> Written:
         table = tabulate(outcomes, labels)
         (self._location / _name(index)).write_table(table)
         return Written(table.num_rows, table.num_rows - table["error"].null_count)
-
-    def _count(self, name: str) -> Written:
-        with parquet.ParquetFile((self._location / name).open()) as file:
-            errors = file.read(["error"])["error"]
-            return Written(len(errors), len(errors) - errors.null_count)
 
 
 def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:

@@ -4,53 +4,67 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import TypeVar
 
 from pyarrow import ArrowException, parquet, types
 from pyarrow.lib import Field
 
-from app.bulk.location import Location
-from app.errors import Unusable
+from app.bulk.location import Location, Stamp
+from app.errors import LeukoError, Unusable
 from app.vision.archive import PICTURES, is_hidden
-from app.vision.directory import GIB, ArchiveLimits, Packed, read_directory
+from app.vision.directory import ArchiveLimits, Listed, list_directory
 
 Item = TypeVar("Item")
 
 IMAGES = 1000  # in a part, where that is ours to choose
 COLUMNS = ("image", "bytes", "content", "data", "jpg", "png")
 # The file is the operator's own, and nothing of it is held in memory but its directory.
-LIMITS = ArchiveLimits(max_entries=50_000_000, max_total_bytes=2**20 * GIB)
+LIMITS = ArchiveLimits(max_entries=50_000_000)
 
 
 @dataclass(frozen=True)
 class Part:
     """name: of a file below the source, or nothing where the source is that file itself.
 
-    images: each is a file, by its name below the source; zip: packed are its entries; tar: all of it;
-    parquet: one row group. count: images in it, where that is known.
+    images: each is a file, by its name below the source; zip: entries are of it; tar: all of it;
+    parquet: one row group; flawed: a file of which nothing can be read. count: images in it, where that is
+    known. stamps: of the files.
     """
 
     kind: str
     name: str = ""
     images: tuple[str, ...] = ()
-    packed: tuple[Packed, ...] = ()
+    entries: tuple[Listed, ...] = ()
     row_group: int = 0
     column: str = ""
+    flaw: str = ""
     count: int | None = None
+    stamps: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name or (self.images[0] if self.images else "the source")
 
 
 def plan(source: Location) -> list[Part]:
-    """Always the same for the same files. Raises Unusable, TooLarge or BadArchive."""
+    """Always the same for the same files. Raises Unusable, TooLarge or BadArchive, and OSError."""
+    if source.is_folder is None:
+        raise Unusable(f"{source.path} does not exist")
     if not source.is_folder:
-        found = list(_cut(source, ""))
+        found = [replace(part, stamps=_digest([source.stamp])) for part in _cut(source, "")]
     else:
-        names = [name for name in source.files() if not is_hidden(PurePosixPath(name))]
-        images = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
-        found = [Part("images", images=part, count=len(part)) for part in _chunks(images)]
-        found += [part for name in names if _kind(name) for part in _cut(source / name, name)]
+        files = {name: stamp for name, stamp in source.files().items() if not is_hidden(PurePosixPath(name))}
+        images = [name for name in files if PurePosixPath(name).suffix.lower() in PICTURES]
+        found = [
+            Part("images", images=part, count=len(part), stamps=_digest(files[name] for name in part))
+            for part in _chunks(images)
+        ]
+        for name, stamp in files.items():
+            if _kind(name):
+                found += [replace(part, stamps=_digest([stamp])) for part in _cut_within(source, name)]
     if not found:
         raise Unusable(f"{source.path} holds no images, and no .zip, .tar or .parquet with images")
     return found
@@ -63,11 +77,12 @@ def dump(part: Part) -> str:
 
 def parse(text: str) -> Part:
     found = json.loads(text)
-    packed = tuple(Packed(**one) for one in found["packed"])
-    return Part(**found | {"images": tuple(found["images"]), "packed": packed})
+    entries = tuple(Listed(**one) for one in found["entries"])
+    return Part(**found | {"images": tuple(found["images"]), "entries": entries})
 
 
 def fingerprint(parts: Sequence[Part]) -> str:
+    """Another one where a file of the source is another."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(dump(part).encode())
@@ -90,6 +105,14 @@ def _kind(name: str) -> str | None:
     return next((kind for kind in ("zip", "parquet") if lower.endswith(f".{kind}")), None)
 
 
+def _cut_within(folder: Location, name: str) -> list[Part]:
+    """One archive that cannot be used is a row, not the end of all others."""
+    try:
+        return list(_cut(folder / name, name))
+    except LeukoError as error:
+        return [Part("flawed", name, flaw=error.detail, count=1)]
+
+
 def _cut(file: Location, name: str) -> Iterator[Part]:
     kind = _kind(file.name)
     if kind is None:
@@ -99,11 +122,11 @@ def _cut(file: Location, name: str) -> Iterator[Part]:
 
 def _cut_zip(file: Location, name: str) -> Iterator[Part]:
     with file.open() as opened:
-        entries = read_directory(opened, LIMITS)
+        entries = list_directory(opened, LIMITS)
     paths = [(PurePosixPath(entry.name), entry) for entry in entries]
     pictures = [entry for path, entry in paths if path.suffix.lower() in PICTURES and not is_hidden(path)]
     for part in _chunks(pictures):
-        yield Part("zip", name, packed=part, count=len(part))
+        yield Part("zip", name, entries=part, count=len(part))
 
 
 def _cut_tar(_: Location, name: str) -> Iterator[Part]:
@@ -111,11 +134,12 @@ def _cut_tar(_: Location, name: str) -> Iterator[Part]:
 
 
 def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
-    try:
-        with parquet.ParquetFile(file.open()) as opened:
-            schema, metadata = opened.schema_arrow, opened.metadata
-    except (ArrowException, OSError) as error:
-        raise Unusable(f"{file.path} cannot be read as Parquet: {error}") from None
+    with file.open() as raw:
+        try:
+            opened = parquet.ParquetFile(raw)
+        except (ArrowException, OSError) as error:
+            raise Unusable(f"{file.path} cannot be read as Parquet: {error}") from None
+        schema, metadata = opened.schema_arrow, opened.metadata
     columns = {field.name: column for field in schema if (column := image_column(field))}
     known = [columns[one] for one in COLUMNS if one in columns] or [*columns.values()]
     if not known:
@@ -130,6 +154,10 @@ CUTTERS: Mapping[str, Callable[[Location, str], Iterator[Part]]] = {
     "tar": _cut_tar,
     "parquet": _cut_parquet,
 }
+
+
+def _digest(stamps: Iterable[Stamp]) -> str:
+    return hashlib.sha256(json.dumps([*stamps]).encode()).hexdigest()
 
 
 def _chunks(items: Sequence[Item]) -> Iterator[tuple[Item, ...]]:

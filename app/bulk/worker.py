@@ -5,21 +5,28 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from socket import gethostname
 
 from app.bulk.destination import Destination, Written
-from app.bulk.location import Location
+from app.bulk.location import Location, shown
 from app.bulk.plan import Part
 from app.bulk.reading import open_part
 from app.decoder import Orders
 from app.decoders import Decoders
+from app.errors import EngineError, StartupError
 from app.local import run
+from app.threads import Beat
 from app.vision.bundle import FILES
 from app.vision.classifier import Classifier, load_classifier
+from app.vision.framing import Cell
 from app.vision.limits import ImageLimits
 
 
 class Scorer:
-    """source, destination: addresses; patience_s: for decoding one image. Raises StartupError."""
+    """source, destination: addresses; patience_s: for decoding one image.
+
+    Raises StartupError, also where it sees no destination.
+    """
 
     def __init__(
         self,
@@ -32,6 +39,8 @@ class Scorer:
         self._classifier = classifier
         self._source = Location.of(source)
         self._destination = Destination(Location.of(destination))
+        if not self._destination.is_begun:
+            raise StartupError(f"{gethostname()} does not see {shown(destination)}: all workers have to")
         self._most = limits.max_bytes
         orders = Orders(limits, classifier.bundle.preprocessing, patience_s)
         self._decoders = Decoders(classifier.engine.workers, orders)
@@ -41,12 +50,21 @@ class Scorer:
         self._decoders.close()
 
     def score(self, index: int, part: Part) -> Written:
-        """Writes the part's file, unless a worker has done so that was lost before it could say so."""
+        """Writes the part's file, unless a worker has done so that was lost before it could say so.
+
+        Raises OSError or ArrowException where the part cannot be read.
+        """
         if (done := self._destination.find(index)) is not None:
             return done
         with open_part(self._source, part, self._most) as sources:
-            outcomes = run(self._classifier, sources, self._decoders.frame)
+            outcomes = run(self._classifier, sources, self._frame)
             return self._destination.write(index, outcomes, self._classifier.bundle.labels)
+
+    def _frame(self, data: bytes, beat: Beat) -> Cell:
+        try:
+            return self._decoders.frame(data, beat)
+        except RuntimeError as error:  # a defect of ours: one image of millions, and it is said in its row
+            raise EngineError(f"the image cannot be framed: {error}") from error
 
 
 def pack(bundle: Path) -> dict[str, bytes]:

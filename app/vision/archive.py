@@ -97,7 +97,7 @@ def open_archive(
 
 
 def is_hidden(path: PurePosixPath) -> bool:
-    return any(part.startswith(".") or part.casefold() in _LITTER for part in path.parts)
+    return any((part.startswith(".") and part != "..") or part.casefold() in _LITTER for part in path.parts)
 
 
 def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import PurePosixPath
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import BinaryIO, cast
@@ -35,17 +36,27 @@ class ArchiveLimits:
     max_ratio: int = 200  # unpacked ÷ packed, of each entry
 
 
-@dataclass(frozen=True)
-class Packed:
-    """An entry: its path, where its header and its packed bytes start, and what they should unpack to."""
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """An entry as the directory has it: its path, where its header starts, what its bytes should unpack to.
+
+    flaw: why it cannot be read, or nothing.
+    """
 
     name: str
     header: int
-    start: int
     packed: int
     size: int
     deflated: bool
     crc: int
+    flaw: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(Listed):
+    """start: of its packed bytes."""
+
+    start: int
 
 
 def read_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Packed]:
@@ -53,9 +64,27 @@ def read_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Packed]:
     directory, end = _parse(file, limits)
     _check_sizes(directory, limits)
     _check_entries(directory)
-    located = [_locate(file, info, end) for info in directory]
+    located = [locate(file, _listed(info), end) for info in directory]
     _check_overlap(located, end)
     return [entry for entry in located if not entry.name.endswith("/")]
+
+
+def list_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Listed]:
+    """The entries that are files, none of them judged or looked at. Raises TooLarge or BadArchive."""
+    return [_listed(info) for info in _parse(file, limits)[0] if not info.filename.endswith("/")]
+
+
+def locate(file: BinaryIO, entry: Listed, end: float = inf) -> Packed:
+    """end: where all entries must have begun. Raises BadArchive."""
+    head = b""
+    if 0 <= entry.header < end:
+        file.seek(entry.header)
+        head = file.read(_LOCAL_HEADER.size)
+    if len(head) < _LOCAL_HEADER.size or not head.startswith(b"PK\x03\x04"):
+        raise BadArchive("an entry of the archive is not where the directory says")
+    name, extra = _LOCAL_HEADER.unpack(head)
+    start: int = entry.header + _LOCAL_HEADER.size + name + extra
+    return Packed(start=start, **vars(entry))
 
 
 class _Directory:
@@ -107,29 +136,32 @@ def _flaw(info: ZipInfo) -> str | None:
     name = info.orig_filename
     if name.startswith("/") or name[1:2] == ":" or "\\" in name or "\0" in name or ".." in name.split("/"):
         return "has a path that is absolute, has .. in it or is not written with /"
+    if flaw := _unreadable(info):
+        return flaw
+    if not name.endswith("/") and PurePosixPath(name).suffix.lower() in _ARCHIVES:
+        return "is an archive itself"
+    return None
+
+
+def _unreadable(info: ZipInfo) -> str:
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted"
     if S_IFMT(info.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
         return "is a link or a special file"
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         return "is packed by a method other than store and deflate"
-    if not name.endswith("/") and PurePosixPath(name).suffix.lower() in _ARCHIVES:
-        return "is an archive itself"
-    return None
+    return ""
 
 
-def _locate(file: BinaryIO, info: ZipInfo, end: int) -> Packed:
-    head = b""
-    if 0 <= info.header_offset < end:
-        file.seek(info.header_offset)
-        head = file.read(_LOCAL_HEADER.size)
-    if len(head) < _LOCAL_HEADER.size or not head.startswith(b"PK\x03\x04"):
-        raise BadArchive("an entry of the archive is not where the directory says")
-    name, extra = _LOCAL_HEADER.unpack(head)
-    start = info.header_offset + _LOCAL_HEADER.size + name + extra
-    deflated = info.compress_type == ZIP_DEFLATED
-    return Packed(
-        info.filename, info.header_offset, start, info.compress_size, info.file_size, deflated, info.CRC
+def _listed(info: ZipInfo) -> Listed:
+    return Listed(
+        name=info.filename,
+        header=info.header_offset,
+        packed=info.compress_size,
+        size=info.file_size,
+        deflated=info.compress_type == ZIP_DEFLATED,
+        crc=info.CRC,
+        flaw=_unreadable(info),
     )
 
 

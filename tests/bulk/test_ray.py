@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.dataset
 import pytest
 
@@ -55,6 +60,41 @@ def test_a_scoring_that_was_killed_goes_on_and_does_nothing_twice(tmp_path: Path
     assert {name: written(destination)[name] for name in before} == before
     with_nothing_left = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert json.loads(with_nothing_left.stdout)["images_before"] == 3000
+
+
+@pytest.mark.ops
+def test_a_part_that_cannot_be_read_is_left_out_and_tried_again(tmp_path: Path) -> None:
+    source, destination = draw(tmp_path / "in", 20), tmp_path / "out"
+    shard = source / "a.tar.bz2"
+    shard.write_bytes(bz2.compress(bytes(10**6))[:-8] + bytes(8))
+    command = [*LEUKO, str(source), str(destination), "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as first:
+        heard: set[str] = set()
+        while first.poll() is None:
+            heard |= listening(first.pid)
+            time.sleep(0.5)
+        assert first.stderr is not None
+        said = first.stderr.read()
+    assert first.returncode == 1
+    assert "left out: a.tar.bz2 on " in said
+    assert len(paths(destination)) == 20
+    assert heard
+    assert all(ip_address(host.removeprefix("::ffff:")).is_loopback for host in heard), heard
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 1
+    summary = json.loads(again.stdout)
+    assert (summary["images_before"], summary["images"], summary["parts_left_out"]) == (20, 20, 1)
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses on which a process and all that it started wait for others."""
+    found = set()
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                sockets = process.net_connections("tcp")
+                found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.ops

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -16,112 +12,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
-import app.bulk.plan
 from app.bulk.destination import ABOUT, Destination, Written
-from app.bulk.location import Location
-from app.bulk.plan import Part, fingerprint, plan
-from app.bulk.worker import Scorer
+from app.bulk.location import Location, Remote
+from app.bulk.plan import fingerprint, plan
 from app.errors import BadArchive, Unusable
-from app.vision.bundle import CLASSES
-from app.vision.classifier import Classifier
-from app.vision.limits import ImageLimits
-from tests.fake_classifier import FakeClassifier, png
-
-NAMES = [f"{grey:03d}.png" for grey in range(0, 250, 10)]
-CUT = png(9)[:40]
-COLUMNS = ["path", "label", "confidence", *CLASSES, "ood_score", "review", "error"]
-
-Make = Callable[[Path], Path]
-
-
-def contents() -> dict[str, bytes]:
-    """25 images of known greys, one cut short, one empty."""
-    return {name: png(int(name[:3])) for name in NAMES} | {"cut.png": CUT, "empty.png": b""}
-
-
-def folder(at: Path) -> Path:
-    for name, data in contents().items():
-        path = at / "images/deep" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    (at / "images/readme.txt").write_text("no image")
-    (at / "images/.hidden.png").write_bytes(png(1))
-    return at / "images"
-
-
-def zip_file(at: Path) -> Path:
-    with zipfile.ZipFile(at / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in contents().items():
-            archive.writestr(f"a/{name}", data)
-        archive.writestr("__MACOSX/a.png", b"litter")
-        archive.writestr("a/notes.csv", b"")
-    return at / "all.zip"
-
-
-def shards(at: Path) -> Path:
-    (at / "shards").mkdir()
-    items = list(contents().items())
-    for number, suffix in enumerate(("tar", "tar.gz")):
-        mode: Any = "w:gz" if suffix.endswith("gz") else "w"
-        with tarfile.open(at / f"shards/{number}.{suffix}", mode) as archive:
-            for name, data in items[number::2]:
-                member = tarfile.TarInfo(f"./{name}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-            archive.addfile(tarfile.TarInfo("000.json"), io.BytesIO())
-    return at / "shards"
-
-
-def table(at: Path) -> Path:
-    found = contents()
-    columns = {"path": [*found], "bytes": [*found.values()], "id": range(len(found))}
-    parquet.write_table(pa.table(columns), at / "all.parquet", row_group_size=10)
-    return at / "all.parquet"
-
-
-def hugging_face(at: Path) -> Path:
-    (at / "rows").mkdir()
-    found = contents()
-    images = [{"bytes": data, "path": name} for name, data in found.items()]
-    parquet.write_table(pa.table({"image": images, "label": range(len(found))}), at / "rows/0.parquet")
-    return at / "rows"
-
-
-MAKERS = {"folder": folder, "zip": zip_file, "tar": shards, "parquet": table, "hugging face": hugging_face}
-
-
-@pytest.fixture(autouse=True)
-def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.bulk.plan, "IMAGES", 7)
-
-
-def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[Written]]:
-    """All parts, or some, in this process."""
-    parts = plan(Location.of(source))
-    classifier = cast(Classifier, FakeClassifier())
-    scorer = Scorer(classifier, source, destination, ImageLimits(), 10)
-    try:
-        return parts, [scorer.score(index, parts[index]) for index in indices or range(len(parts))]
-    finally:
-        scorer.close()
-
-
-def rows(destination: str) -> list[dict[str, Any]]:
-    place = Location.of(destination)
-    found = pyarrow.dataset.dataset(place.path, filesystem=place.filesystem, format="parquet").to_table()
-    assert found.schema.names == COLUMNS
-    return cast(list[dict[str, Any]], found.to_pylist())
-
-
-def check(found: list[dict[str, Any]]) -> None:
-    assert len(found) == len({row["path"] for row in found}) == len(contents())
-    bad = [row for row in found if row["error"] is not None]
-    assert len(bad) == 2
-    assert all(row["label"] is row["confidence"] is row["review"] is None for row in bad)
-    labels = [row["label"] for row in found if row["error"] is None]
-    assert sorted(labels) == sorted(CLASSES[int(name[:3]) // 64] for name in NAMES)
-    good = next(row for row in found if row["label"] == "monocyte")
-    assert (good["confidence"], good["monocyte"], good["ood_score"], good["review"]) == (0.7, 0.7, 1.5, True)
+from tests.bulk.archives import MAKERS, check, contents, folder, rows, score, scorer, shards, table, zip_file
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -154,7 +49,8 @@ def test_a_folder_may_hold_archives_of_several_kinds(tmp_path: Path) -> None:
 def test_a_part_that_is_there_is_not_scored_again(tmp_path: Path) -> None:
     source, destination = str(folder(tmp_path)), str(tmp_path / "out")
     score(source, destination, [0, 2])
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert len(before) == 2
     score(source, destination)
     check(rows(destination))
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -193,10 +89,10 @@ def test_a_file_that_went_away_meanwhile_is_a_row_with_its_error(tmp_path: Path)
     source = folder(tmp_path)
     parts = plan(Location.of(str(source)))
     (source / "deep/000.png").unlink()
-    scorer = Scorer(cast(Classifier, FakeClassifier()), str(source), str(tmp_path / "out"), ImageLimits(), 10)
-    assert scorer.score(0, parts[0]) == Written(7, 1)
-    scorer.close()
-    assert rows(str(tmp_path / "out"))[0]["error"] == "unusable: the file is gone"
+    with scorer(source, tmp_path / "out") as one:
+        assert one.score(0, parts[0]) == Written(7, 1)
+    [first, *_] = rows(str(tmp_path / "out"))
+    assert first["error"] == "unusable: the file cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +135,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         host, port = server.get_host_and_port()
         query = f"?endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
         place = Location.of(f"s3://slides{query}")
+        assert isinstance(place, Remote)
         place.filesystem.create_dir("slides")
         yield query
     finally:

@@ -1,0 +1,122 @@
+"""Archives of every kind with the same images, scored by a worker in this process."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from app.bulk.destination import ABOUT, Destination, Written
+from app.bulk.location import Location
+from app.bulk.plan import Part, plan
+from app.bulk.worker import Scorer
+from app.vision.bundle import CLASSES
+from app.vision.classifier import Classifier
+from app.vision.limits import ImageLimits
+from tests.fake_classifier import FakeClassifier, png
+
+NAMES = [f"{grey:03d}.png" for grey in range(0, 250, 10)]
+CUT = png(9)[:40]
+COLUMNS = ["path", "label", "confidence", *CLASSES, "ood_score", "review", "error"]
+
+Make = Callable[[Path], Path]
+
+
+def contents() -> dict[str, bytes]:
+    """25 images of known greys, one cut short, one empty."""
+    return {name: png(int(name[:3])) for name in NAMES} | {"cut.png": CUT, "empty.png": b""}
+
+
+def folder(at: Path) -> Path:
+    for name, data in contents().items():
+        path = at / "images/deep" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (at / "images/readme.txt").write_text("no image")
+    (at / "images/.hidden.png").write_bytes(png(1))
+    return at / "images"
+
+
+def zip_file(at: Path) -> Path:
+    with zipfile.ZipFile(at / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in contents().items():
+            archive.writestr(f"a/{name}", data)
+        archive.writestr("__MACOSX/a.png", b"litter")
+        archive.writestr("a/notes.csv", b"")
+    return at / "all.zip"
+
+
+def shards(at: Path) -> Path:
+    (at / "shards").mkdir()
+    items = list(contents().items())
+    for number, suffix in enumerate(("tar", "tar.gz")):
+        mode: Any = "w:gz" if suffix.endswith("gz") else "w"
+        with tarfile.open(at / f"shards/{number}.{suffix}", mode) as archive:
+            for name, data in items[number::2]:
+                member = tarfile.TarInfo(f"./{name}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+            archive.addfile(tarfile.TarInfo("000.json"), io.BytesIO())
+    return at / "shards"
+
+
+def table(at: Path) -> Path:
+    found = contents()
+    columns = {"path": [*found], "bytes": [*found.values()], "id": range(len(found))}
+    parquet.write_table(pa.table(columns), at / "all.parquet", row_group_size=10)
+    return at / "all.parquet"
+
+
+def hugging_face(at: Path) -> Path:
+    (at / "rows").mkdir()
+    found = contents()
+    images = [{"bytes": data, "path": name} for name, data in found.items()]
+    parquet.write_table(pa.table({"image": images, "label": range(len(found))}), at / "rows/0.parquet")
+    return at / "rows"
+
+
+MAKERS = {"folder": folder, "zip": zip_file, "tar": shards, "parquet": table, "hugging face": hugging_face}
+
+
+@contextmanager
+def scorer(source: object, destination: object, begin: bool = True) -> Iterator[Scorer]:
+    place = Location.of(str(destination))
+    if begin and not (place / ABOUT).exists:
+        Destination(place).begin({})
+    with closing(
+        Scorer(cast(Classifier, FakeClassifier()), str(source), str(destination), ImageLimits(), 10)
+    ) as found:
+        yield found
+
+
+def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[Written]]:
+    """All parts, or some, in this process."""
+    parts = plan(Location.of(source))
+    with scorer(source, destination) as one:
+        return parts, [one.score(index, parts[index]) for index in indices or range(len(parts))]
+
+
+def rows(destination: str) -> list[dict[str, Any]]:
+    place = Location.of(destination)
+    parts = [io.BytesIO((place / name).read()) for name in place.files() if name.startswith("part-")]
+    found = pa.concat_tables(parquet.read_table(part) for part in parts)
+    assert found.schema.names == COLUMNS
+    return cast(list[dict[str, Any]], found.to_pylist())
+
+
+def check(found: list[dict[str, Any]]) -> None:
+    assert len(found) == len({row["path"] for row in found}) == len(contents())
+    bad = [row for row in found if row["error"] is not None]
+    assert len(bad) == 2
+    assert all(row["label"] is row["confidence"] is row["review"] is None for row in bad)
+    labels = [row["label"] for row in found if row["error"] is None]
+    assert sorted(labels) == sorted(CLASSES[int(name[:3]) // 64] for name in NAMES)
+    good = next(row for row in found if row["label"] == "monocyte")
+    assert (good["confidence"], good["monocyte"], good["ood_score"], good["review"]) == (0.7, 0.7, 1.5, True)

@@ -1,0 +1,73 @@
+"""What `leuko score` refuses, reckons and says, before and beside Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.bulk import command
+from app.bulk.cluster import Unread, divide
+from app.bulk.command import Tally
+from app.bulk.destination import Written
+from app.cli import main
+from tests.fake_classifier import png
+
+
+def test_images_to_come_are_reckoned_from_those_that_were_read() -> None:
+    def state() -> tuple[int | None, int, int]:
+        return tally.total, tally.images, tally.errors
+
+    tally = Tally(parts=4, expected=None)
+    assert state() == (None, 0, 0)
+    tally.add(Written(10, 1))
+    assert state() == (40, 10, 1)
+    tally.add(Unread("a.tar: gone"))
+    tally.add(Written(30, 0))
+    assert state() == (80, 40, 1)
+    assert tally.unread == ["a.tar: gone"]
+    assert Tally(parts=4, expected=7).total == 7
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads", "found"),
+    [
+        ([2], None, 0, (1, 2)),
+        ([16], None, 0, (4, 4)),
+        ([16, 16, 7], None, 0, (9, 4)),
+        ([16], None, 1, (16, 1)),
+        ([16], 3, 0, (3, 4)),
+        ([2], None, 4, (1, 4)),
+        ([], None, 0, (1, 4)),
+    ],
+)
+def test_cores_are_shared_out(
+    cores: list[int], workers: int | None, threads: int, found: tuple[int, int]
+) -> None:
+    assert divide(cores, workers, threads) == found
+
+
+@pytest.mark.parametrize(
+    ("destination", "more", "said"),
+    [
+        ("in/rows", [], "lies within the source"),
+        ("in", [], "lies within the source"),
+        ("out", ["--address", "ray://head:10001"], "name HOST:PORT"),
+        ("notes", [], "not empty"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], destination: str, more: list[str], said: str
+) -> None:
+    for name in ("in/1.png", "notes/thesis.tex"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png(1))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["score", str(tmp_path / "in"), str(tmp_path / destination), *more]) == 1
+    assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_destination_is_the_same_for_workers_elsewhere() -> None:
+    assert command.absolute("rows") == str(Path.cwd() / "rows")
+    assert command.absolute("s3://rows") == "s3://rows"
