@@ -65,7 +65,7 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
 
-ops: $(FULL) ## the long tests: Ray killed, a cluster that loses a machine, training by torchrun
+ops: $(FULL) ## the long tests: Ray killed, a cluster that loses a machine, torchrun, the container's steps
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)
 
 container: $(FULL) ## what the steps of the image `cpu` make, without an engine: built in a clean folder, served, asked

@@ -112,7 +112,8 @@ class Service:
         the archive are raised for all.
         """
         sources = [_Source(read) for read in reads]
-        pictures = [Picture(source.read) for source in sources]
+        stages = current.get()
+        pictures = [Picture(source.read, stages=stages) for source in sources]
         outcomes = await self.batcher.submit_many(pictures, deadline=deadline, bulk=True)
         return [self._settle(source, outcome) for source, outcome in zip(sources, outcomes, strict=True)]
 

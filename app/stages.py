@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 Interval = tuple[float, float]  # began, ended: seconds of time.monotonic()
 
 ORDER = ("receive", "queue", "decode", "infer", "respond")
+MOST = 20  # intervals of a stage; an evaluation would have one for each of its images
 
 
 class Stages:
@@ -17,10 +19,23 @@ class Stages:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self._parts: list[tuple[str, float, float]] = []
+        self._intervals: dict[str, list[Interval]] = {}  # in order of time, none touching another
+        self._gaps: dict[str, float] = {}  # seconds inside these that are not of the stage
+        self._adding = Lock()
 
     def add(self, name: str, began: float, ended: float) -> None:
-        self._parts.append((name, began, ended))
+        with self._adding:
+            known = self._intervals.setdefault(name, [])
+            before = [one for one in known if one[1] < began]
+            after = [one for one in known if one[0] > ended]
+            touched = known[len(before) : len(known) - len(after)]
+            joined = [*touched, (began, ended)]
+            whole = (min(one[0] for one in joined), max(one[1] for one in joined))
+            known[:] = [*before, whole, *after]
+            if len(known) > MOST:  # the oldest, for nothing more is likely to come between them
+                first, second, *rest = known
+                known[:] = [(first[0], second[1]), *rest]
+                self._gaps[name] = self._gaps.get(name, 0.0) + second[0] - first[1]
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -32,24 +47,19 @@ class Stages:
 
     def respond(self) -> None:
         """What came after all other stages, until now, was the answer's making and sending."""
-        if self._parts:
-            self.add("respond", max(ended for _, _, ended in self._parts), time.monotonic())
+        if known := self.intervals():
+            self.add("respond", max(parts[-1][1] for parts in known.values()), time.monotonic())
 
     def intervals(self) -> Mapping[str, list[Interval]]:
-        """By stage, in order of ORDER; those of one stage that touch are one."""
-        found: dict[str, list[Interval]] = {name: [] for name in ORDER}
-        for name, began, ended in sorted(self._parts, key=lambda part: part[1]):
-            known = found.setdefault(name, [])
-            if known and began <= known[-1][1]:
-                known[-1] = (known[-1][0], max(known[-1][1], ended))
-            else:
-                known.append((began, ended))
-        return {name: parts for name, parts in found.items() if parts}
+        """By stage, in order of ORDER; those that touch are one, and beyond MOST the oldest are."""
+        with self._adding:
+            names = sorted(self._intervals, key=lambda name: (*ORDER, name).index(name))
+            return {name: [*self._intervals[name]] for name in names}
 
     def milliseconds(self) -> dict[str, float]:
         """How long any image of the request was in each stage."""
         return {
-            name: round(1000 * sum(ended - began for began, ended in parts), 3)
+            name: round(1000 * (sum(ended - began for began, ended in parts) - self._gaps.get(name, 0.0)), 3)
             for name, parts in self.intervals().items()
         }
 

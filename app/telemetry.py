@@ -61,6 +61,7 @@ class Telemetry:
         counter = partial(Counter, registry=self.registry)
         total = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
         any_of = partial(Gauge, registry=self.registry, multiprocess_mode="livemax")
+        all_of = partial(Gauge, registry=self.registry, multiprocess_mode="livemin")
 
         self.http_request_duration = latency(
             "leuko_http_request_duration_seconds",
@@ -93,7 +94,7 @@ class Telemetry:
             "leuko_reference_review_share", "Share of the reference's answers that a person must look at."
         )
         self.model = any_of("leuko_model_info", "1 for a bundle that answers.", ["name", "version", "sha256"])
-        self.model_ready = any_of("leuko_model_ready", "1 when requests are welcome.")
+        self.model_ready = all_of("leuko_model_ready", "1 when requests are welcome.")
         self.restarts = counter("leuko_engine_restarts_total", "Times that the engine was started again.")
         self.decoder_losses = counter("leuko_decoders_lost_total", "Decoding processes that ended or hung.")
         self.keys_stale = any_of("leuko_keys_stale", "1 when the keys could not be read again.")
@@ -152,6 +153,7 @@ class Telemetry:
     def describe_reference(self, reference: Reference | None, labels: Sequence[str]) -> None:
         """What answers are expected to be like; NaN where that is not known."""
         for label in labels:
+            self.predictions.labels(label)  # from 0, for Prometheus does not count what a series begins with
             self.reference_share.labels(label).set(reference.share(label) if reference else math.nan)
         self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
         self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)

@@ -14,8 +14,9 @@ import pytest
 
 from app.logs import configure_logging
 from app.settings import Settings
+from app.vision.bundle import CLASSES
 from tests.fake_classifier import png
-from tests.fakes import CUT
+from tests.fakes import CUT, GREYS, zipped
 from tests.running import FAKE, running, serving
 
 FIELDS = {
@@ -104,6 +105,24 @@ def test_each_request_is_a_line_with_its_stages_and_hashes() -> None:
     assert (second["status"], second["level"]) == (415, "info")
     assert (third["status"], third["route"]) == (404, None)
     assert "mine.png" not in "".join(service.log)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_an_evaluation_has_its_stages_and_its_accuracy_in_place_of_hashes(accept: str) -> None:
+    archive = zipped({f"{label}/{grey}.png": png(grey) for label, grey in zip(CLASSES, GREYS, strict=True)})
+    made = {"labels": [*CLASSES], "predictions": [*CLASSES]}
+    with running(FAKE) as service:
+        with service.client() as client:
+            client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers={"accept": accept})
+            client.post("/evaluate/predictions", json=made)
+        assert service.end() == 0
+    first, second = (json.loads(line) for line in service.log)
+    assert list(first["milliseconds"]) == ["total", "receive", "queue", "decode", "infer", "respond"]
+    assert (first["n"], first["accuracy"], first["errors"]) == (4, 1, 0)
+    assert first["model_sha256"] == "f" * 64
+    assert (second["route"], second["status"]) == ("/evaluate/predictions", 200)
+    assert not {"image_sha256", "model_sha256"} & second.keys()
+    assert "image_sha256" not in first
 
 
 def test_lines_at_a_real_terminal_are_text() -> None:

@@ -59,6 +59,7 @@ def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
             wait_until(partial(is_gone, pid))
             assert predict(address) == 200  # the other one answers, or this waits for a successor
         wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
+        wait_until(lambda: scrape(address)["leuko_model_ready"] == 1)  # of all
         assert len(services(process) - first) == 2
         for _ in range(8):
             found = scrape(address)

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import cast
 
 from app.pipeline import Picture, Pipeline
-from app.stages import Stages, current
+from app.stages import MOST, Stages, current
 from app.vision.classifier import Classifier
 from app.vision.decode import decode
 from app.vision.framing import frame_cell
@@ -24,6 +27,36 @@ def test_intervals_of_a_stage_that_touch_are_one_and_stages_come_in_their_order(
         ("infer", [(5, 7)]),
     ]
     assert stages.milliseconds() == {"receive": 1000, "decode": 2500, "infer": 2000}
+
+
+def test_a_long_request_keeps_few_intervals_and_the_time_that_was_spent() -> None:
+    stages = Stages()
+    for image in range(10_000):
+        stages.add("decode", image, image + 0.25)
+        stages.add("infer", image + (0.5 if image % 1000 else 0.75), image + 1)
+    assert {name: len(parts) for name, parts in stages.intervals().items()} == {"decode": MOST, "infer": MOST}
+    assert [parts[0][0] for parts in stages.intervals().values()] == [0, 0.75]
+    assert [parts[-1][1] for parts in stages.intervals().values()] == [9999.25, 10_000]
+    assert stages.milliseconds() == {"decode": 2_500_000, "infer": 5_000_000 - 10 * 250}
+
+
+def test_threads_that_add_at_the_same_time_lose_nothing() -> None:
+    stages = Stages()
+
+    def add(thread: int) -> None:
+        for part in range(2000):
+            stages.add("decode", 8 * part + 2 * thread, 8 * part + 2 * thread + 1)
+            together.wait()
+
+    together = Barrier(4)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            [*pool.map(add, range(4))]
+    finally:
+        sys.setswitchinterval(usual)
+    assert stages.milliseconds() == {"decode": 8_000_000}
 
 
 def test_the_answer_begins_where_the_last_stage_ended() -> None:

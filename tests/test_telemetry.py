@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.batching import BatchStats
-from app.telemetry import Telemetry
+from app.telemetry import SHARED, Telemetry
 from app.vision.bundle import CLASSES
 from app.vision.reference import Seen, summarise
+from tests.running import ROOT
 
 LATENCIES = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 +Inf"
+PROCESS = """
+from app.telemetry import Telemetry
+telemetry = Telemetry()
+telemetry.watch(depth=lambda: 1, ready=lambda: {ready}, keys_stale=lambda: not {ready})
+print(telemetry.render().decode())
+"""
 
 
 def families(telemetry: Telemetry) -> dict[str, Metric]:
@@ -131,6 +143,24 @@ def test_what_answers_should_be_like_stands_beside_them() -> None:
         found = value(telemetry, name, **labels)
         assert found is not None
         assert math.isnan(found)
+
+
+def test_every_class_is_counted_from_0_before_its_first_answer() -> None:
+    telemetry = Telemetry()
+    telemetry.describe_reference(None, CLASSES)
+    assert [value(telemetry, "leuko_predictions_total", label=label) for label in CLASSES] == [0] * 4
+    telemetry.observe_prediction("monocyte", 0.97, 1.2, review=False)
+    telemetry.describe_reference(None, CLASSES)
+    assert value(telemetry, "leuko_predictions_total", label="monocyte") == 1
+
+
+def test_of_several_processes_all_must_be_ready_and_one_that_is_stale_is_enough(tmp_path: Path) -> None:
+    environ = {**os.environ, SHARED: str(tmp_path)}
+    for ready, expected in ((True, ("1.0", "0.0")), (False, ("0.0", "1.0")), (True, ("0.0", "1.0"))):
+        command = [sys.executable, "-c", PROCESS.format(ready=ready)]
+        done = subprocess.run(command, env=environ, cwd=ROOT, check=True, capture_output=True, text=True)
+        found = dict(re.findall(r"^(leuko_\w+) (.*)$", done.stdout, re.MULTILINE))
+        assert (found["leuko_model_ready"], found["leuko_keys_stale"]) == expected
 
 
 def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,8 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from app.exchange import Exchange
+from app.stages import MOST
 from app.tracing import open_tracer
 from tests.fake_classifier import png
+from tests.fakes import zipped
 from tests.running import FAKE, running
 
 STAGES = {"receive", "queue", "decode", "infer", "respond"}
@@ -91,6 +94,21 @@ def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_
     assert unknown.name == "GET"
     assert "doe-jane" not in str(spans)
     assert f'"trace_id":"{TRACE}"' in "".join(service.log)
+
+
+def test_an_evaluation_has_a_few_spans_of_each_stage_however_many_its_images_are() -> None:
+    archive = zipped({f"monocyte/{number}.png": png(number) for number in range(5 * MOST)})
+    with collecting() as (address, spans, _):
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
+        with running(FAKE, "--traces", "otlp", "--max-batch", "2", environ=environ) as service:
+            with service.client() as client:
+                assert client.post("/evaluate", files={"archive": ("a.zip", archive)}).status_code == 200
+            assert service.end() == 0
+    [request] = [span for span in spans if span.name == "POST /evaluate"]
+    found = Counter(span.name for span in spans if span.parent_span_id == request.span_id)
+    assert found.keys() == STAGES
+    assert max(found.values()) <= MOST
+    assert found["respond"] == 1
 
 
 def test_a_failure_of_the_service_is_an_error_and_a_bad_request_is_none() -> None:

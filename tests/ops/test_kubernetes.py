@@ -149,6 +149,13 @@ def test_keys_are_read_again_when_a_kubelet_changes_the_secret(tmp_path: Path) -
     assert keys.find(new) is not None
 
 
+def test_what_the_adapter_averages_is_several_scrapes() -> None:
+    [job] = load(OPS / "prometheus-scrape.yaml")["scrape_configs"]
+    [rule] = load(OPS / "prometheus-adapter.yaml")["rules"]["custom"]
+    assert "[1m]" in rule["metricsQuery"]
+    assert int(job["scrape_interval"].removesuffix("s")) <= 60 / 4
+
+
 def test_a_pod_answers_its_probes_without_a_key_and_prometheus_gives_the_autoscaler_its_metric(
     tmp_path: Path,
 ) -> None:
@@ -163,13 +170,17 @@ def test_a_pod_answers_its_probes_without_a_key_and_prometheus_gives_the_autosca
         pod = {f"{META}namespace": "leuko", f"{META}pod_name": "leuko-1"}
         pod[f"{META}pod_container_port_name"] = PORT["name"]
         pod |= {f"{META}pod_label_{re.sub(r'[./]', '_', name)}": value for name, value in LABELS.items()}
-        config = load(OPS / "prometheus-scrape.yaml") | {"global": {"scrape_interval": "1s"}}
+        config = load(OPS / "prometheus-scrape.yaml")
         [job] = config["scrape_configs"]
+        job["scrape_interval"] = "1s"
         assert job.pop("kubernetes_sd_configs")[0]["namespaces"]["names"] == [KUSTOMIZATION["namespace"]]
         job["authorization"]["credentials_file"] = str(tmp_path / "key")
         target = {"targets": [service.address.removeprefix("http://")]}
         other = pod | {f"{META}pod_name": "other", f"{META}pod_container_port_name": "another"}
-        job["static_configs"] = [target | {"labels": pod}, target | {"labels": other}]
+        pods = [pod | {f"{META}pod_phase": "Running"}, other]
+        ended = ("Failed", "Succeeded")
+        pods += [pod | {f"{META}pod_name": phase, f"{META}pod_phase": phase} for phase in ended]
+        job["static_configs"] = [target | {"labels": labels} for labels in pods]
         (tmp_path / "prometheus.yml").write_text(json.dumps(config))
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -185,5 +196,6 @@ def test_a_pod_answers_its_probes_without_a_key_and_prometheus_gives_the_autosca
                 prometheus = Prometheus(address)
                 wait_until(lambda: prometheus.query(query.replace("<<.GroupBy>>", "pod")) == [0])
                 assert prometheus.query(f"count({rule['seriesQuery']})") == [1]
+                assert len(prometheus.ask("targets")["activeTargets"]) == 1
             finally:
                 process.terminate()

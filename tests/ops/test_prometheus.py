@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from app.telemetry import Telemetry
 from app.vision.bundle import CLASSES
 from app.vision.reference import Seen, dump, summarise
 from tests.fake_classifier import png
-from tests.fakes import CUT
+from tests.fakes import CUT, serving
 from tests.running import FAKE, ROOT, Running, running, wait_until
 from tests.safety.raw import head
 
@@ -94,10 +94,24 @@ def scraping(folder: Path, service: Running) -> Iterator[Prometheus]:
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
+    promtool(OPS, *arguments)
+
+
+def promtool(folder: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [program("promtool"), *arguments], cwd=OPS, capture_output=True, text=True, timeout=60
+        [program("promtool"), *arguments], cwd=folder, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def try_rules(folder: Path, series: Mapping[str, str], **tests: Any) -> None:
+    """As leuko.rules.test.yml, with what is read from the service or the dashboard; a sample a minute."""
+    rules = {"rule_files": [str(OPS / "leuko.rules.yml")], "evaluation_interval": "1m"}
+    inputs = [{"series": name, "values": values} for name, values in series.items()]
+    (folder / "test.yml").write_text(
+        json.dumps(rules | {"tests": [{"interval": "1m", "input_series": inputs} | tests]})
+    )
+    promtool(folder, "test", "rules", "test.yml")
 
 
 def test_every_alert_is_tried() -> None:
@@ -117,13 +131,86 @@ def test_every_metric_that_a_rule_names_exists() -> None:
         assert re.search(rf"^# TYPE {base}(_total)? ", known, re.MULTILINE), name
 
 
+def test_probes_and_scrapes_are_no_requests_of_users_and_what_classifies_images_may_be_slow() -> None:
+    rules = (OPS / "leuko.rules.yml").read_text()
+    [others] = re.findall(r'route!~"([^"]+)"', rules)
+    [images] = re.findall(r'route=~"([^"]+)"', rules)
+    health = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+    routine = counted_as("GET", *health, "/v2/models/fake/ready", "/v2/models/fake/versions/1.2/ready")
+    inference = ("/v2/models/fake/infer", "/v2/models/fake/versions/1.2/infer")
+    classifying = counted_as("POST", "/predict", "/v1/predict", "/differential", *inference)
+    rest = counted_as("POST", "/evaluate", "/evaluate/predictions", "/nowhere") | counted_as("GET", "/model")
+    assert {route for route in routine | classifying | rest if re.fullmatch(others, route)} == routine
+    assert {route for route in routine | classifying | rest if re.fullmatch(images, route)} == classifying
+
+
+def counted_as(method: str, *paths: str) -> set[str]:
+    with serving() as client:
+        for path in paths:
+            client.request(method, path)
+        counts = r'^leuko_http_request_duration_seconds_count{.*route="(.*)"}'
+        return set(re.findall(counts, client.get("/metrics").text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.1, None), (2.4, None), (2.6, "4.375s"), (6.0, "8.75s")])
+def test_a_service_is_slow_when_one_in_twenty_takes_more_than_the_alert_says(
+    tmp_path: Path, seconds: float, expected: str | None
+) -> None:
+    telemetry = Telemetry()
+    for number in range(20):
+        telemetry.observe_request("/predict", "POST", 200, 0.1 if number % 5 else seconds)
+    series = {}
+    for family in telemetry.http_request_duration.collect():
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+            series[f'{sample.name}{{job="leuko",instance="a",{labels}}}'] = f"0+{sample.value:g}x30"
+    alert: dict[str, Any] = {"alertname": "LeukoSlow", "eval_time": "20m"}
+    if expected is not None:
+        exp_labels = {"severity": "warning", "job": "leuko", "instance": "a", "route": "/predict"}
+        summary = f"a: 5% of /predict take over {expected}"
+        alert["exp_alerts"] = [{"exp_labels": exp_labels, "exp_annotations": {"summary": summary}}]
+    try_rules(tmp_path, series, alert_rule_test=[alert])
+
+
+def test_the_dashboard_is_right_about_several_replicas_of_which_one_is_gone(tmp_path: Path) -> None:
+    series = {
+        'up{job="leuko",instance="a"}': "1x20",
+        'up{job="leuko",instance="b"}': "1x4 0x16",
+        'leuko_model_ready{job="leuko",instance="a"}': "1x20",
+        'leuko_model_ready{job="leuko",instance="b"}': "1x4 stale",
+        # One cell in four of all: a has three times the work of b.
+        'leuko_predictions_total{job="leuko",instance="a",label="monocyte"}': "0+0x20",
+        'leuko_predictions_total{job="leuko",instance="a",label="neutrophil"}': "0+30x20",
+        'leuko_predictions_total{job="leuko",instance="b",label="monocyte"}': "0+10x20",
+    }
+    shares = [
+        {"labels": '{label="monocyte"}', "value": 0.25},
+        {"labels": '{label="neutrophil"}', "value": 0.75},
+    ]
+    ready, classes = panel("Ready"), panel("Classes, last 6 hours")
+    tests = [
+        {"expr": ready, "eval_time": "4m", "exp_samples": [{"labels": "{}", "value": 1}]},
+        {"expr": ready, "eval_time": "6m", "exp_samples": [{"labels": "{}", "value": 0}]},
+        {"expr": classes, "eval_time": "20m", "exp_samples": shares},
+    ]
+    try_rules(tmp_path, series, promql_expr_test=tests)
+
+
+def panel(title: str) -> str:
+    """Its first query."""
+    [found] = [one for one in json.loads(DASHBOARD.read_text())["panels"] if one["title"] == title]
+    return filled(found["targets"][0]["expr"])
+
+
 def test_a_service_at_rest_is_scraped_every_rule_evaluated_and_no_alert_fires(tmp_path: Path) -> None:
     program("prometheus")
     with running() as service, scraping(tmp_path, service) as prometheus:
         wait_until(lambda: prometheus.query("leuko_model_ready") == [1])
         wait_until(lambda: prometheus.rules() == {"ok"})
         wait_until(lambda: prometheus.query("leuko:queue:fill") == [0])
-        assert prometheus.firing() == set()
+        wait_until(lambda: prometheus.query("leuko_predictions_total") == [0] * len(CLASSES))
+        # Before its first scrape Prometheus knew of none, which is down.
+        wait_until(lambda: prometheus.firing() == set())
 
 
 def test_under_load_alerts_fire_and_every_panel_of_the_dashboard_shows_something(tmp_path: Path) -> None:

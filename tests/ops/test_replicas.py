@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections import Counter
@@ -14,10 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.settings import Settings
 from app.vision.bundle import CLASSES
 from tests.fake_classifier import png
 from tests.fakes import GREYS
-from tests.proxying import Proxy, free_port, here, proxying
+from tests.proxying import SHIPPED, Proxy, free_port, here, proxying
 from tests.running import Running, wait_until
 from tests.safety.faulty import GO, HELD, HOLD, faulty
 
@@ -124,6 +126,13 @@ def outcome(client: httpx.Client, grey: int, label: str) -> str:
 def wait_for(seen: Counter[str], more: int) -> None:
     goal = seen.total() + more
     wait_until(lambda: seen.total() >= goal)
+
+
+def test_whoever_dies_before_the_deadline_is_followed_and_whoever_hangs_is_not() -> None:
+    location = SHIPPED.read_text().partition("non_idempotent;")[2].partition("}")[0]
+    [patience] = re.findall(r"proxy_next_upstream_timeout (\d+)s;", location)
+    [silence] = re.findall(r"^    proxy_read_timeout (\d+)s;", SHIPPED.read_text(), re.MULTILINE)
+    assert Settings().deadline_s < int(patience) < int(silence)
 
 
 def test_no_request_is_lost_with_the_replica_that_it_was_given_to(
