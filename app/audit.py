@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from app.errors import StartupError
@@ -32,6 +33,7 @@ class Audit:
         self._kept: deque[bytes] = deque()
         self._lost = 0
         self._complained = False
+        self._lock = Lock()  # the event loop writes; rendering the metrics, on a thread, tries again
         try:
             self._file = self._open()
         except OSError as error:
@@ -40,17 +42,27 @@ class Audit:
 
     @property
     def failing(self) -> bool:
-        return bool(self._kept)
+        with self._lock:  # or a line that is being written would look like one that cannot be
+            return bool(self._kept)
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        if len(self._kept) < MOST_KEPT:
-            self._kept.append(_line(entry))
-        else:
-            self._lost += 1
-        self.retry()
+        with self._lock:
+            if len(self._kept) < MOST_KEPT:
+                self._kept.append(_line(entry))
+            else:
+                self._lost += 1
+            self._retry()
 
     def retry(self) -> None:
         """Writes what is kept, if that is possible by now."""
+        with self._lock:
+            self._retry()
+
+    def close(self) -> None:
+        with self._lock:
+            os.close(self._file)
+
+    def _retry(self) -> None:
         try:
             while self._kept:
                 self._follow()
@@ -65,9 +77,6 @@ class Audit:
             self._complained = True
         else:
             self._complained = False
-
-    def close(self) -> None:
-        os.close(self._file)
 
     def _append(self, line: bytes) -> None:
         # In one call, so that lines of several processes never mix.

@@ -111,20 +111,29 @@ def drift(
     if reference is None:
         raise BundleError(f"{settings.bundle} carries no reference: score it anew with leuko-train report")
     window.model_sha256 = bundle.sha256
-    answers = list(window.read(logs))
-    if not answers:
+    span = f"{window.since or 'begin'} to {window.until or 'end'}"
+    found = summarise(window.read(logs), bundle.labels, span)
+    if not found.n:
         raise Unusable(
             f"no answer of this bundle lies within that time; {window.other_models} are of other models"
         )
-    found = summarise(answers, bundle.labels, f"{window.since or 'begin'} to {window.until or 'end'}")
     shifts = compare(reference, found)
     if save is not None:
         save.write_text(json.dumps(dump(found), indent=2) + "\n")
     console = console or Console()
     if as_json or not console.is_terminal:
         verdicts = [asdict(shift) | {"verdict": shift.verdict} for shift in shifts]
-        counted = {"n": found.n, "other_models": window.other_models, "broken_lines": window.broken}
-        _print({**counted, "reference": dump(reference), "found": dump(found), "shifts": verdicts}, console)
+        counted = {"n": found.n, "other_models": window.other_models, "repeated": window.repeated}
+        _print(
+            {
+                **counted,
+                "broken_lines": window.broken,
+                "reference": dump(reference),
+                "found": dump(found),
+                "shifts": verdicts,
+            },
+            console,
+        )
     else:
         console.print(*shown.drift_tables(reference, found, shifts, window), sep="\n")
     return 3 if worst(shifts) == "drifted" else 0

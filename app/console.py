@@ -80,6 +80,8 @@ def drift_tables(
     yield table
     if window.other_models:
         yield Text(f"{window.other_models} answers are of other models and are not counted", "yellow")
+    if window.repeated:
+        yield Text(f"{window.repeated} answers are of requests that were counted before", "yellow")
     if window.broken:
         yield Text(f"{window.broken} lines could not be used", "yellow")
 

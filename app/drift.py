@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,13 +24,18 @@ VERDICTS = ("stable", "shifted", "drifted")
 
 @dataclass
 class Window:
-    """since, until: the first moment within and the first after it; model_sha256: whose answers count."""
+    """since, until: the first moment within and the first after it; model_sha256: whose answers count.
+
+    A request that a proxy gave to two replicas is in the logs of both, and counts once.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
     model_sha256: str | None = None
     other_models: int = 0  # answers that were not counted for that
+    repeated: int = 0  # answers whose request was counted before
     broken: int = 0  # lines that a full disk cut short (the log writes those again), and of older versions
+    _requests: set[str] = field(default_factory=set, repr=False)  # ids: 125 bytes each
 
     def read(self, paths: Sequence[Path]) -> Iterator[Seen]:
         """The answers of the audit logs `paths`, plain or .gz. Raises Unusable for what is no audit log."""
@@ -40,7 +46,7 @@ class Window:
                     for line in filter(str.strip, file):
                         lines += 1
                         yield from self._answers(line)
-            except (OSError, EOFError, UnicodeDecodeError) as error:
+            except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
                 raise Unusable(f"{path} cannot be read: {error}") from None
             if lines and self.broken - broken == lines:
                 raise Unusable(f"{path} is no audit log: none of its {lines} lines is one of a request")
@@ -48,16 +54,21 @@ class Window:
     def _answers(self, line: str) -> list[Seen]:
         try:
             entry = json.loads(line)
-            moment, images = datetime.fromisoformat(entry["time"]), entry.get("images", ())
+            moment, images = _moment(entry["time"]), entry.get("images", ())
             found = [_seen(image) for image in images if "label" in image]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            request, model = str(entry["request_id"]), entry.get("model_sha256")
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.broken += 1
             return []
-        if not self._holds(moment):
+        if not found or not self._holds(moment):
             return []
-        if found and self.model_sha256 not in (None, entry.get("model_sha256")):
+        if self.model_sha256 not in (None, model):
             self.other_models += len(found)
             return []
+        if request in self._requests:
+            self.repeated += len(found)
+            return []
+        self._requests.add(request)
         return found
 
     def _holds(self, moment: datetime) -> bool:
@@ -161,7 +172,15 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
+def _moment(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError(f"{text} is a time of nowhere")
+    return found
+
+
 def _seen(image: Mapping[str, Any]) -> Seen:
-    return Seen(
-        str(image["label"]), float(image["confidence"]), float(image["ood_score"]), bool(image["review"])
-    )
+    label, confidence, ood_score = image["label"], float(image["confidence"]), float(image["ood_score"])
+    if label not in CLASSES or not math.isfinite(confidence) or not math.isfinite(ood_score):
+        raise ValueError(f"no answer: {image}")
+    return Seen(label, confidence, ood_score, bool(image["review"]))

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import select
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -75,6 +79,50 @@ def test_of_more_lines_than_can_be_kept_the_number_is(tmp_path: Path) -> None:
     audit.close()
     assert lines(path)[-2:] == [{"n": MOST_KEPT - 1}, {"lost": 3}]
     assert len(lines(path)) == MOST_KEPT + 1
+
+
+def retry(audit: Audit, begun: Barrier) -> None:
+    begun.wait()
+    audit.retry()
+
+
+def test_what_is_kept_is_written_once_whichever_threads_try(tmp_path: Path) -> None:
+    kept, added = 300, 100
+    for turn in range(5):
+        path = tmp_path / f"{turn}.jsonl"
+        audit = Audit(path)
+        with full_beyond(0):
+            for number in range(kept):
+                audit.write({"n": number})
+        with ThreadPoolExecutor(3) as pool:
+            begun = Barrier(3)
+            retries = [pool.submit(retry, audit, begun) for _ in range(2)]
+            begun.wait()
+            for number in range(kept, kept + added):
+                audit.write({"n": number})
+            for one in retries:
+                one.result()
+        audit.close()
+        assert [line["n"] for line in lines(path)] == [*range(kept + added)]
+
+
+def test_a_line_that_is_being_written_is_no_failure(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    audit = Audit(path)
+    long = {"n": "0" * 200_000}  # more than a pipe takes at once
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(audit.write, long)
+        select.select([reader], [], [])
+        failing = pool.submit(lambda: audit.failing)
+        wait([failing], 0.1)
+        while not writing.done():
+            with suppress(BlockingIOError):
+                os.read(reader, 100_000)
+        assert not failing.result()
+    audit.close()
+    os.close(reader)
 
 
 def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import ssl
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
-from app.bundles import locate
+from app.bundles import BOUNDS, Bounds, locate
 from app.errors import BundleError
 from app.settings import Settings
 from app.vision.bundle import FILES
@@ -63,8 +66,8 @@ def serving(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = 
 
 
 @pytest.fixture
-def https(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of the bundle on a server whose certificate this process trusts."""
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Of a server whose certificate this process trusts."""
     if OPENSSL is None:
         pytest.skip("openssl is absent here")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -83,8 +86,14 @@ def https(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate, key)
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.load_cert_chain(certificate, key)
+    return found
+
+
+@pytest.fixture
+def https(bundle: Path, tls: ssl.SSLContext) -> Iterator[str]:
+    """The address of the bundle."""
     with serving(type("Quiet", (Quiet,), {"root": bundle}), tls) as port:
         yield f"https://localhost:{port}"
 
@@ -170,6 +179,124 @@ def test_a_server_that_nobody_vouches_for_is_refused(
         locate(settings(f"{https}#sha256={sha256(bundle / 'config.json')}", tmp_path))
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["https://a:b/c", "https://a b/c", "https://a/b c", "https://a/bü", "https://[::1", "https://a:99999/b"],
+)
+def test_an_address_that_cannot_be_one_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(BundleError, match="cannot be fetched"):
+        locate(settings(f"{address}#sha256=" + "0" * 64, tmp_path))
+    assert not [*tmp_path.glob("cache/*")]
+
+
+RESET = b"a reset"
+
+
+class Said(BaseHTTPRequestHandler):
+    """Says `said` to whatever is asked, byte for byte, and hangs up; for RESET it says nothing."""
+
+    said: bytes
+
+    def do_GET(self) -> None:
+        self.close_connection = True
+        if self.said == RESET:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+        else:
+            self.wfile.write(self.said)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def saying(said: bytes, tls: ssl.SSLContext | None = None) -> AbstractContextManager[int]:
+    return serving(type("ThisSaid", (Said,), {"said": said}), tls)
+
+
+def answering(body: bytes, head: bytes = b"") -> bytes:
+    head += b"Connection: close\r\nContent-Length: %d\r\n" % len(body)
+    return b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + body
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"", "closed connection"),
+        (b"\x15\x03 garbled\r\n\r\n", "garbled"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "ended 6 bytes too early"),
+        (CHUNKED + b"9\r\nabc", "IncompleteRead"),
+        (CHUNKED + b"garbled\r\n", "IncompleteRead"),
+        (b"HTTP/1.1 302 Found\r\nLocation: https://[::1\r\n\r\n", "Invalid IPv6"),
+    ],
+)
+def test_an_answer_that_breaks_off_or_is_none_is_refused(
+    tls: ssl.SSLContext, tmp_path: Path, said: bytes, reason: str
+) -> None:
+    with saying(said, tls) as port, pytest.raises(BundleError, match=reason):
+        locate(settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path))
+    assert not [*tmp_path.glob("cache/*")]
+
+
+def test_a_file_that_is_announced_to_be_too_large_is_not_read(tls: ssl.SSLContext, tmp_path: Path) -> None:
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: 1073741825\r\n\r\n"
+    with saying(said, tls) as port, pytest.raises(BundleError, match="is over 1073741824 bytes"):
+        locate(settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path))
+
+
+def test_a_file_that_turns_out_to_be_too_large_is_refused(tls: ssl.SSLContext, tmp_path: Path) -> None:
+    said = CHUNKED + b"4\r\nabcd\r\n4\r\nefgh\r\n0\r\n\r\n"
+    with saying(said, tls) as port:
+        asked = settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path)
+        with pytest.raises(BundleError, match="is over 7 bytes"):
+            locate(asked, Bounds(most_bytes=7))
+        with pytest.raises(BundleError, match="has sha256"):
+            locate(asked, Bounds(most_bytes=8))
+
+
+class Dripping(BaseHTTPRequestHandler):
+    """A byte now and then, for longer than the test needs."""
+
+    left: Event
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "500")
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(500):
+                self.wfile.write(b" ")
+                if self.left.wait(0.02):
+                    break
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_server_that_drips_is_not_waited_for(tls: ssl.SSLContext, tmp_path: Path) -> None:
+    left = Event()
+    with serving(type("ThisDripping", (Dripping,), {"left": left}), tls) as port:
+        asked = settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path)
+        with pytest.raises(BundleError, match="comes too slowly"):
+            locate(asked, Bounds(seconds=0.2))
+        left.set()
+    assert BOUNDS.seconds < 3600
+
+
+def test_what_was_begun_by_processes_that_were_killed_is_removed_in_time(
+    https: str, bundle: Path, tmp_path: Path
+) -> None:
+    pin, cache = sha256(bundle / "config.json"), tmp_path / "cache"
+    for name, hours in (("fetching-old", 25), ("fetching-young", 23), ("other", 25)):
+        (cache / name / "bundle").mkdir(parents=True)
+        begun = time.time() - hours * 3600
+        os.utime(cache / name, (begun, begun))
+    locate(settings(f"{https}#sha256={pin}", tmp_path))
+    assert {path.name for path in cache.iterdir()} == {"fetching-young", "other", pin}
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of https://huggingface.co/docs/hub/api as huggingface_hub asks for."""
 
@@ -219,26 +346,87 @@ LOCATE = """
 import sys
 from app.bundles import locate
 from app.settings import Settings
-print(locate(Settings(bundle=sys.argv[1], cache=sys.argv[2])))
+for _ in range(int(sys.argv[3])):
+    print(locate(Settings(bundle=sys.argv[1], cache=sys.argv[2])))
 """
 
 
-def test_a_bundle_comes_from_the_hub_by_its_library(bundle: Path, tmp_path: Path) -> None:
+Ask = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Ask:
+    """Its library reads the variable when it is imported: hence a process of its own."""
     pytest.importorskip("huggingface_hub")
-    ask = partial(subprocess.run, capture_output=True, text=True)
-    command = [sys.executable, "-c", LOCATE, "hf://lab/wbc@v2", str(tmp_path / "cache")]
+
+    def run(
+        endpoint: str, bundle: str = "hf://lab/wbc@v2", times: int = 1
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LOCATE, bundle, str(tmp_path / "cache"), str(times)]
+        environ = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", "PATH": ""}
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_a_bundle_comes_from_the_hub_by_its_library(ask: Ask, bundle: Path) -> None:
     with serving(type("ThisHub", (Hub,), {"root": bundle})) as port:
-        # Its library reads the variable when it is imported: hence a process of its own.
-        environ = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_TELEMETRY": "1", "PATH": ""}
-        done = ask(command, env=environ, check=False)
-        assert done.returncode == 0, done.stderr
+        done = ask(f"http://127.0.0.1:{port}")
+        assert (done.returncode, done.stderr) == (0, "")
         found = Path(done.stdout.strip())
         assert {path.name for path in found.iterdir()} == {"config.json", *FILES}
         assert (found / FILES[0]).read_bytes() == (bundle / FILES[0]).read_bytes()
-        other = ask([*command[:3], "hf://lab/none@v2", command[4]], env=environ, check=False)
+        other = ask(f"http://127.0.0.1:{port}", "hf://lab/none@v2")
         assert "BundleError: hf://lab/none cannot be fetched" in other.stderr
-    unplugged = ask(command, env=environ, check=False)
+    unplugged = ask(f"http://127.0.0.1:{port}")
     assert unplugged.stdout == done.stdout
+
+
+NO_HUB = [
+    RESET,
+    b"",
+    b"\x15\x03 garbled\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{",
+    answering(b"not packed", b"Content-Encoding: gzip\r\n"),
+    answering(b"<html>please log in</html>"),
+    answering(b"{}"),
+    answering(b'{"id": "lab/wbc"}'),
+    answering(b"[]"),
+    answering(b"[" * 100_000),
+]
+
+
+class Turns(Said):
+    """Says each of `turns` once."""
+
+    turns: list[bytes]
+
+    def do_GET(self) -> None:
+        self.said = self.turns.pop(0)
+        super().do_GET()
+
+
+def test_where_the_hub_resets_or_garbles_what_was_fetched_before_is_used(ask: Ask, bundle: Path) -> None:
+    with serving(type("ThisHub", (Hub,), {"root": bundle})) as port:
+        fetched = ask(f"http://127.0.0.1:{port}").stdout
+    turns = [*NO_HUB]
+    with serving(type("TheseTurns", (Turns,), {"turns": turns})) as port:
+        done = ask(f"http://127.0.0.1:{port}", times=len(NO_HUB))
+    assert (done.stdout, turns) == (fetched * len(NO_HUB), []), done.stderr
+    assert "ReadError" in done.stderr  # of the reset
+    warning = "hf://lab/wbc cannot be asked, what was fetched before is used: "
+    assert [line.startswith(warning) for line in done.stderr.splitlines()] == [True] * len(NO_HUB)
+
+
+def test_where_the_hub_garbles_and_nothing_was_fetched_the_start_is_refused(ask: Ask) -> None:
+    with saying(NO_HUB[2]) as port:
+        done = ask(f"http://127.0.0.1:{port}")
+    assert "app.errors.BundleError: hf://lab/wbc cannot be fetched: RemoteProtocolError" in done.stderr
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "nonsense"])
+def test_an_address_of_the_hub_that_cannot_be_one_is_refused(ask: Ask, endpoint: str) -> None:
+    assert "app.errors.BundleError: hf://lab/wbc cannot be fetched" in ask(endpoint).stderr
 
 
 def test_where_there_is_no_home_another_folder_is_asked_for() -> None:

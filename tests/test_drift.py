@@ -3,9 +3,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
+import weakref
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -83,9 +87,12 @@ def test_a_handful_of_cells_is_no_drift() -> None:
     assert worst(compare(of(drawn(2000, EVEN)), few)) == "stable"
 
 
-def line(time: str = NOON, sha256: str = SHIPPED.sha256, **image: Any) -> str:
+def line(
+    time: str = NOON, sha256: str = SHIPPED.sha256, *, request_id: str | None = None, **image: Any
+) -> str:
     found = {"sha256": "0", "label": "monocyte", "confidence": 0.9, "ood_score": 1.2, "review": False} | image
-    return json.dumps({"time": time, "status": 200, "model_sha256": sha256, "images": [found]})
+    entry = {"time": time, "request_id": request_id or uuid4().hex, "status": 200}
+    return json.dumps(entry | {"model_sha256": sha256, "images": [found]})
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -100,11 +107,13 @@ def test_a_window_takes_what_lies_within_and_is_of_the_model(tmp_path: Path) -> 
         line("2026-11-27T09:00:00+01:00"),
         line("2026-11-27T08:30:00+00:00", sha256="of another"),
         line("2026-11-27T09:00:00+00:00"),
-        '{"time": "2026-11-27T08:10:00+00:00", "route": "/model", "status": 200}',
+        '{"time": "2026-11-27T08:10:00+00:00", "request_id": "1", "route": "/model", "status": 200}',
         line()[:30],  # a full disk
         "",
         '["no", "entry"]',
-        json.dumps({"time": NOON, "images": [{"sha256": "0", "error": "undecodable_image"}]}),
+        json.dumps(
+            {"time": NOON, "request_id": "2", "images": [{"sha256": "0", "error": "undecodable_image"}]}
+        ),
     )
     packed = tmp_path / "audit.jsonl.1.gz"
     packed.write_bytes(gzip.compress(line("2026-11-27T08:59:59+00:00", label="neutrophil").encode()))
@@ -115,6 +124,48 @@ def test_a_window_takes_what_lies_within_and_is_of_the_model(tmp_path: Path) -> 
     assert (window.other_models, window.broken) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        line("2026-11-27T12:00:00"),
+        line(label="thrombocyte"),
+        line(label=["monocyte"]),
+        line(confidence=math.nan),
+        line(ood_score=10**400),
+        line().replace('"request_id"', '"id"'),
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_cannot_be_an_answer_is_counted_as_broken(tmp_path: Path, wrong: str) -> None:
+    window = Window(since=datetime(2026, 11, 27, tzinfo=UTC))
+    log = write(tmp_path / "audit.jsonl", line(), wrong)
+    assert of(list(window.read([log]))).n == 1
+    assert window.broken == 1
+
+
+def test_a_request_that_two_replicas_took_counts_once(tmp_path: Path) -> None:
+    within = datetime(2026, 11, 27, tzinfo=UTC)
+    failed = json.dumps({"time": NOON, "request_id": "a", "images": [{"sha256": "0", "error": "not_ready"}]})
+    one = write(tmp_path / "1.jsonl", failed, line(request_id="b"), line("2026-11-26T12:00Z", request_id="c"))
+    other = write(tmp_path / "2.jsonl", *[line(request_id=name) for name in "abc"], line(sha256="another"))
+    window = Window(since=within, model_sha256=SHIPPED.sha256)
+    assert len(list(window.read([one, other]))) == 3
+    assert (window.repeated, window.other_models) == (1, 1)
+
+
+def test_the_answers_of_a_while_are_not_kept() -> None:
+    def answers() -> Iterator[Seen]:
+        for _ in range(3):
+            one = Seen("monocyte", 0.9, 1.2, review=False)
+            kept.append(weakref.ref(one))
+            yield one
+            del one
+            assert not [each for each in kept[:-1] if each() is not None]
+
+    kept: list[weakref.ref[Seen]] = []
+    assert summarise(answers(), CLASSES, "drawn").n == 3
+
+
 @pytest.mark.parametrize("content", [b"no log\n", b"[]\n{}\n", b"\xff\xfe\n", b"5\n"])
 def test_what_is_no_audit_log_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
@@ -123,9 +174,11 @@ def test_what_is_no_audit_log_is_refused(tmp_path: Path, content: bytes) -> None
         list(Window().read([path]))
 
 
-@pytest.mark.parametrize("name", ["absent", "short.gz"])
+@pytest.mark.parametrize("name", ["absent", "short.gz", "corrupt.gz"])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "short.gz").write_bytes(gzip.compress(line().encode())[:-9])
+    packed = gzip.compress(line().encode())
+    (tmp_path / "short.gz").write_bytes(packed[:-9])
+    (tmp_path / "corrupt.gz").write_bytes(packed[:10] + b"\xff" * 20 + packed[30:])
     with pytest.raises(Unusable, match="cannot be read"):
         list(Window().read([tmp_path / name]))
 
@@ -155,7 +208,7 @@ def test_the_command_exits_with_3_on_drift_and_a_saved_while_is_a_reference(
     saved = tmp_path / "saved.json"
     assert main(["drift", str(log), "--save", str(saved)]) == 3
     document = json.loads(capsys.readouterr().out)
-    assert (document["n"], document["reference"]["n"]) == (300, 2487)
+    assert (document["n"], document["reference"]["n"], document["repeated"]) == (300, 2487, 0)
     assert "drifted" in {one["verdict"] for one in document["shifts"]}
     assert read_reference(saved).labels["monocyte"] == 300
     assert main(["drift", str(log), "--reference", str(saved)]) == 0
@@ -164,7 +217,8 @@ def test_the_command_exits_with_3_on_drift_and_a_saved_while_is_a_reference(
 
 
 def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
-    log = write(tmp_path / "audit.jsonl", *[line() for _ in range(300)], line(sha256="other"), "broken")
+    answers = [line() for _ in range(300)]
+    log = write(tmp_path / "audit.jsonl", *answers, answers[0], line(sha256="other"), "broken")
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     assert drift([log], Settings(), Window(), console=console) == 3
     text = cast(io.StringIO, console.file).getvalue()
@@ -174,6 +228,7 @@ def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
         "1.0000",
         "drifted",
         "1 answers are of other",
+        "1 answers are of requests that were counted before",
     ):
         assert part in text
 

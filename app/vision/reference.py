@@ -23,13 +23,6 @@ class Histogram:
     counts: tuple[int, ...]
     mean: float
 
-    @classmethod
-    def of(cls, values: Sequence[float], edges: tuple[float, ...]) -> Histogram:
-        counts = [0] * (len(edges) + 1)
-        for value in values:
-            counts[bisect_left(edges, value)] += 1
-        return cls(edges, tuple(counts), sum(values) / len(values) if values else 0.0)
-
     def below(self) -> list[int]:
         """How many are at or below each edge, and how many there are."""
         return [*accumulate(self.counts)]
@@ -64,19 +57,39 @@ class Seen:
     review: bool
 
 
+class Counts:
+    """A histogram that grows."""
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self._edges = edges
+        self._counts = [0] * (len(edges) + 1)
+        self._sum = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._edges, value)] += 1
+        self._sum += value
+
+    def histogram(self) -> Histogram:
+        return Histogram(self._edges, tuple(self._counts), self._sum / max(1, sum(self._counts)))
+
+
 def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> Reference:
-    """names: the classes, all of which are counted; at least one answer."""
-    seen = list(answers)
+    """names: the classes, all of which are counted. The answers are not kept: there may be millions."""
     labels = dict.fromkeys(names, 0)
-    for one in seen:
+    confidence, ood_score = Counts(CONFIDENCE_EDGES), Counts(OOD_EDGES)
+    review = 0
+    for one in answers:
         labels[one.label] += 1
+        confidence.add(one.confidence)
+        ood_score.add(one.ood_score)
+        review += one.review
     return Reference(
         of=of,
-        n=len(seen),
+        n=sum(labels.values()),
         labels=labels,
-        review=sum(one.review for one in seen),
-        confidence=Histogram.of([one.confidence for one in seen], CONFIDENCE_EDGES),
-        ood_score=Histogram.of([one.ood_score for one in seen], OOD_EDGES),
+        review=review,
+        confidence=confidence.histogram(),
+        ood_score=ood_score.histogram(),
     )
 
 

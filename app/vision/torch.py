@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from app.vision.resnet18 import ResNet18, load_resnet18
 WORKERS = 3  # Python decodes no more beside a GPU in one process, however many cores there are
 LANES = 2  # on a GPU
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches on a GPU
+# torch captures one graph at a time in a process, and during it nobody may wait for the device or give memory
+# back, which it does before each and we do after the last: hence one model is prepared at a time.
+PREPARING = Lock()
 
 Pool = Any  # of CUDA memory: torch keeps its type to itself
 Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # pixels → logits, features, maps
@@ -51,7 +55,7 @@ class TorchEngine:
         torch.backends.cudnn.benchmark = cuda
         network = load_resnet18(bundle).to(memory_format=torch.channels_last)
         self._free: SimpleQueue[Lane] = SimpleQueue()
-        for lane in _lanes(network, bundle.preprocessing.size) if cuda else [Lane(None, network)]:
+        for lane in prepare(network, bundle.preprocessing.size) if cuda else [Lane(None, network)]:
             self._free.put(lane)
 
     @torch.inference_mode()
@@ -74,11 +78,13 @@ class TorchEngine:
 
 
 @torch.inference_mode()
-def _lanes(network: ResNet18, side: int) -> list[Lane]:
+def prepare(network: ResNet18, side: int) -> list[Lane]:
+    """On a GPU, where others may be answering."""
     device = torch.device("cuda")
-    network.to(device).half()
-    lanes = [Lane(_stream(), Sized(network, side, device)) for _ in range(LANES)]
-    torch.cuda.empty_cache()  # of what finding the fastest kernels took
+    with PREPARING:
+        network.to(device).half()
+        lanes = [Lane(_stream(), Sized(network, side, device)) for _ in range(LANES)]
+        torch.cuda.empty_cache()  # of what finding the fastest kernels took
     return lanes
 
 
@@ -145,7 +151,9 @@ def _capture(network: Run, pixels: Tensor, pool: Pool) -> Callable[[], tuple[Ten
             network(pixels)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool):
+    # In the mode "global", what threads that answer meanwhile copy, allocate and wait for would be errors:
+    # theirs, and the capture's.
+    with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
         outputs = network(pixels)
 
     def replay() -> tuple[Tensor, Tensor, Tensor]:

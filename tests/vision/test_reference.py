@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.errors import BundleError
 from app.vision.bundle import CLASSES
-from app.vision.reference import CONFIDENCE_EDGES, Histogram, Seen, dump, parse, summarise
+from app.vision.reference import CONFIDENCE_EDGES, Counts, Seen, dump, parse, summarise
 
 seen = st.builds(Seen, st.sampled_from(CLASSES), st.floats(0.25, 1), st.floats(0, 20), st.booleans())
 TABLE = dump(summarise([Seen("monocyte", 0.9, 1.2, review=True)], CLASSES, "one cell"))
@@ -33,7 +33,10 @@ def test_what_is_written_is_read_again(answers: list[Seen]) -> None:
 
 
 def test_edges_belong_to_the_bin_below_as_in_prometheus() -> None:
-    found = Histogram.of([0.3, 0.30001, 1.0, 1.5], CONFIDENCE_EDGES)
+    growing = Counts(CONFIDENCE_EDGES)
+    for value in (0.3, 0.30001, 1.0, 1.5):
+        growing.add(value)
+    found = growing.histogram()
     assert found.counts[0] == 1
     assert found.counts[1] == 1
     assert found.counts[bisect_left(CONFIDENCE_EDGES, 1.0)] == 1

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from safetensors.torch import save_file
 
 from app.vision.bundle import CLASSES, Bundle
 from app.vision.framing import Preprocessing
-from app.vision.torch import Fixed, Sized, TorchEngine
+from app.vision.resnet18 import ResNet18
+from app.vision.torch import PREPARING, Fixed, Sized, TorchEngine, prepare
 from training.network import Network, load_network
 
 
@@ -88,6 +91,52 @@ def test_several_threads_get_each_their_own_answers(bundle: Bundle) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: engine.infer(images[i : i + 1]).logits, range(len(images))))
     assert np.allclose(found, expected, atol=1e-4)
+
+
+class Refusing:
+    """A network that says whether another could be prepared meanwhile, and does not go to a GPU."""
+
+    alone: bool | None = None
+
+    def to(self, _: torch.device) -> None:
+        self.alone = PREPARING.locked()
+        raise RuntimeError("no GPU is wanted here")
+
+
+def test_one_model_is_prepared_for_a_gpu_at_a_time_and_one_that_fails_stops_no_other() -> None:
+    for _ in range(2):
+        network = Refusing()
+        with pytest.raises(RuntimeError, match="no GPU is wanted"):
+            prepare(cast(ResNet18, network), 224)
+        assert network.alone
+
+
+@pytest.mark.gpu
+def test_models_are_loaded_on_a_gpu_while_another_answers(bundle: Bundle) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here: no graph is captured while others answer")
+    live, loaded = TorchEngine(bundle), Event()
+    images = pixels(7)
+    expected = live.infer(images).logits
+    near = 0.02 * np.abs(expected).max()  # each lane has the kernels that were fastest when it was prepared
+
+    def answer() -> int:
+        turns = 0
+        while not loaded.is_set():
+            assert np.abs(live.infer(images).logits - expected).max() < near
+            turns += 1
+        return turns
+
+    with ThreadPoolExecutor(5) as pool:
+        answering = [pool.submit(answer) for _ in range(3)]
+        loading = [pool.submit(TorchEngine, bundle) for _ in range(2)]
+        try:
+            engines = [one.result() for one in loading]
+        finally:
+            loaded.set()
+        assert all(one.result() for one in answering)
+    for engine in engines:
+        assert np.abs(engine.infer(images).logits - expected).max() < near
 
 
 @pytest.mark.gpu
