@@ -1,30 +1,17 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from app.audit import MOST_KEPT, Audit
 from app.errors import StartupError
+from tests.disk import full_beyond
 
 
 def lines(path: Path) -> list[dict[str, int]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-@contextmanager
-def full_beyond(size: int) -> Iterator[None]:
-    """Files of this process cannot grow over so many bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_lines_are_added_to_those_that_are_there(tmp_path: Path) -> None:
