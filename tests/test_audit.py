@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
 
@@ -14,21 +12,11 @@ import pytest
 
 from app.audit import MOST_KEPT, Audit
 from app.errors import StartupError
+from tests.disk import full_beyond
 
 
 def lines(path: Path) -> list[dict[str, int]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-@contextmanager
-def full_beyond(size: int) -> Iterator[None]:
-    """Files of this process cannot grow over so many bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_lines_are_added_to_those_that_are_there(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from training.config import TrainConfig
 from training.data import Row
+from training.drafts import draft_of
 from training.fit import fit_once
 from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
@@ -53,7 +54,8 @@ def save_mean(train: Sequence[Row], patches: Patches, config: TrainConfig, run: 
     network = mean_network([load_checkpoint(fold_path(run, k) / BEST, config) for k in range(config.folds)])
     module = Finetuning(network, replace(config, coarse_epochs=0))
     renew_statistics(module, train, patches)
-    torch.save({"state_dict": module.state_dict()}, run / BEST)
+    with draft_of(run / BEST) as draft:
+        torch.save({"state_dict": module.state_dict()}, draft)
 
 
 def fit_shared(
@@ -74,8 +76,13 @@ def fit_shared(
     if not weights.is_file():
         part = replace(config, epochs=config.shared_epochs, coarse_epochs=config.shared_epochs, mix=mix)
         best = fit_once(rows, [], patches, part, run / SHARED)
-        do_once(processes, lambda: save_file(load_checkpoint(best, config).trunk.state_dict(), weights))
+        do_once(processes, lambda: save_start(best, config, weights))
     return str(weights)
+
+
+def save_start(best: Path, config: TrainConfig, weights: Path) -> None:
+    with draft_of(weights) as draft:  # for its being there means that the shared training is over
+        save_file(load_checkpoint(best, config).trunk.state_dict(), draft)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from app.vision.engine import Pixels
 from app.vision.framing import Preprocessing, choose_frame, shrink, whiten
 from training.config import Augmentation, TrainConfig
 from training.data import Row, fingerprint
+from training.drafts import draft_of
 from training.pictures import Pictures
 
 MOST_ROOM = 2.0  # times the frame; what would lie further out is black
@@ -87,11 +88,10 @@ def cut_patches(rows: Sequence[Row], config: TrainConfig, folder: Path) -> Patch
     facts = [fingerprint(rows), [row.path for row in rows], asdict(config.preprocessing), cut.side, cut.room]
     path = folder / f"patches-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}.npy"
     if not path.is_file():
-        draft = path.with_suffix(".new")
-        made = open_memmap(draft, "w+", np.uint8, (len(rows), cut.side, cut.side, 3))
         loader = DataLoader(cut, batch_size=None, num_workers=config.workers)
-        for i, patch in enumerate(tqdm(loader, "cutting", len(rows), unit=" pictures", disable=None)):
-            made[i] = patch
-        made.flush()
-        draft.replace(path)  # a run that is stopped leaves no half of them
+        with draft_of(path) as draft:
+            made = open_memmap(draft, "w+", np.uint8, (len(rows), cut.side, cut.side, 3))
+            for i, patch in enumerate(tqdm(loader, "cutting", len(rows), unit=" pictures", disable=None)):
+                made[i] = patch
+            made.flush()
     return Patches(rows, np.load(path, mmap_mode="r"))

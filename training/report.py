@@ -18,6 +18,7 @@ from app.vision.reference import dump as dump_reference
 from training.card import model_card
 from training.config import config_from, read_config
 from training.data import Progress, Row, fingerprint
+from training.drafts import draft_of
 from training.errors import DataError
 from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
 from training.findings import (
@@ -199,9 +200,8 @@ def record(path: Path, config: Table, found: Report, split: str) -> None:
             "macro_f1": [short(end) for end in intervals.macro_f1],
         },
     }
-    draft = path.with_suffix(".json.new")
-    draft.write_text(dump(config | {"scores": scores}))
-    draft.replace(path)  # a bundle is never without a whole config.json
+    with draft_of(path) as draft:  # a bundle is never without a whole config.json
+        draft.write_text(dump(config | {"scores": scores}))
 
 
 def short(value: float | None) -> float | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from training.config import load_recipe
 from training.data import CLASSES, Row
 from training.errors import DataError
 from training.loading import balanced_weights, evaluation_loader, mixed_weights, training_loader
-from training.patches import cut_patches
+from training.patches import Patches, cut_patches
 
 
 def uneven(archive: str) -> list[Row]:
@@ -50,6 +51,27 @@ def test_a_batch_is_patches_labels_and_weights(rows: list[Row], tmp_path: Path) 
     assert pixels.dtype == torch.uint8
     assert set(labels.tolist()) <= set(range(len(CLASSES)))
     assert weights.shape == (8,)
+
+
+@pytest.mark.parametrize("mix", ["mix={}", "mix={a=1}"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_that_draw_alike_share_out_the_batches_of_one(mix: str, world: int) -> None:
+    rows = uneven("a.zip")
+    numbered = Patches(rows, np.arange(len(rows), dtype=np.uint8).reshape(-1, 1, 1, 1))
+    config = load_recipe("default", ["workers=0", "samples=27", "batch=8", mix])
+
+    def drawn(rank: int, world: int) -> list[list[int]]:
+        torch.manual_seed(7)
+        loader = training_loader(rows, numbered, config, rank, world)
+        return [batch[0].flatten().tolist() for _ in ("an epoch", "another") for batch in loader]
+
+    whole = drawn(0, 1)
+    shares = [drawn(rank, world) for rank in range(world)]
+    together = [
+        [one for dealt in zip(*batch, strict=True) for one in dealt] for batch in zip(*shares, strict=True)
+    ]
+    assert [len(batch) for batch in whole] == [8] * 6
+    assert together == whole
 
 
 def test_evaluation_sees_each_file_once_and_always_the_same(rows: list[Row]) -> None:

@@ -1,20 +1,25 @@
-"""Training by two processes that torchrun starts, beside one: the same curve, and it goes on after a kill."""
+"""Training by two processes that torchrun starts: what one learns, and they go on after a kill."""
 
 from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
 
-from tests.running import wait_until
-from training.data import Row, write_manifest
-from training.module import LAST
+from benchmarks.server import family, field
+from tests.running import linux, wait_until
+from training.data import Row, build_manifest, write_manifest
+from training.module import BEST, LAST
+from training.rows import fold_path
 
 LEUKO_TRAIN = str(Path(sys.executable).with_name("leuko-train"))
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--no-python", "--"]
@@ -32,8 +37,17 @@ QUICK = {
     "monitor": "'last'",
     "detail": "96",
     "coarse_size": "64",
+    "epochs": str(EPOCHS),
     "coarse_epochs": str(EPOCHS),
     "shared_epochs": "0",
+}
+FOLDS = {
+    "select_on": "'folds'",
+    "folds": "2",
+    "mix": "{slides=0.5, other=0.5}",
+    "shared_epochs": "1",
+    "epochs": "1",
+    "samples": "32",
 }
 pytestmark = pytest.mark.ops
 
@@ -46,12 +60,34 @@ def manifest(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(
-    manifest: Path, run: Path, seed: int = 0, epochs: int = EPOCHS, resume: bool = False
+    manifest: Path, run: Path, changes: Mapping[str, str] = MappingProxyType({}), resume: bool = False
 ) -> list[str]:
-    chosen = QUICK | {"seed": str(seed), "epochs": str(epochs)}
+    chosen = {**QUICK, **changes}
     settings = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
     last = ["--resume"] if resume else settings
     return [LEUKO_TRAIN, "fit", "--manifest", str(manifest), "--run", str(run), *last]
+
+
+def train(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def train_until(holds: Callable[[], bool], command: list[str]) -> None:
+    """By torchrun, which is then killed with both its workers."""
+    with subprocess.Popen(
+        [*TORCHRUN, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_until(lambda: holds() or process.poll() is not None, patience_s=200)
+        processes = family(process.pid)  # by number: each worker has a session and group of its own
+        assert len(processes) >= 3
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(runs(pid) for pid in processes))
+
+
+def runs(pid: int) -> bool:
+    """A zombie does not: whoever inherited it may never ask how it ended."""
+    return field(pid, r"State:\s+(\w)") not in ([], ["Z"])
 
 
 def losses(run: Path) -> list[float]:
@@ -75,43 +111,59 @@ def distance(one: list[float], other: list[float]) -> float:
 @pytest.fixture(scope="module")
 def by_two(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "two"
-    subprocess.run([*TORCHRUN, *arguments(manifest, run)], check=True, capture_output=True)
+    train([*TORCHRUN, *arguments(manifest, run)])
     return run
 
 
 def test_two_processes_learn_as_one_does(manifest: Path, by_two: Path, tmp_path: Path) -> None:
-    for seed in (0, 1, 2):
-        command = arguments(manifest, tmp_path / str(seed), seed)
-        subprocess.run(command, check=True, capture_output=True)
-    curve, *others = (losses(tmp_path / str(seed)) for seed in (0, 1, 2))
+    for seed in ("0", "1", "2"):
+        train(arguments(manifest, tmp_path / seed, {"seed": seed}))
+    curve, *others = (losses(tmp_path / seed) for seed in ("0", "1", "2"))
     # What a seed changes is the noise; two processes draw other pictures of the same cells, as a seed does.
     noise = max(distance(curve, other) for other in others)
     print(f"one process {curve}, other seeds {others}, two processes {losses(by_two)}")
     assert distance(curve, losses(by_two)) <= 1.5 * noise
     one, two = (torch.load(run / LAST, weights_only=True) for run in (tmp_path / "0", by_two))
     assert one["global_step"] == two["global_step"] == EPOCHS * 64 // 16
+    assert torch.equal(one["draws"], two["draws"])  # so each epoch had the pictures of the one's
 
 
+@linux
 def test_after_a_kill_two_processes_go_on_with_the_same_curve(
     manifest: Path, by_two: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*TORCHRUN, *arguments(manifest, run)],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        wait_until(lambda: (run / LAST).exists() or process.poll() is not None, patience_s=200)
-        os.killpg(process.pid, signal.SIGKILL)
+    train_until((run / LAST).exists, arguments(manifest, run))
     assert len(losses(run)) < EPOCHS
-    command = [*TORCHRUN, *arguments(manifest, run, resume=True)]
-    subprocess.run(command, check=True, capture_output=True)
+    train([*TORCHRUN, *arguments(manifest, run, resume=True)])
     print(f"uninterrupted {losses(by_two)}, killed {losses(run)}")
     state = torch.load(run / LAST, weights_only=True)
     assert state["epoch"] == EPOCHS - 1
     resumed, whole = losses(run), losses(by_two)
     assert resumed[-1] == pytest.approx(whole[-1], abs=1e-4)
+
+
+@linux
+def test_after_a_kill_between_folds_two_processes_go_on_to_the_same_mean(
+    rows: list[Row], archive: Path, tmp_path: Path
+) -> None:
+    second = Path(shutil.copyfile(archive, tmp_path / "other.zip"))
+    manifest, whole, killed = (tmp_path / name for name in ("both.csv", "whole", "killed"))
+    write_manifest([*rows, *build_manifest(second)], manifest)
+    train([*TORCHRUN, *arguments(manifest, whole, FOLDS)])
+    train_until((fold_path(killed, 0) / LAST).exists, arguments(manifest, killed, FOLDS))
+    assert not (fold_path(killed, 1) / LAST).exists()
+    train([*TORCHRUN, *arguments(manifest, killed, resume=True)])
+    mean, again, *folds = (weights(run) for run in (whole, killed, *(fold_path(whole, k) for k in (0, 1))))
+    head = "network.trunk.fc.weight"
+    assert torch.allclose(mean[head], (folds[0][head] + folds[1][head]) / 2, atol=1e-6)
+    assert not torch.equal(folds[0][head], folds[1][head])
+    assert all(torch.allclose(again[name], mean[name], atol=1e-5) for name in mean)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(run / BEST, weights_only=True)["state_dict"]
+    return found
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(manifest: Path, tmp_path: Path) -> None:

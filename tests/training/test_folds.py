@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tests.disk import full_beyond
+from training.config import TrainConfig, load_recipe
+from training.data import CLASSES, Row
+from training.folds import save_mean, save_start
+from training.module import BEST, Finetuning, load_checkpoint
+from training.network import Network
+from training.patches import cut_patches
+from training.rows import fold_path
+
+HALF = 20 * 2**20  # bytes of a network's 45 million
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return load_recipe(
+        "default", ["folds=1", "mix={slides=1}", "workers=0", "samples=8", "batch=8", "detail=32"]
+    )
+
+
+@pytest.fixture
+def trained(config: TrainConfig, tmp_path: Path) -> Path:
+    """A run whose one fold is done."""
+    best = fold_path(tmp_path, 0) / BEST
+    best.parent.mkdir()
+    module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
+    torch.save({"state_dict": module.state_dict()}, best)
+    return tmp_path
+
+
+def test_a_start_that_was_half_written_is_not_there(config: TrainConfig, trained: Path) -> None:
+    best, weights = fold_path(trained, 0) / BEST, trained / "weights.safetensors"
+    with full_beyond(HALF), pytest.raises(SafetensorError):
+        save_start(best, config, weights)
+    assert not weights.exists()
+    save_start(best, config, weights)
+    assert torch.equal(load_file(weights)["fc.bias"], load_checkpoint(best, config).trunk.fc.bias)
+
+
+def test_a_mean_that_was_half_written_does_not_take_the_place_of_a_whole_one(
+    config: TrainConfig, trained: Path, rows: list[Row]
+) -> None:
+    patches = cut_patches(rows, config, trained)
+    save_mean(rows, patches, config, trained)
+    whole = load_checkpoint(trained / BEST, config)
+    with full_beyond(HALF), pytest.raises(RuntimeError):
+        save_mean(rows, patches, config, trained)
+    assert torch.equal(load_checkpoint(trained / BEST, config).trunk.fc.bias, whole.trunk.fc.bias)
