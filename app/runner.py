@@ -29,22 +29,27 @@ RESTARTS_S = 3600.0
 
 
 class Runner:
-    """on_failure: called with the error once the runner gives up; hear: of each image's answer."""
+    """on_faltering: asked whenever its engine has failed: shall it be started again?
+
+    on_failure: called with the error, once it gives up; hear: of each image's answer.
+    """
 
     def __init__(
         self,
         settings: Settings,
         telemetry: Telemetry,
         load: Load,
+        *,
+        on_faltering: Callable[[Runner], bool],
         on_failure: Callable[[Runner, Exception], object],
         hear: Hear = nobody,
     ) -> None:
         self.settings = settings
-        self.faltered = asyncio.Event()  # its engine has failed, at least once
         self._obstacle: str | None = LOADING
         self._telemetry = telemetry
         self._load = load
-        self._on_failure = on_failure
+        self.on_faltering = on_faltering
+        self.on_failure = on_failure
         self._hear = hear
         self._service: Service | None = None
         self._suspected = asyncio.Event()
@@ -60,6 +65,11 @@ class Runner:
         if self._obstacle is None and (self._service is None or not self._service.batcher.alive):
             return RESTARTING
         return self._obstacle
+
+    @property
+    def failed(self) -> bool:
+        """It has given up."""
+        return self._obstacle == FAILED
 
     @property
     def service(self) -> Service:
@@ -108,14 +118,15 @@ class Runner:
         try:
             while True:
                 await self._failure(service)
-                self.faltered.set()
                 service.decoders.close()
                 self._obstacle = RESTARTING
+                if not self.on_faltering(self):
+                    return
                 self._count_restart()
                 service = await self._start()
         except Exception as error:
             self._obstacle = FAILED
-            self._on_failure(self, error)
+            self.on_failure(self, error)
 
     async def _start(self) -> Service:
         forking = in_thread(prepare)
