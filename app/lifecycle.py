@@ -121,11 +121,13 @@ class Lifecycle:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        await self.models.stop()
-        if self.audit is not None:
-            self.audit.close()
-        if self.tracer is not None:
-            await in_thread(self.tracer.close)
+        try:
+            await self.models.stop()
+        finally:
+            if self.audit is not None:
+                self.audit.close()
+            if self.tracer is not None:
+                await in_thread(self.tracer.close)
 
     @property
     def _missing(self) -> str | None:

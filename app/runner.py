@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.decoders import prepare
-from app.errors import NotReady, StartupError
+from app.errors import BundleError, NotReady, StartupError
 from app.service import Hear, Service, batch_size, nobody
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -111,6 +111,8 @@ class Runner:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
+            # Its traceback holds this runner: a circle, which nobody collects after gc.freeze.
+            self._watching = None
         if self._service is not None:
             await self._service.stop()
 
@@ -134,6 +136,8 @@ class Runner:
         self._obstacle = WARMING
         await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
         await forking
+        if self._service is not None and classifier.bundle.sha256 != self.bundle.sha256:
+            raise BundleError(f"{self.settings.bundle} holds another bundle than the one that is served")
         service = await Service.start(
             self.settings, self._telemetry, classifier, self._suspected.set, self._hear
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from app.threads import in_thread
 from app.vision.archive import ArchiveLimits
 from app.vision.classifier import Classifier, Prediction
 from app.vision.limits import ImageLimits
+
+logger = logging.getLogger(__name__)
 
 MIB = 2**20
 Hear = Callable[[bytes, Answer], object]
@@ -78,10 +81,18 @@ class Service:
             yield
 
     async def stop(self) -> None:
-        """Finishes what was admitted, for drain_s at most."""
+        """Finishes what was admitted, for drain_s at most; an engine that still runs then is left behind."""
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.batcher.drain()
+        except TimeoutError:
+            bundle = self.classifier.bundle
+            logger.error(
+                "%s %s did not finish within %g s, and its engine is left behind",
+                bundle.name,
+                bundle.version,
+                self.settings.drain_s,
+            )
         finally:
             self.decoders.close()
 

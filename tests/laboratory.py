@@ -65,6 +65,7 @@ class Laboratory:
     failures: list[Exception] = field(default_factory=list)
     faults: dict[str, Exception] = field(default_factory=dict)  # what loading a folder raises
     gates: dict[str, threading.Event] = field(default_factory=dict)  # what loading a folder waits for
+    replaced: dict[str, str] = field(default_factory=dict)  # what lies in a folder by now
     loading: list[str] = field(default_factory=list)  # each time that it has begun
 
     def load(self, settings: Settings) -> Classifier:
@@ -76,7 +77,7 @@ class Laboratory:
             raise BundleError("model.safetensors was changed")
         if folder in self.faults:
             raise self.faults[folder]
-        self.loaded.setdefault(folder, []).append(Named(folder))
+        self.loaded.setdefault(folder, []).append(Named(self.replaced.get(folder, folder)))
         return cast(Classifier, self.loaded[folder][-1])
 
     @property
@@ -106,9 +107,9 @@ class Laboratory:
         draft.write_text("\n".join(tables))
         draft.replace(self.file)
 
-    async def version(self, query: str = "") -> str:
+    async def version(self, query: str = "", image: bytes = png(32)) -> str:
         async with caller(self.app) as client:
-            answer = await client.post(f"/predict{query}", content=png(32), headers=IMAGE)
+            answer = await client.post(f"/predict{query}", content=image, headers=IMAGE)
         assert answer.status_code == 200, answer.text
         model = answer.json()["model"]
         return f"{model['name']}-{model['version']}"
@@ -130,8 +131,8 @@ class Laboratory:
 
         await self.until(holds)
 
-    async def until_back(self, version: str) -> None:
-        """Without a request, for one that meets an engine that has just died is refused."""
+    async def until_default(self, version: str) -> None:
+        """Without a request until then, for one that meets an engine that has just died is refused."""
 
         def holds() -> bool:
             bundle = self.models.served.default.bundle
