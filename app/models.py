@@ -171,6 +171,7 @@ class Models:
             on_faltering=self._is_kept,
             on_failure=self._give_up,
             hear=self._hear if place.default else nobody,
+            counted=not place.entry.shadow,
         )
 
     def _check_sound(self, after: Lineup, new: Sequence[Runner]) -> None:

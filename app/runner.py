@@ -31,7 +31,8 @@ RESTARTS_S = 3600.0
 class Runner:
     """on_faltering: asked whenever its engine has failed: shall it be started again?
 
-    on_failure: called with the error, once it gives up; hear: of each image's answer.
+    on_failure: called with the error, once it gives up; hear: of each image's answer; counted: its runs and
+    restarts are in the metrics.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Runner:
         on_faltering: Callable[[Runner], bool],
         on_failure: Callable[[Runner, Exception], object],
         hear: Hear = nobody,
+        counted: bool = True,
     ) -> None:
         self.settings = settings
         self._obstacle: str | None = LOADING
@@ -51,6 +53,7 @@ class Runner:
         self.on_faltering = on_faltering
         self.on_failure = on_failure
         self._hear = hear
+        self._counted = counted
         self._service: Service | None = None
         self._suspected = asyncio.Event()
         self._restarts: list[float] = []  # when, on the loop's clock
@@ -139,7 +142,7 @@ class Runner:
         if self._service is not None and classifier.bundle.sha256 != self.bundle.sha256:
             raise BundleError(f"{self.settings.bundle} holds another bundle than the one that is served")
         service = await Service.start(
-            self.settings, self._telemetry, classifier, self._suspected.set, self._hear
+            self.settings, self._telemetry, classifier, self._suspected.set, self._hear, counted=self._counted
         )
         self._service = service
         self._obstacle = None
@@ -173,6 +176,7 @@ class Runner:
     def _count_restart(self) -> None:
         now = asyncio.get_running_loop().time()
         self._restarts = [when for when in self._restarts if now - when < RESTARTS_S] + [now]
-        self._telemetry.count_restart()
+        if self._counted:
+            self._telemetry.count_restart()
         if len(self._restarts) > RESTARTS:
             raise StartupError(f"the engine failed {len(self._restarts)} times within {RESTARTS_S:g} s")
