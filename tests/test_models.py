@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from app.errors import BundleError, SettingsError
 from app.main import create_app
 from app.settings import Settings
+from app.vision.bundle import CLASSES
 from tests.fake_classifier import png
-from tests.fakes import caller
+from tests.fakes import caller, zipped
 from tests.laboratory import IMAGE, kill, laboratory, on_a_loop
 
 
@@ -82,6 +84,50 @@ async def test_a_request_is_answered_by_the_model_that_it_began_with(tmp_path: P
         classifier.go()
         assert await asked == "wbc-1"
 
+        await lab.until(lambda: not old.service.batcher.alive)
+
+
+@on_a_loop
+async def test_an_upload_that_began_before_a_swap_ends_with_the_model_of_its_beginning(
+    tmp_path: Path,
+) -> None:
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab, caller(lab.app) as client:
+        began, go = asyncio.Event(), asyncio.Event()
+
+        async def halting() -> AsyncIterator[bytes]:
+            yield png(32)[:20]
+            began.set()
+            await go.wait()
+            yield png(32)[20:]
+
+        asked = asyncio.create_task(client.post("/predict", content=halting(), headers=IMAGE))
+        await began.wait()
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        assert await lab.version() == "wbc-2"
+        go.set()
+        answer = await asked
+        assert (answer.status_code, answer.json()["model"]["version"]) == (200, "1")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@on_a_loop
+async def test_an_evaluation_ends_with_the_model_that_it_began_with(tmp_path: Path, accept: str) -> None:
+    images = {f"{label}/{number}.png": png(32) for label in CLASSES for number in range(10)}
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab, caller(lab.app) as client:
+        old = lab.models.served.default
+        [classifier] = lab.loaded["wbc-1"]
+        classifier.hold()
+        archive = {"archive": ("set.zip", zipped(images))}
+        asked = asyncio.create_task(client.post("/evaluate", files=archive, headers={"accept": accept}))
+        await asyncio.to_thread(classifier.busy)
+        lab.write("wbc-2")
+        await lab.until_default("wbc-2")
+        classifier.go()
+        answer = await asked
+        assert answer.status_code == 200
+        assert '"version":"1"' in answer.text
+        assert '"n":40' in answer.text
         await lab.until(lambda: not old.service.batcher.alive)
 
 
@@ -176,7 +222,7 @@ async def test_the_same_file_written_again_does_not_end_the_probation(tmp_path: 
         lab.write("wbc-2")
         await lab.until_metric("leuko_models_stale", 0)
         kill(lab.models.served.default)
-        await lab.until_back("wbc-1")
+        await lab.until_default("wbc-1")
         assert {name: len(found) for name, found in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
 
 
@@ -192,7 +238,7 @@ async def test_another_change_goes_on_with_the_probation(tmp_path: Path) -> None
         lab.write("wbc-3")
         await lab.until(lambda: len(lab.models.served.runners) == 1)
         kill(lab.models.served.default)
-        await lab.until_back("wbc-1")
+        await lab.until_default("wbc-1")
         assert len(lab.loaded["wbc-1"]) == 1
 
 
@@ -208,7 +254,7 @@ async def test_one_that_fails_while_another_loads_gives_way_at_once_and_is_not_t
             await lab.until_loading("other-1")
             lab.faults["wbc-2"] = BundleError("no memory is left")
             kill(lab.models.served.default)
-            await lab.until_back("wbc-1")
+            await lab.until_default("wbc-1")
         await lab.until(lambda: "the engine of wbc 2 has failed" in caplog.text)
         assert await lab.version() == "wbc-1"
         assert await lab.metric("leuko_models_stale") == 1
@@ -311,55 +357,6 @@ async def test_other_files_at_the_same_address_are_another_bundle(tmp_path: Path
         lab.write(str(folder), "other-1")
         await lab.until(lambda: "other-1" in lab.loaded)
         assert len(lab.loaded[str(folder)]) == 2
-
-
-@on_a_loop
-async def test_a_shadow_answers_nobody_and_its_disagreements_are_counted(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, "wbc-1", "wbc-2*", "turned-1*") as lab, caller(lab.app) as client:
-        answer = await client.post("/predict?model=turned", content=png(32), headers=IMAGE)
-        assert answer.status_code == 404
-        for _ in range(3):
-            assert await lab.version() == "wbc-1"
-        shadow = 'leuko_shadow_images_total{{name="{}",outcome="{}",version="{}"}}'.format
-        await lab.until_metric(shadow("wbc", "agreed", "2"), 3)
-        await lab.until_metric(shadow("turned", "disagreed", "1"), 3)
-        pair = 'label="eosinophil",name="turned",shadow_label="lymphocyte",version="1"'
-        assert await lab.metric(f"leuko_shadow_disagreements_total{{{pair}}}") == 3
-
-
-@on_a_loop
-async def test_a_shadow_that_hangs_or_fails_delays_no_answer(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, "wbc-1", "wbc-2*", "poor-1*") as lab:
-        [classifier] = lab.loaded["wbc-2"]
-        classifier.hold()
-        for _ in range(260):
-            await lab.version()
-        skipped = 'leuko_shadow_images_total{name="wbc",outcome="skipped",version="2"}'
-        assert await lab.metric(skipped) >= 2
-        classifier.go()
-        failed = 'leuko_shadow_images_total{name="poor",outcome="failed",version="1"}'
-
-        async def counted() -> bool:
-            return await lab.metric(failed) > 0
-
-        await lab.until(counted)
-        assert not lab.failures
-
-
-@on_a_loop
-async def test_a_shadow_that_gave_up_is_loaded_again_with_the_file(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, "wbc-1", "wbc-2*") as lab:
-        shadow = lab.models.served.runners[1]
-        lab.faults["wbc-2"] = BundleError("no memory is left")
-        kill(shadow)
-        await lab.until(lambda: shadow.failed)
-        lab.faults.clear()
-        lab.write("wbc-1", "wbc-2*")
-        await lab.until(lambda: lab.models.served.runners[1] is not shadow)
-        await lab.version()
-        await lab.until_metric('leuko_shadow_images_total{name="wbc",outcome="agreed",version="2"}', 1)
-        assert len(lab.loaded["wbc-1"]) == 1
-        assert not lab.failures
 
 
 def test_a_file_that_cannot_be_used_refuses_to_start(tmp_path: Path) -> None:
