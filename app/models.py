@@ -142,8 +142,6 @@ class Models:
             for runner in new:
                 await self._end(runner)
             raise
-        if after == self.served:
-            return
         held = self._before if self._before.places else self.served
         unproven = {*after.answering} - {*held.runners}
         if unproven - {*self.served.answering}:

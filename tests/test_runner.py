@@ -14,6 +14,7 @@ import pytest
 
 from app.audit import Audit
 from app.errors import BundleError
+from app.models import Models
 from tests.fake_classifier import png
 from tests.fakes import caller
 from tests.laboratory import IMAGE, Laboratory, Named, kill, laboratory, on_a_loop
@@ -90,6 +91,31 @@ async def test_the_end_does_not_wait_for_an_engine_that_hangs_and_says_so(
     assert "wbc 1 did not finish within 0.1 s, and its engine is left behind" in caplog.text
     assert (await asked).status_code == 503
     classifier.go()
+
+
+class Broken:
+    """Models that cannot be stopped in good order."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def stop(self) -> None:
+        await self._models.stop()
+        raise RuntimeError("a defect")
+
+
+@on_a_loop
+async def test_whatever_goes_wrong_at_the_end_the_audit_log_is_closed(tmp_path: Path) -> None:
+    audit = ClosingAudit()
+
+    async def end() -> None:
+        async with laboratory(tmp_path, "wbc-1") as lab:
+            lab.app.state.lifecycle.audit = cast(Audit, audit)
+            lab.app.state.lifecycle.models = cast(Models, Broken(lab.models))
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        await end()
+    assert audit.closed
 
 
 @on_a_loop

@@ -10,7 +10,7 @@ from typing import cast
 from app.errors import BundleError
 from app.pipeline import Answer
 from app.runner import Runner
-from app.shadow import MOST_BYTES, Shadow
+from app.shadow import Shadow
 from app.telemetry import Telemetry
 from app.vision.classifier import Prediction
 from app.vision.framing import Frame
@@ -91,7 +91,7 @@ async def test_what_waits_for_a_shadow_is_bounded_in_bytes() -> None:
         "0" * 64, Frame(0, 0, 8, 6, False), Prediction("eosinophil", 0.7, (0.7, 0.1, 0.1, 0.1), 1.5, ())
     )
     skipped = OUTCOMES("wbc", "skipped", "2") + " 1.0"
-    image = bytes(MOST_BYTES // 2)
+    image = bytes(32 * 2**20)
     for _ in range(2):
         shadow.offer(image, answer)
     assert skipped not in telemetry.render().decode()
