@@ -73,17 +73,17 @@ class Lifecycle:
     def service(self) -> Service:
         """Of the default model. Raises NotReady."""
         self.check_serving()
-        return self.models.default.service
+        return self.models.served.default.service
 
     def use(self, name: str | None = None, version: str | None = None) -> AbstractContextManager[Service]:
         """A model that stays while it is used, None for the default. Raises NotReady, UnknownModel."""
         self.check_serving()
-        return self.models.use(name, version)
+        return self.models.served.use(name, version)
 
     def check_room(self) -> None:
         """Raises QueueFull, NotReady."""
         self.check_serving()
-        self.models.check_room()
+        self.models.served.check_room()
 
     def check_serving(self) -> None:
         if not self.serving:
@@ -103,7 +103,7 @@ class Lifecycle:
 
     async def __aenter__(self) -> None:
         self.telemetry.watch(
-            depth=lambda: self.models.depth,
+            depth=lambda: self.models.served.depth,
             ready=lambda: self.ready,
             keys_stale=lambda: self.keys is not None and self.keys.stale,
             models_stale=lambda: self.models.stale,
@@ -121,11 +121,13 @@ class Lifecycle:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        await self.models.stop()
-        if self.audit is not None:
-            self.audit.close()
-        if self.tracer is not None:
-            await in_thread(self.tracer.close)
+        try:
+            await self.models.stop()
+        finally:
+            if self.audit is not None:
+                self.audit.close()
+            if self.tracer is not None:
+                await in_thread(self.tracer.close)
 
     @property
     def _missing(self) -> str | None:

@@ -18,6 +18,10 @@ Timed = Callable[[str], AbstractContextManager[object]]  # a stage's name → wh
 FramePicture = Callable[[bytes, Beat], Cell]  # decodes and crops; raises what `decode` raises
 
 
+def untimed(_stage: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image not read yet; `cam` asks for a class-activation map."""
@@ -38,9 +42,7 @@ class Answer:
 class Pipeline:
     """For several threads at once: while one runs the network, another decodes."""
 
-    def __init__(
-        self, classifier: Classifier, frame: FramePicture, timed: Timed = lambda _: nullcontext()
-    ) -> None:
+    def __init__(self, classifier: Classifier, frame: FramePicture, timed: Timed = untimed) -> None:
         self._classifier = classifier
         self._frame_picture = frame
         self._timed = timed

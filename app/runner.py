@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.decoders import prepare
-from app.errors import NotReady, StartupError
+from app.errors import BundleError, NotReady, StartupError
 from app.service import Hear, Service, batch_size, nobody
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -29,23 +29,31 @@ RESTARTS_S = 3600.0
 
 
 class Runner:
-    """on_failure: called with the error once the runner gives up; hear: of each image's answer."""
+    """on_faltering: asked whenever its engine has failed: shall it be started again?
+
+    on_failure: called with the error, once it gives up; hear: of each image's answer; counted: its runs and
+    restarts are in the metrics.
+    """
 
     def __init__(
         self,
         settings: Settings,
         telemetry: Telemetry,
         load: Load,
+        *,
+        on_faltering: Callable[[Runner], bool],
         on_failure: Callable[[Runner, Exception], object],
         hear: Hear = nobody,
+        counted: bool = True,
     ) -> None:
         self.settings = settings
-        self.faltered = asyncio.Event()  # its engine has failed, at least once
         self._obstacle: str | None = LOADING
         self._telemetry = telemetry
         self._load = load
-        self._on_failure = on_failure
+        self.on_faltering = on_faltering
+        self.on_failure = on_failure
         self._hear = hear
+        self._counted = counted
         self._service: Service | None = None
         self._suspected = asyncio.Event()
         self._restarts: list[float] = []  # when, on the loop's clock
@@ -60,6 +68,11 @@ class Runner:
         if self._obstacle is None and (self._service is None or not self._service.batcher.alive):
             return RESTARTING
         return self._obstacle
+
+    @property
+    def failed(self) -> bool:
+        """It has given up."""
+        return self._obstacle == FAILED
 
     @property
     def service(self) -> Service:
@@ -101,6 +114,8 @@ class Runner:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
+            # Its traceback holds this runner: a circle, which nobody collects after gc.freeze.
+            self._watching = None
         if self._service is not None:
             await self._service.stop()
 
@@ -108,14 +123,15 @@ class Runner:
         try:
             while True:
                 await self._failure(service)
-                self.faltered.set()
                 service.decoders.close()
                 self._obstacle = RESTARTING
+                if not self.on_faltering(self):
+                    return
                 self._count_restart()
                 service = await self._start()
         except Exception as error:
             self._obstacle = FAILED
-            self._on_failure(self, error)
+            self.on_failure(self, error)
 
     async def _start(self) -> Service:
         forking = in_thread(prepare)
@@ -123,8 +139,10 @@ class Runner:
         self._obstacle = WARMING
         await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
         await forking
+        if self._service is not None and classifier.bundle.sha256 != self.bundle.sha256:
+            raise BundleError(f"{self.settings.bundle} holds another bundle than the one that is served")
         service = await Service.start(
-            self.settings, self._telemetry, classifier, self._suspected.set, self._hear
+            self.settings, self._telemetry, classifier, self._suspected.set, self._hear, counted=self._counted
         )
         self._service = service
         self._obstacle = None
@@ -158,6 +176,7 @@ class Runner:
     def _count_restart(self) -> None:
         now = asyncio.get_running_loop().time()
         self._restarts = [when for when in self._restarts if now - when < RESTARTS_S] + [now]
-        self._telemetry.count_restart()
+        if self._counted:
+            self._telemetry.count_restart()
         if len(self._restarts) > RESTARTS:
             raise StartupError(f"the engine failed {len(self._restarts)} times within {RESTARTS_S:g} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from app.batching import Batcher
 from app.decoder import Orders
 from app.decoders import Decoders
 from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
-from app.pipeline import Answer, Picture, Pipeline
+from app.pipeline import Answer, Picture, Pipeline, untimed
 from app.settings import Settings
 from app.stages import Stages, current
 from app.telemetry import Telemetry
@@ -19,6 +20,8 @@ from app.threads import in_thread
 from app.vision.archive import ArchiveLimits
 from app.vision.classifier import Classifier, Prediction
 from app.vision.limits import ImageLimits
+
+logger = logging.getLogger(__name__)
 
 MIB = 2**20
 Hear = Callable[[bytes, Answer], object]
@@ -45,15 +48,17 @@ class Service:
         classifier: Classifier,
         on_suspicion: Callable[[], object],
         hear: Hear,
+        *,
+        counted: bool = True,
     ) -> Service:
         """on_suspicion: called when the engine has failed several times, one after another.
 
-        hear: of each answer of `classify`.
+        hear: of each answer of `classify`; counted: its runs are in the metrics.
         """
         workers = worker_count(settings, classifier)
         orders = Orders(image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s)
         decoders = Decoders(workers, orders, telemetry.count_decoder_loss)
-        pipeline = Pipeline(classifier, decoders.frame, telemetry.stage)
+        pipeline = Pipeline(classifier, decoders.frame, telemetry.stage if counted else untimed)
         batcher: Batcher[Picture, Answer] = Batcher(
             pipeline.run,
             workers=workers,
@@ -61,7 +66,7 @@ class Service:
             max_queue=settings.max_queue,
             silence_s=settings.engine_timeout_s,
             on_suspicion=on_suspicion,
-            on_batch=telemetry.observe_batch,
+            on_batch=telemetry.observe_batch if counted else None,
         )
         try:
             await in_thread(decoders.open)
@@ -78,10 +83,18 @@ class Service:
             yield
 
     async def stop(self) -> None:
-        """Finishes what was admitted, for drain_s at most."""
+        """Finishes what was admitted, for drain_s at most; an engine that still runs then is left behind."""
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.batcher.drain()
+        except TimeoutError:
+            bundle = self.classifier.bundle
+            logger.error(
+                "%s %s did not finish within %g s, and its engine is left behind",
+                bundle.name,
+                bundle.version,
+                self.settings.drain_s,
+            )
         finally:
             self.decoders.close()
 

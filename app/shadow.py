@@ -44,6 +44,7 @@ class Shadow:
     async def stop(self) -> None:
         self._working.cancel()
         await asyncio.wait([self._working])
+        del self._working  # its traceback holds this, and so the runner, as with Runner.stop
 
     async def _work(self) -> None:
         while True:

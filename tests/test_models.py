@@ -1,124 +1,20 @@
-"""Several bundles at once, and others in their place, in an application whose engines a test can hold."""
+"""Several bundles at once, and others in their place."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-from fastapi import FastAPI
 
-from app.errors import BundleError, EngineError, SettingsError
+from app.errors import BundleError, SettingsError
 from app.main import create_app
 from app.settings import Settings
 from app.vision.bundle import CLASSES
-from app.vision.classifier import Classifier, Prediction
-from app.vision.framing import Cell
 from tests.fake_classifier import png
-from tests.fakes import PATIENCE_S, HeldClassifier, caller
-
-IMAGE = {"content-type": "image/png"}
-
-
-def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @functools.wraps(test)
-    def run(*arguments: Any, **fixtures: Any) -> None:
-        asyncio.run(test(*arguments, **fixtures))
-
-    return run
-
-
-class Named(HeldClassifier):
-    """Of the name and version that its folder has: `wbc-2` is version 2 of wbc. One has other classes."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__()
-        name, _, version = folder.partition("-")
-        labels = CLASSES[1:] + CLASSES[:1] if name == "turned" else CLASSES
-        self.bundle = replace(self.bundle, name=name, version=version, sha256=folder, labels=labels)
-
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
-        if self.bundle.name == "poor":
-            raise RuntimeError("no engine")
-        found = super().classify(cells, alone=alone)
-        names = dict(zip(CLASSES, self.bundle.labels, strict=True))
-        return [
-            one if isinstance(one, EngineError) else replace(one, label=names[one.label]) for one in found
-        ]
-
-
-@dataclass
-class Laboratory:
-    """An application, the file that lists its models, and every classifier that it has loaded."""
-
-    app: FastAPI
-    file: Path
-    loaded: dict[str, list[Named]] = field(default_factory=dict)
-    failures: list[Exception] = field(default_factory=list)
-
-    def write(self, *models: str) -> None:
-        """models: folders; with a star they are shadows."""
-        tables = [
-            f'[[models]]\nbundle = "{one.rstrip("*")}"\nshadow = {str("*" in one).lower()}' for one in models
-        ]
-        draft = self.file.with_suffix(".draft")
-        draft.write_text("\n".join(tables))
-        draft.replace(self.file)
-
-    async def version(self, query: str = "") -> str:
-        async with caller(self.app) as client:
-            answer = await client.post(f"/predict{query}", content=png(32), headers=IMAGE)
-        assert answer.status_code == 200, answer.text
-        model = answer.json()["model"]
-        return f"{model['name']}-{model['version']}"
-
-    async def metric(self, line: str) -> float:
-        async with caller(self.app) as client:
-            text = (await client.get("/metrics")).text
-        found = [row for row in text.splitlines() if row.startswith(line + " ")]
-        return float(found[0].split()[-1]) if found else 0.0
-
-    async def until(self, holds: Callable[[], bool | Awaitable[bool]]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not (await found if inspect.isawaitable(found := holds()) else found):
-                await asyncio.sleep(0.01)
-
-    async def until_served(self, version: str) -> None:
-        async def holds() -> bool:
-            return await self.version() == version
-
-        await self.until(holds)
-
-    async def until_metric(self, line: str, value: float) -> None:
-        async def holds() -> bool:
-            return await self.metric(line) == value
-
-        await self.until(holds)
-
-
-@asynccontextmanager
-async def laboratory(folder: Path, *models: str, **settings: Any) -> AsyncIterator[Laboratory]:
-    file = folder / "models.toml"
-
-    def load(settings: Settings) -> Classifier:
-        if settings.bundle == "broken":
-            raise BundleError("model.safetensors was changed")
-        found.loaded.setdefault(settings.bundle, []).append(Named(settings.bundle))
-        return cast(Classifier, found.loaded[settings.bundle][-1])
-
-    found = Laboratory(FastAPI(), file)
-    found.write(*models)
-    chosen: dict[str, Any] = {"max_batch": 4, "decode_workers": 1, "models": str(file)} | settings
-    found.app = create_app(Settings(**chosen), load, found.failures.append)
-    async with found.app.router.lifespan_context(found.app):
-        await found.app.state.lifecycle.settled()
-        yield found
+from tests.fakes import caller, zipped
+from tests.laboratory import IMAGE, kill, laboratory, on_a_loop
 
 
 @on_a_loop
@@ -177,7 +73,7 @@ async def test_a_new_model_takes_over_without_a_failed_request(tmp_path: Path) -
 @on_a_loop
 async def test_a_request_is_answered_by_the_model_that_it_began_with(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab:
-        old = lab.app.state.lifecycle.models.default
+        old = lab.models.served.default
         [classifier] = lab.loaded["wbc-1"]
         classifier.hold()
         asked = asyncio.create_task(lab.version())
@@ -188,6 +84,50 @@ async def test_a_request_is_answered_by_the_model_that_it_began_with(tmp_path: P
         classifier.go()
         assert await asked == "wbc-1"
 
+        await lab.until(lambda: not old.service.batcher.alive)
+
+
+@on_a_loop
+async def test_an_upload_that_began_before_a_swap_ends_with_the_model_of_its_beginning(
+    tmp_path: Path,
+) -> None:
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab, caller(lab.app) as client:
+        began, go = asyncio.Event(), asyncio.Event()
+
+        async def halting() -> AsyncIterator[bytes]:
+            yield png(32)[:20]
+            began.set()
+            await go.wait()
+            yield png(32)[20:]
+
+        asked = asyncio.create_task(client.post("/predict", content=halting(), headers=IMAGE))
+        await began.wait()
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        assert await lab.version() == "wbc-2"
+        go.set()
+        answer = await asked
+        assert (answer.status_code, answer.json()["model"]["version"]) == (200, "1")
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+@on_a_loop
+async def test_an_evaluation_ends_with_the_model_that_it_began_with(tmp_path: Path, accept: str) -> None:
+    images = {f"{label}/{number}.png": png(32) for label in CLASSES for number in range(10)}
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab, caller(lab.app) as client:
+        old = lab.models.served.default
+        [classifier] = lab.loaded["wbc-1"]
+        classifier.hold()
+        archive = {"archive": ("set.zip", zipped(images))}
+        asked = asyncio.create_task(client.post("/evaluate", files=archive, headers={"accept": accept}))
+        await asyncio.to_thread(classifier.busy)
+        lab.write("wbc-2")
+        await lab.until_default("wbc-2")
+        classifier.go()
+        answer = await asked
+        assert answer.status_code == 200
+        assert '"version":"1"' in answer.text
+        assert '"n":40' in answer.text
         await lab.until(lambda: not old.service.batcher.alive)
 
 
@@ -213,12 +153,29 @@ async def test_one_that_does_not_load_changes_nothing_and_is_told(
 
 
 @on_a_loop
+async def test_the_log_says_of_each_attempt_what_is_wrong_but_of_a_file_that_is_away_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        for attempt in (1, 2):
+            lab.write("broken")
+            await lab.until(lambda: caplog.text.count("was changed") == attempt)  # noqa: B023
+        lab.file.unlink()
+        for _ in range(3):
+            await lab.models.reread()
+        assert caplog.text.count("No such file") == 1
+        assert await lab.metric("leuko_models_stale") == 1
+
+
+@on_a_loop
 async def test_two_of_one_name_and_version_are_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
         lab.write("wbc-1", "./wbc-1")
-        lab.loaded["./wbc-1"] = []
+        await lab.until_metric("leuko_models_stale", 1)
+        assert "two bundles are called wbc 1" in caplog.text
+        lab.write("wbc-1", "./wbc-1*")
         await lab.until_metric("leuko_models_stale", 0)
         lab.write("wbc-1", "other-1", "other-1*")
         await lab.until_metric("leuko_models_stale", 1)
@@ -232,7 +189,7 @@ async def test_a_new_one_whose_engine_fails_gives_way_to_those_before(
     async with laboratory(tmp_path, "wbc-1") as lab:
         lab.write("wbc-2")
         await lab.until_served("wbc-2")
-        lab.app.state.lifecycle.service.batcher.abandon()
+        kill(lab.models.served.default)
 
         await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}', 1)
         assert await lab.version() == "wbc-1"
@@ -249,10 +206,135 @@ async def test_a_change_that_cannot_be_used_does_not_end_the_probation(tmp_path:
         await lab.until_served("wbc-2")
         lab.write("broken")
         await lab.until_metric("leuko_models_stale", 1)
-        lab.app.state.lifecycle.service.batcher.abandon()
+        kill(lab.models.served.default)
         await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}', 1)
         assert await lab.version() == "wbc-1"
         assert len(lab.loaded["wbc-1"]) == 1
+
+
+@on_a_loop
+async def test_the_same_file_written_again_does_not_end_the_probation(tmp_path: Path) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        lab.write("broken")
+        await lab.until_metric("leuko_models_stale", 1)
+        lab.write("wbc-2")
+        await lab.until_metric("leuko_models_stale", 0)
+        kill(lab.models.served.default)
+        await lab.until_default("wbc-1")
+        assert {name: len(found) for name, found in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
+
+
+@on_a_loop
+async def test_another_change_goes_on_with_the_probation(tmp_path: Path) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        second = lab.models.served.default
+        lab.write("wbc-3", "wbc-4*")
+        await lab.until_served("wbc-3")
+        await lab.until(lambda: not second.service.batcher.alive)
+        lab.write("wbc-3")
+        await lab.until(lambda: len(lab.models.served.runners) == 1)
+        kill(lab.models.served.default)
+        await lab.until_default("wbc-1")
+        assert len(lab.loaded["wbc-1"]) == 1
+
+
+@on_a_loop
+async def test_one_that_fails_while_another_loads_gives_way_at_once_and_is_not_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        with lab.held("other-1"):
+            lab.write("wbc-2", "other-1")
+            await lab.until_loading("other-1")
+            lab.faults["wbc-2"] = BundleError("no memory is left")
+            kill(lab.models.served.default)
+            await lab.until_default("wbc-1")
+        await lab.until(lambda: "the engine of wbc 2 has failed" in caplog.text)
+        assert await lab.version() == "wbc-1"
+        assert await lab.metric("leuko_models_stale") == 1
+
+        lab.faults.clear()
+        lab.write("wbc-2", "other-1")
+        await lab.until_served("wbc-2")
+        assert await lab.version("?model=other") == "other-1"
+        assert len(lab.loaded["wbc-1"]) == 1
+        assert not lab.failures
+
+
+@on_a_loop
+async def test_what_fails_while_another_loads_is_not_gone_back_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        first = lab.models.served.default
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        with lab.held("other-1"):
+            lab.write("wbc-1", "other-1")
+            await lab.until_loading("other-1")
+            lab.faults["wbc-1"] = BundleError("no memory is left")
+            kill(first)
+            await lab.until(lambda: first.failed)
+        await lab.until(lambda: "the engine of wbc 1 has failed" in caplog.text)
+        assert await lab.version() == "wbc-2"
+
+
+@on_a_loop
+async def test_where_those_before_have_failed_too_a_new_one_is_started_again_in_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        first = lab.models.served.default
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        lab.faults["wbc-1"] = BundleError("no memory is left")
+        kill(first)
+        await lab.until(lambda: first.failed)
+        assert "a model that answers nobody has failed: no memory is left" in caplog.text
+        kill(lab.models.served.default)
+        await lab.until(lambda: len(lab.loaded["wbc-2"]) == 2)
+        await lab.until(lambda: lab.models.obstacle is None)
+        assert await lab.version() == "wbc-2"
+
+        lab.faults.clear()
+        lab.write("wbc-1")
+        await lab.until_served("wbc-1")
+        assert not lab.failures
+
+
+@pytest.mark.parametrize("error", [BundleError("no memory is left"), TimeoutError("the disk is away")])
+@on_a_loop
+async def test_one_that_answers_and_gives_up_is_the_end_while_another_loads_too(
+    tmp_path: Path, error: Exception
+) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        with lab.held("wbc-2"):
+            lab.write("wbc-2")
+            await lab.until_loading("wbc-2")
+            lab.faults["wbc-1"] = error
+            kill(lab.models.served.default)
+            await lab.until(lambda: bool(lab.failures))
+        assert lab.failures == [error]
+
+
+@on_a_loop
+async def test_what_one_gives_up_with_counts_no_more_once_others_have_its_place(tmp_path: Path) -> None:
+    async with laboratory(tmp_path, "wbc-1") as lab:
+        lab.write("wbc-2")
+        await lab.until_served("wbc-2")
+        second = lab.models.served.default
+        second.on_failure(second, BundleError("no memory is left"))
+        second.on_faltering(second)
+        assert await lab.version() == "wbc-1"
+        lab.write("wbc-3")
+        await lab.until_served("wbc-3")
+        assert not lab.failures
 
 
 @on_a_loop
@@ -275,39 +357,6 @@ async def test_other_files_at_the_same_address_are_another_bundle(tmp_path: Path
         lab.write(str(folder), "other-1")
         await lab.until(lambda: "other-1" in lab.loaded)
         assert len(lab.loaded[str(folder)]) == 2
-
-
-@on_a_loop
-async def test_a_shadow_answers_nobody_and_its_disagreements_are_counted(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, "wbc-1", "wbc-2*", "turned-1*") as lab, caller(lab.app) as client:
-        answer = await client.post("/predict?model=turned", content=png(32), headers=IMAGE)
-        assert answer.status_code == 404
-        for _ in range(3):
-            assert await lab.version() == "wbc-1"
-        shadow = 'leuko_shadow_images_total{{name="{}",outcome="{}",version="{}"}}'.format
-        await lab.until_metric(shadow("wbc", "agreed", "2"), 3)
-        await lab.until_metric(shadow("turned", "disagreed", "1"), 3)
-        pair = 'label="eosinophil",name="turned",shadow_label="lymphocyte",version="1"'
-        assert await lab.metric(f"leuko_shadow_disagreements_total{{{pair}}}") == 3
-
-
-@on_a_loop
-async def test_a_shadow_that_hangs_or_fails_delays_no_answer(tmp_path: Path) -> None:
-    async with laboratory(tmp_path, "wbc-1", "wbc-2*", "poor-1*") as lab:
-        [classifier] = lab.loaded["wbc-2"]
-        classifier.hold()
-        for _ in range(260):
-            await lab.version()
-        skipped = 'leuko_shadow_images_total{name="wbc",outcome="skipped",version="2"}'
-        assert await lab.metric(skipped) >= 2
-        classifier.go()
-        failed = 'leuko_shadow_images_total{name="poor",outcome="failed",version="1"}'
-
-        async def counted() -> bool:
-            return await lab.metric(failed) > 0
-
-        await lab.until(counted)
-        assert not lab.failures
 
 
 def test_a_file_that_cannot_be_used_refuses_to_start(tmp_path: Path) -> None:

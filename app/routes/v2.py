@@ -45,7 +45,7 @@ async def ready(lifecycle: Current) -> Response:
 async def model_ready(lifecycle: Current, name: str, version: str | None = None) -> Response:
     ready = lifecycle.ready
     if lifecycle.serving:
-        ready = ready and lifecycle.models.find(name, version).obstacle is None
+        ready = ready and lifecycle.models.served.find(name, version).obstacle is None
     return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
 
@@ -53,7 +53,7 @@ async def model_ready(lifecycle: Current, name: str, version: str | None = None)
 @router.get("/models/{name}/versions/{version}")
 async def metadata(lifecycle: Current, service: Named) -> Any:
     bundle, engine = service.classifier.bundle, service.classifier.engine
-    versions = lifecycle.models.versions(bundle.name)
+    versions = lifecycle.models.served.versions(bundle.name)
     return oip.describe(bundle.name, versions, f"leuko_{engine.name}", len(bundle.labels))
 
 

@@ -39,9 +39,9 @@ def served(service: Running) -> str:
     return str(httpx.get(f"{service.address}/model", timeout=30).json()["version"])
 
 
-def metric(service: Running, name: str) -> float:
+def metric(service: Running, name: str, label: str = "") -> float:
     lines = httpx.get(f"{service.address}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and label in line)
 
 
 def test_a_bundle_is_swapped_under_load_and_back_without_a_failed_request(tmp_path: Path) -> None:
@@ -84,6 +84,7 @@ def test_a_bundle_is_swapped_under_load_and_back_without_a_failed_request(tmp_pa
         assert httpx.post(
             f"{service.address}/predict", content=image, headers={"content-type": "image/png"}
         ).is_success
-        wait_until(lambda: metric(service, "leuko_shadow_images_total{") > 0)
+        wait_until(lambda: metric(service, "leuko_shadow_images_total{", 'outcome="agreed"') > 0)
+        assert metric(service, "leuko_shadow_images_total{", 'outcome="failed"') == 0
         assert metric(service, "leuko_shadow_disagreements_total{") == 0
         assert service.end() == 0

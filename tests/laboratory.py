@@ -1,0 +1,165 @@
+"""An application that serves several bundles, whose loading and engines a test can hold and break."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from fastapi import FastAPI
+
+from app.errors import BundleError, EngineError
+from app.main import create_app
+from app.models import Models
+from app.runner import Runner
+from app.settings import Settings
+from app.vision.bundle import CLASSES
+from app.vision.classifier import Classifier, Prediction
+from app.vision.framing import Cell
+from tests.fake_classifier import png
+from tests.fakes import PATIENCE_S, HeldClassifier, caller
+
+IMAGE = {"content-type": "image/png"}
+
+
+def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        asyncio.run(test(*arguments, **fixtures))
+
+    return run
+
+
+class Named(HeldClassifier):
+    """Of the name and version that its folder has: `wbc-2` is version 2 of wbc. One has other classes."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        name, _, version = Path(folder).name.partition("-")
+        labels = CLASSES[1:] + CLASSES[:1] if name == "turned" else CLASSES
+        self.bundle = replace(self.bundle, name=name, version=version, sha256=folder, labels=labels)
+
+    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+        if self.bundle.name == "poor":
+            raise RuntimeError("no engine")
+        found = super().classify(cells, alone=alone)
+        names = dict(zip(CLASSES, self.bundle.labels, strict=True))
+        return [
+            one if isinstance(one, EngineError) else replace(one, label=names[one.label]) for one in found
+        ]
+
+
+@dataclass
+class Laboratory:
+    """An application, the file that lists its models, and every classifier that it has loaded."""
+
+    app: FastAPI
+    file: Path
+    loaded: dict[str, list[Named]] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
+    faults: dict[str, Exception] = field(default_factory=dict)  # what loading a folder raises
+    gates: dict[str, threading.Event] = field(default_factory=dict)  # what loading a folder waits for
+    replaced: dict[str, str] = field(default_factory=dict)  # what lies in a folder by now
+    loading: list[str] = field(default_factory=list)  # each time that it has begun
+
+    def load(self, settings: Settings) -> Classifier:
+        folder = settings.bundle
+        self.loading.append(folder)
+        if folder in self.gates:
+            assert self.gates[folder].wait(PATIENCE_S)
+        if folder == "broken":
+            raise BundleError("model.safetensors was changed")
+        if folder in self.faults:
+            raise self.faults[folder]
+        self.loaded.setdefault(folder, []).append(Named(self.replaced.get(folder, folder)))
+        return cast(Classifier, self.loaded[folder][-1])
+
+    @property
+    def models(self) -> Models:
+        models: Models = self.app.state.lifecycle.models
+        return models
+
+    @contextmanager
+    def held(self, folder: str) -> Iterator[None]:
+        """It does not load before the end of this."""
+        gate = self.gates[folder] = threading.Event()
+        try:
+            yield
+        finally:
+            gate.set()
+
+    async def until_loading(self, folder: str) -> None:
+        await self.until(lambda: folder in self.loading)
+
+    def write(self, *models: str) -> None:
+        """models: folders; with a star they are shadows, of that share of images where one follows."""
+        tables = []
+        for folder, star, share in (one.partition("*") for one in models):
+            shadow = share or str(bool(star)).lower()
+            tables.append(f'[[models]]\nbundle = "{folder}"\nshadow = {shadow}')
+        draft = self.file.with_suffix(".draft")
+        draft.write_text("\n".join(tables))
+        draft.replace(self.file)
+
+    async def version(self, query: str = "", image: bytes = png(32)) -> str:
+        async with caller(self.app) as client:
+            answer = await client.post(f"/predict{query}", content=image, headers=IMAGE)
+        assert answer.status_code == 200, answer.text
+        model = answer.json()["model"]
+        return f"{model['name']}-{model['version']}"
+
+    async def metric(self, line: str) -> float:
+        async with caller(self.app) as client:
+            text = (await client.get("/metrics")).text
+        found = [row for row in text.splitlines() if row.startswith(line + " ")]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    async def until(self, holds: Callable[[], bool | Awaitable[bool]]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not (await found if inspect.isawaitable(found := holds()) else found):
+                await asyncio.sleep(0.01)
+
+    async def until_served(self, version: str) -> None:
+        async def holds() -> bool:
+            return await self.version() == version
+
+        await self.until(holds)
+
+    async def until_default(self, version: str) -> None:
+        """Without a request until then, for one that meets an engine that has just died is refused."""
+
+        def holds() -> bool:
+            bundle = self.models.served.default.bundle
+            return f"{bundle.name}-{bundle.version}" == version
+
+        await self.until(holds)
+        assert await self.version() == version
+
+    async def until_metric(self, line: str, value: float) -> None:
+        async def holds() -> bool:
+            return await self.metric(line) == value
+
+        await self.until(holds)
+
+
+def kill(runner: Runner) -> None:
+    """Its engine dies."""
+    runner.service.batcher.abandon()
+
+
+@asynccontextmanager
+async def laboratory(folder: Path, *models: str, **settings: Any) -> AsyncIterator[Laboratory]:
+    file = folder / "models.toml"
+    found = Laboratory(FastAPI(), file)
+    found.write(*models)
+    chosen: dict[str, Any] = {"max_batch": 4, "decode_workers": 1, "models": str(file)} | settings
+    found.app = create_app(Settings(**chosen), found.load, found.failures.append)
+    async with found.app.router.lifespan_context(found.app):
+        await found.app.state.lifecycle.settled()
+        yield found
