@@ -120,8 +120,10 @@ def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(tmp
 @linux
 def test_25_an_image_that_holds_its_decoder_is_refused_and_the_engine_goes_on(tmp_path: Path) -> None:
     with faulty(tmp_path, "--engine-timeout-s", "0.5") as service:
-        os.kill(service.decoders()[0], signal.SIGSTOP)
+        [held] = service.decoders()
+        os.kill(held, signal.SIGSTOP)
         refused = ask(service, png(0))
+        os.kill(held, signal.SIGKILL)  # stopped, it cannot even see that its service ends
         assert refused.status_code == 422
         assert "takes longer than 0.5 s" in refused.json()["detail"]
         assert ask(service, png(0)).status_code == 200
