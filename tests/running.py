@@ -136,4 +136,8 @@ def running(
         # A full pipe would hold the service up.
         reader = Thread(target=log.extend, args=(process.stderr,), daemon=True)
         reader.start()
-        yield Running(process, address, log, reader)
+        try:
+            yield Running(process, address, log, reader)
+        finally:
+            process.kill()
+            reader.join()  # before what it reads is closed
