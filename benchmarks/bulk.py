@@ -67,9 +67,9 @@ def alone(source: str, destination: str, most: int) -> float:
     """Images a second of the workers' own code, all cores, no Ray; as there, without the first part."""
     settings = Settings()
     classifier = unpack(pack(locate(settings)), settings.engine, 0)
+    begin(destination)
     scorer = Scorer(classifier, source, destination, image_limits(settings), settings.engine_timeout_s)
     parts = plan(Location.of(source))[:most]
-    begin(destination)
     ends = [(scorer.score(index, part).rows, time.monotonic()) for index, part in enumerate(parts)]
     scorer.close()
     return sum(rows for rows, _ in ends[1:]) / (ends[-1][1] - ends[0][1])

@@ -27,7 +27,6 @@ from app.vision.limits import ImageLimits
 
 THREADS = 4  # cores of a worker: Python feeds hardly more
 STORE_BYTES = 256 * 2**20  # of the embedded Ray: the bundle, and what parts there are
-ATTEMPTS = 4  # at a part whose worker is lost
 EMBEDDED = "local"
 
 
@@ -91,7 +90,6 @@ def score(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
         # Half of what it takes, so that those of a lost machine find a place on what is left.
         num_cpus=job.threads / 2,
-        max_task_retries=ATTEMPTS - 1,  # without end, says Ray Data, also of a part that kills its worker
     )
     try:
         for row in found.iter_rows():
@@ -126,6 +124,6 @@ class _Worker:
         part = parse(row["part"])
         try:
             written = self._scorer.score(row["index"], part)
-        except (OSError, ArrowException) as error:
+        except (OSError, ArrowException, EngineError) as error:
             return {"rows": 0, "errors": 0, "why": f"{part.title} on {gethostname()}: {error}"}
         return {"rows": written.rows, "errors": written.errors, "why": ""}

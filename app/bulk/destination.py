@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,12 @@ import pyarrow as pa
 from pyarrow import ArrowInvalid, parquet
 
 from app.bulk.location import Location
-from app.errors import Unusable
+from app.errors import EngineError, Unusable
 from app.local import Outcome
 from app.pipeline import Answer
 
 ABOUT = "_leuko.json"  # readers of Parquet folders pass over names with an underscore
+ATTEMPTS = 4  # at a part: Ray Data would go on without end
 AT_ONCE = 16  # parts that are looked at: an object store takes its time for each
 PART = re.compile(r"part-(\d{6,})\.parquet")
 
@@ -69,6 +71,19 @@ class Destination:
         except ArrowInvalid:
             return None
         return Written(len(errors), len(errors) - errors.null_count)
+
+    @contextmanager
+    def trying(self, index: int) -> Iterator[None]:
+        """Those that end their worker leave a count behind. Raises EngineError for one too many."""
+        count = self._location / f"_tried-{index:06d}"
+        tried = int(count.read()) if count.exists else 0
+        count.write(str(tried + 1).encode())
+        try:
+            if tried >= ATTEMPTS:
+                raise EngineError(f"{tried} workers were lost while they were at it")
+            yield
+        finally:
+            count.delete()
 
     def write(self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str]) -> Written:
         table = tabulate(outcomes, labels)

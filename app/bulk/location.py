@@ -69,6 +69,10 @@ class Location(ABC):
     def write(self, data: bytes) -> None:
         """Raises OSError."""
 
+    @abstractmethod
+    def delete(self) -> None:
+        """Raises OSError."""
+
     def read(self, most: int = -1) -> bytes:
         with self.open() as file:
             return file.read() if most < 0 else file.read(most)
@@ -127,6 +131,9 @@ class Local(Location):
             os.fsync(file.fileno())
         draft.replace(path)
 
+    def delete(self) -> None:
+        Path(self.path).unlink()
+
     def _complain(self, error: OSError) -> None:
         if error.filename != self.path or self.exists:
             raise error
@@ -158,6 +165,9 @@ class Remote(Location):
         # Whole in an object store; elsewhere what is cut short is no Parquet file, and is written again.
         with self.filesystem.open_output_stream(self.path) as file:
             file.write(data)
+
+    def delete(self) -> None:
+        self.filesystem.delete_file(self.path)
 
 
 def shown(text: str) -> str:

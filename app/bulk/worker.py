@@ -52,11 +52,11 @@ class Scorer:
     def score(self, index: int, part: Part) -> Written:
         """Writes the part's file, unless a worker has done so that was lost before it could say so.
 
-        Raises OSError or ArrowException where the part cannot be read.
+        Raises OSError or ArrowException where the part cannot be read, EngineError where it ends its workers.
         """
         if (done := self._destination.find(index)) is not None:
             return done
-        with open_part(self._source, part, self._most) as sources:
+        with self._destination.trying(index), open_part(self._source, part, self._most) as sources:
             outcomes = run(self._classifier, sources, self._frame)
             return self._destination.write(index, outcomes, self._classifier.bundle.labels)
 

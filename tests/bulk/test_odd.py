@@ -7,6 +7,8 @@ import gzip
 import io
 import lzma
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -17,15 +19,23 @@ import pyarrow as pa
 import pytest
 from pyarrow import ArrowException, parquet
 
-from app.bulk.destination import ABOUT, Destination
+from app.bulk.destination import ABOUT, ATTEMPTS, Destination, Written
 from app.bulk.location import Local, Location, shown
 from app.bulk.plan import Part, dump, fingerprint, parse, plan
 from app.bulk.reading import ROWS, open_part
-from app.errors import StartupError, Unusable
+from app.errors import EngineError, StartupError, Unusable
 from tests.bulk.archives import rows, score, scorer
 from tests.fake_classifier import png
+from tests.running import ROOT
 
 BLOCK = tarfile.BLOCKSIZE
+LOST = """
+import os, sys
+from app.bulk.destination import Destination
+from app.bulk.location import Location
+with Destination(Location.of(sys.argv[1])).trying(0):
+    os._exit(9)
+"""
 
 
 def tar(*greys: int) -> bytes:
@@ -246,6 +256,18 @@ def test_a_part_that_was_cut_is_scored_again(tmp_path: Path) -> None:
         assert Destination(Location.of(str(tmp_path / "out"))).begin({}) == {}
         score(str(tmp_path / "a.tar"), str(tmp_path / "out"))
         assert (tmp_path / "out/part-000000.parquet").read_bytes() == whole
+
+
+def test_a_part_that_ends_its_workers_is_given_up_until_the_next_run(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(1, 2))
+    [part] = plan(Location.of(str(tmp_path / "a.tar")))
+    with scorer(tmp_path / "a.tar", tmp_path / "out") as one:
+        for _ in range(ATTEMPTS):
+            assert subprocess.run([sys.executable, "-c", LOST, tmp_path / "out"], cwd=ROOT).returncode == 9
+        with pytest.raises(EngineError, match=f"{ATTEMPTS} workers were lost"):
+            one.score(0, part)
+        assert one.score(0, part) == Written(2, 0)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {ABOUT, "part-000000.parquet"}
 
 
 def test_what_a_killed_worker_left_is_in_nobody_s_way(tmp_path: Path) -> None:
