@@ -107,22 +107,24 @@ def test_each_request_is_a_line_with_its_stages_and_hashes() -> None:
     assert "mine.png" not in "".join(service.log)
 
 
-@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-def test_an_evaluation_has_its_stages_and_its_accuracy_in_place_of_hashes(accept: str) -> None:
+def test_an_evaluation_has_its_stages_and_its_accuracy_in_place_of_hashes() -> None:
     archive = zipped({f"{label}/{grey}.png": png(grey) for label, grey in zip(CLASSES, GREYS, strict=True)})
     made = {"labels": [*CLASSES], "predictions": [*CLASSES]}
     with running(FAKE) as service:
         with service.client() as client:
-            client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers={"accept": accept})
+            for accept in ("application/json", "text/event-stream"):
+                client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers={"accept": accept})
             client.post("/evaluate/predictions", json=made)
         assert service.end() == 0
-    first, second = (json.loads(line) for line in service.log)
-    assert list(first["milliseconds"]) == ["total", "receive", "queue", "decode", "infer", "respond"]
-    assert (first["n"], first["accuracy"], first["errors"]) == (4, 1, 0)
-    assert first["model_sha256"] == "f" * 64
-    assert (second["route"], second["status"]) == ("/evaluate/predictions", 200)
-    assert not {"image_sha256", "model_sha256"} & second.keys()
-    assert "image_sha256" not in first
+    *evaluations, predictions = (json.loads(line) for line in service.log)
+    assert len(evaluations) == 2
+    for line in evaluations:
+        assert list(line["milliseconds"]) == ["total", "receive", "queue", "decode", "infer", "respond"]
+        assert (line["n"], line["accuracy"], line["errors"]) == (4, 1, 0)
+        assert line["model_sha256"] == "f" * 64
+        assert "image_sha256" not in line
+    assert (predictions["route"], predictions["status"]) == ("/evaluate/predictions", 200)
+    assert not {"image_sha256", "model_sha256"} & predictions.keys()
 
 
 def test_lines_at_a_real_terminal_are_text() -> None:
