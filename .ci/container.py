@@ -24,8 +24,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
-# uv makes no environment from another, such as stands for the Python of the image, but from what that has.
-PATH = f"{{root}}/usr/local/bin:{sys.base_prefix}/bin:/usr/bin:/bin"
 ABSOLUTE = re.compile(r"(?<![\w./}])/(?=(?:build|opt|srv|wheel)\b)")  # what the Dockerfile has of its own
 MOUNT = re.compile(r"--mount=from=(\S+?),source=(\S+?),target=(\S+)\s+")
 PASSED_OVER = ("groupadd", "useradd")
@@ -105,8 +103,12 @@ class Builder:
 
     def environ(self, image: Image) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-        path = {"PATH": PATH.format(root=self.root)}
-        return kept | path | {name: self.map(value) for name, value in image.environ.items()}
+        return kept | {"PATH": self.search} | {name: self.map(value) for name, value in image.environ.items()}
+
+    @property
+    def search(self) -> str:
+        # uv makes no environment from another, such as stands for the image's Python, but from what that has.
+        return f"{self.root}/usr/local/bin:{sys.base_prefix}/bin:/usr/bin:/bin"
 
     def map(self, text: str) -> str:
         return ABSOLUTE.sub(f"{self.root}/", text)
@@ -144,9 +146,8 @@ class Builder:
             image.folder = arguments
             self.path(arguments).mkdir(parents=True, exist_ok=True)
         elif instruction == "ENV":
-            path = {"PATH": PATH.format(root=self.root)}
             for name, _, value in (pair.partition("=") for pair in shlex.split(arguments)):
-                image.environ[name] = value.replace("$PATH", image.environ.get("PATH", path["PATH"]))
+                image.environ[name] = value.replace("$PATH", image.environ.get("PATH", self.search))
         elif instruction == "COPY":
             self._copy(image, arguments.split())
         elif instruction == "RUN":

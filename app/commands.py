@@ -123,17 +123,13 @@ def drift(
     console = console or Console()
     if as_json or not console.is_terminal:
         verdicts = [asdict(shift) | {"verdict": shift.verdict} for shift in shifts]
-        counted = {"n": found.n, "other_models": window.other_models, "repeated": window.repeated}
-        _print(
-            {
-                **counted,
-                "broken_lines": window.broken,
-                "reference": dump(reference),
-                "found": dump(found),
-                "shifts": verdicts,
-            },
-            console,
-        )
+        passed_over = {
+            "other_models": window.other_models,
+            "repeated": window.repeated,
+            "broken_lines": window.broken,
+        }
+        compared = {"reference": dump(reference), "found": dump(found), "shifts": verdicts}
+        _print({"n": found.n, **passed_over, **compared}, console)
     else:
         console.print(*shown.drift_tables(reference, found, shifts, window), sep="\n")
     return 3 if worst(shifts) == "drifted" else 0

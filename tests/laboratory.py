@@ -131,6 +131,11 @@ class Laboratory:
 
         await self.until(holds)
 
+    async def serve(self, *models: str) -> None:
+        """As `write`, until the first of them answers."""
+        self.write(*models)
+        await self.until_served(models[0])
+
     async def until_default(self, version: str) -> None:
         """Without a request until then, for one that meets an engine that has just died is refused."""
 

@@ -60,8 +60,7 @@ async def test_a_new_model_takes_over_without_a_failed_request(tmp_path: Path) -
                 seen.append(await lab.version())
 
         asking = [asyncio.create_task(ask()) for _ in range(8)]
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         over.set()
         await asyncio.gather(*asking)
         assert set(seen) == {"wbc-1", "wbc-2"}
@@ -102,8 +101,7 @@ async def test_an_upload_that_began_before_a_swap_ends_with_the_model_of_its_beg
 
         asked = asyncio.create_task(client.post("/predict", content=halting(), headers=IMAGE))
         await began.wait()
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         assert await lab.version() == "wbc-2"
         go.set()
         answer = await asked
@@ -187,8 +185,7 @@ async def test_a_new_one_whose_engine_fails_gives_way_to_those_before(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         kill(lab.models.served.default)
 
         await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}', 1)
@@ -202,8 +199,7 @@ async def test_a_new_one_whose_engine_fails_gives_way_to_those_before(
 @on_a_loop
 async def test_a_change_that_cannot_be_used_does_not_end_the_probation(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         lab.write("broken")
         await lab.until_metric("leuko_models_stale", 1)
         kill(lab.models.served.default)
@@ -215,8 +211,7 @@ async def test_a_change_that_cannot_be_used_does_not_end_the_probation(tmp_path:
 @on_a_loop
 async def test_the_same_file_written_again_does_not_end_the_probation(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         lab.write("broken")
         await lab.until_metric("leuko_models_stale", 1)
         lab.write("wbc-2")
@@ -229,11 +224,9 @@ async def test_the_same_file_written_again_does_not_end_the_probation(tmp_path: 
 @on_a_loop
 async def test_another_change_goes_on_with_the_probation(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         second = lab.models.served.default
-        lab.write("wbc-3", "wbc-4*")
-        await lab.until_served("wbc-3")
+        await lab.serve("wbc-3", "wbc-4*")
         await lab.until(lambda: not second.service.batcher.alive)
         lab.write("wbc-3")
         await lab.until(lambda: len(lab.models.served.runners) == 1)
@@ -247,8 +240,7 @@ async def test_one_that_fails_while_another_loads_gives_way_at_once_and_is_not_t
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         with lab.held("other-1"):
             lab.write("wbc-2", "other-1")
             await lab.until_loading("other-1")
@@ -260,8 +252,7 @@ async def test_one_that_fails_while_another_loads_gives_way_at_once_and_is_not_t
         assert await lab.metric("leuko_models_stale") == 1
 
         lab.faults.clear()
-        lab.write("wbc-2", "other-1")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2", "other-1")
         assert await lab.version("?model=other") == "other-1"
         assert len(lab.loaded["wbc-1"]) == 1
         assert not lab.failures
@@ -273,8 +264,7 @@ async def test_what_fails_while_another_loads_is_not_gone_back_to(
 ) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
         first = lab.models.served.default
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         with lab.held("other-1"):
             lab.write("wbc-1", "other-1")
             await lab.until_loading("other-1")
@@ -291,8 +281,7 @@ async def test_where_those_before_have_failed_too_a_new_one_is_started_again_in_
 ) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
         first = lab.models.served.default
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         lab.faults["wbc-1"] = BundleError("no memory is left")
         kill(first)
         await lab.until(lambda: first.failed)
@@ -303,8 +292,7 @@ async def test_where_those_before_have_failed_too_a_new_one_is_started_again_in_
         assert await lab.version() == "wbc-2"
 
         lab.faults.clear()
-        lab.write("wbc-1")
-        await lab.until_served("wbc-1")
+        await lab.serve("wbc-1")
         assert not lab.failures
 
 
@@ -326,14 +314,12 @@ async def test_one_that_answers_and_gives_up_is_the_end_while_another_loads_too(
 @on_a_loop
 async def test_what_one_gives_up_with_counts_no_more_once_others_have_its_place(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1") as lab:
-        lab.write("wbc-2")
-        await lab.until_served("wbc-2")
+        await lab.serve("wbc-2")
         second = lab.models.served.default
         second.on_failure(second, BundleError("no memory is left"))
         second.on_faltering(second)
         assert await lab.version() == "wbc-1"
-        lab.write("wbc-3")
-        await lab.until_served("wbc-3")
+        await lab.serve("wbc-3")
         assert not lab.failures
 
 

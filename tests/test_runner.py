@@ -45,8 +45,7 @@ async def test_those_whose_place_others_took_are_freed_without_the_collector(tmp
         await lab.until_metric('leuko_shadow_images_total{name="wbc",outcome="agreed",version="2"}', 1)
         gone = [forgotten(lab, folder) for folder in ("wbc-1", "wbc-2")]
         with uncollected():
-            lab.write("wbc-3")
-            await lab.until_served("wbc-3")
+            await lab.serve("wbc-3")
             await lab.until(lambda: [one() for one in gone] == [None, None])
 
 

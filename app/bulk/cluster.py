@@ -108,7 +108,7 @@ def nodes() -> list[int]:
 
 def divide(cores: Sequence[int], workers: int | None = None, threads: int = 0) -> tuple[int, int]:
     """How many workers, and how many threads each has; given: what was asked for."""
-    threads = threads or min(THREADS, *cores, THREADS)
+    threads = threads or min([THREADS, *cores])
     return workers or max(1, sum(count // threads for count in cores)), threads
 
 

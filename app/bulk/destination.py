@@ -49,7 +49,7 @@ class Destination:
             raise Unusable(f"{self._location.path} is not empty, and not a scoring that was begun")
         else:
             (self._location / ABOUT).write(json.dumps(about, indent=2).encode() + b"\n")
-        indices = self.parts()
+        indices = _indices(names)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return {i: one for i, one in zip(indices, pool.map(self.find, indices), strict=True) if one}
 
@@ -58,7 +58,7 @@ class Destination:
         return (self._location / ABOUT).exists
 
     def parts(self) -> list[int]:
-        return sorted(int(match[1]) for name in self._location.files() if (match := PART.fullmatch(name)))
+        return _indices(self._location.files())
 
     def find(self, index: int) -> Written | None:
         """None also where it was written in part only."""
@@ -118,6 +118,10 @@ def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
         "ood_score": found.ood_score,
         "review": found.review,
     }
+
+
+def _indices(names: Iterable[str]) -> list[int]:
+    return sorted(int(match[1]) for name in names if (match := PART.fullmatch(name)))
 
 
 def _name(index: int) -> str:

@@ -51,9 +51,10 @@ class Part:
 
 def plan(source: Location) -> list[Part]:
     """Always the same for the same files. Raises Unusable, TooLarge or BadArchive, and OSError."""
-    if source.is_folder is None:
+    is_folder = source.is_folder
+    if is_folder is None:
         raise Unusable(f"{source.path} does not exist")
-    if not source.is_folder:
+    if not is_folder:
         found = [replace(part, stamps=_digest([source.stamp])) for part in _cut(source, "")]
     else:
         files = {name: stamp for name, stamp in source.files().items() if not is_hidden(PurePosixPath(name))}

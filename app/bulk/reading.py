@@ -46,7 +46,8 @@ def open_part(source: Location, part: Part, most: int) -> Iterator[Iterator[Sour
         # A disk that is not there, on a machine that should have it, is not a thousand bad images.
         if not any((source / name).exists for name in part.images):
             raise FileNotFoundError(f"none of {len(part.images)} files from {part.images[0]} on is there")
-        with closing(_ahead(_read_files(source, part.images, most))) as found:
+        files = (Source(name, partial(_read_file, source / name, most)) for name in part.images)
+        with closing(_ahead(files)) as found:
             yield found
     elif part.kind == "parquet":
         with file.open() as opened:
@@ -65,11 +66,6 @@ def _ahead(sources: Iterable[Source]) -> Generator[Source]:
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
-
-
-def _read_files(folder: Location, names: Iterable[str], most: int) -> Iterator[Source]:
-    for name in names:
-        yield Source(name, partial(_read_file, folder / name, most))
 
 
 def _read_file(file: Location, most: int) -> bytes:
