@@ -109,6 +109,7 @@ def kill_at_work(service: Running, killed: set[int]) -> bool:
 def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(tmp_path: Path) -> None:
     with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
         slow = pool.submit(ask, service, SLOW)
+        wait_until(lambda: any(map(busy, service.decoders())))  # so that it is the first
         others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
         killed: set[int] = set()
         for _ in range(2):
