@@ -95,25 +95,14 @@ def test_25_a_decoder_that_is_killed_costs_no_request_anything(tmp_path: Path) -
         assert successor != decoder
 
 
-def kill_at_work(service: Running, killed: set[int]) -> bool:
-    """Whether a decoder was, and another than those before, which look busy until they are gone."""
-    for pid in filter(busy, service.decoders()):
-        if pid not in killed:
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-            return True
-    return False
-
-
 @linux
 def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(tmp_path: Path) -> None:
     with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
         slow = pool.submit(ask, service, SLOW)
-        wait_until(lambda: any(map(busy, service.decoders())))  # so that it is the first
         others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
-        killed: set[int] = set()
         for _ in range(2):
-            wait_until(lambda: kill_at_work(service, killed))
+            wait_until(lambda: any(map(busy, service.decoders())))
+            os.kill(service.decoders()[0], signal.SIGKILL)
         refused = slow.result()
         assert (refused.status_code, refused.json()["code"]) == (422, "undecodable_image")
         assert "ends its decoder" in refused.json()["detail"]
