@@ -179,9 +179,9 @@ def ask(service: Running, image: bytes) -> httpx.Response:
 
 
 def busy(pid: int) -> bool:
-    """It has worked for a tenth of a second, so on SLOW."""
+    """It has worked for a twentieth of a second, so on SLOW."""
     try:
-        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15])) >= TICKS // 10
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15])) >= TICKS // 20
     except OSError:
         return False
 
