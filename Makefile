@@ -60,6 +60,7 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, then th
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/shellcheck .ci/run
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops

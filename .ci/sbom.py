@@ -17,7 +17,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 import app
-from app.vision.bundle import Bundle, load_bundle
+from app.engine.bundle import Bundle, load_bundle
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "models" / "wbc-resnet18"

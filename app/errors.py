@@ -1,4 +1,4 @@
-"""Everything that Leuko raises on purpose; `app.main` maps it to HTTP.
+"""Everything that Leuko raises on purpose; `app.wire.problems` maps it to HTTP.
 
 LeukoError
 ├── RequestError              the caller can mend it

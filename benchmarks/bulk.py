@@ -16,11 +16,11 @@ from app.bulk.destination import Destination, Written
 from app.bulk.location import Location
 from app.bulk.plan import plan
 from app.bulk.worker import Scorer, pack, unpack
-from app.bundles import locate
-from app.service import image_limits
+from app.engine.bundle import CLASSES
+from app.inference.service import image_limits
+from app.registry.fetch import locate
+from app.samples.smear import draw_smear
 from app.settings import Settings
-from app.vision.bundle import CLASSES
-from app.vision.sample import draw_smear
 
 
 def main() -> int:

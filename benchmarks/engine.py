@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.bundles import load
+from app.engine.classifier import Classifier
+from app.imaging.decode import decode
+from app.imaging.framing import Cell, Pixels, frame_cell
+from app.registry.fetch import load
+from app.samples.smear import draw_smear
 from app.settings import Settings
-from app.vision.classifier import Classifier
-from app.vision.decode import decode
-from app.vision.engine import Pixels
-from app.vision.framing import Cell, frame_cell
-from app.vision.sample import draw_smear
 
 BATCHES = (1, 8, 32)
 

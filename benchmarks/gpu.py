@@ -12,12 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from app.bundles import locate
+from app.engine.classifier import Classifier, load_classifier
+from app.imaging.decode import decode
+from app.imaging.framing import Pixels, frame_cell
+from app.registry.fetch import locate
 from app.settings import Settings
-from app.vision.classifier import Classifier, load_classifier
-from app.vision.decode import decode
-from app.vision.engine import Pixels
-from app.vision.framing import frame_cell
 from benchmarks.client import Load, load, tool
 from benchmarks.engine import draw, engine_rate, machine, rate
 from benchmarks.scaling import without_network

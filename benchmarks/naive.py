@@ -11,9 +11,9 @@ from fastapi import FastAPI, UploadFile
 from PIL import Image
 from torchvision.transforms import v2
 
-from app.bundles import locate
+from app.engine.bundle import load_bundle
+from app.registry.fetch import locate
 from app.settings import Settings
-from app.vision.bundle import load_bundle
 from training.network import load_network
 
 bundle = load_bundle(locate(Settings.from_environ(os.environ)))

@@ -13,12 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from app.bundles import load as load_bundle
-from app.server import serve as serve_application
+from app.engine.bundle import CLASSES
+from app.engine.classifier import Classifier
+from app.engine.interface import Output
+from app.imaging.framing import Pixels
+from app.registry.fetch import load as load_bundle
+from app.server.serve import serve as serve_application
 from app.settings import Settings
-from app.vision.bundle import CLASSES
-from app.vision.classifier import Classifier
-from app.vision.engine import Output, Pixels
 from benchmarks.client import load, tool
 from benchmarks.engine import draw
 from benchmarks.server import HOST, Command, leuko, serve

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.bundles import CONFIG
-from app.vision.bundle import CLASSES, FILES
+from app.engine.bundle import CLASSES, FILES
+from app.registry.fetch import CONFIG
 from benchmarks.client import load, tool
 from benchmarks.engine import draw
 from benchmarks.server import HOST, serve

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from app.vision.bundle import CLASSES
+from app.engine.bundle import CLASSES
 from benchmarks.engine import encode
 from training.config import TrainConfig, load_recipe
 from training.data import Row
-from training.fit import build_trainer
 from training.loading import training_loader
 from training.module import Finetuning
 from training.network import Network
 from training.patches import cut_patches
+from training.trainer import build_trainer
 
 IMAGES = 128
 

@@ -11,11 +11,11 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
+from app.engine.bundle import CLASSES, Bundle
+from app.engine.classifier import Classifier, Prediction
 from app.errors import BundleError, EngineError
+from app.imaging.framing import Cell, Preprocessing
 from app.settings import Settings
-from app.vision.bundle import CLASSES, Bundle
-from app.vision.classifier import Classifier, Prediction
-from app.vision.framing import Cell, Preprocessing
 
 NAN = 255  # the grey that FakeClassifier chokes on
 

@@ -15,11 +15,11 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.api.application import create_app
+from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError
-from app.main import create_app
+from app.imaging.framing import Cell
 from app.settings import Settings
-from app.vision.classifier import Classifier, Prediction
-from app.vision.framing import Cell
 from tests.fake_classifier import FakeClassifier, png
 
 PATIENCE_S = 30

@@ -14,14 +14,14 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 
+from app.api.application import create_app
+from app.engine.bundle import CLASSES
+from app.engine.classifier import Classifier, Prediction
 from app.errors import BundleError, EngineError
-from app.main import create_app
-from app.models import Models
-from app.runner import Runner
+from app.imaging.framing import Cell
+from app.registry.model_runner import Runner
+from app.registry.registry import Models
 from app.settings import Settings
-from app.vision.bundle import CLASSES
-from app.vision.classifier import Classifier, Prediction
-from app.vision.framing import Cell
 from tests.fake_classifier import png
 from tests.fakes import PATIENCE_S, HeldClassifier, caller
 

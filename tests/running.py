@@ -23,10 +23,10 @@ from benchmarks.server import family, field
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-FAKE = (
-    "import sys; from app.cli import main; from tests.fake_classifier import load; sys.exit(main(load=load))"
-)
-REAL = "import sys; from app.cli import main; sys.exit(main())"
+FAKE = """
+import sys; from app.cli.main import main; from tests.fake_classifier import load; sys.exit(main(load=load))
+"""
+REAL = "import sys; from app.cli.main import main; sys.exit(main())"
 
 
 @contextmanager
@@ -117,7 +117,7 @@ class Running:
 
 def runs_decoder(pid: int) -> bool:
     try:
-        return b"app.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"app.inference.decode_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:  # it has ended
         return False
 

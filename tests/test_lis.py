@@ -15,7 +15,7 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from hl7apy.parser import parse_message
 
-from app.problems import GENERIC, STATUS
+from app.wire.problems import GENERIC, STATUS
 from tests.fake_classifier import png
 from tests.fakes import GREYS
 from tests.running import Running, running

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from prometheus_client import CollectorRegistry
 
 import app
-from app.telemetry import Telemetry
+from app.observability.metrics import Telemetry
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from app.vision.bundle import CLASSES, FILES
-from app.vision.classifier import Classifier, Prediction, load_classifier
-from app.vision.decode import decode
-from app.vision.framing import Cell, frame_cell
-from app.vision.sample import draw_smear
+from app.engine.bundle import CLASSES, FILES
+from app.engine.classifier import Classifier, Prediction, load_classifier
+from app.imaging.decode import decode
+from app.imaging.framing import Cell, frame_cell
+from app.samples.smear import draw_smear
 from training.config import config_from, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -85,8 +85,8 @@ def test_the_cpu_service_never_imports_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
         "from pathlib import Path\n"
-        "import app.main\n"
-        "from app.vision.classifier import load_classifier\n"
+        "import app.api.application\n"
+        "from app.engine.classifier import load_classifier\n"
         f"load_classifier(Path({str(BUNDLE)!r})).warm_up(1)\n"
     )
     done = subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from app.vision.classifier import Neighbours, softmax
+from app.engine.classifier import Neighbours, softmax
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]

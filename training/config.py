@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from app.vision.framing import Preprocessing
+from app.imaging.framing import Preprocessing
 from training.errors import RecipeError
 
 RECIPES = Path(__file__).with_name("recipes")

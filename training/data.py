@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import RequestError
-from app.vision.decode import decode
+from app.imaging.decode import decode
 from training.errors import DataError
 from training.pictures import Pictures
 

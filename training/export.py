@@ -18,11 +18,11 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from app.vision.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
-from app.vision.classifier import Neighbours, load_engine, softmax
-from app.vision.decode import decode
-from app.vision.framing import frame_cell
-from app.vision.sample import draw_smear
+from app.engine.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
+from app.engine.classifier import Neighbours, load_engine, softmax
+from app.imaging.decode import decode
+from app.imaging.framing import frame_cell
+from app.samples.smear import draw_smear
 from training.calibration import temperature_for, weighted_quantile
 from training.config import TrainConfig, read_config
 from training.data import Row

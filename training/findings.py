@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.vision.classifier import Prediction
-from app.vision.framing import Frame
+from app.engine.classifier import Prediction
+from app.imaging.framing import Frame
 from training.data import Row
 
 LEAST_SIDE = 48  # pixels

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.config import TrainConfig, save_config
 from training.data import CLASSES, Row, fingerprint
 from training.errors import RecipeError
-from training.initial import start_from
-from training.loading import evaluation_loader, training_loader
-from training.module import BEST, LAST, Finetuning
-from training.network import Network
-from training.patches import Patches, cut_patches
-from training.ranks import do_once, meet, places
+from training.folds import fit_folds
+from training.module import LAST
+from training.patches import cut_patches
+from training.ranks import do_once, meet
 from training.rows import choose_rows
-
-UNFOLDING_FILES = 512  # for the channel statistics of a start with folded batch norm
+from training.trainer import fit_once
 
 
 def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
@@ -49,88 +38,8 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
     do_once(processes, prepare)
     patches = cut_patches(train, config, run)
     if config.select_on == "folds":
-        from training.folds import fit_folds
-
         return fit_folds(train, validation, patches, config, run, processes)
     return fit_once(train, validation, patches, config, run)
-
-
-def fit_once(
-    train: Sequence[Row], validation: Sequence[Row], patches: Patches, config: TrainConfig, run: Path
-) -> Path:
-    """One network, from `config.initial` or from the run's last checkpoint where it has one."""
-    seed_everything(config.seed, workers=True, verbose=False)
-    last = run / LAST
-    trainer = build_trainer(config, run)
-    module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
-    if not last.is_file() and trainer.is_global_zero:  # the other processes are given its weights
-        few = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
-        fresh = start_from(module.network, config.initial, evaluation_loader(few, config))
-        print(f"start: {config.initial}; {len(fresh)} tensors start at random")
-    module.draws = torch.get_rng_state()
-    try:
-        trainer.fit(
-            module,
-            training_loader(train, patches, config, trainer.global_rank, trainer.world_size),
-            evaluation_loader(validation, config) if validation else None,
-            ckpt_path=last if last.is_file() else None,
-            weights_only=True,  # no pickle, not even of our own
-        )
-    except SystemExit as end:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from end
-    return run / BEST
-
-
-def build_trainer(config: TrainConfig, run: Path) -> Trainer:
-    better = "min" if config.monitor == "val_loss" else "max"
-    monitor = None if config.monitor == "last" else config.monitor
-    # At the end of each epoch, whether or not it is validated, and without a monitor the last one kept.
-    keep: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    callbacks: list[Callback] = [
-        ModelCheckpoint(run, "best", monitor, mode=better, **keep),
-        # One of its own: `save_last` beside a monitor is written only when the monitor improves.
-        ModelCheckpoint(run, "last", **keep),
-        Progress(config.batch),
-    ]
-    if config.patience:
-        callbacks.append(EarlyStopping("val_loss", patience=config.patience))
-    if config.average:
-        average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
-        callbacks.append(WeightAveraging(multi_avg_fn=average))
-    place = places()
-    several = place["devices"] * place.get("num_nodes", 1) > 1
-    return Trainer(
-        **place,
-        strategy="ddp" if several else "auto",
-        sync_batchnorm=several and torch.cuda.is_available(),
-        max_epochs=config.epochs,
-        precision=config.precision,  # type: ignore[arg-type]
-        callbacks=callbacks,
-        logger=CSVLogger(run, "log"),
-        deterministic="warn",
-        benchmark=torch.cuda.is_available(),
-        check_val_every_n_epoch=config.epochs if config.monitor == "last" else 1,
-        log_every_n_steps=1,
-        enable_model_summary=False,
-    )
-
-
-class Progress(TQDMProgressBar):
-    """Adds images a second to Lightning's bar, which has steps a second and the time left."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.batch = batch
-
-    def get_metrics(
-        self, trainer: Trainer, pl_module: object
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        metrics = super().get_metrics(trainer, pl_module)  # type: ignore[arg-type]
-        metrics.pop("v_num", None)
-        # Lightning moves the bar by hand, so that tqdm has no rate of its own.
-        bar = self.train_progress_bar
-        images, elapsed = bar.n * self.batch, bar.format_dict["elapsed"]
-        return {"images/s": round(images / elapsed, 1), **metrics} if elapsed else metrics
 
 
 def save_facts(train: Sequence[Row], validation: Sequence[Row], path: Path) -> None:

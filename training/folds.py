@@ -21,13 +21,13 @@ from torch import nn
 from training.config import TrainConfig
 from training.data import Row
 from training.drafts import draft_of
-from training.fit import fit_once
 from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import Patches
 from training.ranks import do_once
 from training.rows import fold_path, fold_rows, shared_rows
+from training.trainer import fit_once
 
 STATISTICS_BATCHES = 100  # for the batch norms of the mean
 SHARED = "shared"

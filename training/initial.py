@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models import ResNet18_Weights
 
-from app.vision.resnet18 import convolution_of
+from app.engine.resnet18 import convolution_of
 from training.errors import RecipeError
 from training.loading import Batch
 from training.network import Network

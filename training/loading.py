@@ -11,8 +11,8 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
-from app.vision.decode import decode
-from app.vision.framing import frame_cell
+from app.imaging.decode import decode
+from app.imaging.framing import frame_cell
 from training.config import TrainConfig
 from training.data import CLASSES, Row
 from training.errors import DataError

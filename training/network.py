@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from app.vision.bundle import WEIGHTS, Bundle
-from app.vision.framing import Preprocessing
-from app.vision.resnet18 import channels
+from app.engine.bundle import WEIGHTS, Bundle
+from app.engine.resnet18 import channels
+from app.imaging.framing import Preprocessing
 
 
 class Network(nn.Module):

@@ -19,9 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from app.vision.decode import decode
-from app.vision.engine import Pixels
-from app.vision.framing import Preprocessing, choose_frame, shrink, whiten
+from app.imaging.decode import decode
+from app.imaging.framing import Pixels, Preprocessing, choose_frame, shrink, whiten
 from training.config import Augmentation, TrainConfig
 from training.data import Row, fingerprint
 from training.drafts import draft_of

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from app.vision.classifier import Classifier, Prediction, load_classifier
-from app.vision.evaluation import Report, evaluate
-from app.vision.reference import Seen, summarise
-from app.vision.reference import dump as dump_reference
+from app.engine.classifier import Classifier, Prediction, load_classifier
+from app.evaluation.answer_profile import Seen, summarise
+from app.evaluation.answer_profile import dump as dump_reference
+from app.evaluation.report import Report, evaluate
 from training.card import model_card
 from training.config import config_from, read_config
 from training.data import Progress, Row, fingerprint

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from app.vision.classifier import Neighbours
+from app.engine.classifier import Neighbours
 from training.calibration import neighbours_of
 from training.config import TrainConfig
 from training.data import CLASSES, Row

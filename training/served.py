@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError
-from app.vision.classifier import Classifier, Prediction
-from app.vision.decode import decode
-from app.vision.framing import Cell, Preprocessing, frame_cell
+from app.imaging.decode import decode
+from app.imaging.framing import Cell, Preprocessing, frame_cell
 from training.data import Progress, Row
 from training.errors import DataError
 from training.findings import beside_the_cell

@@ -1,1 +1,1 @@
-"""`leuko score`: archives of millions of images, on one machine or many."""
+"""`leuko score`: classify archives of any size into Parquet, on one machine or on a Ray cluster."""

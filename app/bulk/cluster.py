@@ -23,7 +23,7 @@ from app.bulk.destination import Written
 from app.bulk.plan import Part, dump, parse
 from app.bulk.worker import Scorer, unpack
 from app.errors import EngineError, StartupError
-from app.vision.limits import ImageLimits
+from app.imaging.limits import ImageLimits
 
 THREADS = 4  # cores of a worker: Python feeds hardly more
 STORE_BYTES = 256 * 2**20  # of the embedded Ray: the bundle, and what parts there are

@@ -18,11 +18,11 @@ from app.bulk.destination import Destination, Written
 from app.bulk.location import Location, shown
 from app.bulk.plan import Part, fingerprint, plan
 from app.bulk.worker import pack
-from app.bundles import locate
+from app.engine.bundle import load_bundle
 from app.errors import StartupError, Unusable
-from app.service import image_limits
+from app.inference.service import image_limits
+from app.registry.fetch import locate
 from app.settings import Settings
-from app.vision.bundle import load_bundle
 
 MOST_SAID = 10  # parts that were left out, by name
 ESTIMATE_S = 3600.0  # time left: from the rate of so long, since a part may take minutes

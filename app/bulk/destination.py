@@ -15,8 +15,8 @@ from pyarrow import ArrowInvalid, parquet
 
 from app.bulk.location import Location
 from app.errors import EngineError, Unusable
-from app.local import Outcome
-from app.pipeline import Answer
+from app.inference.offline import Outcome
+from app.inference.pipeline import Answer
 
 ABOUT = "_leuko.json"  # readers of Parquet folders pass over names with an underscore
 ATTEMPTS = 4  # at a part: Ray Data would go on without end

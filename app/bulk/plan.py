@@ -12,10 +12,10 @@ from typing import TypeVar
 from pyarrow import ArrowException, parquet, types
 from pyarrow.lib import Field
 
+from app.archives.labelled_archive import PICTURES, is_hidden
+from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
 from app.bulk.location import Location, Stamp
 from app.errors import LeukoError, Unusable
-from app.vision.archive import PICTURES, is_hidden
-from app.vision.directory import ArchiveLimits, Listed, list_directory
 
 Item = TypeVar("Item")
 

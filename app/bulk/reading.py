@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, Self, cast
 
 from pyarrow import parquet
 
+from app.archives.labelled_archive import PICTURES, PackedFile, is_hidden
+from app.archives.sources import Source
+from app.archives.zip_directory import MIB, Listed, locate
 from app.bulk.location import Local, Location
 from app.bulk.plan import Part
 from app.errors import BadArchive, TooLarge, Unusable
-from app.sources import Source
-from app.vision.archive import PICTURES, PackedFile, is_hidden
-from app.vision.directory import MIB, Listed, locate
 
 AHEAD = 16  # files that are read while others are decoded: an object store takes its time for each
 CHUNK = 8 * MIB  # of an archive in one read, for the same reason

@@ -11,15 +11,15 @@ from app.bulk.destination import Destination, Written
 from app.bulk.location import Location, shown
 from app.bulk.plan import Part
 from app.bulk.reading import open_part
-from app.decoder import Orders
-from app.decoders import Decoders
+from app.engine.bundle import FILES
+from app.engine.classifier import Classifier, load_classifier
 from app.errors import EngineError, StartupError
-from app.local import run
-from app.threads import Beat
-from app.vision.bundle import FILES
-from app.vision.classifier import Classifier, load_classifier
-from app.vision.framing import Cell
-from app.vision.limits import ImageLimits
+from app.imaging.framing import Cell
+from app.imaging.limits import ImageLimits
+from app.inference.decode_pool import Decoders
+from app.inference.decode_worker import Orders
+from app.inference.offline import run
+from app.inference.threads import Beat
 
 
 class Scorer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.vision.bundle import CLASSES
+from app.engine.bundle import CLASSES
 from benchmarks.client import Load, load, tool
 from benchmarks.engine import draw
 from benchmarks.server import HOST, Command, leuko, serve

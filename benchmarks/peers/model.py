@@ -7,13 +7,12 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from app.bundles import locate
+from app.engine.bundle import load_bundle
+from app.engine.classifier import load_engine, softmax
+from app.imaging.decode import decode
+from app.imaging.framing import Pixels, frame_cell
+from app.registry.fetch import locate
 from app.settings import Settings
-from app.vision.bundle import load_bundle
-from app.vision.classifier import load_engine, softmax
-from app.vision.decode import decode
-from app.vision.engine import Pixels
-from app.vision.framing import frame_cell
 
 BATCH = 8
 WAIT_S = 0.005  # for a batch to fill

@@ -5,7 +5,8 @@ import sys
 import litserve
 import numpy as np
 
-from app.vision.engine import Floats, Pixels
+from app.engine.interface import Floats
+from app.imaging.framing import Pixels
 from benchmarks.peers.model import BATCH, WAIT_S, Model
 
 

@@ -17,9 +17,9 @@ from app.bulk.destination import ABOUT, Destination, Written
 from app.bulk.location import Location
 from app.bulk.plan import Part, plan
 from app.bulk.worker import Scorer
-from app.vision.bundle import CLASSES
-from app.vision.classifier import Classifier
-from app.vision.limits import ImageLimits
+from app.engine.bundle import CLASSES
+from app.engine.classifier import Classifier
+from app.imaging.limits import ImageLimits
 from tests.fake_classifier import FakeClassifier, png
 
 NAMES = [f"{grey:03d}.png" for grey in range(0, 250, 10)]

@@ -10,7 +10,7 @@ from app.bulk import command
 from app.bulk.cluster import Unread, divide
 from app.bulk.command import Tally
 from app.bulk.destination import Written
-from app.cli import main
+from app.cli.main import main
 from tests.fake_classifier import png
 
 

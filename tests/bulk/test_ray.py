@@ -18,11 +18,11 @@ import psutil
 import pyarrow.dataset
 import pytest
 
-from app.vision.bundle import CLASSES
-from app.vision.sample import draw_smear
+from app.engine.bundle import CLASSES
+from app.samples.smear import draw_smear
 from tests.running import ROOT, wait_until
 
-LEUKO = [sys.executable, "-m", "app.cli", "score"]
+LEUKO = [sys.executable, "-m", "app.cli.main", "score"]
 
 
 def draw(folder: Path, count: int) -> Path:

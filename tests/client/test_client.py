@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import leuko_client
-from app.keys import add_key
+from app.edge.keys import add_key
 from leuko_client import AsyncClient, Client, Evaluation, LeukoError, Outcome, Prediction, Progress, Retries
 from leuko_client.progress import Bar
 from tests.fake_classifier import png

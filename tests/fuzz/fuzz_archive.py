@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipInfo
 
+from app.api.labelled_upload import read_labelled
+from app.api.uploads import Form, Part
+from app.archives.labelled_archive import ArchiveLimits
 from app.errors import BadArchive, TooLarge, UndecodableImage
-from app.labelled import read_labelled
-from app.uploads import Form, Part
-from app.vision.archive import ArchiveLimits
 from tests.fuzz.campaign import Target
-from tests.vision.archives import LABELS, declare, pack, pack_one
+from tests.zips import LABELS, declare, pack, pack_one
 
 LIMITS = ArchiveLimits(max_entries=50, max_entry_bytes=2**16, max_total_bytes=2**18)
 PICTURES = {f"set/{label}/{number}.png": bytes([number]) * 90 for number, label in enumerate(LABELS)}

@@ -1,4 +1,4 @@
-"""Untrusted bytes → `app.vision.decode.decode`."""
+"""Untrusted bytes → `app.imaging.decode.decode`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from PIL import Image
 
 from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
-from app.vision import dicom, dicom_writer
-from app.vision.decode import decode
-from app.vision.limits import DEFAULT_LIMITS
+from app.imaging import dicom, dicom_writer
+from app.imaging.decode import decode
+from app.imaging.limits import DEFAULT_LIMITS
 from tests.fuzz.campaign import Target
-from tests.vision.pictures import encode, picture
+from tests.pictures import encode, picture
 
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.server import GRACE_S
+from app.server.run import GRACE_S
 from app.settings import Settings, variable
 from tests.running import ROOT
 

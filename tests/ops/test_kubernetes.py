@@ -15,8 +15,8 @@ import httpx
 import pytest
 from kubernetes_validate import utils, validate
 
-from app.keys import REREAD_S, Keys, add_key
-from app.server import GRACE_S
+from app.edge.keys import REREAD_S, Keys, add_key
+from app.server.run import GRACE_S
 from app.settings import Settings, variable
 from tests.ops.test_prometheus import Prometheus, program
 from tests.running import FAKE, ROOT, running, wait_until
@@ -125,7 +125,7 @@ def test_files_are_where_something_is_mounted_and_the_keys_are_a_secret() -> Non
 
 def test_a_pod_has_the_time_that_its_end_may_take() -> None:
     asleep = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
-    # uvicorn waits for requests, then app.service for the engine, each for as long.
+    # uvicorn waits for requests, then app.inference.service for the engine, each for as long.
     assert POD["terminationGracePeriodSeconds"] >= asleep + GRACE_S + 2 * SETTINGS.drain_s
 
 

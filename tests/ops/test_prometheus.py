@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.telemetry import Telemetry
-from app.vision.bundle import CLASSES
-from app.vision.reference import Seen, dump, summarise
+from app.engine.bundle import CLASSES
+from app.evaluation.answer_profile import Seen, dump, summarise
+from app.observability.metrics import Telemetry
 from tests.fake_classifier import png
 from tests.fakes import CUT, serving
 from tests.running import FAKE, ROOT, Running, running, wait_until

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.engine.bundle import CLASSES
 from app.settings import Settings
-from app.vision.bundle import CLASSES
 from tests.fake_classifier import png
 from tests.fakes import GREYS
 from tests.proxying import SHIPPED, Proxy, free_port, here, proxying

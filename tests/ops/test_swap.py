@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.vision.bundle import FILES
+from app.engine.bundle import FILES
 from tests.running import REAL, ROOT, Running, running, wait_until
 
 SHIPPED = ROOT / "models/wbc-resnet18"

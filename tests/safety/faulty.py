@@ -14,11 +14,11 @@ from typing import cast
 
 import numpy as np
 
-from app.cli import main
+from app.cli.main import main
+from app.engine.classifier import Classifier, Prediction
 from app.errors import BundleError, EngineError
+from app.imaging.framing import Cell
 from app.settings import Settings
-from app.vision.classifier import Classifier, Prediction
-from app.vision.framing import Cell
 from tests.fake_classifier import FakeClassifier
 from tests.running import Running, running, wait_until
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from tests.fake_classifier import png
 from tests.fakes import GREYS
+from tests.pictures import encode, real
 from tests.safety.memory import growing_less_than
 from tests.safety.sandbox import Sandbox, sealed
-from tests.vision.archives import DIRECTORY, declare, pack, patch, rename
-from tests.vision.pictures import encode, real
+from tests.zips import DIRECTORY, declare, pack, patch, rename
 
 MIB = 2**20
 NAME = "monocyte/a.png"

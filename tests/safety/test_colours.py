@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
-from app.vision.decode import decode
+from app.imaging.decode import decode
+from tests.pictures import encode, levels_apart, pixels, real
 from tests.running import REAL, ROOT, Running, running
 from tests.safety.sending import alone
-from tests.vision.pictures import encode, levels_apart, pixels, real
 
 RGB = [(255, 0, 0), (0, 128, 255), (7, 8, 9)]
 ORIENTATION = 0x0112

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from tests.fake_classifier import NAN, png
+from tests.pictures import encode, picture
 from tests.running import PATIENCE_S, Running, linux, wait_until
 from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for
 from tests.safety.sending import alone, together
-from tests.vision.pictures import encode, picture
 
 SLOW = encode(
     Image.effect_noise((4900, 4900), 90), "JPEG", quality=30, progressive=True

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.connection import MAX_WAITING
-from app.keys import add_key, make_key
+from app.edge.connection import MAX_WAITING
+from app.edge.keys import add_key, make_key
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.running import FAKE, PATIENCE_S, Running, running, serving, wait_until

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from app.errors import UndecodableImage
-from app.vision.decode import decode
+from app.imaging.decode import decode
 from tests.fuzz import fuzz_decode
 from tests.fuzz.mutations import mutate
+from tests.pictures import colour, encode, picture, pixels, png, real
 from tests.running import Running, running
 from tests.safety.memory import growing_less_than
 from tests.safety.sending import IMAGE, alone, status, together
 from tests.safety.unshaken import UNSHAKEN
-from tests.vision.pictures import colour, encode, picture, pixels, png, real
 
 REFUSALS = {413, 415, 422}
 START_OF_FRAME, START_OF_SCAN = b"\xff\xc0", b"\xff\xda"

@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.fake_classifier import png
 from tests.fakes import CUT, GREYS
+from tests.pictures import encode
 from tests.running import Running, running
 from tests.safety.unshaken import UNSHAKEN
-from tests.vision.archives import LABELS, pack
-from tests.vision.pictures import encode
+from tests.zips import LABELS, pack
 
 GOOD = {"neutrophil/good.png": png(GREYS[3])}
 

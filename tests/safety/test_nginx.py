@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.keys import add_key
+from app.edge.keys import add_key
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.fakes import zipped

@@ -11,8 +11,8 @@ import httpx
 from PIL import Image
 from pydicom import dcmread
 
-from app.keys import add_key
-from app.vision import dicom_writer
+from app.edge.keys import add_key
+from app.imaging import dicom_writer
 from tests.fake_classifier import png
 from tests.fakes import zipped
 from tests.running import FAKE, Running, running

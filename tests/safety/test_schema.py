@@ -15,7 +15,7 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis import Case
 
-from app.main import create_app
+from app.api.application import create_app
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import zipped

@@ -20,8 +20,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from app.engine.bundle import FILES, GRAPH, WEIGHTS, load_bundle
 from app.errors import BundleError
-from app.vision.bundle import FILES, GRAPH, WEIGHTS, load_bundle
 from tests.running import PATIENCE_S, REAL, serves, serving
 
 ROOT = Path(__file__).parents[2]

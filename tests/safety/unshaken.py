@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import cast
 
-from app.cli import main
+from app.cli.main import main
+from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError
 from app.settings import Settings
-from app.vision.classifier import Classifier, Prediction
 from tests.fake_classifier import NAN, FakeClassifier
 
 UNSHAKEN = "import tests.safety.unshaken as unshaken; unshaken.serve()"

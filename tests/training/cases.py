@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from app.vision.bundle import CLASSES
-from app.vision.evaluation import evaluate
-from app.vision.framing import Preprocessing
-from tests.vision.cases import random_case
+from app.engine.bundle import CLASSES
+from app.evaluation.report import evaluate
+from app.imaging.framing import Preprocessing
+from tests.evaluation.cases import random_case
 from training.config import TrainConfig, load_recipe
 
 RECIPE = replace(load_recipe("default"), select_on="holdout", monitor="val_accuracy")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.vision.sample import draw_smear
+from app.samples.smear import draw_smear
 from training.data import CLASSES, Row, build_manifest
 
 PHOTOS = 4  # of each class

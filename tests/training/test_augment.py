@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.vision.framing import Preprocessing, frame_cell
-from app.vision.sample import draw_smear
+from app.imaging.framing import Preprocessing, frame_cell
+from app.samples.smear import draw_smear
 from training.augment import augment, recolour, soften, stain, warp
 from training.config import Augmentation
 from training.patches import cut_patch

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.vision.bundle import CLASSES
-from app.vision.scores import calibration_error
+from app.engine.bundle import CLASSES
+from app.evaluation.scores import calibration_error
 from tests import paper
-from tests.vision.cases import random_case
+from tests.evaluation.cases import random_case
 from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
 
 MAX_BYTES = 200_000

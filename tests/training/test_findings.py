@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from app.vision.classifier import Prediction
-from app.vision.framing import Frame, Preprocessing, frame_cell
-from app.vision.sample import draw_smear
+from app.engine.classifier import Prediction
+from app.imaging.framing import Frame, Preprocessing, frame_cell
+from app.samples.smear import draw_smear
 from training.findings import beside_the_cell, strangeness
 from training.served import frame_background
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.vision.classifier import Prediction, load_classifier
-from app.vision.decode import decode
-from app.vision.framing import frame_cell
+from app.engine.classifier import Prediction, load_classifier
+from app.imaging.decode import decode
+from app.imaging.framing import frame_cell
 from training.config import TrainConfig, load_recipe
 from training.data import Row, build_manifest
 from training.errors import DataError, ExportError, RecipeError

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
-from app.vision.framing import Preprocessing
-from app.vision.resnet18 import fold
+from app.engine.resnet18 import fold
+from app.imaging.framing import Preprocessing
 from training.errors import RecipeError
 from training.initial import start_from
 from training.loading import Batch

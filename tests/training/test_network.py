@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from app.vision.framing import Preprocessing
+from app.imaging.framing import Preprocessing
 from training.network import Network
 
 

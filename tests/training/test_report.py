@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.engine.bundle import CLASSES, FILES, KNOWN_ANSWER, load_bundle
+from app.engine.classifier import Classifier, Neighbours, softmax
+from app.engine.interface import Floats, Output
 from app.errors import BundleError, EngineError
-from app.vision.bundle import CLASSES, FILES, KNOWN_ANSWER, load_bundle
-from app.vision.classifier import Classifier, Neighbours, softmax
-from app.vision.engine import Floats, Output, Pixels
-from app.vision.evaluation import evaluate
-from app.vision.framing import Preprocessing
-from app.vision.reference import dump
+from app.evaluation.answer_profile import dump
+from app.evaluation.report import evaluate
+from app.imaging.framing import Pixels, Preprocessing
 from tests.training.cases import RECIPE, WHOLE, config
 from training.config import save_config
 from training.data import Row, fingerprint

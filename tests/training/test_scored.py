@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from app.vision.classifier import Neighbours
+from app.engine.classifier import Neighbours
 from training.calibration import neighbours_of
 from training.data import CLASSES, Row
 from training.scored import balanced_sample

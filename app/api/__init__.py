@@ -1,0 +1,1 @@
+"""HTTP: the application and its lifecycle, uploads, content negotiation, OpenAPI, routes and the page."""

@@ -1,0 +1,106 @@
+"""The application: settings, telemetry, admission, routes, and the one place where errors become HTTP."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from app import __version__
+from app.api import openapi, problem_responses
+from app.api.lifecycle import Lifecycle, OnFailure, end_process
+from app.api.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
+from app.api.routes import problems as problem_types
+from app.edge.access import Access, access
+from app.edge.admission import Admission
+from app.edge.paths import is_queued
+from app.edge.request_log import RequestLog
+from app.edge.tracing import open_tracer
+from app.errors import LeukoError
+from app.inference.service import MIB
+from app.observability.metrics import Telemetry
+from app.registry.fetch import load
+from app.registry.model_runner import Load
+from app.settings import Settings
+
+SUMMARY = "White blood cell classification: calibrated answers, honest scores."
+CLOSED = "closed"
+DESCRIPTION = "Every error is an RFC 9457 problem document. Research software: not for diagnosis."
+
+
+def create_app(
+    settings: Settings | None = None, load: Load = load, on_failure: OnFailure = end_process
+) -> FastAPI:
+    """settings: by default from the environment.
+
+    The application starts at once and loads behind its back, so that /healthz answers meanwhile.
+    When loading fails, `on_failure` is called with the error, on the event loop, and must end the
+    process with a status that is not 0. A server calls `app.state.lifecycle.drain()` at SIGTERM.
+    """
+    settings = settings or Settings.from_environ(os.environ)
+    telemetry = Telemetry()
+    tracer = open_tracer() if settings.traces == "otlp" else None
+    lifecycle = Lifecycle(settings, telemetry, load, on_failure, tracer)
+    app = FastAPI(
+        title="Leuko",
+        version=__version__,
+        summary=SUMMARY,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None if settings.docs == CLOSED else "/openapi.json",
+        redirect_slashes=False,  # it would name the host that the client named
+        lifespan=lambda _: lifecycle,
+    )
+    app.state.lifecycle = lifecycle
+    who = access(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
+    app.openapi = partial(openapi.describe, app, who)  # type: ignore[method-assign]
+    _add_routes(app, settings)
+    _add_error_handlers(app)
+    _add_admission(app, lifecycle, who)
+    return app
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
+    versioned = APIRouter()
+    for module in (predict, differential, evaluate, model):
+        versioned.include_router(module.router)
+    app.include_router(versioned)
+    app.include_router(versioned, prefix="/v1", include_in_schema=False)
+    for module in (healthz, readyz, problem_types, v2, page):
+        app.include_router(module.router)
+    app.mount("/page", page.PageFiles(directory=docs.WEB / "page"), name="page")
+    if settings.metrics != CLOSED:
+        app.include_router(metrics.router)
+    if settings.docs != CLOSED:
+        app.include_router(docs.router)
+        app.mount("/swagger", StaticFiles(directory=docs.WEB / "swagger"), name="swagger")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(LeukoError, problem_responses.answer_error)
+    app.add_exception_handler(HTTPException, problem_responses.answer_http)
+    app.add_exception_handler(RequestValidationError, problem_responses.answer_invalid)
+    app.add_exception_handler(Exception, problem_responses.answer_unexpected)
+
+
+def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
+    settings = lifecycle.settings
+    app.add_middleware(
+        Admission,
+        problem=problem_responses.answer,
+        ready=lambda: lifecycle.serving,
+        observe=RequestLog(lifecycle.telemetry, lifecycle.audit, lifecycle.tracer),
+        authorize=who.admit,
+        max_body_bytes=settings.max_body_mib * MIB,
+        max_reserved_bytes=settings.max_reserved_mib * MIB,
+        max_requests=settings.max_requests,
+        body_timeout_s=settings.body_timeout_s,
+        named=frozenset(who.needs),
+        queued=is_queued,
+        check_queue=lifecycle.check_room,
+    )

@@ -1,0 +1,1 @@
+"""Routes: HTTP only; the name of a file is its URL."""

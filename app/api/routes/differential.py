@@ -1,0 +1,93 @@
+"""`POST /differential`: the cells of one specimen → a differential count with intervals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+
+from app import __version__, errors
+from app.api.negotiation import choose
+from app.api.openapi import Document, answer, body, ref, refusals
+from app.api.routes.examples import CELLS, DIFFERENTIAL
+from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
+from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.uploads import media_type, parse_texts, read_images, read_json
+from app.inference.service import MIB
+from app.reports import fhir, hl7
+from app.wire import responses
+from app.wire.specimen import ClassifiedCell, ClassifiedCells, Differential, Specimen
+
+router = APIRouter(tags=["classify"])
+
+MAX_CELLS_BYTES = 16 * MIB  # 10,000 predictions as /predict gives them, maps included
+TEXTS = {"specimen": 4096, "accession": 4096}  # bytes
+JSON = "application/json"
+
+IDENTIFIER = {"type": "string", "maxLength": 128}
+BODY = images_body(
+    "DifferentialForm",
+    {"files": ["1.jpg", "2.jpg"], "specimen": "S-1", "accession": "A-1"},
+    **dict.fromkeys(TEXTS, IDENTIFIER),
+) | {JSON: {"schema": ref("ClassifiedCells"), "example": CELLS}}
+OTHERS: Document = {
+    fhir.MEDIA_TYPE: {"schema": {"type": "object"}, "example": {"resourceType": "Bundle", "…": "…"}},
+    hl7.MEDIA_TYPE: {"schema": {"type": "string"}, "example": "MSH|^~\\&|LEUKO|…"},
+}
+
+DESCRIPTION = """
+Send the images of one specimen as to `/predict`, or as JSON the `predictions` that it gave. Percentages
+are of the cells that were classified; each has a Wilson and an exact (Clopper–Pearson) 95 % interval.
+`review` lists the cells that a person must look at, `warnings` what a reader must know. `specimen` and
+`accession` come back, and are kept and logged nowhere. With `Accept: application/fhir+json` the answer is
+a FHIR R4 Bundle around a preliminary DiagnosticReport, with `Accept: application/hl7-v2` an HL7 v2.5.1
+ORU^R01 message. Not for diagnosis.
+
+    curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
+"""
+
+
+@router.post(
+    "/differential",
+    operation_id="differential",
+    summary="Count the cells of a specimen",
+    description=DESCRIPTION,
+    response_model=Differential,
+    responses=answer(DIFFERENTIAL, **OTHERS)
+    | refusals(*IMAGE_ERRORS, errors.NotAcceptable, errors.BadLabels),
+    openapi_extra=body(BODY),
+)
+async def differential(
+    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
+) -> Differential | Response:
+    kind = choose(request.headers.get("accept", ""), (JSON, *OTHERS))
+    bundle = service.classifier.bundle
+    if media_type(request) == JSON:
+        sent = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
+        found = await asyncio.to_thread(responses.differential, request_id, bundle, sent, sent.predictions)
+    else:
+        with service.stage("receive"):
+            upload = await read_images(request, image_limit(service), TEXTS)
+        specimen = parse_texts(Specimen, upload.texts)
+        classified = await classify(service, upload.images, findings, request_id, arrived=arrived)
+        if isinstance(classified, Response):
+            return classified
+        cells = [ClassifiedCell.model_validate(one.model_dump()) for one in classified.predictions]
+        places = [one.index for one in classified.predictions]
+        found = await asyncio.to_thread(
+            responses.differential, request_id, bundle, specimen, cells, classified.faults, places
+        )
+    findings.update(model_sha256=bundle.sha256, n=found.n)
+    return _render(found, kind, service.settings.loinc_method)
+
+
+def _render(found: Differential, kind: str, method: str) -> Differential | Response:
+    now = datetime.now(UTC)
+    if kind == fhir.MEDIA_TYPE:
+        report = fhir.bundle(found, method=method, software=__version__, at=now)
+        return Response(json.dumps(report, ensure_ascii=False), media_type=kind)
+    if kind == hl7.MEDIA_TYPE:
+        return Response(hl7.message(found, method=method, at=now), media_type=f"{kind}; charset=utf-8")
+    return found

@@ -1,0 +1,137 @@
+"""`POST /evaluate` and `/evaluate/predictions`: labels against answers → the full metric suite."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from app import errors
+from app.api import sse
+from app.api.labelled_upload import LabelledSet, class_indices, read_labelled
+from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
+from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
+from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.uploads import Limit, read_form, read_json
+from app.evaluation import report
+from app.inference.scoring import Progress, score
+from app.inference.service import MIB, Service, archive_limits
+from app.settings import Settings
+from app.wire import responses
+from app.wire.schemas import Evaluation, EvaluationProgress, Outcomes, Report
+
+router = APIRouter(tags=["evaluate"])
+
+MAX_MAPPING = 64 * MIB  # labels or groups of 200,000 long file names
+MAX_OUTCOMES = 64 * MIB
+MAX_PATTERN = 1024  # bytes
+
+MAPPING = "JSON object or two-column CSV, file name to "
+BODY = form(
+    "EvaluateForm",
+    {
+        "archive": BINARY | {"description": "ZIP with a folder for each class, at any depth"},
+        "files": {"type": "array", "items": BINARY, "description": "instead of archive; needs labels"},
+        "labels": {"type": "string", "description": MAPPING + "class"},
+        "groups": {"type": "string", "description": MAPPING + "source photo or patient"},
+        "group_pattern": {
+            "type": "string",
+            "description": "instead of groups: a regular expression whose first group is the source",
+        },
+    },
+    required=[],
+    example={"archive": "test.zip", "group_pattern": r"/(patient\d+)_"},
+)
+STREAM = event_stream(EVENTS, progress="EvaluationProgress", result="Evaluation", error="Problem")
+
+DESCRIPTION = """
+Send a labelled set: a ZIP in a part `archive`, or parts `files` with a part `labels`. With sources, by
+`groups` or `group_pattern`, intervals are bootstrapped over sources instead of images. Images that cannot
+be decoded are left out, and itemised in `errors`; a wrong archive is refused whole. With
+`Accept: text/event-stream` there are `progress` events, then one `result`, or one `error` with a problem.
+`/predict` always goes before.
+
+    curl -F archive=@test.zip http://127.0.0.1:8000/evaluate
+"""
+
+
+@router.post(
+    "/evaluate",
+    operation_id="evaluate",
+    summary="Evaluate the model on labelled images",
+    description=DESCRIPTION,
+    response_model=Evaluation,
+    responses=answer(EVALUATION, **{"text/event-stream": STREAM})
+    | refusals(*BODY_ERRORS, errors.Unusable, errors.BadArchive, errors.BadLabels, errors.DeadlinePassed),
+    openapi_extra=body(BODY),
+)
+async def evaluate(
+    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
+) -> Evaluation | Response:
+    with service.stage("receive"):
+        form = await read_form(request, _limits(service.settings))
+    labels = service.classifier.bundle.labels
+    labelled = await asyncio.to_thread(read_labelled, form, labels, archive_limits(service.settings))
+    progress = Progress(len(labelled.sources))
+
+    async def work() -> Evaluation:
+        found = await _evaluate(service, labelled, progress, arrived, request_id)
+        findings.update(model_sha256=found.model.sha256, n=found.n, accuracy=round(found.accuracy, 4))
+        findings["errors"] = len(found.errors)
+        return found
+
+    def report_progress() -> EvaluationProgress:
+        return EvaluationProgress(
+            done=progress.done, total=progress.total, images_per_second=progress.images_per_second
+        )
+
+    if "text/event-stream" in request.headers.get("accept", ""):
+        stream = sse.stream(work, report_progress, request_id)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
+    return await work()
+
+
+@router.post(
+    "/evaluate/predictions",
+    operation_id="evaluate_predictions",
+    summary="Evaluate predictions already made",
+    description="Classes by name or index. Scores that need probabilities are null without them; without "
+    "`predictions` the most probable class counts.",
+    responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels),
+    openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
+)
+async def evaluate_predictions(request: Request, service: Loaded, request_id: RequestId) -> Report:
+    outcomes = await read_json(request, Outcomes, MAX_OUTCOMES)
+    report = await asyncio.to_thread(_judge, outcomes, service.classifier.bundle.labels)
+    return Report(request_id=request_id, **asdict(report))
+
+
+async def _evaluate(
+    service: Service, labelled: LabelledSet, progress: Progress, arrived: float, request_id: str
+) -> Evaluation:
+    deadline = arrived + service.settings.evaluate_deadline_s
+    scored = await score(service, labelled.sources, labelled.groups, progress, deadline=deadline)
+    return responses.evaluation(request_id, service.classifier.bundle, labelled.sources, scored, progress)
+
+
+def _judge(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
+    made = outcomes.predictions
+    return report.evaluate(
+        class_indices("labels", outcomes.labels, labels),
+        None if made is None else class_indices("predictions", made, labels),
+        outcomes.probabilities,
+        names=labels,
+        groups=outcomes.groups,
+    )
+
+
+def _limits(settings: Settings) -> dict[str, Limit]:
+    return {
+        "archive": Limit(1, settings.max_body_mib * MIB),
+        "files": Limit(settings.max_archive_entries, settings.max_image_mib * MIB),
+        "labels": Limit(1, MAX_MAPPING),
+        "groups": Limit(1, MAX_MAPPING),
+        "group_pattern": Limit(1, MAX_PATTERN),
+    }

@@ -1,0 +1,187 @@
+"""Worked examples for the API's documentation; tests hold them against the schemas.
+
+None has a null where a field must be: FastAPI leaves it out of the document.
+"""
+
+from __future__ import annotations
+
+from app.api.openapi import REQUEST_ID
+
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
+MODEL = {"name": "wbc-resnet18", "version": "1.0.0", "sha256": SHA256}
+
+PREDICTIONS = {
+    "request_id": REQUEST_ID,
+    "model": MODEL,
+    "predictions": [
+        {
+            "index": 0,
+            "filename": "cell.jpg",
+            "image_sha256": SHA256,
+            "label": "neutrophil",
+            "confidence": 0.97,
+            "probabilities": {"eosinophil": 0.01, "lymphocyte": 0.01, "monocyte": 0.01, "neutrophil": 0.97},
+            "ood_score": 0.94,
+            "review": False,
+            "review_reasons": [],
+            "frame": {"left": 81.5, "top": 40.0, "width": 142.0, "height": 142.0, "nucleus": True},
+            "cam": None,
+        }
+    ],
+    "errors": [
+        {
+            "type": "/problems/undecodable_image",
+            "title": "Image cannot be decoded",
+            "status": 422,
+            "detail": "the JPEG data is truncated, corrupt or of an unknown kind",
+            "code": "undecodable_image",
+            "index": 1,
+            "filename": "cut.jpg",
+        }
+    ],
+}
+
+CELLS = {
+    "predictions": [
+        {"label": "neutrophil", "confidence": 0.97, "image_sha256": SHA256},
+        {"label": "eosinophil", "confidence": 0.61, "review_reasons": ["low_confidence"]},
+    ],
+    "specimen": "S-1",
+    "accession": "A-1",
+}
+
+DIFFERENTIAL = {
+    "request_id": REQUEST_ID,
+    "model": MODEL,
+    "specimen": "S-1",
+    "accession": "A-1",
+    "fingerprint": SHA256,
+    "n": 2,
+    "counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
+    "percent": {"eosinophil": 50.0, "lymphocyte": 0.0, "monocyte": 0.0, "neutrophil": 50.0},
+    "intervals": {
+        "level": 0.95,
+        "unit": "percent",
+        "wilson": {
+            "eosinophil": [9.45, 90.55],
+            "lymphocyte": [0.0, 65.76],
+            "monocyte": [0.0, 65.76],
+            "neutrophil": [9.45, 90.55],
+        },
+        "exact": {
+            "eosinophil": [1.26, 98.74],
+            "lymphocyte": [0.0, 84.19],
+            "monocyte": [0.0, 84.19],
+            "neutrophil": [1.26, 98.74],
+        },
+    },
+    "review": [
+        {
+            "index": 1,
+            "filename": "2.jpg",
+            "image_sha256": SHA256,
+            "label": "eosinophil",
+            "confidence": 0.61,
+            "reasons": ["low_confidence"],
+        }
+    ],
+    "warnings": [
+        {
+            "code": "few_cells",
+            "detail": "2 classified cells are fewer than the 100 that a differential counts at least.",
+        },
+        {
+            "code": "classified_cells_only",
+            "detail": "Percentages are of classified cells: the model knows four classes, no basophils,"
+            " bands, blasts or other cells.",
+        },
+    ],
+    "errors": [],
+}
+
+REPORT = {
+    "request_id": REQUEST_ID,
+    "n": 8,
+    "labels": LABELS,
+    "accuracy": 0.875,
+    "per_class": {
+        "eosinophil": {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "specificity": 1.0, "support": 2},
+        "lymphocyte": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "specificity": 1.0, "support": 2},
+        "monocyte": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "specificity": 1.0, "support": 2},
+        "neutrophil": {"precision": 0.6667, "recall": 1.0, "f1": 0.8, "specificity": 0.8333, "support": 2},
+    },
+    "macro_avg": {"precision": 0.9167, "recall": 0.875, "f1": 0.8667, "support": 8},
+    "weighted_avg": {"precision": 0.9167, "recall": 0.875, "f1": 0.8667, "support": 8},
+    "mse": 1.125,
+    "rmse": 1.0607,
+    "confusion_matrix": [[1, 0, 0, 1], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]],
+    "balanced_accuracy": 0.875,
+    "cohen_kappa": 0.8333,
+    "matthews_corrcoef": 0.8468,
+    "log_loss": 0.3106,
+    "brier": 0.1874,
+    "ece": 0.0612,
+    "roc_auc_ovr": 0.9792,
+    "confidence_intervals": {
+        "level": 0.95,
+        "unit": "group",
+        "accuracy": [0.75, 1.0],
+        "macro_f1": [0.7333, 1.0],
+    },
+    "groups": {"n": 5, "accuracy": 0.8, "correct": 4},
+}
+
+EVALUATION = {
+    **REPORT,
+    "model": MODEL,
+    "elapsed_seconds": 0.05,
+    "images_per_second": 180.0,
+    "misclassified": [
+        {
+            "filename": "TEST/EOSINOPHIL/7.jpeg",
+            "label": "eosinophil",
+            "predicted": "neutrophil",
+            "confidence": 0.51,
+        }
+    ],
+    "errors": [],
+}
+
+EVENTS = """\
+event: progress
+data: {"done":0,"total":2487,"images_per_second":0.0}
+
+event: result
+data: {"request_id":"…","n":2487,"accuracy":0.97,"…":"…"}
+
+"""
+
+OUTCOMES = {
+    "labels": ["eosinophil", "eosinophil", "lymphocyte", "monocyte"],
+    "probabilities": [[0.9, 0, 0, 0.1], [0.3, 0, 0, 0.7], [0, 1, 0, 0], [0, 0.2, 0.8, 0]],
+    "groups": ["photo 1", "photo 1", "photo 2", "photo 3"],
+}
+
+MODEL_CARD = {
+    **MODEL,
+    "labels": LABELS,
+    "preprocessing": {"size": 224, "framing": "nucleus", "margin": 2.6},
+    "temperature": 1.3,
+    "review": {"confidence": 0.6, "ood_score": 1.2},
+    "training": {"recipe": "default", "data": "…"},
+    "scores": {"test": {"accuracy": 0.97}},
+    "engine": "openvino",
+    "device": "CPU",
+    "service_version": "0.1.0",
+    "limits": {
+        "max_body_mib": 512,
+        "max_image_mib": 16,
+        "max_pixels": 25_000_000,
+        "max_side": 12_000,
+        "max_files": 256,
+        "max_archive_entries": 200_000,
+        "deadline_s": 30.0,
+        "evaluate_deadline_s": 1800.0,
+    },
+}

@@ -1,0 +1,57 @@
+"""What handlers ask for by type."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request
+
+from app.api.lifecycle import Lifecycle
+from app.inference.service import Service
+
+
+async def _lifecycle(request: Request) -> Lifecycle:
+    found: Lifecycle = request.app.state.lifecycle
+    return found
+
+
+async def _service(
+    request: Request,
+    model: Annotated[
+        str | None, Query(description="a model's NAME or NAME@VERSION, where several are served")
+    ] = None,
+) -> AsyncIterator[Service]:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    name, _, version = (model or "").partition("@")
+    with lifecycle.use(None if model is None else name, version or None) as service:
+        yield service
+
+
+async def _named(request: Request, name: str, version: str | None = None) -> AsyncIterator[Service]:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    with lifecycle.use(name, version) as service:
+        yield service
+
+
+async def _request_id(request: Request) -> str:
+    found: str = request.state.request_id
+    return found
+
+
+async def _findings(request: Request) -> dict[str, Any]:
+    found: dict[str, Any] = request.state.findings
+    return found
+
+
+async def _arrived(request: Request) -> float:
+    found: float = request.state.arrived
+    return found
+
+
+Current = Annotated[Lifecycle, Depends(_lifecycle)]
+Loaded = Annotated[Service, Depends(_service)]  # 503 until the model is loaded
+Named = Annotated[Service, Depends(_named)]  # by the path
+RequestId = Annotated[str, Depends(_request_id)]
+Findings = Annotated[dict[str, Any], Depends(_findings)]  # what the audit log says of this request
+Arrived = Annotated[float, Depends(_arrived)]  # first byte of the request, on the loop's clock

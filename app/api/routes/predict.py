@@ -1,0 +1,58 @@
+"""`POST /predict`: images → class probabilities."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api.openapi import answer, body, refusals
+from app.api.routes.examples import PREDICTIONS
+from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
+from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.uploads import read_images
+from app.wire.responses import model_reference
+from app.wire.schemas import Predictions
+
+router = APIRouter(tags=["classify"])
+
+DESCRIPTION = """
+Send `multipart/form-data` with one or more parts named `files`, or a single image as the body.
+`index` is the position in the request. Of several images the bad ones are listed in `errors`, and the
+status is 200 while one is good. Where all are bad, the status is the first one's, and the problem's
+`errors` lists them all. Not for diagnosis.
+
+    curl -F files=@cell.jpg http://127.0.0.1:8000/predict
+"""
+
+
+@router.post(
+    "/predict",
+    operation_id="predict",
+    summary="Classify images of cells",
+    description=DESCRIPTION,
+    response_model=Predictions,
+    responses=answer(PREDICTIONS) | refusals(*IMAGE_ERRORS),
+    openapi_extra=body(images_body("PredictForm", {"files": ["cell.jpg", "cut.jpg"]})),
+)
+async def predict(
+    request: Request,
+    service: Loaded,
+    request_id: RequestId,
+    arrived: Arrived,
+    findings: Findings,
+    explain: Annotated[
+        Literal["cam"] | None, Query(description="`cam` adds a class-activation map to each prediction")
+    ] = None,
+) -> Predictions | Response:
+    with service.stage("receive"):
+        parts = (await read_images(request, image_limit(service))).images
+    found = await classify(service, parts, findings, request_id, arrived=arrived, cam=explain == "cam")
+    if isinstance(found, Response):
+        return found
+    return Predictions(
+        request_id=request_id,
+        model=model_reference(service.classifier.bundle),
+        predictions=found.predictions,
+        errors=found.faults,
+    )

@@ -1,0 +1,38 @@
+"""`GET /problems/{code}`: what the `type` of a problem leads to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.exceptions import HTTPException
+
+from app.api.openapi import answer, not_found
+from app.wire.problems import MEANINGS, status_of, title_of, uri
+from app.wire.schemas import ProblemType
+
+router = APIRouter(tags=["operate"])
+
+EXAMPLE = {
+    "type": "/problems/queue_full",
+    "code": "queue_full",
+    "title": "Queue full",
+    "status": 429,
+    "meaning": MEANINGS["queue_full"],
+}
+
+
+@router.get(
+    "/problems/{code}",
+    operation_id="problem",
+    summary="Describe a kind of problem",
+    responses=answer(EXAMPLE) | not_found(),
+)
+async def problem(
+    code: Annotated[str, Path(description="as in the problem's `code`")],
+) -> ProblemType:
+    if code not in MEANINGS:
+        raise HTTPException(404)
+    return ProblemType(
+        type=uri(code), code=code, title=title_of(code), status=status_of(code), meaning=MEANINGS[code]
+    )

@@ -1,0 +1,100 @@
+"""`/v2`: the Open Inference Protocol, for Triton's and KServe's clients.
+
+Not in the OpenAPI document: the protocol has one of its own, and its errors are not problem documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
+
+from app import __version__
+from app.api import oip
+from app.api.routes.images import finding, image_limit
+from app.api.routes.parameters import Arrived, Current, Findings, Named
+from app.api.uploads import read_body
+from app.edge.content_encoding import compress, expand
+from app.errors import LeukoError
+from app.inference.pipeline import Answer
+from app.inference.service import MIB, Service
+
+router = APIRouter(prefix="/v2", include_in_schema=False)
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+@router.get("")
+async def server() -> Any:
+    return {"name": "leuko", "version": __version__, "extensions": oip.EXTENSIONS}
+
+
+@router.get("/health/live")
+async def live(lifecycle: Current) -> Any:
+    return {"live": True, "ready": lifecycle.ready}
+
+
+@router.get("/health/ready")
+async def ready(lifecycle: Current) -> Response:
+    return JSONResponse({"live": True, "ready": lifecycle.ready}, 200 if lifecycle.ready else 503)
+
+
+@router.get("/models/{name}/ready")
+@router.get("/models/{name}/versions/{version}/ready")
+async def model_ready(lifecycle: Current, name: str, version: str | None = None) -> Response:
+    ready = lifecycle.ready
+    if lifecycle.serving:
+        ready = ready and lifecycle.models.served.find(name, version).obstacle is None
+    return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
+
+
+@router.get("/models/{name}")
+@router.get("/models/{name}/versions/{version}")
+async def metadata(lifecycle: Current, service: Named) -> Any:
+    bundle, engine = service.classifier.bundle, service.classifier.engine
+    versions = lifecycle.models.served.versions(bundle.name)
+    return oip.describe(bundle.name, versions, f"leuko_{engine.name}", len(bundle.labels))
+
+
+@router.post("/models/{name}/infer")
+@router.post("/models/{name}/versions/{version}/infer")
+async def infer(
+    request: Request,
+    service: Named,
+    arrived: Arrived,
+    findings: Findings,
+) -> Response:
+    with service.stage("receive"):
+        body = await read_body(request, service.settings.max_body_mib * MIB)
+    asked = await asyncio.to_thread(_parse, request, service, body)
+    deadline = arrived + service.settings.deadline_s
+    answers = await service.classify(asked.images, deadline=deadline)
+    bundle = service.classifier.bundle
+    findings["model_sha256"] = bundle.sha256
+    findings["images"] = [finding(image, answer) for image, answer in zip(asked.images, answers, strict=True)]
+    found = [answer.prediction for answer in answers if isinstance(answer, Answer)]
+    for index, answer in enumerate(answers):
+        if isinstance(answer, LeukoError):  # the protocol has no answer in part
+            raise type(answer)(f"image {index}: {answer.detail}")
+    made = oip.encode(asked, found, name=bundle.name, version=bundle.version, labels=bundle.labels)
+    return _respond(made, request.headers.get("accept-encoding", ""))
+
+
+def _parse(request: Request, service: Service, body: bytes) -> oip.Inference:
+    limit = image_limit(service)
+    expanded = expand(body, ",".join(request.headers.getlist("content-encoding")))
+    header = request.headers.get(HEADER_LENGTH)
+    return oip.parse(expanded, header, most_images=limit.count, most_bytes=limit.size)
+
+
+def _respond(made: oip.Answer, accept_encoding: str) -> Response:
+    body, encoding = compress(made.body, accept_encoding)
+    headers = {"Vary": "Accept-Encoding"}
+    if encoding is not None:
+        headers["Content-Encoding"] = encoding
+    if made.header_bytes is None:
+        return Response(body, headers=headers, media_type="application/json")
+    headers[HEADER_LENGTH] = str(made.header_bytes)
+    return Response(body, headers=headers, media_type="application/octet-stream")

@@ -1,0 +1,49 @@
+"""Long work as server-sent events: `progress` while it runs, then one `result` or one `error`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel
+
+from app.errors import LeukoError
+from app.wire.problems import problem, unexpected
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 0.5
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx
+
+
+async def stream(
+    work: Callable[[], Coroutine[None, None, BaseModel]],
+    progress: Callable[[], BaseModel],
+    request_id: str,
+) -> AsyncIterator[bytes]:
+    """Closing the iterator cancels the work."""
+    task = asyncio.create_task(work())
+    try:
+        yield _event("progress", progress())
+        while not (await asyncio.wait([task], timeout=INTERVAL_S))[0]:
+            yield _event("progress", progress())
+        yield _event("progress", progress())
+        yield await _conclusion(task, request_id)
+    finally:
+        task.cancel()
+
+
+async def _conclusion(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
+    try:
+        return _event("result", await task)
+    except LeukoError as error:
+        return _event("error", problem(error, request_id))
+    except Exception:
+        logger.exception("request %s failed", request_id)
+        return _event("error", unexpected(request_id))
+
+
+def _event(name: str, data: BaseModel) -> bytes:
+    return format_sse_event(event=name, data_str=data.model_dump_json())

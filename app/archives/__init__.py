@@ -1,0 +1,1 @@
+"""Which files are images and what their labels are: ZIPs, folders, label files."""

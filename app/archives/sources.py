@@ -1,0 +1,83 @@
+"""Where images on this machine come from: files, folders, standard input, a ZIP or a folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from app.archives.labelled_archive import PICTURES, ArchiveLimits, class_of, open_archive
+from app.errors import BadArchive, Unusable
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image not read yet; `label` is the index of its true class, where that is known."""
+
+    name: str
+    read: Callable[[], bytes]
+    label: int = -1
+
+
+def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[Source]:
+    """Files as given, folders searched by suffix, `-` for standard input; `most` bytes each."""
+    for path in paths:
+        if path == "-":
+            yield Source(path, partial(stdin.read, most + 1))
+        elif Path(path).is_dir():
+            found = [Source(str(file), partial(_read, file, most)) for file in _images(Path(path))]
+            yield from found or [Source(path, partial(_refuse, "the folder holds no images"))]
+        else:
+            yield Source(path, partial(_read, Path(path), most))
+
+
+@contextmanager
+def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[list[Source]]:
+    """The labelled images of a ZIP, or of a folder that holds a folder for each class at any depth."""
+    if path.is_dir():
+        yield _labelled_folder(path, labels, limits.max_entry_bytes)
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise BadArchive(f"{path} cannot be read: {error.strerror}") from None
+    with file, open_archive(file, labels, limits) as archive:
+        yield [Source(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries]
+
+
+def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[Source]:
+    classes = {label.casefold(): index for index, label in enumerate(labels)}
+    sources = []
+    for file in _images(folder):
+        name = file.relative_to(folder)
+        label = class_of(name, classes)
+        if label is None:
+            raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
+        sources.append(Source(name.as_posix(), partial(_read, file, most), label))
+    if not sources:
+        raise BadArchive(f"{folder} holds no images in folders named {', '.join(labels)}")
+    return sources
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _read(path: Path, most: int) -> bytes:
+    # One byte too many is enough for the decoder to refuse the rest.
+    try:
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except OSError as error:
+        raise Unusable(f"the file cannot be read: {error.strerror}") from None
+
+
+def _refuse(detail: str) -> bytes:
+    raise Unusable(detail)

@@ -1,0 +1,1 @@
+"""The `leuko` command: its arguments, its commands and what they print."""

@@ -1,0 +1,162 @@
+"""What a person at a terminal sees: tables and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from app.errors import LeukoError
+from app.evaluation.answer_profile import Reference
+from app.evaluation.report import Report
+from app.inference.offline import Outcome
+from app.observability.drift import Shift, Window
+
+MOST_LINES = 20
+SCALARS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "cohen_kappa": "Cohen's kappa",
+    "matthews_corrcoef": "Matthews correlation",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "calibration error",
+    "roc_auc_ovr": "ROC AUC, one against rest",
+}
+
+
+def printable(text: str) -> str:
+    """A file name may hold anything, terminal commands and bytes outside UTF-8 included."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def track(outcomes: Iterable[Outcome], total: int, console: Console) -> Iterator[Outcome]:
+    """Passes the outcomes on under a progress bar, shown only on a terminal."""
+    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        for outcome in outcomes:
+            yield outcome
+            progress.advance(task)
+
+
+def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Table:
+    """Fits 80 columns; the label's own probability is the confidence. Why one failed, `left_out` says."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("label", no_wrap=True)
+    for label in labels:
+        table.add_column(label[:5], justify="right", no_wrap=True)
+    table.add_column("ood", justify="right", no_wrap=True)
+    table.add_column("review", min_width=12)
+    for outcome in outcomes:
+        table.add_row(Text(printable(outcome.source.name)), *_cells(outcome, labels))
+    return table
+
+
+def report_tables(report: Report) -> Iterator[Table]:
+    yield _per_class(report)
+    yield _confusion(report)
+    yield _scalars(report)
+
+
+def drift_tables(
+    reference: Reference, found: Reference, shifts: Sequence[Shift], window: Window
+) -> Iterator[Table | Text]:
+    table = Table(title=f"{found.n} answers beside {reference.n} of {reference.of}")
+    table.add_column("measure")
+    for heading in ("reference", "found", "index", "by chance"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    for one in shifts:
+        values = ("", "") if one.reference is None else (_number(one.reference), _number(one.found))
+        style = {"stable": "green", "shifted": "yellow", "drifted": "bold red"}[one.verdict]
+        table.add_row(one.measure, *values, f"{one.index:.3f}", f"{one.chance:.3f}", Text(one.verdict, style))
+    yield table
+    if window.other_models:
+        yield Text(f"{window.other_models} answers are of other models and are not counted", "yellow")
+    if window.repeated:
+        yield Text(f"{window.repeated} answers are of requests that were counted before", "yellow")
+    if window.broken:
+        yield Text(f"{window.broken} lines could not be used", "yellow")
+
+
+def left_out(outcomes: Sequence[Outcome]) -> Iterator[Text]:
+    """One line for each image that could not be classified, up to `MOST_LINES`."""
+    failed = [(o.source.name, o.answer.detail) for o in outcomes if isinstance(o.answer, LeukoError)]
+    for name, detail in failed[:MOST_LINES]:
+        yield Text(printable(f"{name}: {detail}"), "red")
+    if failed:
+        yield Text(f"{len(failed)} of {len(outcomes)} images were left out", "bold red")
+
+
+def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
+    if isinstance(outcome.answer, LeukoError):
+        return [Text("error", "red")]
+    result = outcome.answer.prediction
+    reasons = ", ".join(reason.replace("_", " ") for reason in result.review_reasons)
+    return [
+        Text(result.label, "bold"),
+        *[
+            Text(f"{probability:.3f}", "bold" if label == result.label else "")
+            for label, probability in zip(labels, result.probabilities, strict=True)
+        ],
+        f"{result.ood_score:.2f}",
+        Text(reasons, "yellow"),
+    ]
+
+
+def _per_class(report: Report) -> Table:
+    table = Table("class", title=f"{report.n} images")
+    for heading in ("precision", "recall", "F1", "specificity", "support"):
+        table.add_column(heading, justify="right")
+    for name, one in report.per_class.items():
+        table.add_row(
+            name, *map(_number, (one.precision, one.recall, one.f1, one.specificity)), str(one.support)
+        )
+    table.add_section()
+    for name, mean in (("macro average", report.macro_avg), ("weighted average", report.weighted_avg)):
+        table.add_row(name, *map(_number, (mean.precision, mean.recall, mean.f1)), "", str(mean.support))
+    return table
+
+
+def _confusion(report: Report) -> Table:
+    table = Table("true ↓  predicted →", title="confusion matrix")
+    for label in report.labels:
+        table.add_column(label, justify="right")
+    for row, (label, counts) in enumerate(zip(report.labels, report.confusion_matrix, strict=True)):
+        cells = [Text(str(count), "bold" if row == column else "") for column, count in enumerate(counts)]
+        table.add_row(label, *cells)
+    return table
+
+
+def _scalars(report: Report) -> Table:
+    intervals = report.confidence_intervals
+    ranges = {"accuracy": intervals.accuracy}
+    table = Table("score", title="all classes")
+    table.add_column("value", justify="right")
+    table.add_column(f"{intervals.level:.0%} interval over {intervals.unit}s", justify="right")
+    for field, heading in SCALARS.items():
+        table.add_row(heading, _number(getattr(report, field)), _range(ranges.get(field)))
+    table.add_row("macro F1", _number(report.macro_avg.f1), _range(intervals.macro_f1))
+    if report.groups is not None:
+        table.add_row(f"accuracy of {report.groups.n} whole sources", _number(report.groups.accuracy), "")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} images/s", "cyan")

@@ -1,0 +1,212 @@
+"""One request and its answer, between server and application: its id, its body's bounds, its client."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
+from app.observability.stages import Stages, current
+
+# RFC 3986, section 3.2: a name, an IPv4 or IPv6 address, perhaps a port.
+HOST = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+# https://www.w3.org/TR/trace-context/#traceparent-header, version 00
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+SMALL_BODY = 2**20  # bytes that are read only to keep a connection
+CLIENT_GONE = 499  # nginx's own status: nobody is left to be answered
+
+
+class Exchange:
+    """Stands in for `receive` and `send`; `failure` is why the body could not be received.
+
+    max_body_bytes is counted as the body arrives; body_timeout_s runs from the first byte of the
+    request; linger_s is how long the rest of an unread body is thrown away before closing.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        linger_s: float,
+    ) -> None:
+        self.scope = scope
+        self.headers = Headers(scope=scope)
+        self.failure: LeukoError | None = None
+        self.started = False
+        self.status = 500
+        self.key_id: str | None = None
+        self.findings: dict[str, Any] = {}  # of the application, for the audit log
+        self.stages = Stages()
+        self.trace_id: str | None = None
+        self._receive = receive
+        self._send = send
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._linger_s = linger_s
+        self._began = asyncio.get_running_loop().time()
+        self._received = 0
+        self._complete = False
+        self._gone = asyncio.Event()
+        self._work = asyncio.timeout(None)
+        self._watcher: asyncio.Task[None] | None = None
+        self.request_id = _matching(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex
+        self.traceparent = _matching(TRACEPARENT, self.headers.get("traceparent"))
+        state = scope.setdefault("state", {})
+        state["request_id"] = self.request_id
+        state["traceparent"] = self.traceparent
+        state["arrived"] = self._began
+        state["findings"] = self.findings
+        current.set(self.stages)
+
+    @property
+    def elapsed(self) -> float:
+        return asyncio.get_running_loop().time() - self._began
+
+    @property
+    def path(self) -> str:
+        path: str = self.scope["path"]
+        return path.removeprefix(self.scope.get("root_path", ""))
+
+    @property
+    def crowded(self) -> bool:
+        """The server has more connections than it should: this one must not stay."""
+        return bool(self.scope["state"].get("crowded"))
+
+    @property
+    def encoded(self) -> bool:
+        """The body is compressed."""
+        return any(value.lower() != "identity" for value in self.headers.getlist("content-encoding"))
+
+    @property
+    def declared(self) -> int | None:
+        """Bytes of body that the headers promise; None when only its end will tell."""
+        if "transfer-encoding" in self.headers:
+            return None
+        length = _matching(CONTENT_LENGTH, self.headers.get("content-length", "0"))
+        if length is None:
+            raise MalformedRequest("Content-Length is not a number of bytes.")
+        return int(length)
+
+    def check_host(self) -> None:
+        """RFC 9112, section 3.2: one Host, and one that can be."""
+        hosts = self.headers.getlist("host")
+        if len(hosts) == 1 and HOST.fullmatch(hosts[0]):
+            return
+        if hosts or self.scope["http_version"] != "1.0":
+            raise MalformedRequest("The request needs one Host header with a name or an address.")
+
+    @asynccontextmanager
+    async def while_connected(self) -> AsyncIterator[None]:
+        """Cancels the work inside when the client leaves before the answer has begun."""
+        try:
+            async with self._work:
+                yield
+        except (TimeoutError, ClientDisconnect):
+            if not self._gone.is_set():
+                raise
+        finally:
+            if self._watcher is not None:
+                self._watcher.cancel()
+
+    async def receive(self) -> Message:
+        if self.failure is not None:
+            raise self.failure
+        if self._complete:
+            await self._gone.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive_in_time()
+        if message["type"] == "http.disconnect":
+            self._leave()
+            return message
+        self._received += len(message.get("body", b""))
+        if self._received > self._max_body_bytes:
+            self.failure = TooLarge(f"The body is over {self._max_body_bytes} bytes.")
+            raise self.failure
+        if not message.get("more_body", False):
+            self._complete = True
+            self._watcher = asyncio.create_task(self._watch())
+        return message
+
+    async def send(self, message: Message) -> None:
+        # FastAPI answers 400 to whatever stops it from reading a declared body; `failure` says it better.
+        if self.failure is None or self.started:
+            await self.answer(message)
+
+    async def answer(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = CLIENT_GONE if self._gone.is_set() else message["status"]
+            self._put_headers(MutableHeaders(scope=message))
+        elif message["type"] == "http.response.body" and self._unread and not message.get("more_body"):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    async def discard(self) -> None:
+        """Reads away a small body that nobody wants, so that its connection can serve the next request."""
+        length = _matching(CONTENT_LENGTH, self.headers.get("content-length"))
+        if length is None or int(length) > SMALL_BODY or {"expect", "transfer-encoding"} & {*self.headers}:
+            return
+        await self._linger()
+
+    @property
+    def _unread(self) -> bool:
+        expects_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
+        return expects_body and not self._complete
+
+    def _put_headers(self, headers: MutableHeaders) -> None:
+        headers["X-Request-ID"] = self.request_id
+        headers["X-Content-Type-Options"] = "nosniff"
+        if self.traceparent is not None:
+            headers["traceparent"] = self.traceparent
+        if self._unread or self.crowded or isinstance(self.failure, MalformedRequest):
+            headers["Connection"] = "close"
+
+    async def _receive_in_time(self) -> Message:
+        try:
+            async with asyncio.timeout_at(self._began + self._body_timeout_s):
+                return await self._receive()
+        except TimeoutError:
+            self.failure = BodyTimeout(f"The body was not complete within {self._body_timeout_s:g} s.")
+            raise self.failure from None
+
+    async def _watch(self) -> None:
+        await self._receive()  # after the whole body only the disconnect can come
+        self._leave()
+        if not self.started:
+            self._work.reschedule(asyncio.get_running_loop().time())
+
+    def _leave(self) -> None:
+        self._complete = True
+        self._gone.set()
+        if not self.started:
+            self.status = CLIENT_GONE
+
+    async def _linger(self) -> None:
+        """Reads on for a while: closing on unread bytes resets the connection, and the answer is lost."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._linger_s):
+                while not self._complete:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        self._leave()
+                    self._complete = not message.get("more_body", False)
+
+
+def _matching(pattern: re.Pattern[str], value: str | None) -> str | None:
+    return value if value is not None and pattern.fullmatch(value) else None

@@ -1,0 +1,125 @@
+"""Keys that callers show: a file of their hashes, read again when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from app.errors import SettingsError
+from app.watched_file import WatchedFile
+
+logger = logging.getLogger(__name__)
+
+SCOPES = ("predict", "evaluate", "metrics")
+REREAD_S = 1.0  # how long a key that was taken out of the file may still be good
+ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# 256 random bits. What is shorter is no key, whatever hash the file has.
+SECRET = re.compile(r"leuko_[A-Za-z0-9_-]{43}")
+HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Key:
+    id: str  # goes into the audit log; several keys may share it while one replaces the other
+    scopes: frozenset[str]
+    sha256: bytes
+
+    def __str__(self) -> str:
+        return f"{self.id} {','.join(scope for scope in SCOPES if scope in self.scopes)} {self.sha256.hex()}"
+
+
+def make_key(id: str, scopes: Collection[str]) -> tuple[str, Key]:
+    """A new secret, which is stored nowhere, and the key that knows it again; raises SettingsError."""
+    secret = f"leuko_{secrets.token_urlsafe(32)}"
+    return secret, _key(id, scopes, hashlib.sha256(secret.encode()).hexdigest())
+
+
+def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
+    """Adds a new key to a file, which only its owner can read if it is new; the secret."""
+    secret, key = make_key(id, scopes)
+    with open(path, "a+", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
+        file.seek(0)
+        text = file.read()
+        file.write(f"{'' if not text or text.endswith(chr(10)) else chr(10)}{key}\n")
+    return secret
+
+
+def parse_keys(text: str) -> tuple[Key, ...]:
+    """A key a line: id, scopes parted by commas, SHA-256 of the secret; # begins a comment."""
+    keys = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.partition("#")[0].split()
+        if not fields:
+            continue
+        try:
+            id, scopes, sha256 = fields
+            keys.append(_key(id, scopes.split(","), sha256))
+        except (ValueError, SettingsError) as error:
+            what = error.detail if isinstance(error, SettingsError) else "expected: ID SCOPE,SCOPE SHA256"
+            raise SettingsError(f"line {number}: {what}") from None
+    if not keys:
+        raise SettingsError("it holds no key")
+    return tuple(keys)
+
+
+class Keys:
+    """The keys of a file. One that cannot be read, or not any more, leaves those that were read before."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises SettingsError."""
+        self._file = WatchedFile(path)
+        self._clock = clock
+        self._keys = self._read()
+        self._checked = clock()
+        self.stale = False
+
+    def find(self, secret: str) -> Key | None:
+        self.refresh()
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        # Every key is compared, each in constant time: how long it takes tells nothing.
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        return found[0] if found and SECRET.fullmatch(secret) else None
+
+    def refresh(self) -> None:
+        if self._clock() - self._checked < REREAD_S:
+            return
+        self._checked = self._clock()
+        try:
+            if self.stale or self._file.changed:
+                self._keys = self._read()
+                self.stale = False
+                logger.info("keys read again: %d", len(self._keys))
+        except (OSError, SettingsError) as error:
+            if not self.stale:
+                logger.error("the keys could not be read again, those before are still good: %s", error)
+            self.stale = True
+
+    def _read(self) -> tuple[Key, ...]:
+        path = self._file.path
+        try:
+            return parse_keys(self._file.read())
+        except UnicodeDecodeError:
+            raise SettingsError(f"the keys in {path} cannot be used: they are not UTF-8") from None
+        except OSError as error:
+            raise SettingsError(f"the keys in {path} cannot be read: {error.strerror}") from None
+        except SettingsError as error:
+            raise SettingsError(f"the keys in {path} cannot be used: {error.detail}") from None
+
+
+def _key(id: str, scopes: Collection[str], sha256: str) -> Key:
+    if not ID.fullmatch(id):
+        raise SettingsError(f"{id!r} is not an id: letters, digits, dots, dashes, at most 64")
+    if not scopes or not set(scopes) <= {*SCOPES}:
+        raise SettingsError(f"{','.join(scopes)!r} are not scopes: {', '.join(SCOPES)}")
+    if not HASH.fullmatch(sha256):
+        raise SettingsError(f"{sha256[:8]!r}… is not a SHA-256 in lower-case hexadecimal")
+    return Key(id, frozenset(scopes), bytes.fromhex(sha256))

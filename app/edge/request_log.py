@@ -1,0 +1,67 @@
+"""What is kept of a request: counts, a line of the log, one of the audit log, a trace."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from app.edge.exchange import Exchange
+from app.edge.paths import ROUTINE
+from app.edge.tracing import Tracer
+from app.observability.audit import Audit
+from app.observability.metrics import METHODS, Telemetry
+from app.wire import problems
+
+logger = logging.getLogger("leuko.request")
+
+
+class RequestLog:
+    def __init__(self, telemetry: Telemetry, audit: Audit | None, tracer: Tracer | None) -> None:
+        self._telemetry = telemetry
+        self._audit = audit
+        self._tracer = tracer
+
+    def __call__(self, exchange: Exchange, route: str | None) -> None:
+        """route: the template that matched, None when none did; never a path that a client chose."""
+        method, status = exchange.scope["method"], exchange.status
+        self._telemetry.observe_request(route, method, status, exchange.elapsed)
+        if reason := problems.REASONS.get(status):
+            self._telemetry.count_rejected(reason)
+        routine = method == "GET" and status < 400 and route in ROUTINE
+        if self._audit is not None and not routine:
+            self._audit.write(entry(exchange, route))
+        if self._tracer is not None and not routine:
+            exchange.trace_id = self._tracer.record(exchange, route)
+        level = logging.ERROR if status == 500 else logging.DEBUG if routine else logging.INFO
+        if logger.isEnabledFor(level):
+            _log(level, exchange, route)
+
+
+def entry(exchange: Exchange, route: str | None) -> dict[str, Any]:
+    """No path, file name or address: a client may have put a patient's name into each."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": exchange.request_id,
+        "key": exchange.key_id,
+        "method": exchange.scope["method"] if exchange.scope["method"] in METHODS else "other",
+        "route": route,
+        "status": exchange.status,
+        "seconds": round(exchange.elapsed, 4),
+        **exchange.findings,
+    }
+
+
+def _log(level: int, exchange: Exchange, route: str | None) -> None:
+    fields = entry(exchange, route)
+    del fields["time"]  # each line of the log has it
+    milliseconds = 1000 * fields.pop("seconds")
+    exchange.stages.respond()
+    fields["milliseconds"] = {"total": round(milliseconds, 1)} | exchange.stages.milliseconds()
+    if images := fields.pop("images", None):
+        fields["image_sha256"] = [image["sha256"] for image in images]
+    if exchange.trace_id is not None:
+        fields["trace_id"] = exchange.trace_id
+    logger.log(
+        level, "%s %s %d", fields["method"], route or "unmatched", exchange.status, extra={"fields": fields}
+    )

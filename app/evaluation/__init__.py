@@ -1,0 +1,1 @@
+"""From labels and answers to figures: scores, intervals, answer profiles, differential counts."""

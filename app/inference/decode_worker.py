@@ -1,0 +1,171 @@
+"""The fork server and the decoder processes that it forks: the only code that reads an image's bytes.
+
+The fork server's standard input is a socket. For every file descriptor that arrives through it, it forks a
+decoder that serves that descriptor; when the socket closes, it exits. A decoder is forked, not started
+afresh, so that a lost one is replaced within milliseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+
+from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
+from app.imaging import dicom, dicom_writer
+from app.imaging.decode import ACCEPTED, decode
+from app.imaging.framing import Preprocessing, frame_cell
+from app.imaging.limits import ImageLimits
+
+ORDERS_BYTES = 4096  # at most, of the message that comes with a descriptor
+REQUEST = struct.Struct("=I")  # how long the picture is that follows
+# What it is; the frame: left, top, width, height, nucleus; how long what follows is.
+REPLY = struct.Struct("=B4d?I")
+READY = b"\0"
+CELL, DEFECT = 0, 255  # RGB [size, size, 3] follows; a traceback does
+ERRORS: tuple[type[LeukoError], ...] = (
+    TooLarge,
+    UnsupportedFormat,
+    UndecodableImage,
+)  # 1, 2, 3: a detail does
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a decoder is told once; patience_s: for one picture, after which it ends itself."""
+
+    limits: ImageLimits
+    preprocessing: Preprocessing
+    patience_s: float
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def load(cls, text: bytes) -> Orders:
+        found = json.loads(text)
+        return cls(
+            ImageLimits(**found["limits"]), Preprocessing(**found["preprocessing"]), found["patience_s"]
+        )
+
+
+def main() -> int:
+    # Who started it ends it, by closing the socket: a signal to the whole group would be too early.
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sig, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    rehearse()
+    gc.freeze()  # else collections in the children would write to pages that they share
+    silence = os.open(os.devnull, os.O_WRONLY)
+    control = socket.socket(fileno=0)
+    try:
+        control.sendall(READY)
+        while True:
+            text, descriptors, _, _ = socket.recv_fds(control, ORDERS_BYTES, 1)
+            if not text:
+                return 0
+            if os.fork() == 0:
+                control.close()
+                os.dup2(silence, 2)  # libtiff complains there of broken pictures
+                run(socket.socket(fileno=descriptors[0]), Orders.load(text))
+            os.close(descriptors[0])
+    except ConnectionError:  # the service has ended without reading READY
+        return 0
+
+
+def run(connection: socket.socket, orders: Orders) -> NoReturn:
+    status = 1
+    try:
+        confine()
+        connection.sendall(READY)
+        serve(connection, orders)
+        status = 0
+    except BrokenPipeError:
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def rehearse() -> None:
+    """Decode one picture of each format, so that nothing is imported once no file can be opened."""
+    white = Image.new("RGB", (16, 16), "white")
+    for kind in ACCEPTED:
+        file = io.BytesIO()
+        white.save(file, kind)
+        frame_cell(decode(file.getvalue()), Preprocessing())
+    if dicom.installed():
+        for syntax in (*dicom.NATIVE, *dicom.ENCODED):
+            decode(dicom_writer.write(white, syntax))
+
+
+def confine() -> None:
+    """From here on: no file, no socket, no process, and no picture in a core file."""
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))
+    sys.meta_path.insert(0, NoImports())
+
+
+class NoImports:
+    """A module that is missing only because no file can be opened must not pass for a broken picture."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        raise RuntimeError(f"a decoder wants to import {name}: rehearse() must")
+
+
+def serve(connection: socket.socket, orders: Orders) -> None:
+    """One answer for each picture that comes, until the other end closes."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends C code too
+    while True:
+        head = receive(connection, REQUEST.size)
+        if not head:
+            return
+        data = receive(connection, *REQUEST.unpack(head))
+        signal.setitimer(signal.ITIMER_REAL, orders.patience_s)
+        reply = answer(bytes(data), orders)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for part in reply:
+            connection.sendall(part)
+
+
+def answer(data: bytes, orders: Orders) -> Sequence[bytes | memoryview]:
+    """Head and body of the reply."""
+    try:
+        cell = frame_cell(decode(data, orders.limits), orders.preprocessing)
+    except ERRORS as error:
+        return _words(1 + ERRORS.index(type(error)), error.detail)
+    except Exception:  # a defect of ours: it is told to who asked, and raised there
+        return _words(DEFECT, traceback.format_exc())
+    frame, pixels = cell.frame, np.ascontiguousarray(cell.pixels)
+    head = REPLY.pack(CELL, frame.left, frame.top, frame.width, frame.height, frame.nucleus, pixels.nbytes)
+    return head, pixels.data.cast("B")
+
+
+def _words(kind: int, text: str) -> Sequence[bytes]:
+    body = text.encode()
+    return REPLY.pack(kind, 0, 0, 0, 0, False, len(body)), body
+
+
+def receive(connection: socket.socket, size: int) -> bytearray:
+    """`size` bytes; fewer, where the other end has closed."""
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size and (got := connection.recv_into(view[done:], 0, socket.MSG_WAITALL)):
+        done += got
+    return data if done == size else bytearray()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

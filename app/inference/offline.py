@@ -1,0 +1,58 @@
+"""Images on this machine → answers, in order and in bounded memory, without the service."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+from app.archives.sources import Source
+from app.engine.classifier import Classifier
+from app.errors import LeukoError
+from app.imaging.decode import decode
+from app.imaging.framing import frame_cell
+from app.imaging.limits import ImageLimits
+from app.inference.pipeline import Answer, FramePicture, Picture, Pipeline
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one image."""
+
+    source: Source
+    answer: Answer | LeukoError
+
+
+def classify(
+    classifier: Classifier, sources: Iterable[Source], limits: ImageLimits, workers: int = 0
+) -> Iterator[Outcome]:
+    """One outcome a source, in order."""
+    preprocessing = classifier.bundle.preprocessing
+    yield from run(
+        classifier, sources, lambda data, _: frame_cell(decode(data, limits), preprocessing), workers
+    )
+
+
+def run(
+    classifier: Classifier, sources: Iterable[Source], frame: FramePicture, workers: int = 0
+) -> Iterator[Outcome]:
+    """As `classify`, decoded by `frame`; each worker has a batch, and the next one is ready for it."""
+    pipeline = Pipeline(classifier, frame)
+    workers = workers or classifier.engine.workers
+    remaining = iter(sources)
+    ahead: deque[tuple[list[Source], Future[list[Answer | LeukoError]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        while batch := list(islice(remaining, classifier.engine.batch)):
+            pictures = [Picture(source.read) for source in batch]
+            ahead.append((batch, pool.submit(pipeline.run, pictures)))
+            if len(ahead) > 2 * workers:
+                yield from _outcomes(*ahead.popleft())
+        while ahead:
+            yield from _outcomes(*ahead.popleft())
+
+
+def _outcomes(batch: Sequence[Source], answers: Future[list[Answer | LeukoError]]) -> Iterator[Outcome]:
+    for source, answer in zip(batch, answers.result(), strict=True):
+        yield Outcome(source, answer)

@@ -1,0 +1,175 @@
+"""The loaded model with everything around it: bytes in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from app.archives.labelled_archive import ArchiveLimits
+from app.engine.classifier import Classifier, Prediction
+from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
+from app.imaging.limits import ImageLimits
+from app.inference.batcher import Batcher
+from app.inference.decode_pool import Decoders
+from app.inference.decode_worker import Orders
+from app.inference.pipeline import Answer, Picture, Pipeline, untimed
+from app.inference.threads import in_thread
+from app.observability.metrics import Telemetry
+from app.observability.stages import Stages, current
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MIB = 2**20
+Hear = Callable[[bytes, Answer], object]
+
+
+def nobody(_image: bytes, _answer: Answer) -> None:
+    """Hears of an answer and makes nothing of it."""
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: Settings
+    telemetry: Telemetry
+    classifier: Classifier
+    batcher: Batcher[Picture, Answer]
+    decoders: Decoders
+    hear: Hear
+
+    @classmethod
+    async def start(
+        cls,
+        settings: Settings,
+        telemetry: Telemetry,
+        classifier: Classifier,
+        on_suspicion: Callable[[], object],
+        hear: Hear,
+        *,
+        counted: bool = True,
+    ) -> Service:
+        """on_suspicion: called when the engine has failed several times, one after another.
+
+        hear: of each answer of `classify`; counted: its runs are in the metrics.
+        """
+        workers = worker_count(settings, classifier)
+        orders = Orders(image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s)
+        decoders = Decoders(workers, orders, telemetry.count_decoder_loss)
+        pipeline = Pipeline(classifier, decoders.frame, telemetry.stage if counted else untimed)
+        batcher: Batcher[Picture, Answer] = Batcher(
+            pipeline.run,
+            workers=workers,
+            max_batch=batch_size(settings, classifier),
+            max_queue=settings.max_queue,
+            silence_s=settings.engine_timeout_s,
+            on_suspicion=on_suspicion,
+            on_batch=telemetry.observe_batch if counted else None,
+        )
+        try:
+            await in_thread(decoders.open)
+            await batcher.start()
+        except BaseException:  # a service that is stopped while it starts keeps no process
+            decoders.close()
+            raise
+        return cls(settings, telemetry, classifier, batcher, decoders, hear)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage of the current request."""
+        with self.telemetry.stage(name), (current.get() or Stages()).time(name):
+            yield
+
+    async def stop(self) -> None:
+        """Finishes what was admitted, for drain_s at most; an engine that still runs then is left behind."""
+        try:
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.batcher.drain()
+        except TimeoutError:
+            bundle = self.classifier.bundle
+            logger.error(
+                "%s %s did not finish within %g s, and its engine is left behind",
+                bundle.name,
+                bundle.version,
+                self.settings.drain_s,
+            )
+        finally:
+            self.decoders.close()
+
+    async def classify(
+        self, images: Sequence[bytes], *, cam: bool = False, deadline: float
+    ) -> list[Answer | LeukoError]:
+        """An answer or an error for each image, in order; QueueFull, NotReady are raised for all.
+
+        deadline: on the loop's clock.
+        """
+        stages = current.get()
+        pictures = [Picture(image.__bytes__, cam, stages) for image in images]
+        answers = await self.batcher.submit_many(pictures, deadline=deadline)
+        for image, answer in zip(images, answers, strict=True):
+            if isinstance(answer, LeukoError):
+                self.telemetry.count_image(answer.code)
+            else:
+                self.telemetry.count_image()
+                self.hear(image, answer)
+        return answers
+
+    async def classify_bulk(
+        self, reads: Sequence[Callable[[], bytes]], *, deadline: float
+    ) -> list[Prediction | LeukoError]:
+        """Images of a large set, behind those of `classify`, each read when its turn comes.
+
+        An error that is an image's own stands in its place; NotReady, DeadlinePassed, and what `read` says of
+        the archive are raised for all.
+        """
+        sources = [_Source(read) for read in reads]
+        stages = current.get()
+        pictures = [Picture(source.read, stages=stages) for source in sources]
+        outcomes = await self.batcher.submit_many(pictures, deadline=deadline, bulk=True)
+        return [self._settle(source, outcome) for source, outcome in zip(sources, outcomes, strict=True)]
+
+    def _settle(self, source: _Source, outcome: Answer | LeukoError) -> Prediction | LeukoError:
+        if isinstance(outcome, Answer):
+            self.telemetry.count_image()
+            return outcome.prediction
+        if outcome is source.failure or not isinstance(outcome, RequestError | EngineError):
+            raise outcome
+        self.telemetry.count_image(outcome.code)
+        return outcome
+
+
+class _Source:
+    """Remembers what its archive, not its image, is to blame for."""
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self.failure: LeukoError | None = None
+        self._read = read
+
+    def read(self) -> bytes:
+        try:
+            return self._read()
+        except UndecodableImage:
+            raise
+        except LeukoError as error:
+            self.failure = error
+            raise
+
+
+def batch_size(settings: Settings, classifier: Classifier) -> int:
+    return settings.max_batch or classifier.engine.batch
+
+
+def worker_count(settings: Settings, classifier: Classifier) -> int:
+    return settings.decode_workers or classifier.engine.workers
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    return ImageLimits(max_bytes=settings.max_image_mib * MIB, max_pixels=settings.max_pixels)
+
+
+def archive_limits(settings: Settings) -> ArchiveLimits:
+    return ArchiveLimits(
+        max_entries=settings.max_archive_entries, max_entry_bytes=settings.max_image_mib * MIB
+    )

@@ -1,0 +1,230 @@
+"""The Prometheus instruments; every label comes from a bounded set.
+
+Several processes behind one port share a folder, which must be in the environment as SHARED before this
+module is imported: the client library keeps the values of each there, in files, and each can render the sums.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Protocol
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, Reference
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+REFRESH_S = 1.0  # how old another process's gauges may be
+
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+class Batch(Protocol):
+    """What `observe_batch` reads of a `batching.BatchStats`."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def waits(self) -> Sequence[float]: ...
+
+
+class Telemetry:
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.shared = SHARED in os.environ
+        self._models: set[tuple[str, str, str]] = set()
+        self._refresh: Callable[[], None] = lambda: None
+        latency = partial(Histogram, buckets=LATENCY_BUCKETS, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        total = partial(Gauge, registry=self.registry, multiprocess_mode="livesum")
+        any_of = partial(Gauge, registry=self.registry, multiprocess_mode="livemax")
+        all_of = partial(Gauge, registry=self.registry, multiprocess_mode="livemin")
+
+        self.http_request_duration = latency(
+            "leuko_http_request_duration_seconds",
+            "From the head of a request to the end of its answer.",
+            ["route", "method", "code"],
+        )
+        self.queue_depth = total("leuko_queue_depth", "Images waiting.")
+        self.queue_capacity = total("leuko_queue_capacity", "Images that may wait.")
+        self.queue_wait = latency("leuko_queue_wait_seconds", "Wait of an image in the queue.")
+        self.stage_duration = latency("leuko_stage_duration_seconds", "One stage of the work.", ["stage"])
+        self.batch_size = histogram("leuko_batch_size", "Images in a batch.", buckets=SIZE_BUCKETS)
+        self.images = counter("leuko_images_total", "Images, by `ok` or an error's code.", ["outcome"])
+        self.rejected = counter("leuko_rejected_total", "Requests refused, by an error's code.", ["reason"])
+        self.predictions = counter("leuko_predictions_total", "Predictions, by class.", ["label"])
+        self.prediction_confidence = histogram(
+            "leuko_prediction_confidence",
+            "Calibrated probability of the predicted class.",
+            buckets=CONFIDENCE_EDGES,
+        )
+        self.ood_score = histogram(
+            "leuko_ood_score", "Distance from the cells trained on, near 1 for those.", buckets=OOD_EDGES
+        )
+        self.reviews = counter("leuko_reviews_total", "Predictions that a person must look at.")
+        self.reference_share = any_of(
+            "leuko_reference_share", "A class's share of the reference's answers.", ["label"]
+        )
+        self.reference_confidence = any_of("leuko_reference_confidence", "Mean of the reference's answers.")
+        self.reference_ood_score = any_of("leuko_reference_ood_score", "Mean of the reference's answers.")
+        self.reference_review = any_of(
+            "leuko_reference_review_share", "Share of the reference's answers that a person must look at."
+        )
+        self.model = any_of("leuko_model_info", "1 for a bundle that answers.", ["name", "version", "sha256"])
+        self.model_ready = all_of("leuko_model_ready", "1 when requests are welcome.")
+        self.restarts = counter("leuko_engine_restarts_total", "Times that the engine was started again.")
+        self.decoder_losses = counter("leuko_decoders_lost_total", "Decoding processes that ended or hung.")
+        self.keys_stale = any_of("leuko_keys_stale", "1 when the keys could not be read again.")
+        self.models_stale = any_of("leuko_models_stale", "1 when LEUKO_MODELS is not what is served.")
+        self.shadow_images = counter(
+            "leuko_shadow_images_total",
+            "Images tried on a shadow: agreed, disagreed, failed or skipped.",
+            ["name", "version", "outcome"],
+        )
+        self.shadow_disagreements = counter(
+            "leuko_shadow_disagreements_total",
+            "Images that a shadow calls otherwise, by the class answered and its own.",
+            ["name", "version", "label", "shadow_label"],
+        )
+        self.audit_failing = any_of("leuko_audit_failing", "1 when the audit log cannot be written.")
+        self._exposed = CollectorRegistry() if self.shared else self.registry
+        parent = parent_process()
+        if self.shared:
+            MultiProcessCollector(self._exposed)  # type: ignore[no-untyped-call]
+        if self.shared and parent is not None and parent.pid is not None:
+            _Processes(parent.pid, self._exposed)
+        else:
+            ProcessCollector(registry=self._exposed)
+        PlatformCollector(registry=self._exposed)
+
+    def watch(
+        self,
+        *,
+        depth: Callable[[], int],
+        ready: Callable[[], bool],
+        keys_stale: Callable[[], bool] = lambda: False,
+        models_stale: Callable[[], bool] = lambda: False,
+        audit_failing: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Has the gauges take these values at each `refresh`."""
+
+        def refresh() -> None:
+            self.queue_depth.set(depth())
+            self.model_ready.set(ready())
+            self.keys_stale.set(keys_stale())
+            self.models_stale.set(models_stale())
+            self.audit_failing.set(audit_failing())
+
+        self._refresh = refresh
+
+    def refresh(self) -> None:
+        """Each scrape does it; where others are scraped in this process's place, call it every REFRESH_S."""
+        self._refresh()
+
+    def describe_models(self, models: Collection[tuple[str, str, str]]) -> None:
+        """models: name, version and sha256 of each that answers; those before are 0."""
+        self._models |= {*models}
+        for model in self._models:
+            self.model.labels(*model).set(model in models)
+
+    def describe_reference(self, reference: Reference | None, labels: Sequence[str]) -> None:
+        """What answers are expected to be like; NaN where that is not known."""
+        for label in labels:
+            self.predictions.labels(label)  # from 0, for Prometheus does not count what a series begins with
+            self.reference_share.labels(label).set(reference.share(label) if reference else math.nan)
+        self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
+        self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)
+        self.reference_review.set(reference.review_share if reference else math.nan)
+
+    def observe_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
+        """route: the template that matched, None when none did; never a path that a client chose."""
+        bounded = method if method in METHODS else "other"
+        self.http_request_duration.labels(route or "unmatched", bounded, str(code)).observe(seconds)
+
+    def observe_batch(self, batch: Batch) -> None:
+        self.batch_size.observe(batch.size)
+        for wait in batch.waits:
+            self.queue_wait.observe(wait)
+
+    def observe_prediction(self, label: str, confidence: float, ood_score: float, review: bool) -> None:
+        self.predictions.labels(label).inc()
+        self.prediction_confidence.observe(confidence)
+        self.ood_score.observe(ood_score)
+        if review:
+            self.reviews.inc()
+
+    def stage(self, name: str) -> AbstractContextManager[object]:
+        return self.stage_duration.labels(name).time()
+
+    def count_image(self, outcome: str = "ok") -> None:
+        self.images.labels(outcome).inc()
+
+    def count_shadow(self, name: str, version: str, outcome: str) -> None:
+        self.shadow_images.labels(name, version, outcome).inc()
+
+    def count_disagreement(self, name: str, version: str, label: str, shadow_label: str) -> None:
+        self.shadow_disagreements.labels(name, version, label, shadow_label).inc()
+
+    def count_restart(self) -> None:
+        self.restarts.inc()
+
+    def count_decoder_loss(self) -> None:
+        self.decoder_losses.inc()
+
+    def count_rejected(self, reason: str) -> None:
+        self.rejected.labels(reason).inc()
+
+    def render(self) -> bytes:
+        self.refresh()
+        return generate_latest(self._exposed)
+
+
+class _Processes(Collector):
+    """What ProcessCollector says of a process and of its children, added up; Linux, as that is."""
+
+    def __init__(self, parent: int, registry: CollectorRegistry) -> None:
+        self._parent = parent
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        found: dict[str, Metric] = {}
+        for pid in self._family():
+            for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                if family.name not in found:
+                    found[family.name] = family
+                    continue
+                [kept], [sample] = found[family.name].samples, family.samples
+                least = family.name in ("process_start_time_seconds", "process_max_fds")
+                value = min(kept.value, sample.value) if least else kept.value + sample.value
+                found[family.name].samples = [kept._replace(value=value)]
+        return found.values()
+
+    def _family(self) -> list[int]:
+        try:
+            children = Path(f"/proc/{self._parent}/task/{self._parent}/children").read_text()
+        except OSError:
+            return []
+        return [self._parent, *map(int, children.split())]

@@ -1,0 +1,1 @@
+"""Which models answer: fetch a bundle, start its runner, replace it, shadow it."""

@@ -1,0 +1,1 @@
+"""Laboratory reports of a differential count: FHIR, HL7 v2, LOINC codes."""

@@ -1,0 +1,62 @@
+"""A differential as HL7 v2.5.1: an ORU^R01 message, results all preliminary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from app.reports.loinc import CODES, METHOD, PANEL, PANEL_NAME, identify, name, note, remarks
+from app.wire.specimen import Differential
+
+MEDIA_TYPE = "application/hl7-v2"
+
+_ESCAPES = str.maketrans(
+    {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
+    | {"\r": "\\X0D\\", "\n": "\\X0A\\"}
+)  # 2.7.1
+
+
+def message(found: Differential, *, method: str, at: datetime) -> str:
+    """Segments end with a carriage return; the encoding is UTF-8, as MSH-18 says.
+
+    There is no PID: who the patient is, only the order knows, which the accession number names.
+    """
+    when = at.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000")
+    control = identify(found, "Message").hex[:20]  # MSH-10 holds no more
+    segments = [
+        _segment("MSH", "^~\\&", "LEUKO", "", "", "", when, "", "ORU^R01^ORU_R01", control, "P", "2.5.1")
+        + "||||||UNICODE UTF-8",
+        _segment("OBR", 1, "", escape(found.accession or ""), _code(PANEL, PANEL_NAME), "", "", when)
+        + "|" * 15
+        + f"{when}|||P",
+        *_notes(remarks(found)),
+    ]
+    for number, label in enumerate(found.counts, 1):
+        segments.append(_result(found, number, label, CODES[method][label], when))
+        segments += _notes([note(found, label)])
+    if found.specimen is not None:
+        segments.append(_segment("SPM", 1, f"{escape(found.specimen)}", "", "119297000^Blood specimen^SCT"))
+    return "".join(f"{segment}\r" for segment in segments)
+
+
+def escape(text: str) -> str:
+    return text.translate(_ESCAPES)
+
+
+def _result(found: Differential, number: int, label: str, code: str, when: str) -> str:
+    model = found.model
+    equipment = f"{escape(model.name)} {escape(model.version)}^Leuko^{model.sha256}^L"
+    before = _segment("OBX", number, "NM", _code(code, name(label)), "", f"{found.percent[label]:.2f}")
+    return f"{before}|%^percent^UCUM|||||P|||{when}|||^{escape(METHOD)}|{equipment}"
+
+
+def _notes(texts: Sequence[str]) -> list[str]:
+    return [_segment("NTE", number, "L", escape(text)) for number, text in enumerate(texts, 1)]
+
+
+def _code(code: str, text: str) -> str:
+    return f"{code}^{escape(text)}^LN"
+
+
+def _segment(*fields: object) -> str:
+    return "|".join(map(str, fields))

@@ -1,0 +1,157 @@
+"""Draws a made-up Wright–Giemsa smear with one leukocyte, for demonstrations and tests.
+
+Sizes and colours are those of the BCCD photographs; lengths are in pixels of a picture 320 wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from app.samples.shapes import Blob, Patch, Plane, Stain, rough
+
+Rng = np.random.Generator
+Mark = Callable[[Patch, Plane], None]  # what a dot does to its surroundings, given its cover
+
+BACKGROUND = (209.0, 211.0, 206.0)
+BROWN_RED_CELL, PINK_RED_CELL = np.array([0.12, 0.31, 0.32]), np.array([0.10, 0.28, 0.19])
+PLATELET: Stain = (0.26, 0.31, -0.03)
+GRANULE: Stain = (0.03, 0.40, 0.33)
+
+
+def draw_smear(label: str, *, seed: int = 0, width: int = 320, height: int = 240) -> Image.Image:
+    """RGB; the same arguments give the same picture. Raises ValueError for an unknown class."""
+    if label not in LEUKOCYTES:
+        raise ValueError(f"{label!r} is none of {', '.join(LEUKOCYTES)}")
+    rng = np.random.default_rng([seed, *label.encode()])
+    draw, radius = LEUKOCYTES[label]
+    scale = min(width / 320, height / 240)
+    smear = Patch.blank(width, height, scale)
+    x, y = (float(rng.uniform(0.36, 0.64)) * side / scale for side in (width, height))
+    cell = rough(rng, x, y, radius * float(rng.uniform(0.94, 1.08)), stretch=0.15)
+    _draw_red_cells(smear, rng, cell)
+    _draw_platelets(smear, rng, cell)
+    draw(smear.around(x, y, 1.5 * cell.radius), rng, cell)
+    return _develop(smear, rng, scale)
+
+
+def _develop(smear: Patch, rng: Rng, scale: float) -> Image.Image:
+    """Density to light, through a lens a little out of focus, onto a noisy sensor."""
+    tint = np.asarray(BACKGROUND) * rng.uniform(0.98, 1.04) + rng.normal(0, 1.5, 3)
+    across, down = rng.uniform(-1e-4, 1e-4, 2)
+    lamp = 1 + across * (smear.x - 160) + down * (smear.y - 120)
+    light = np.clip(tint * lamp[..., None] * np.exp(-smear.density), 0, 255).astype(np.uint8)
+    sharp = Image.fromarray(light).filter(ImageFilter.GaussianBlur(0.7 * scale))
+    noise = rng.normal(0, 0.8, light.shape) + 0.6 * smear.grain(rng, 3)[..., None]
+    return Image.fromarray(np.clip(np.asarray(sharp) + noise, 0, 255).astype(np.uint8))
+
+
+def _spots(smear: Patch, rng: Rng, tries: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Random points over the picture and a little beyond, [tries, 2]."""
+    edge = (float(smear.x[0, -1]) + 20, float(smear.y[-1, 0]) + 20)
+    return rng.uniform(-20, edge, (tries, 2))
+
+
+def _draw_red_cells(smear: Patch, rng: Rng, cell: Blob) -> None:
+    pallor = float(rng.uniform(0.4, 0.9))  # how pale the centres of this smear are
+    stain = PINK_RED_CELL + float(rng.random()) * (BROWN_RED_CELL - PINK_RED_CELL)
+    taken = [(cell.x, cell.y, cell.radius)]
+    for x, y in _spots(smear, rng, 110).tolist():
+        radius = float(rng.normal(23.5, 2.2))
+        if all(np.hypot(x - a, y - b) > 0.74 * (radius + r) for a, b, r in taken):
+            taken.append((x, y, radius))
+            blob = rough(rng, x, y, radius, dent=0.025, stretch=0.45)
+            _draw_red_cell(smear.around(x, y, 1.6 * radius), rng, blob, pallor, stain)
+
+
+def _draw_red_cell(patch: Patch, rng: Rng, blob: Blob, pallor: float, stain: Stain) -> None:
+    """A biconcave disc: thin in the middle, thickest near the rim, a bright line of refraction outside."""
+    reach = patch.reach(blob)
+    pale = float(np.clip(pallor + rng.normal(0, 0.25), 0, 0.9))
+    thickness = patch.cover(blob, 3.0) * (1 - pale * np.exp(-((reach / 0.6) ** 4)))
+    halo = np.exp(-(((reach - 1.1) / 0.06) ** 2))
+    patch.add(thickness * float(rng.uniform(0.7, 1.05)) - 0.08 * halo, stain)
+
+
+def _draw_platelets(smear: Patch, rng: Rng, cell: Blob) -> None:
+    for x, y in _spots(smear, rng, int(rng.integers(3, 7))).tolist():
+        blob = rough(rng, x, y, float(rng.uniform(3, 6)), dent=0.07, stretch=0.5)
+        if np.hypot(x - cell.x, y - cell.y) > 1.4 * cell.radius:
+            patch = smear.around(x, y, 14)
+            patch.add(patch.cover(blob, 4.0), PLATELET)
+
+
+def _draw_lymphocyte(patch: Patch, rng: Rng, cell: Blob) -> None:
+    """A small round cell that its dense nucleus all but fills."""
+    _fill(patch, rng, patch.cover(cell), (0.36, 0.32, -0.03), uneven=0.1)
+    ((x, y),) = _arc(rng, cell, 1, distance=0.07, step=0.0)
+    nucleus = patch.cover(rough(rng, x, y, cell.radius * 0.92, dent=0.012, stretch=0.08))
+    _fill(patch, rng, nucleus, (0.62, 0.80, 0.0), uneven=0.09)
+
+
+def _draw_monocyte(patch: Patch, rng: Rng, cell: Blob) -> None:
+    """The largest cell: a folded nucleus, grey-blue cytoplasm, vacuoles."""
+    _fill(patch, rng, patch.cover(cell, 4.0), (0.20, 0.18, 0.0), uneven=0.2)
+    places = _arc(rng, cell, 4, distance=0.42, step=float(rng.uniform(0.7, 0.95)))
+    lobes = [rough(rng, x, y, cell.radius * float(rng.uniform(0.36, 0.44)), dent=0.05) for x, y in places]
+    _fill(patch, rng, patch.fuse(lobes), (0.30, 0.62, -0.08), uneven=0.13)
+    _dot(patch, rng, cell, 9, 2.2, lambda spot, cover: spot.clear(0.7 * cover))
+
+
+def _draw_neutrophil(patch: Patch, rng: Rng, cell: Blob) -> None:
+    """Three or four lobes on threads, in pale pink with a fine dust of granules."""
+    _fill(patch, rng, patch.cover(cell), (0.05, 0.18, -0.02), uneven=0.15)
+    _dot(patch, rng, cell, 130, 0.9, lambda spot, cover: spot.add(cover, (0.05, 0.17, 0.02)))
+    count = int(rng.integers(3, 5))
+    places = _arc(rng, cell, count, distance=0.47, step=4.9 / count)
+    lobes = [rough(rng, x, y, cell.radius * float(rng.uniform(0.27, 0.33)), dent=0.05) for x, y in places]
+    _fill(patch, rng, patch.fuse([*lobes, *_threads(lobes)]), (0.36, 0.70, -0.07), uneven=0.13)
+
+
+def _draw_eosinophil(patch: Patch, rng: Rng, cell: Blob) -> None:
+    """Two lobes among coarse orange-pink granules."""
+    _fill(patch, rng, patch.cover(cell), (0.06, 0.31, 0.17), uneven=0.15)
+    _dot(patch, rng, cell, 170, 2.1, lambda spot, cover: spot.add(cover * 0.5, GRANULE))
+    places = _arc(rng, cell, 2, distance=0.48, step=float(rng.uniform(1.9, 2.7)))
+    lobes = [rough(rng, x, y, cell.radius * float(rng.uniform(0.38, 0.46)), dent=0.05) for x, y in places]
+    _fill(patch, rng, patch.fuse([*lobes, *_threads(lobes)]), (0.44, 0.76, -0.02), uneven=0.12)
+
+
+LEUKOCYTES: dict[str, tuple[Callable[[Patch, Rng, Blob], None], float]] = {  # how, and with what radius
+    "eosinophil": (_draw_eosinophil, 37),
+    "lymphocyte": (_draw_lymphocyte, 27),
+    "monocyte": (_draw_monocyte, 46),
+    "neutrophil": (_draw_neutrophil, 40),
+}
+
+
+def _fill(patch: Patch, rng: Rng, cover: Plane, stain: Stain, uneven: float) -> None:
+    patch.clear(cover)
+    patch.add(cover * (1 + uneven * patch.grain(rng, 5)), stain)
+
+
+def _arc(rng: Rng, cell: Blob, count: int, *, distance: float, step: float) -> list[tuple[float, float]]:
+    """Points round the cell's centre, `step` radians apart from a random start; distance ÷ radius."""
+    start = float(rng.uniform(0, 2 * np.pi))
+    angles = [start + step * n for n in range(count)]
+    length = distance * cell.radius
+    return [(cell.x + length * float(np.cos(a)), cell.y + length * float(np.sin(a))) for a in angles]
+
+
+def _threads(lobes: Sequence[Blob]) -> list[Blob]:
+    """Thin bridges half way between neighbouring lobes."""
+    return [Blob((a.x + b.x) / 2, (a.y + b.y) / 2, 0.4 * a.radius) for a, b in pairwise(lobes)]
+
+
+def _dot(patch: Patch, rng: Rng, cell: Blob, count: int, radius: float, mark: Mark) -> None:
+    """Small round things all over the cell."""
+    for angle, place in rng.uniform((0, 0), (2 * np.pi, 1), (count, 2)).tolist():
+        length = 0.92 * cell.radius * place**0.5
+        dot = Blob(
+            cell.x + length * np.cos(angle), cell.y + length * np.sin(angle), radius * rng.uniform(0.7, 1.3)
+        )
+        spot = patch.around(dot.x, dot.y, 2 * radius + 2)
+        mark(spot, spot.cover(dot, 1.5))

@@ -1,0 +1,1 @@
+"""What goes over the wire: schemas, the responses made from results, problem documents."""

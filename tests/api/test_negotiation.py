@@ -1,0 +1,49 @@
+"""Accept headers (RFC 9110, section 12.5.1)."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.api.negotiation import choose
+from app.errors import NotAcceptable
+
+OFFERED = ("application/json", "application/fhir+json", "application/hl7-v2")
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("", "application/json"),
+        ("*/*", "application/json"),
+        ("application/*", "application/json"),
+        ("application/fhir+json", "application/fhir+json"),
+        ("Application/FHIR+JSON; fhirVersion=4.0", "application/fhir+json"),
+        ("application/json;q=0.5, application/hl7-v2", "application/hl7-v2"),
+        ("text/html, application/hl7-v2;q=0.1", "application/hl7-v2"),
+        ("*/*;q=0.1, application/fhir+json;q=0.2", "application/fhir+json"),
+        ("*/*, application/json;q=0", "application/fhir+json"),
+        ("application/fhir+json, application/json", "application/json"),
+        ("application/json; q = 0.1, application/hl7-v2; q=0.3", "application/hl7-v2"),
+        (" , ,application/hl7-v2,", "application/hl7-v2"),
+    ],
+)
+def test_the_best_of_what_is_offered_is_chosen(accept: str, chosen: str) -> None:
+    assert choose(accept, OFFERED) == chosen
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "application/json;q=0", "*/*;q=0", "application", "application/json;q=best"]
+)
+def test_what_is_not_offered_is_not_acceptable(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match=r"application/fhir\+json"):
+        choose(accept, OFFERED)
+
+
+@given(st.text(alphabet='aplicton/*jsfhr+;q=.01, "nan') | st.text())
+def test_any_header_is_chosen_from_or_refused(accept: str) -> None:
+    with suppress(NotAcceptable):
+        assert choose(accept, OFFERED) in OFFERED

@@ -1,0 +1,216 @@
+"""The Open Inference Protocol's bodies, without a server."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.api import oip
+from app.edge.content_encoding import compress, expand
+from app.engine.bundle import CLASSES
+from app.engine.classifier import Prediction
+from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat
+
+IMAGES = [b"one", b"", b"three\0"]
+FOUND = [
+    Prediction("neutrophil", 0.7, (0.1, 0.05, 0.15, 0.7), 1.5, ("out_of_distribution",)),
+    Prediction("eosinophil", 0.9, (0.9, 0.05, 0.03, 0.02), 0.5, ()),
+]
+
+
+def packed(*elements: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(one)) + one for one in elements)
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"name": "image", "datatype": "BYTES", "shape": [3]} | changes
+
+
+def plain(**changes: Any) -> bytes:
+    data = [base64.b64encode(one).decode() for one in IMAGES]
+    return json.dumps({"inputs": [tensor(data=data)]} | changes).encode()
+
+
+def parse(body: bytes, header: str | None = None) -> oip.Inference:
+    return oip.parse(body, header, most_images=4, most_bytes=100)
+
+
+def binary(tail: bytes, size: int | None = None, **changes: Any) -> tuple[bytes, str]:
+    parameters = {"binary_data_size": len(tail) if size is None else size}
+    head = json.dumps({"inputs": [tensor(parameters=parameters, **changes)]}).encode()
+    return head + tail, str(len(head))
+
+
+def test_images_come_as_base64_in_json() -> None:
+    found = parse(plain(id="7"))
+    assert (found.id, found.images) == ("7", IMAGES)
+    assert found.outputs == [oip.Output(name, False, 0) for name in ("probabilities", "label")]
+
+
+def test_images_come_as_bytes_behind_the_json() -> None:
+    assert parse(*binary(packed(*IMAGES))).images == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "body: Invalid JSON"),
+        (b"[]", "body: Input should be an object"),
+        (plain(inputs=[]), "inputs"),
+        (plain(inputs=[tensor(data=[])] * 2), "inputs"),
+        (plain(inputs=[tensor(name="x", data=["YQ=="] * 3)]), r"inputs\.0\.name"),
+        (plain(inputs=[tensor(datatype="UINT8", data=["YQ=="] * 3)]), r"inputs\.0\.datatype"),
+        (plain(inputs=[tensor(shape=[], data=[])]), r"inputs\.0\.shape"),
+        (plain(inputs=[tensor(shape=[0], data=[])]), r"inputs\.0\.shape"),
+        (plain(inputs=[tensor(shape=[3, 1], data=["YQ=="] * 3)]), r"inputs\.0\.shape"),
+        (plain(inputs=[tensor(data=["YQ=="])]), "has 1 elements, its shape says 3"),
+        (plain(inputs=[tensor(data=["é"] * 3)]), "image 0 is not base64"),
+        (plain(inputs=[tensor(data=["YQ==", "YQ"] * 2)]), "image 1 is not base64"),
+        (plain(inputs=[tensor()]), "either data or binary_data_size"),
+        (plain(inputs=[tensor(data=["YQ=="], parameters={"binary_data_size": 4})]), "either data or"),
+        (plain(outputs=[{"name": "logits"}]), r"outputs\.0\.name"),
+        (plain(outputs=[{"name": "label", "parameters": {"classification": 1}}]), "classification is only"),
+        (plain(outputs=[{"name": "label"}, {"name": "label"}]), "asked for twice"),
+        (plain(outputs=[{"name": "probabilities", "parameters": {"classification": -1}}]), "classification"),
+    ],
+)
+def test_what_is_no_request_is_malformed(body: bytes, said: str) -> None:
+    with pytest.raises(MalformedRequest, match=said):
+        parse(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "said"),
+    [
+        (*binary(packed(*IMAGES)[:-1]), "within an element"),
+        (*binary(packed(*IMAGES) + b"\0"), "within a length"),
+        (*binary(b"\xff\xff\xff\xff"), "within an element"),
+        (*binary(packed(*IMAGES), 5), "bytes follow the JSON"),
+        (*binary(packed(*IMAGES), 2**62), "bytes follow the JSON"),
+        (*binary(packed(*IMAGES), shape=[2]), "its shape says 2"),
+        (plain(), "1e3", "no length"),
+        (plain(), "-1", "no length"),
+        (plain(), "99999", "no length"),
+        (plain() + b"tail", str(len(plain())), "bytes follow the JSON"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_malformed(body: bytes, header: str, said: str) -> None:
+    with pytest.raises(MalformedRequest, match=said):
+        parse(body, header)
+
+
+def test_images_are_bounded_in_number_and_size() -> None:
+    with pytest.raises(TooLarge, match="5 elements"):
+        parse(*binary(packed(*[b"a"] * 5), shape=[5]))
+    with pytest.raises(TooLarge, match="image 0 has 101 bytes"):
+        parse(*binary(packed(b"a" * 101), shape=[1]))
+
+
+@given(st.binary(max_size=200), st.none() | st.integers(0, 200).map(str) | st.text(max_size=5))
+def test_any_bytes_are_a_request_or_refused(body: bytes, header: str | None) -> None:
+    with pytest.raises(LeukoError):
+        parse(body, header)
+
+
+@given(st.binary(max_size=60))
+def test_any_tensor_is_images_or_refused(tail: bytes) -> None:
+    try:
+        found = parse(*binary(tail))
+    except LeukoError:
+        return
+    assert packed(*found.images) == tail
+
+
+def answered(*outputs: oip.Output, id: str | None = None) -> tuple[dict[str, Any], bytes]:
+    made = oip.encode(
+        oip.Inference(id, [b""] * 2, list(outputs)), FOUND, name="m", version="1", labels=CLASSES
+    )
+    size = len(made.body) if made.header_bytes is None else made.header_bytes
+    return json.loads(made.body[:size]), made.body[size:]
+
+
+def test_numbers_and_texts_are_answered_in_json() -> None:
+    names = ("probabilities", "label", "confidence", "ood_score", "review")
+    document, rest = answered(*(oip.Output(name, False, 0) for name in names), id="7")
+    assert (document["model_name"], document["model_version"], document["id"], rest) == ("m", "1", "7", b"")
+    found = {one["name"]: (one["datatype"], one["shape"], one["data"]) for one in document["outputs"]}
+    assert found["probabilities"][:2] == ("FP32", [2, 4])
+    assert found["probabilities"][2] == pytest.approx([p for one in FOUND for p in one.probabilities])
+    assert found["label"] == ("BYTES", [2], ["neutrophil", "eosinophil"])
+    assert found["review"] == ("BOOL", [2], [True, False])
+    assert found["ood_score"] == ("FP32", [2], [1.5, 0.5])
+
+
+def test_binary_tensors_follow_the_json_in_its_order() -> None:
+    document, rest = answered(
+        oip.Output("label", True, 0), oip.Output("review", False, 0), oip.Output("confidence", True, 0)
+    )
+    sizes = [one["parameters"]["binary_data_size"] for one in document["outputs"] if "data" not in one]
+    assert rest[: sizes[0]] == packed(b"neutrophil", b"eosinophil")
+    assert np.frombuffer(rest[sizes[0] :], "<f4") == pytest.approx([0.7, 0.9])
+    assert "id" not in document
+
+
+def test_classification_is_value_index_and_label_of_the_best() -> None:
+    document, _ = answered(oip.Output("probabilities", False, 2))
+    assert document["outputs"][0] == {
+        "name": "probabilities",
+        "datatype": "BYTES",
+        "shape": [2, 2],
+        "data": [
+            "0.700000:3:neutrophil",
+            "0.150000:2:monocyte",
+            "0.900000:0:eosinophil",
+            "0.050000:1:lymphocyte",
+        ],
+    }
+    assert answered(oip.Output("probabilities", False, 9))[0]["outputs"][0]["shape"] == [2, 4]
+
+
+# --- compression ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_compressed_bodies_are_expanded_within_bounds(encoding: str, pack: Any) -> None:
+    body = bytes(range(256)) * 8
+    assert expand(pack(body), encoding) == body
+    with pytest.raises(TooLarge, match="8 times"):
+        expand(pack(bytes(10**7)), encoding)
+    for end in range(len(pack(body))):
+        with pytest.raises(MalformedRequest):
+            expand(pack(body)[:end], encoding)
+    with pytest.raises(MalformedRequest, match="follows"):
+        expand(pack(body) + b"more", encoding)
+
+
+def test_other_encodings_are_not_accepted() -> None:
+    assert expand(b"x", "") == expand(b"x", "Identity") == b"x"
+    for encoding in ("br", "gzip, gzip", "x"):
+        with pytest.raises(UnsupportedFormat):
+            expand(b"x", encoding)
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("deflate, GZIP;q=0.5", "gzip"),
+        ("gzip;q=0", None),
+        ("br", None),
+        ("", None),
+    ],
+)
+def test_answers_are_compressed_as_the_client_accepts(accept: str, encoding: str | None) -> None:
+    body, found = compress(b"answer", accept)
+    assert found == encoding
+    assert expand(body, encoding or "") == b"answer"

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
+
+from app.api.uploads import Form, Limit, Part, Upload, read_body, read_form, read_images
+from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat, Unusable
+
+LIMITS = {"files": Limit(2, 100), "labels": Limit(1, 10)}
+FORM = b"multipart/form-data; boundary=line"
+
+
+def part(disposition: str, data: bytes) -> bytes:
+    return b"--line\r\nContent-Disposition: form-data; " + disposition.encode() + b"\r\n\r\n" + data + b"\r\n"
+
+
+BODY = (
+    part('name="files"; filename="ä.png"', b"\x89PNG\r\n--lin")
+    + part('name="labels"', b"a,b")
+    + part('name="files"; filename=""', b"")
+    + b"--line--\r\n"
+)
+
+
+def request(chunks: Iterable[bytes], content_type: bytes = FORM) -> Request:
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    remaining = iter([*messages, {"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Message:
+        return next(remaining)
+
+    return Request({"type": "http", "headers": [(b"content-type", content_type)]}, receive)
+
+
+def read(*chunks: bytes, content_type: bytes = FORM) -> Form:
+    return asyncio.run(read_form(request(chunks, content_type), LIMITS))
+
+
+def test_parts_come_by_name_whole_and_in_order() -> None:
+    assert read(BODY) == {
+        "files": [Part("ä.png", b"\x89PNG\r\n--lin"), Part("", b"")],
+        "labels": [Part(None, b"a,b")],
+    }
+
+
+def test_it_does_not_matter_where_the_network_cuts_a_body() -> None:
+    whole = read(BODY)
+    for at in range(len(BODY)):
+        assert read(BODY[:at], BODY[at:]) == whole
+    assert read(*(bytes([byte]) for byte in BODY)) == whole
+
+
+def test_a_body_cut_short_anywhere_is_malformed() -> None:
+    for at in range(len(BODY) - len(b"--\r\n")):
+        with pytest.raises(MalformedRequest):
+            read(BODY[:at])
+
+
+@given(st.binary(max_size=300))
+def test_no_body_breaks_the_reader(data: bytes) -> None:
+    for body in (data, b"--line\r\n" + data, part('name="files"', data) + data):
+        with pytest.raises(LeukoError):
+            read(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "complaint"),
+    [
+        (part('name="files"', b"x" * 101), TooLarge, "a part named files is over 100 bytes"),
+        (part('name="labels"', b"x" * 11), TooLarge, "a part named labels is over 10 bytes"),
+        (part('name="files"', b"x") * 3, TooLarge, "over 2 parts named files"),
+        (part('name="file"', b"x"), Unusable, "only parts named files, labels are accepted"),
+        (part('filename="a.png"', b"x"), MalformedRequest, "a part of the form has no name"),
+        (b"--line\r\n\r\nx\r\n--line--", MalformedRequest, "a part of the form has no name"),
+        (b"--line\r\n" + b"A" * 10_000, MalformedRequest, "not a multipart form"),
+        (b"--line\r\n" + b"A: b\r\n" * 1000, MalformedRequest, "not a multipart form"),
+        (b"--other\r\n", MalformedRequest, "not a multipart form"),
+        (b"", MalformedRequest, "ends before"),
+    ],
+)
+def test_a_form_over_a_limit_or_out_of_shape_is_refused(
+    body: bytes, kind: type[LeukoError], complaint: str
+) -> None:
+    with pytest.raises(kind, match=complaint):
+        read(body)
+
+
+def test_a_part_over_its_limit_is_refused_before_the_body_ends() -> None:
+    endless = request(iter([part('name="files"', b"x" * 101)]))
+    with pytest.raises(TooLarge):
+        asyncio.run(read_form(endless, LIMITS))
+
+
+@pytest.mark.parametrize("value", [b"multipart/form-data", b"multipart/form-data; boundary="])
+def test_a_form_without_a_boundary_is_malformed(value: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="boundary"):
+        read(BODY, content_type=value)
+
+
+def test_an_overlong_boundary_is_malformed() -> None:
+    with pytest.raises(MalformedRequest):
+        read(BODY, content_type=FORM + b"e" * 300)
+
+
+def test_what_is_no_form_is_not_read_as_one() -> None:
+    with pytest.raises(UnsupportedFormat):
+        read(BODY, content_type=b"application/json")
+
+
+def test_file_names_that_are_not_utf_8_survive() -> None:
+    body = b'--line\r\nContent-Disposition: form-data; name="files"; filename="\xe4.png"\r\n\r\nx\r\n--line--'
+    assert read(body)["files"] == [Part("ä.png", b"x")]
+
+
+def test_a_bare_image_is_its_own_only_part() -> None:
+    image = asyncio.run(read_images(request([b"abc", b"def"], b"Image/PNG; x=y"), Limit(2, 6)))
+    assert image == Upload([Part(None, b"abcdef")], {})
+
+
+def test_a_bare_image_over_the_limit_is_refused_while_it_arrives() -> None:
+    with pytest.raises(TooLarge):
+        asyncio.run(read_body(request([b"abcd", b"efgh"]), 6))
+
+
+@pytest.mark.parametrize("value", [b"", b"text/plain", b"application/octet-stream", b"imagery/png"])
+def test_other_bodies_are_not_images(value: bytes) -> None:
+    with pytest.raises(UnsupportedFormat):
+        asyncio.run(read_images(request([b"abc"], value), Limit(2, 6)))
+
+
+def test_a_form_without_images_is_unusable() -> None:
+    with pytest.raises(Unusable, match="no part named files"):
+        asyncio.run(read_images(request([b"--line--\r\n"]), Limit(2, 6)))
+
+
+def test_nothing_is_written_to_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a temporary file was opened")
+
+    for name in ("SpooledTemporaryFile", "TemporaryFile", "NamedTemporaryFile", "mkstemp"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    data = b"x" * 5 * 2**20
+    limits = {"files": Limit(1, len(data))}
+    body = part('name="files"; filename="a.png"', data) + b"--line--"
+    found = asyncio.run(read_form(request([body]), limits))
+    assert found["files"][0].data == data

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+
+from app.archives.file_labels import MAX_PATTERN, assign_groups, parse_mapping
+from app.errors import BadLabels
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"a.png,neutrophil\nb.png,monocyte\n",
+        b"filename,label\na.png,neutrophil\nb.png,monocyte",
+        b"\xef\xbb\xbfFileName,Source\r\na.png, neutrophil\r\n\r\nb.png,monocyte\r\n",
+        b'"a.png","neutrophil"\n"b.png","monocyte"\n',
+        b'{"a.png": "neutrophil", "b.png": "monocyte"}',
+        b'\xef\xbb\xbf\r\n {"a.png": "neutrophil", "b.png": "monocyte"}\r\n',
+    ],
+)
+def test_a_mapping_is_read_from_csv_or_json(data: bytes) -> None:
+    assert parse_mapping(data) == {"a.png": "neutrophil", "b.png": "monocyte"}
+
+
+def test_a_repeated_row_that_agrees_is_accepted() -> None:
+    assert parse_mapping(b"a.png,s1\na.png,s1\n") == {"a.png": "s1"}
+
+
+def test_whole_numbers_in_json_are_sources_too() -> None:
+    assert parse_mapping(b'{"a.png": 17}') == {"a.png": "17"}
+
+
+def test_a_quoted_comma_belongs_to_the_name() -> None:
+    assert parse_mapping(b'"a, b.png",s1\n') == {"a, b.png": "s1"}
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"a.png,s1\na.png,s2\n", "line 2"),
+        (b'{"a.png": "s1", "a.png": "s2"}', "entry 2"),
+        (b"a.png,s1,extra\n", "3 columns"),
+        (b"a.png\n", "1 columns"),
+        (b"a.png,\n", "empty"),
+        (b" ,s1\n", "empty"),
+        (b"a.png,\xff\n", "UTF-8"),
+        ("a.png,s1\n".encode("utf-16"), "UTF-8"),
+        (b'"a.png,s1\n', "not CSV"),
+        (b'a.png,"' + b"x" * 200_000 + b'"\n', "not CSV"),
+        (b"", "no file"),
+        (b"{}", "no file"),
+        (b"filename,source\n", "no file"),
+        (b'{"a.png": ', "JSON"),
+        (b'{"a":' * 100_000, "JSON"),
+        (b'{"a.png": {"b": "c"}}', "entry 1"),
+        (b'{"a.png": true}', "entry 1"),
+        (b'{"a.png": null}', "entry 1"),
+        (b'{"a.png": ' + b"9" * 5000 + b"}", "JSON"),
+    ],
+)
+def test_a_wrong_mapping_says_what_is_wrong(data: bytes, complaint: str) -> None:
+    with pytest.raises(BadLabels, match=complaint):
+        parse_mapping(data)
+
+
+def test_a_complaint_does_not_repeat_file_names() -> None:
+    with pytest.raises(BadLabels) as caught:
+        parse_mapping(b"DOE_JANE.png,s1\nDOE_JANE.png,s2\n")
+    assert "DOE" not in caught.value.detail
+
+
+def test_groups_follow_the_names_through_a_mapping() -> None:
+    assert assign_groups(["b", "a", "b"], {"a": "1", "b": "2", "c": "3"}) == ["2", "1", "2"]
+
+
+def test_groups_are_the_first_group_of_a_pattern_found_anywhere_in_the_name() -> None:
+    names = ["TEST/NEUTROPHIL/_40_9127.jpeg", "TEST/MONOCYTE/_7_11.jpeg"]
+    assert assign_groups(names, r"_(\d+)_(\d+)\.jpe?g$") == ["40", "7"]
+
+
+@pytest.mark.parametrize("source", [{"a-1": "s"}, r"-(\d)", r"^\w+(?:-(\d))?", r"^\w+-?(\d*)$"])
+def test_names_without_a_source_are_counted_and_not_repeated(source: dict[str, str] | str) -> None:
+    with pytest.raises(BadLabels, match=r"^2 of 3 file names") as caught:
+        assign_groups(["a-1", "secret", "other"], source)
+    assert "secret" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("pattern", "complaint"),
+    [
+        (r"_\d+_", "no group"),
+        (r"(?:\d+)", "no group"),
+        (r"(", "not a regular expression"),
+        (r"(a{99999999999999999999})", "not a regular expression"),
+        ("(" * 90 + ")" * 89, "not a regular expression"),
+        ("(a)" + "b" * MAX_PATTERN, "over 256"),
+    ],
+)
+def test_an_unusable_pattern_says_what_is_wrong(pattern: str, complaint: str) -> None:
+    with pytest.raises(BadLabels, match=complaint):
+        assign_groups(["a"], pattern)
+
+
+def test_a_pattern_that_backtracks_for_ever_is_stopped() -> None:
+    with pytest.raises(BadLabels, match="make it simpler"):
+        assign_groups(["a" * 60 + "b"], "(a+)+$", limit_s=0.5)
+
+
+def test_no_names_give_no_groups() -> None:
+    assert assign_groups([], r"(\d)") == []

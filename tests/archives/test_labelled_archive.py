@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import io
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from zipfile import ZIP_DEFLATED, ZIP_STORED
+
+import pytest
+
+from app.archives.labelled_archive import ArchiveLimits, Entry, LabelledArchive, open_archive
+from app.errors import BadArchive, TooLarge, UndecodableImage
+from tests.pictures import real
+from tests.zips import DIRECTORY, LABELS, declare, pack, patch
+
+CONTENT = b"the bytes of a picture " * 20
+
+
+def opened(files: dict[str, bytes], method: int = ZIP_DEFLATED) -> LabelledArchive:
+    return open_archive(io.BytesIO(pack(files, method)), LABELS)
+
+
+def labels(*names: str) -> dict[str, str]:
+    """path → class of the entries of an archive of those paths."""
+    return {entry.name: LABELS[entry.label] for entry in opened(dict.fromkeys(names, b"1")).entries}
+
+
+def test_the_class_is_the_nearest_folder_named_after_one_in_any_case() -> None:
+    found = labels("a/b/EOSINOPHIL/1.jpeg", "Lymphocyte/2.png", "monocyte/neutrophil/deep/3.tif")
+    assert list(found.values()) == ["eosinophil", "lymphocyte", "neutrophil"]
+
+
+def test_a_file_named_after_a_class_has_no_class_by_it() -> None:
+    assert labels("neutrophil/monocyte") == {"neutrophil/monocyte": "neutrophil"}
+
+
+def test_every_file_in_a_class_folder_is_an_entry() -> None:
+    assert set(labels("monocyte/a.png", "monocyte/b", "monocyte/c.txt")) == {
+        "monocyte/a.png",
+        "monocyte/b",
+        "monocyte/c.txt",
+    }
+
+
+def test_what_operating_systems_leave_behind_is_passed_over() -> None:
+    litter = [
+        "__MACOSX/monocyte/._a.png",
+        "monocyte/.DS_Store",
+        "monocyte/Thumbs.db",
+        "monocyte/desktop.ini",
+        ".git/monocyte/a.png",
+    ]
+    assert set(labels("monocyte/a.png", *litter)) == {"monocyte/a.png"}
+
+
+def test_other_files_beside_the_class_folders_are_passed_over() -> None:
+    assert set(labels("set/labels.csv", "README", "set/monocyte/a.png")) == {"set/monocyte/a.png"}
+
+
+def test_a_picture_outside_the_class_folders_is_refused_and_says_how_to_mend_it() -> None:
+    with pytest.raises(BadArchive, match=r"2 pictures .* eosinophil, lymphocyte, monocyte, neutrophil"):
+        labels("monocyte/a.png", "b.PNG", "basophil/c.jpg")
+
+
+@pytest.mark.parametrize("names", [(), ("labels.csv",), ("monocyte/",), ("basophil/notes.txt",)])
+def test_an_archive_without_pictures_is_refused_and_says_which_folders_it_needs(names: tuple[str]) -> None:
+    with pytest.raises(BadArchive, match="eosinophil, lymphocyte, monocyte, neutrophil"):
+        labels(*names)
+
+
+@pytest.mark.parametrize("method", [ZIP_STORED, ZIP_DEFLATED])
+def test_an_entry_reads_as_the_bytes_that_were_packed(method: int) -> None:
+    files = {f"monocyte/{n}.png": CONTENT + bytes([n]) for n in range(3)} | {"monocyte/empty": b""}
+    with opened(files, method) as archive:
+        assert {entry.name: archive.read(entry) for entry in archive.entries} == files
+
+
+def test_entries_may_be_read_in_any_order_and_from_several_threads() -> None:
+    files = {f"neutrophil/{n}.png": CONTENT + bytes([n]) for n in range(40)}
+    with opened(files) as archive, ThreadPoolExecutor(4) as pool:
+        backwards = archive.entries[::-1] * 5
+        read = list(pool.map(archive.read, backwards))
+    assert read == [files[entry.name] for entry in backwards]
+
+
+def test_the_file_is_closed_with_the_archive() -> None:
+    file = io.BytesIO(pack({"monocyte/a.png": b"1"}))
+    with open_archive(file, LABELS) as archive:
+        assert archive.entries == [Entry("monocyte/a.png", 2)]
+    assert file.closed
+
+
+def test_a_corrupt_entry_is_that_entrys_error_alone() -> None:
+    data = bytearray(pack({"monocyte/a.png": CONTENT, "monocyte/b.png": CONTENT}, ZIP_STORED))
+    data[data.index(CONTENT) + 5] ^= 1
+    archive = open_archive(io.BytesIO(bytes(data)), LABELS)
+    with pytest.raises(UndecodableImage):
+        archive.read(archive.entries[0])
+    assert archive.read(archive.entries[1]) == CONTENT
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"])
+def test_a_broken_deflate_stream_is_undecodable(damage: bytes) -> None:
+    data = pack({"monocyte/a.png": CONTENT})
+    place = data.index(b"a.png") + 5
+    archive = open_archive(io.BytesIO(data[:place] + damage + data[place + 4 :]), LABELS)
+    with pytest.raises(UndecodableImage):
+        archive.read(archive.entries[0])
+
+
+def test_an_entry_that_unpacks_to_less_than_it_declares_is_undecodable() -> None:
+    archive = open_archive(io.BytesIO(declare(pack({"monocyte/a.png": CONTENT}), len(CONTENT) + 1)), LABELS)
+    with pytest.raises(UndecodableImage):
+        archive.read(archive.entries[0])
+
+
+@pytest.mark.parametrize("size", [1, len(CONTENT) - 1])
+@pytest.mark.parametrize("method", [ZIP_STORED, ZIP_DEFLATED])
+def test_an_entry_that_unpacks_to_more_than_it_declares_is_too_large(size: int, method: int) -> None:
+    archive = open_archive(io.BytesIO(declare(pack({"monocyte/a.png": CONTENT}, method), size)), LABELS)
+    with pytest.raises(TooLarge):
+        archive.read(archive.entries[0])
+
+
+def test_a_wrong_checksum_is_undecodable() -> None:
+    data = patch(pack({"monocyte/a.png": CONTENT}), DIRECTORY, 16, struct.pack("<L", 1))
+    archive = open_archive(io.BytesIO(data), LABELS)
+    with pytest.raises(UndecodableImage):
+        archive.read(archive.entries[0])
+
+
+def test_a_refused_archive_leaves_its_file_open() -> None:
+    file = io.BytesIO(pack({"monocyte/a.png": CONTENT}))
+    with pytest.raises(TooLarge):
+        open_archive(file, LABELS, ArchiveLimits(max_entry_bytes=1))
+    assert not file.closed
+
+
+def test_the_kaggle_archive_is_listed_whole() -> None:
+    with open_archive(real("blood-cells.zip").open("rb"), LABELS) as archive:
+        tests = [entry for entry in archive.entries if "/TEST/" in entry.name]
+        assert [sum(entry.label == label for entry in tests) for label in range(4)] == [623, 620, 620, 624]
+        assert archive.read(tests[0]).startswith(b"\xff\xd8\xff")

@@ -1,0 +1,415 @@
+"""Who may come in, and what those hear who may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Body, FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from app.edge.admission import Admission
+from app.edge.exchange import Exchange
+from app.errors import (
+    BodyTimeout,
+    LeukoError,
+    MalformedRequest,
+    NotReady,
+    QueueFull,
+    TooLarge,
+    UnsupportedFormat,
+)
+
+STATUS: dict[type[LeukoError], int] = {
+    MalformedRequest: 400,
+    BodyTimeout: 408,
+    TooLarge: 413,
+    UnsupportedFormat: 415,
+    QueueFull: 429,
+    NotReady: 503,
+}
+Observed = tuple[str | None, str, int]
+
+
+def problem(error: LeukoError, request_id: str) -> JSONResponse:
+    retry_after = getattr(error, "retry_after", None)
+    return JSONResponse(
+        {"code": error.code, "request_id": request_id},
+        STATUS[type(error)],
+        None if retry_after is None else {"Retry-After": str(retry_after)},
+    )
+
+
+class Service:
+    """A small application behind admission; its work can be held."""
+
+    def __init__(self, **options: Any) -> None:
+        self.observed: list[Observed] = []
+        self.ready = True
+        self.bodies: list[bytes] = []
+        self.arrived = asyncio.Semaphore(0)
+        self.go = asyncio.Event()
+        self.admission = Admission(self.application(), **self.defaults() | options)
+
+    def defaults(self) -> dict[str, Any]:
+        return {
+            "problem": problem,
+            "ready": lambda: self.ready,
+            "observe": self.observe,
+            "max_body_bytes": 100,
+            "max_reserved_bytes": 1000,
+            "max_requests": 10,
+            "body_timeout_s": 1000.0,
+            "linger_s": 0.0,
+        }
+
+    def observe(self, exchange: Exchange, route: str | None) -> None:
+        self.observed.append((route, exchange.scope["method"], exchange.status))
+
+    def application(self) -> FastAPI:
+        application = FastAPI()
+
+        @application.post("/raw/{name}")
+        @application.post("/v2/models/{name}/infer")
+        async def raw(request: Request) -> str:
+            self.bodies.append(await request.body())
+            return str(request.state.request_id)
+
+        @application.post("/declared")
+        async def declared(body: dict[str, int] = Body()) -> int:  # noqa: B008
+            return len(body)
+
+        @application.post("/held")
+        async def held(request: Request) -> None:
+            await request.body()
+            self.arrived.release()
+            await self.go.wait()
+
+        @application.post("/broken")
+        async def broken() -> None:
+            raise ZeroDivisionError
+
+        @application.get("/healthz")
+        async def healthz() -> None:
+            pass
+
+        @application.exception_handler(LeukoError)
+        async def render(request: Request, error: LeukoError) -> JSONResponse:
+            return problem(error, request.state.request_id)
+
+        return application
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx.AsyncClient]:
+        transport = httpx.ASGITransport(self.admission, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            yield client
+
+
+async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def call(admission: Admission, scope: Scope, receive: Receive) -> list[Message]:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await admission(scope, receive, send)
+    return sent
+
+
+def post(path: str, **headers: str) -> Scope:
+    shown = {"host": "service"} | headers
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in shown.items()]
+    version = {"type": "http", "http_version": "1.1"}
+    return version | {"method": "POST", "path": path, "query_string": b"", "headers": raw}
+
+
+async def gone() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await scenario()
+
+    asyncio.run(main())
+
+
+def test_a_request_that_may_come_in_reaches_the_application_with_its_id() -> None:
+    async def scenario() -> None:
+        service = Service()
+        async with service.client() as client:
+            answer = await client.post("/raw/a", content=b"body", headers={"X-Request-ID": "mine"})
+        assert (answer.status_code, answer.json(), answer.headers["X-Request-ID"]) == (200, "mine", "mine")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert service.bodies == [b"body"]
+
+    run(scenario)
+
+
+def test_a_declared_body_over_the_limit_is_refused_before_it_is_read() -> None:
+    async def scenario() -> None:
+        service = Service()
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            assert sent[0]["status"] == 413
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await service.admission(post("/raw/a", content_length="101"), receive, send)
+        assert sent[0]["status"] == 413
+        assert service.bodies == []
+
+    run(scenario)
+
+
+def test_a_body_of_exactly_the_limit_comes_in() -> None:
+    async def scenario() -> None:
+        service = Service()
+        async with service.client() as client:
+            assert (await client.post("/raw/a", content=b"x" * 100)).status_code == 200
+            assert (await client.post("/raw/a", content=chunks(b"x" * 50, b"x" * 50))).status_code == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/raw/a", "/declared"])
+def test_a_chunked_body_over_the_limit_is_413_however_the_route_reads_it(path: str) -> None:
+    async def scenario() -> None:
+        service = Service()
+        async with service.client() as client:
+            headers = {"Content-Type": "application/json"}
+            answer = await client.post(path, content=chunks(b"{", b"x" * 100, b"}"), headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+        assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/raw/a", "/declared"])
+def test_a_slow_body_is_408_however_the_route_reads_it(path: str) -> None:
+    async def scenario() -> None:
+        service = Service(body_timeout_s=0.01)
+        pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> Message:
+            if not pieces:
+                await asyncio.Event().wait()
+            return pieces.pop()
+
+        slow = post(path, content_length="50", content_type="application/json")
+        sent = await call(service.admission, slow, receive)
+        assert sent[0]["status"] == 408
+        assert (b"connection", b"close") in sent[0]["headers"]
+        assert service.admission.reserved_bytes == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "identity, gzip"])
+def test_a_compressed_body_is_refused_except_under_v2(encoding: str) -> None:
+    async def scenario() -> None:
+        service = Service()
+        headers = {"Content-Encoding": encoding}
+        async with service.client() as client:
+            assert (await client.post("/raw/a", content=b"x", headers=headers)).status_code == 415
+            assert (await client.post("/v2/models/m/infer", content=b"x", headers=headers)).status_code == 200
+            assert (await client.post("/v2x", content=b"x", headers=headers)).status_code == 415
+            assert (await client.post("/raw/a", headers={"Content-Encoding": "identity"})).status_code == 200
+
+    run(scenario)
+
+
+def test_a_content_length_that_is_no_number_is_400() -> None:
+    async def scenario() -> None:
+        sent = await call(Service().admission, post("/raw/a", content_length="-1"), gone)
+        assert sent[0]["status"] == 400
+
+    run(scenario)
+
+
+def test_work_is_refused_with_a_time_to_come_back_while_not_ready_but_probes_answer() -> None:
+    async def scenario() -> None:
+        service = Service()
+        service.ready = False
+        async with service.client() as client:
+            refusal = await client.post("/raw/a", content=b"x")
+            assert (refusal.status_code, refusal.headers["Retry-After"]) == (503, "5")
+            assert (await client.get("/healthz")).status_code == 200
+
+    run(scenario)
+
+
+def test_requests_in_flight_are_bounded_but_probes_answer_and_places_come_free() -> None:
+    async def scenario() -> None:
+        service = Service(max_requests=1)
+        async with service.client() as client:
+            held = asyncio.create_task(client.post("/held"))
+            await service.arrived.acquire()
+            refusal = await client.post("/raw/a")
+            assert (refusal.status_code, refusal.headers["Retry-After"]) == (429, "1")
+            assert (await client.get("/healthz")).status_code == 200
+            service.go.set()
+            assert (await held).status_code == 200
+            assert (await client.post("/raw/a")).status_code == 200
+        assert service.admission.requests == 0
+
+    run(scenario)
+
+
+class Arriving:
+    """A body in pieces, none of them there until it is asked for; it may stop short of its last."""
+
+    def __init__(self, *pieces: bytes, ends: bool = True) -> None:
+        self.messages: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+        ]
+        self.messages[-1]["more_body"] = not ends
+
+    async def receive(self) -> Message:
+        if not self.messages:
+            await asyncio.Event().wait()
+        return self.messages.pop(0)
+
+
+def refuse_all() -> None:
+    raise QueueFull("full", retry_after=7)
+
+
+def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() -> None:
+    async def scenario() -> None:
+        service = Service(named={"/raw/a"}, queued="/raw/a".__eq__, check_queue=refuse_all, linger_s=1000.0)
+        body = Arriving(b"some", b"body")
+        start, answer = await call(service.admission, post("/raw/a", content_length="8"), body.receive)
+        headers = dict(start["headers"])
+        assert (start["status"], headers[b"retry-after"]) == (429, b"7")
+        assert b"connection" not in headers
+        assert (answer.get("more_body", False), body.messages, service.bodies) == (False, [], [])
+        assert service.observed == [("/raw/a", "POST", 429)]
+        async with service.client() as client:
+            assert (await client.post("/raw/b", content=b"x")).status_code == 200
+            assert (await client.get("/healthz")).status_code == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("length", "expect", "ends"),
+    [("8", None, False), ("8", "100-continue", True), (str(2**20 + 1), None, True)],
+    ids=["slow", "asks first", "large"],
+)
+def test_what_is_refused_is_not_waited_for_long_nor_asked_for(
+    length: str, expect: str | None, ends: bool
+) -> None:
+    async def scenario() -> None:
+        service = Service(
+            queued="/raw/a".__eq__,
+            check_queue=refuse_all,
+            linger_s=0.01,
+            max_body_bytes=2**21,
+            max_reserved_bytes=2**21,
+        )
+        body = Arriving(b"some", b"body", ends=ends)
+        scope = post("/raw/a", content_length=length)
+        scope["headers"] += [] if expect is None else [(b"expect", expect.encode())]
+        start, *_ = await call(service.admission, scope, body.receive)
+        assert start["status"] == 429
+        assert dict(start["headers"])[b"connection"] == b"close"
+
+    run(scenario)
+
+
+def test_bytes_in_flight_are_bounded_and_an_undeclared_body_counts_as_the_largest() -> None:
+    async def scenario() -> None:
+        service = Service(max_reserved_bytes=120)
+        async with service.client() as client:
+            held = asyncio.create_task(client.post("/held", content=b"x" * 60))
+            await service.arrived.acquire()
+            assert service.admission.reserved_bytes == 60
+            assert (await client.post("/raw/a", content=b"x" * 60)).status_code == 200
+            assert (await client.post("/raw/a", content=b"x" * 61)).status_code == 429
+            assert (await client.post("/raw/a", content=chunks(b"x"))).status_code == 429
+            service.go.set()
+            await held
+            assert (await client.post("/raw/a", content=chunks(b"x"))).status_code == 200
+        assert service.admission.reserved_bytes == 0
+
+    run(scenario)
+
+
+def test_one_body_of_the_greatest_size_always_finds_room() -> None:
+    async def scenario() -> None:
+        service = Service(max_reserved_bytes=1)
+        async with service.client() as client:
+            assert (await client.post("/raw/a", content=chunks(b"x" * 100))).status_code == 200
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_frees_its_place_and_its_bytes() -> None:
+    async def scenario() -> None:
+        service = Service()
+        left = asyncio.Event()
+        pieces = [{"type": "http.request", "body": b"body", "more_body": False}]
+
+        async def receive() -> Message:
+            if not pieces:
+                await left.wait()
+                return {"type": "http.disconnect"}
+            return pieces.pop()
+
+        held = asyncio.create_task(call(service.admission, post("/held", content_length="4"), receive))
+        await service.arrived.acquire()
+        assert (service.admission.requests, service.admission.reserved_bytes) == (1, 4)
+        left.set()
+        assert await held == []
+        assert (service.admission.requests, service.admission.reserved_bytes) == (0, 0)
+        assert service.observed == [("/held", "POST", 499)]
+
+    run(scenario)
+
+
+def test_each_request_is_observed_under_its_route_template_and_status() -> None:
+    async def scenario() -> None:
+        service = Service()
+        async with service.client() as client:
+            await client.post("/raw/patient-name")
+            await client.get("/healthz")
+            await client.get("/patient-name")
+            await client.post("/broken")
+            await client.post("/raw/a", content=b"x" * 101)
+        assert service.observed == [
+            ("/raw/{name}", "POST", 200),
+            ("/healthz", "GET", 200),
+            (None, "GET", 404),
+            ("/broken", "POST", 500),
+            (None, "POST", 413),
+        ]
+
+    run(scenario)
+
+
+def test_what_is_not_http_passes_untouched() -> None:
+    async def scenario() -> None:
+        seen: list[Scope] = []
+
+        async def application(scope: Scope, _: Receive, __: Send) -> None:
+            seen.append(scope)
+
+        admission = Admission(application, **Service().defaults())
+        await call(admission, {"type": "lifespan"}, gone)
+        assert seen == [{"type": "lifespan"}]
+
+    run(scenario)

@@ -1,0 +1,443 @@
+"""uvicorn's connection with bounds, on a transport and a clock that the tests drive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from app.api import problem_responses
+from app.edge.admission import Admission
+from app.edge.connection import (
+    LINGER_S,
+    MAX_FRAMING,
+    MAX_WAITING,
+    Bounds,
+    Connection,
+)
+from tests.safety.raw import head, statuses
+
+HEAD_S, STALL_S = 10.0, 30.0
+GET = head("GET /healthz HTTP/1.1")
+CHUNKED = head("POST /predict HTTP/1.1", "Transfer-Encoding: chunked")
+BROKEN = CHUNKED + b"1\r\nxyz"
+
+
+class Timer:
+    def __init__(self, due: float, call: Callable[[], object]) -> None:
+        self.due = due
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Task:
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self.work = work
+
+    def add_done_callback(self, _: Callable[[Any], object]) -> None:
+        pass
+
+
+class Loop:
+    """Time passes, and tasks run, when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.tasks: list[Task] = []
+
+    def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
+        timer = Timer(self.now + delay, call)
+        self.timers.append(timer)
+        return timer
+
+    def create_task(self, work: Coroutine[Any, Any, None]) -> Task:
+        task = Task(work)
+        self.tasks.append(task)
+        return task
+
+    def let_pass(self, seconds: float) -> None:
+        self.now += seconds
+        while due := [timer for timer in self.timers if timer.due <= self.now]:
+            self.timers.remove(due[0])
+            if not due[0].cancelled:
+                due[0].call()
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.sent = b""
+        self.closing = False
+        self.aborted = False
+        self.ended = False
+
+    def get_extra_info(self, _: str) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        assert not self.closing
+        assert not self.ended
+        self.sent += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def ok(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("ok")(scope, receive, send)
+
+
+class Client:
+    """One connection to a server; its requests are answered by `answer`."""
+
+    def __init__(self, app: ASGIApp = ok, state: ServerState | None = None) -> None:
+        self.loop = Loop()
+        self.transport = Transport()
+        self.observed: list[int] = []
+        bounds = Bounds(2, HEAD_S, STALL_S, problem_responses.answer, self.observed.append)
+        config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=65)
+        self.connection = Connection(config, state or ServerState(), {}, self.loop, bounds=bounds)
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.connection.data_received(piece)
+
+    def answer(self) -> None:
+        """Runs what waits, and what comes to wait thereby."""
+        while self.loop.tasks:
+            asyncio.run(self.loop.tasks.pop(0).work)
+
+    def forget(self) -> None:
+        """Ends what waits unanswered."""
+        for task in self.loop.tasks:
+            task.work.close()
+
+    @property
+    def statuses(self) -> list[int]:
+        return statuses(self.transport.sent)
+
+    @property
+    def open(self) -> bool:
+        return not self.transport.closing
+
+
+# The head
+
+
+def test_a_connection_without_a_head_is_closed_without_a_word() -> None:
+    client = Client()
+    client.loop.let_pass(HEAD_S - 1)
+    assert client.open
+    client.loop.let_pass(1)
+    assert (client.open, client.transport.sent, client.observed) == (False, b"", [])
+
+
+@pytest.mark.parametrize("pieces", [[b"G"], [GET[:-1]], [GET[:5], GET[5:-2]], [b"\r\n", b"GET"]])
+def test_a_head_that_does_not_end_in_time_is_408(pieces: list[bytes]) -> None:
+    client = Client()
+    client.send(*pieces)
+    client.loop.let_pass(HEAD_S)
+    assert (client.statuses, client.observed, client.transport.ended) == ([408], [408], True)
+    assert b"connection: close" in client.transport.sent
+    client.send(GET)
+    client.loop.let_pass(LINGER_S)
+    assert (client.statuses, client.open) == ([408], False)
+
+
+def test_bytes_of_a_head_win_no_time() -> None:
+    client = Client()
+    for byte in range(int(HEAD_S)):
+        client.send(GET[byte : byte + 1])
+        client.loop.let_pass(1)
+    assert client.statuses == [408]
+
+
+def test_a_head_in_time_stops_the_clock_and_each_has_its_own() -> None:
+    client = Client()
+    for _ in range(3):
+        client.loop.let_pass(HEAD_S - 1)
+        client.send(GET[:9], GET[9:])
+        client.answer()
+    assert (client.statuses, client.open) == ([200] * 3, True)
+    client.send(b"G")
+    client.loop.let_pass(HEAD_S)
+    assert client.statuses == [200, 200, 200, 408]
+
+
+def test_empty_lines_do_not_keep_a_connection() -> None:
+    client = Client()
+    client.send(GET)
+    client.answer()
+    for _ in range(int(HEAD_S)):
+        client.send(b"\r\n")
+        client.loop.let_pass(1)
+    assert (client.statuses, client.open) == ([200], False)
+
+
+def test_an_idle_connection_is_kept_as_long_as_uvicorn_keeps_it() -> None:
+    client = Client()
+    client.send(GET)
+    client.answer()
+    client.loop.let_pass(64)
+    assert client.open
+    client.loop.let_pass(1)
+    assert not client.open
+
+
+# What frames a body
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (b"GET /", b"x" * 1000),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n" * 200),
+        (CHUNKED + b"1;", b"x" * 1000),
+        (CHUNKED + b"0\r\n", b"a: b\r\n" * 200),
+        (CHUNKED, b"1\r\nx\r\n" * 200),
+    ],
+    ids=["target", "headers", "chunk extension", "trailers", "small chunks"],
+)
+def test_what_is_no_body_is_bounded(start: bytes, more: bytes) -> None:
+    client = Client()
+    client.send(start, *[more] * 40)
+    assert client.statuses == []
+    client.send(*[more] * 60)
+    client.forget()
+    assert (client.statuses, client.observed) == ([400], [400])
+
+
+def test_a_head_of_one_piece_is_bounded_as_well() -> None:
+    client = Client()
+    client.send(head("GET / HTTP/1.1", "a: " + "b" * MAX_FRAMING))
+    assert client.statuses == [400]
+
+
+def test_a_body_is_not_bounded_here() -> None:
+    client = Client()
+    client.send(CHUNKED, *[b"3e8\r\n" + b"x" * 1000 + b"\r\n"] * 1000, b"0\r\n\r\n")
+    client.answer()
+    assert (client.statuses, client.open) == ([200], True)
+
+
+def test_trailers_are_no_headers() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["headers"])
+        await ok(scope, receive, send)
+
+    client = Client(app)
+    client.send(CHUNKED + b"0\r\nX-API-Key: leuko\r\nHost: y\r\n\r\n")
+    client.answer()
+    assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+
+
+def test_after_an_upgrade_the_connection_closes_and_what_follows_is_not_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = Client()
+    client.send(head("GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: h2c"), GET, GET)
+    assert caplog.records == []  # or a client could fill the log
+    client.answer()
+    assert (client.statuses, client.open) == ([200], False)
+    assert b"connection: close" in client.transport.sent
+
+
+# Requests that do not wait for answers
+
+
+def test_some_requests_may_wait_and_are_answered_in_turn() -> None:
+    client = Client()
+    client.send(GET * (MAX_WAITING + 1))
+    client.answer()
+    assert (client.statuses, client.open) == ([200] * (MAX_WAITING + 1), True)
+
+
+def test_after_too_many_requests_those_before_are_answered_and_the_connection_closes() -> None:
+    client = Client()
+    client.send(GET * 1000)
+    assert len(client.connection.pipeline) == MAX_WAITING
+    client.answer()
+    assert (client.statuses, client.open) == ([200] * (MAX_WAITING + 1), False)
+
+
+@pytest.mark.parametrize("bad", [b"\0", BROKEN, b"GET / HTTP/3.0\r\n\r\n"])
+@pytest.mark.parametrize("before", [1, 3])
+def test_what_is_bad_behind_requests_takes_no_answer_from_them(bad: bytes, before: int) -> None:
+    client = Client()
+    client.send(GET * before, bad)
+    assert client.statuses == []
+    client.answer()
+    assert (client.statuses, client.open, client.observed) == ([200] * before, False, [400])
+
+
+def test_a_late_head_behind_a_request_takes_no_answer_from_it() -> None:
+    client = Client()
+    client.send(GET, b"G")
+    client.loop.let_pass(HEAD_S)
+    client.answer()
+    assert (client.statuses, client.open) == ([200], False)
+
+
+def test_a_broken_body_is_400_and_its_request_is_told_that_nobody_waits() -> None:
+    client = Client()
+    client.send(BROKEN)
+    assert client.statuses == [400]
+    assert client.connection.cycle.disconnected
+    client.answer()
+    assert client.statuses == [400]
+    client.loop.let_pass(LINGER_S)
+    assert not client.open
+
+
+def test_a_body_that_breaks_after_its_answer_has_begun_gets_no_second_one() -> None:
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no", "more_body": True})
+        client.send(BROKEN[len(CHUNKED) :])
+        await send({"type": "http.response.body"})
+
+    client = Client(app)
+    client.send(CHUNKED)
+    client.answer()
+    assert (client.statuses, client.transport.sent[-2:], client.open) == ([413], b"no", True)
+    client.loop.let_pass(LINGER_S)
+    assert not client.open
+
+
+def test_a_client_that_leaves_is_told_to_the_request_that_is_being_answered() -> None:
+    heard: list[str] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        client.connection.connection_lost(None)
+        heard.append((await receive())["type"])
+        await send({"type": "http.response.start", "status": 200})
+
+    client = Client(app)
+    client.send(GET * 3)
+    client.answer()
+    assert (heard, client.transport.sent) == (["http.disconnect"], b"")
+
+
+# Clients that do not read
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
+    client = Client()
+    client.connection.pause_writing()
+    client.loop.let_pass(STALL_S - 1)
+    assert not client.transport.aborted
+    client.loop.let_pass(1)
+    assert client.transport.aborted
+
+
+def test_a_client_that_goes_on_reading_is_not() -> None:
+    client = Client()
+    for _ in range(3):
+        client.connection.pause_writing()
+        client.loop.let_pass(STALL_S - 1)
+        client.connection.resume_writing()
+    client.loop.let_pass(STALL_S)
+    assert not client.transport.aborted
+
+
+def end_with_an_answer(client: Client) -> None:
+    client.send(head("GET / HTTP/1.1", "Connection: close"))
+    client.answer()
+
+
+def end_idle(client: Client) -> None:
+    client.send(GET)
+    client.answer()
+    client.loop.let_pass(65)
+
+
+def end_broken(client: Client) -> None:
+    client.send(b"\0")
+    client.loop.let_pass(LINGER_S)
+
+
+def end_half(client: Client) -> None:
+    client.send(GET)
+    client.answer()
+    client.connection.eof_received()
+
+
+def end_silent(client: Client) -> None:
+    client.loop.let_pass(HEAD_S)
+
+
+@pytest.mark.parametrize("end", [end_with_an_answer, end_idle, end_broken, end_half, end_silent])
+def test_a_closed_connection_does_not_wait_for_ever_until_its_answers_are_read(
+    end: Callable[[Client], None],
+) -> None:
+    client = Client()
+    end(client)
+    assert (client.open, client.transport.aborted) == (False, False)
+    client.loop.let_pass(STALL_S)
+    assert client.transport.aborted
+
+
+def test_what_is_gone_has_no_clock() -> None:
+    client = Client()
+    client.connection.pause_writing()
+    client.connection.connection_lost(None)
+    client.loop.let_pass(1000)
+    assert (client.transport.aborted, client.transport.sent) == (False, b"")
+
+
+# How many
+
+
+def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered() -> None:
+    admission = Admission(
+        ok,
+        problem=problem_responses.answer,
+        ready=lambda: True,
+        observe=lambda *_: None,
+        max_body_bytes=100,
+        max_reserved_bytes=100,
+        max_requests=10,
+        body_timeout_s=1,
+    )
+    state = ServerState()
+    welcome = [Client(admission, state), Client(admission, state)]
+    for line, status in (("POST /predict HTTP/1.1", 503), ("GET /healthz HTTP/1.1", 200)):
+        surplus = Client(admission, state)
+        for client in (*welcome, surplus):
+            client.transport.sent = b""
+            client.send(head(line))
+            client.answer()
+        assert [client.statuses for client in (*welcome, surplus)] == [[200], [200], [status]]
+        assert [client.open for client in (*welcome, surplus)] == [True, True, False]
+        assert b"connection: close" in surplus.transport.sent.lower()

@@ -1,0 +1,329 @@
+"""What stands between server and application, driven as a server would drive it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Scope
+
+from app.edge.exchange import CLIENT_GONE, Exchange
+from app.errors import BodyTimeout, MalformedRequest, TooLarge
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+CHUNKED = {"transfer-encoding": "chunked"}
+
+
+class Client:
+    """Sends the given pieces of body, then goes on as `then`; keeps what it is sent."""
+
+    def __init__(self, *body: bytes, headers: dict[str, str] | None = None, whole: bool = True) -> None:
+        self.headers = headers or {}
+        self.pending: list[Message] = [
+            {"type": "http.request", "body": piece, "more_body": not whole or number < len(body)}
+            for number, piece in enumerate(body, 1)
+        ]
+        self.left = asyncio.Event()
+        self.sent: list[Message] = []
+
+    def exchange(self, **limits: Any) -> Exchange:
+        defaults = {"max_body_bytes": 100, "body_timeout_s": 1000.0, "linger_s": 0.0}
+        return Exchange(self.scope(), self.receive, self.send, **defaults | limits)
+
+    def scope(self) -> Scope:
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+        return {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+
+    async def receive(self) -> Message:
+        if self.pending:
+            return self.pending.pop(0)
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def answer_headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+
+async def answer(exchange: Exchange, status: int = 200) -> None:
+    await exchange.send({"type": "http.response.start", "status": status, "headers": []})
+    await exchange.send({"type": "http.response.body", "body": b"ok"})
+
+
+async def read(exchange: Exchange) -> bytes:
+    body = bytearray()
+    while True:
+        message = await exchange.receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await scenario()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("value", ["a", "A-b_c.9", "x" * 128])
+def test_a_safe_request_id_is_kept_and_echoed(value: str) -> None:
+    async def scenario() -> None:
+        client = Client(b"", headers={"x-request-id": value})
+        exchange = client.exchange()
+        await read(exchange)
+        await answer(exchange)
+        assert exchange.scope["state"]["request_id"] == value
+        assert client.answer_headers()["x-request-id"] == value
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("value", ["", "x" * 129, "a b", "a\n", "a\r\nSet-Cookie: b", "../a", '"', "é"])
+def test_an_unsafe_request_id_is_replaced(value: str) -> None:
+    async def scenario() -> None:
+        client = Client(b"", headers={"x-request-id": value})
+        assert re.fullmatch("[0-9a-f]{32}", client.exchange().request_id)
+
+    run(scenario)
+
+
+def test_two_requests_without_ids_are_told_apart() -> None:
+    async def scenario() -> None:
+        assert Client().exchange().request_id != Client().exchange().request_id
+
+    run(scenario)
+
+
+def test_a_traceparent_is_passed_on_and_echoed() -> None:
+    async def scenario() -> None:
+        client = Client(b"", headers={"traceparent": TRACE})
+        exchange = client.exchange()
+        await answer(exchange)
+        assert exchange.scope["state"]["traceparent"] == TRACE
+        assert client.answer_headers()["traceparent"] == TRACE
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "value", ["01" + TRACE[2:], TRACE.upper(), TRACE + "\n", "00-" + "0" * 32 + TRACE[35:]]
+)
+def test_a_malformed_traceparent_is_dropped(value: str) -> None:
+    async def scenario() -> None:
+        client = Client(b"", headers={"traceparent": value})
+        exchange = client.exchange()
+        await answer(exchange)
+        assert exchange.scope["state"]["traceparent"] is None
+        assert "traceparent" not in client.answer_headers()
+
+    run(scenario)
+
+
+def test_answers_may_not_be_sniffed() -> None:
+    async def scenario() -> None:
+        client = Client(b"")
+        await answer(client.exchange())
+        assert client.answer_headers()["x-content-type-options"] == "nosniff"
+
+    run(scenario)
+
+
+def test_headers_that_the_application_has_set_are_not_doubled() -> None:
+    async def scenario() -> None:
+        client = Client(b"")
+        exchange = client.exchange()
+        headers = [(b"x-request-id", b"other"), (b"x-content-type-options", b"nosniff")]
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+        names = [name for name, _ in client.sent[0]["headers"]]
+        assert sorted(names) == [b"x-content-type-options", b"x-request-id"]
+        assert client.answer_headers()["x-request-id"] == exchange.request_id
+
+    run(scenario)
+
+
+def test_a_body_within_the_limit_arrives_unchanged() -> None:
+    async def scenario() -> None:
+        assert await read(Client(b"ab", b"cd").exchange(max_body_bytes=4)) == b"abcd"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("headers", [CHUNKED, {"content-length": "4"}, {}])
+def test_a_body_is_counted_whatever_its_headers_promise(headers: dict[str, str]) -> None:
+    async def scenario() -> None:
+        client = Client(b"ab", b"cd", b"e", b"never read", headers=headers)
+        exchange = client.exchange(max_body_bytes=4)
+        for _ in range(2):
+            with pytest.raises(TooLarge, match="over 4 bytes"):
+                await read(exchange)
+        assert len(client.pending) == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("headers", "declared"),
+    [({}, 0), ({"content-length": "17"}, 17), (CHUNKED, None), (CHUNKED | {"content-length": "17"}, None)],
+)
+def test_the_declared_length_is_read_from_the_headers(headers: dict[str, str], declared: int | None) -> None:
+    async def scenario() -> None:
+        assert Client(headers=headers).exchange().declared == declared
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("value", ["-1", "+1", "1e3", "1_000", "٣", "", "9" * 5000])
+def test_a_content_length_that_is_no_number_is_malformed(value: str) -> None:
+    async def scenario() -> None:
+        exchange = Client(headers={"content-length": value.encode("utf-8").decode("latin-1")}).exchange()
+        with pytest.raises(MalformedRequest):
+            _ = exchange.declared
+
+    run(scenario)
+
+
+def test_a_body_that_does_not_end_in_time_is_given_up() -> None:
+    async def scenario() -> None:
+        exchange = Client(b"part", headers=CHUNKED, whole=False).exchange(body_timeout_s=0.01)
+        with pytest.raises(BodyTimeout, match=r"0\.01 s"):
+            await read(exchange)
+        assert isinstance(exchange.failure, BodyTimeout)
+
+    run(scenario)
+
+
+def test_the_time_for_the_body_does_not_run_once_it_is_whole() -> None:
+    async def scenario() -> None:
+        client = Client(b"whole")
+        exchange = client.exchange(body_timeout_s=0.0)
+        assert await read(exchange) == b"whole"
+        client.left.set()
+        assert await exchange.receive() == {"type": "http.disconnect"}
+
+    run(scenario)
+
+
+def test_what_the_application_answers_to_a_failed_body_is_held_back() -> None:
+    async def scenario() -> None:
+        client = Client(b"too long", headers=CHUNKED)
+        exchange = client.exchange(max_body_bytes=1)
+        with pytest.raises(TooLarge):
+            await read(exchange)
+        await answer(exchange, 400)
+        assert client.sent == []
+        assert not exchange.started
+
+    run(scenario)
+
+
+def test_an_answer_that_has_begun_goes_on_when_the_body_fails() -> None:
+    async def scenario() -> None:
+        client = Client(b"too long", headers=CHUNKED)
+        exchange = client.exchange(max_body_bytes=1)
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        with pytest.raises(TooLarge):
+            await read(exchange)
+        await exchange.send({"type": "http.response.body", "body": b"ok"})
+        assert [message["type"] for message in client.sent][-1] == "http.response.body"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("headers", [CHUNKED, {"content-length": "8"}])
+def test_an_answer_to_an_unread_body_closes_after_throwing_the_rest_away(headers: dict[str, str]) -> None:
+    async def scenario() -> None:
+        client = Client(b"un", b"read", headers=headers)
+        await answer(client.exchange(linger_s=1000.0), 413)
+        assert client.answer_headers()["connection"] == "close"
+        assert client.pending == []
+        assert [message.get("body") for message in client.sent] == [None, b"ok", None]
+        assert [message.get("more_body", False) for message in client.sent] == [False, True, False]
+
+    run(scenario)
+
+
+def test_the_rest_of_a_slow_body_is_not_waited_for_for_ever() -> None:
+    async def scenario() -> None:
+        client = Client(b"part", headers=CHUNKED, whole=False)
+        await answer(client.exchange(linger_s=0.01), 408)
+        assert client.sent[-1] == {"type": "http.response.body"}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("pieces", [(), (b"read",)])
+def test_the_connection_is_kept_when_nothing_is_left_unread(pieces: Iterable[bytes]) -> None:
+    async def scenario() -> None:
+        client = Client(*pieces, headers={"content-length": str(len(b"".join(pieces)))})
+        exchange = client.exchange()
+        if pieces:
+            await read(exchange)
+        await answer(exchange)
+        assert "connection" not in client.answer_headers()
+        assert len(client.sent) == 2
+
+    run(scenario)
+
+
+def test_work_is_cancelled_when_the_client_leaves() -> None:
+    async def scenario() -> None:
+        client = Client(b"body")
+        exchange = client.exchange()
+        async with exchange.while_connected():
+            await read(exchange)
+            client.left.set()
+            await asyncio.Event().wait()
+        assert exchange.status == CLIENT_GONE
+
+    run(scenario)
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
+    async def scenario() -> None:
+        client = Client(b"part", headers=CHUNKED, whole=False)
+        client.left.set()
+        exchange = client.exchange()
+        async with exchange.while_connected():
+            await read(exchange)
+            raise ClientDisconnect
+        await answer(exchange, 400)
+        assert exchange.status == CLIENT_GONE
+
+    run(scenario)
+
+
+def test_an_answer_that_has_begun_is_not_cancelled_but_told() -> None:
+    async def scenario() -> None:
+        client = Client(b"body")
+        exchange = client.exchange()
+        async with exchange.while_connected():
+            await read(exchange)
+            await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+            client.left.set()
+            assert await exchange.receive() == {"type": "http.disconnect"}
+            await asyncio.sleep(0)
+        assert exchange.status == 200
+
+    run(scenario)
+
+
+def test_the_application_s_own_timeout_is_not_taken_for_a_client_that_left() -> None:
+    async def scenario() -> None:
+        exchange = Client(b"body").exchange()
+
+        async def work() -> None:
+            async with exchange.while_connected():
+                await read(exchange)
+                raise TimeoutError
+
+        with pytest.raises(TimeoutError):
+            await work()
+
+    run(scenario)

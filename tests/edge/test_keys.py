@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import main
+from app.edge.keys import REREAD_S, Keys, add_key, make_key, parse_keys
+from app.errors import SettingsError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self) -> None:
+        self.now += REREAD_S
+
+
+def test_a_key_is_known_by_its_secret_and_the_file_does_not_hold_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    first, second = add_key(path, "lab-1", ["predict"]), add_key(path, "lab-1", ["predict", "metrics"])
+    keys = Keys(path)
+    assert first not in path.read_text()
+    assert (found := keys.find(first)) is not None
+    assert (found.id, found.scopes) == ("lab-1", frozenset({"predict"}))
+    assert (found := keys.find(second)) is not None
+    assert found.scopes == {"predict", "metrics"}
+    assert keys.find(first[:-1]) is keys.find(first + "x") is keys.find("") is keys.find("é") is None
+
+
+def test_a_short_secret_is_no_key_even_if_the_file_has_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    # SHA-256 of `secret`
+    path.write_text("a predict 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n")
+    assert Keys(path).find("secret") is None
+
+
+def test_a_new_file_is_for_its_owner_only_and_an_old_one_is_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    add_key(path, "a", ["predict"])
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+    path.write_text(path.read_text() + "# no line end")
+    add_key(path, "b", ["evaluate"])
+    assert [key.id for key in parse_keys(path.read_text())] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "it holds no key"),
+        ("# nobody\n", "it holds no key"),
+        ("a predict", "line 1: expected: ID SCOPE,SCOPE SHA256"),
+        ("\na predict " + "g" * 64, "line 2: 'gggggggg'… is not a SHA-256"),
+        ("a read " + "0" * 64, "line 1: 'read' are not scopes: predict, evaluate, metrics"),
+        ("ä predict " + "0" * 64, "line 1: 'ä' is not an id"),
+    ],
+)
+def test_a_line_that_is_no_key_is_named(text: str, complaint: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_keys(text)
+    assert caught.value.detail.startswith(complaint)
+
+
+def test_a_file_that_cannot_be_read_is_a_setting_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        Keys(tmp_path / "absent")
+    (tmp_path / "binary").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        Keys(tmp_path / "binary")
+
+
+def test_keys_come_and_go_with_the_file(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys", Clock()
+    old = add_key(path, "old", ["predict"])
+    keys = Keys(path, clock)
+    new, key = make_key("new", ["predict"])
+    (tmp_path / "next").write_text(f"{key}\n")
+    (tmp_path / "next").replace(path)
+    assert keys.find(old) is not None
+    clock.pass_by()
+    assert keys.find(old) is None
+    assert keys.find(new) is not None
+
+
+def test_a_file_that_is_spoilt_leaves_the_keys_before_and_is_seen(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys", Clock()
+    secret = add_key(path, "lab", ["predict"])
+    keys, text = Keys(path, clock), path.read_text()
+    for spoilt in ("lab predict", ""):
+        path.write_text(spoilt)
+        clock.pass_by()
+        assert keys.find(secret) is not None
+        assert keys.stale
+    path.unlink()
+    clock.pass_by()
+    assert keys.find(secret) is not None
+    path.write_text(text)
+    clock.pass_by()
+    assert keys.find(secret) is not None
+    assert not keys.stale
+
+
+def test_leuko_key_prints_the_secret_once_and_files_its_hash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "keys"
+    assert main(["key", "lab-1", str(path), "--scopes", "metrics"]) == 0
+    found = Keys(path).find(capsys.readouterr().out.strip())
+    assert found is not None
+    assert (found.id, found.scopes) == ("lab-1", frozenset({"metrics"}))
+
+
+def test_leuko_key_refuses_a_scope_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "lab-1", str(tmp_path / "keys"), "--scopes", "all"]) == 2
+    assert "'all' are not scopes" in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()

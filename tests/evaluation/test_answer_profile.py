@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.bundle import CLASSES
+from app.errors import BundleError
+from app.evaluation.answer_profile import CONFIDENCE_EDGES, Counts, Seen, dump, parse, summarise
+
+seen = st.builds(Seen, st.sampled_from(CLASSES), st.floats(0.25, 1), st.floats(0, 20), st.booleans())
+TABLE = dump(summarise([Seen("monocyte", 0.9, 1.2, review=True)], CLASSES, "one cell"))
+
+
+@given(st.lists(seen, min_size=1))
+def test_every_answer_is_counted_once_in_each_measure(answers: list[Seen]) -> None:
+    found = summarise(answers, CLASSES, "some")
+    assert found.n == sum(found.labels.values()) == sum(found.confidence.counts)
+    assert found.n == sum(found.ood_score.counts)
+    assert found.review == sum(one.review for one in answers)
+    assert sum(map(found.share, CLASSES)) == pytest.approx(1)
+
+
+@given(st.lists(seen, min_size=1))
+def test_what_is_written_is_read_again(answers: list[Seen]) -> None:
+    found = summarise(answers, CLASSES, "some")
+    again = parse(json.loads(json.dumps(dump(found))), CLASSES)
+    assert dump(again) == dump(found)
+
+
+def test_edges_belong_to_the_bin_below_as_in_prometheus() -> None:
+    growing = Counts(CONFIDENCE_EDGES)
+    for value in (0.3, 0.30001, 1.0, 1.5):
+        growing.add(value)
+    found = growing.histogram()
+    assert found.counts[0] == 1
+    assert found.counts[1] == 1
+    assert found.counts[bisect_left(CONFIDENCE_EDGES, 1.0)] == 1
+    assert found.counts[-1] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 0},
+        {"n": 2},
+        {"n": None},
+        {"review": 2},
+        {"review": -1},
+        {"labels": {"monocyte": 1}},
+        {"labels": dict.fromkeys(CLASSES, 1)},
+        {"confidence": {"mean": 0.9, "edges": [1], "counts": [1, 0]}},
+        {"ood_score": TABLE["ood_score"] | {"counts": [1]}},
+        {"ood_score": 3},
+    ],
+)
+def test_a_reference_that_cannot_be_true_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match="reference"):
+        parse(TABLE | change, CLASSES)

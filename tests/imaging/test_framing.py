@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from app.imaging import resize
+from app.imaging.framing import Preprocessing, box_count, frame_cell, percentile
+from tests.pictures import levels_apart
+
+SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
+
+
+def smear(x: float, y: float, radius: float, size: tuple[int, int] = (320, 240)) -> Image.Image:
+    """A nucleus at (x, y) among red cells."""
+    image = Image.new("RGB", size, SMEAR)
+    draw = ImageDraw.Draw(image)
+    for cx in range(20, size[0], 70):
+        for cy in range(20, size[1], 70):
+            draw.ellipse((cx - 18, cy - 18, cx + 18, cy + 18), fill=RED_CELL)
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=NUCLEUS)
+    return image
+
+
+@pytest.mark.parametrize(("x", "y"), [(160, 120), (90, 150), (240, 80)])
+def test_the_frame_is_centred_on_the_nucleus(x: float, y: float) -> None:
+    frame = frame_cell(smear(x, y, 24), Preprocessing()).frame
+    assert frame.nucleus
+    assert frame.left + frame.width / 2 == pytest.approx(x, abs=4)
+    assert frame.top + frame.height / 2 == pytest.approx(y, abs=4)
+
+
+def test_the_frame_grows_with_the_nucleus() -> None:
+    small, large = (frame_cell(smear(160, 120, radius), Preprocessing()).frame.width for radius in (16, 32))
+    assert large / small == pytest.approx(2, rel=0.15)
+
+
+def test_the_frame_does_not_depend_on_the_pictures_resolution() -> None:
+    image = smear(160, 120, 24)
+    twice = frame_cell(image.resize((640, 480)), Preprocessing()).frame
+    assert twice.width == pytest.approx(2 * frame_cell(image, Preprocessing()).frame.width, rel=0.05)
+
+
+def test_a_cell_at_the_edge_is_framed_inside_the_picture() -> None:
+    left, top, right, bottom = frame_cell(smear(310, 5, 24), Preprocessing()).frame.box
+    assert left >= 0
+    assert top >= 0
+    assert right <= 320
+    assert bottom <= 240
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (320, 240), SMEAR),
+        Image.new("RGB", (320, 240), "black"),
+        Image.new("RGB", (320, 240), NUCLEUS),
+        Image.new("RGB", (1, 1), "white"),
+        Image.new("RGB", (3000, 1), "white"),
+        Image.effect_noise((320, 240), 60).convert("RGB"),
+    ],
+    ids=["background", "black", "all nucleus", "one pixel", "a line", "noise"],
+)
+def test_without_a_nucleus_the_whole_picture_is_used(image: Image.Image) -> None:
+    cell = frame_cell(image, Preprocessing())
+    assert not cell.frame.nucleus
+    assert cell.frame.box == (0, 0, *image.size)
+    assert cell.pixels.shape == (224, 224, 3)
+    assert cell.pixels.dtype == np.uint8
+
+
+def test_framing_whole_is_pillows_resize_to_the_bit_where_pillow_does_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resize, "vectors", None)
+    image = smear(160, 120, 24)
+    cell = frame_cell(image, Preprocessing(framing="whole", white_point=False))
+    assert np.array_equal(cell.pixels, np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR)))
+
+
+def test_framing_whole_resizes_the_whole_picture_and_changes_no_colour() -> None:
+    image = smear(160, 120, 24)
+    cell = frame_cell(image, Preprocessing(framing="whole", white_point=False))
+    assert levels_apart(cell.pixels, image.resize((224, 224), Image.Resampling.BILINEAR)) <= 1
+
+
+def test_the_white_point_takes_a_tint_off_the_background() -> None:
+    tinted = smear(160, 120, 24).point([round(v * g) for g in (1.0, 0.9, 0.8) for v in range(256)])
+    pixels = frame_cell(tinted, Preprocessing()).pixels
+    assert np.ptp(np.median(pixels.reshape(-1, 3), axis=0)) <= 4
+
+
+def test_the_black_fill_around_a_turned_picture_is_not_taken_for_background() -> None:
+    pixels = frame_cell(smear(160, 120, 24).rotate(20), Preprocessing()).pixels
+    assert np.percentile(pixels, 95) == pytest.approx(240, abs=6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 20, 21, 6912])
+def test_percentile_is_numpys(n: int) -> None:
+    rows = np.random.default_rng(n).integers(0, 256, (3, n), dtype=np.uint8)
+    assert percentile(rows, 95) == pytest.approx(np.percentile(rows, 95, axis=1), rel=1e-6)
+
+
+def test_box_count_finds_nothing_outside() -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(bool)
+    padded = np.pad(mask, 2)
+    expected = [[padded[y : y + 5, x : x + 5].sum() for x in range(13)] for y in range(9)]
+    assert box_count(mask, 2).tolist() == expected
+
+
+def test_box_count_holds_the_largest_box_that_fits_a_byte() -> None:
+    assert box_count(np.ones((20, 20), bool), 7).max() == 225

@@ -1,0 +1,680 @@
+"""What the batcher promises; the engine is a fake that a test holds and lets go."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
+from app.inference.batcher import QUIET_S, Batcher, BatchStats
+from app.inference.threads import Beat
+
+Outcomes = list[str | LeukoError]
+PATIENCE_S = 30
+
+
+class FakeEngine:
+    """Answers `item!`; a held one stops at the start of each batch until it is let go."""
+
+    def __init__(self, *, held: bool = False, poison: Iterable[str] = ()) -> None:
+        self.batches: list[list[str]] = []
+        self.alone: list[bool] = []
+        self.poison = set(poison)
+        self._busy = threading.Semaphore(0)
+        self._go = threading.Event()
+        if not held:
+            self._go.set()
+
+    def run(self, items: list[str], alone: bool, _: Beat) -> Outcomes:
+        self.batches.append(items)
+        self.alone.append(alone)
+        self._busy.release()
+        assert self._go.wait(PATIENCE_S)
+        if self.poison.intersection(items):
+            raise RuntimeError("poison")
+        return [f"{item}!" for item in items]
+
+    async def busy(self) -> None:
+        """Returns once another batch has reached the engine."""
+        assert await asyncio.to_thread(self._busy.acquire, timeout=PATIENCE_S)
+
+    def go(self) -> None:
+        self._go.set()
+
+    def hold(self) -> None:
+        self._go.clear()
+
+
+@asynccontextmanager
+async def serving(engine: FakeEngine, **options: Any) -> AsyncIterator[Batcher[str, str]]:
+    batcher: Batcher[str, str] = Batcher(engine.run, **{"max_batch": 4, "max_queue": 16} | options)
+    await batcher.start()
+    try:
+        yield batcher
+    finally:
+        engine.go()
+        await batcher.drain()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+async def queued(batcher: Batcher[str, str], items: Iterable[str]) -> list[asyncio.Task[str]]:
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in items]
+    depth = batcher.depth + len(tasks)
+    await until(lambda: batcher.depth == depth)
+    return tasks
+
+
+async def occupied(batcher: Batcher[str, str], engine: FakeEngine) -> asyncio.Task[str]:
+    """Puts a first item into a held engine, so that what follows must wait."""
+    task = asyncio.create_task(batcher.submit("first"))
+    await engine.busy()
+    return task
+
+
+class ClockedLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock a test puts forward."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+def in_seconds(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+def put_forward(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    assert isinstance(loop, ClockedLoop)
+    loop.ahead += seconds
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=ClockedLoop) as runner:
+        runner.run(scenario)
+
+
+def test_one_item_is_answered_alone() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine) as batcher:
+            assert await batcher.submit("a") == "a!"
+        assert engine.batches == [["a"]]
+
+    run(scenario())
+
+
+def test_what_gathers_while_the_engine_runs_is_the_next_batch_up_to_its_maximum() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "abcdef")
+            engine.go()
+            assert await first == "first!"
+            assert await asyncio.gather(*tasks) == ["a!", "b!", "c!", "d!", "e!", "f!"]
+        assert engine.batches == [["first"], list("abcd"), list("ef")]
+
+    run(scenario())
+
+
+def test_one_worker_runs_in_one_thread_that_is_not_the_loop_s() -> None:
+    async def scenario() -> None:
+        threads: set[int] = set()
+
+        def identify(items: list[int], *_: object) -> list[int]:
+            threads.add(threading.get_ident())
+            return items
+
+        batcher: Batcher[int, int] = Batcher(identify, max_batch=1, max_queue=8)
+        await batcher.start()
+        assert await batcher.submit_many(range(8)) == list(range(8))
+        await batcher.drain()
+        assert len(threads) == 1
+        assert threading.get_ident() not in threads
+
+    run(scenario())
+
+
+def test_workers_share_what_waits_and_run_at_the_same_time() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, workers=2, max_batch=4) as batcher:
+            request = asyncio.create_task(batcher.submit_many(list("abcde")))
+            await engine.busy()
+            await engine.busy()
+            assert sorted(engine.batches) == [list("abc"), list("de")]
+            late = await queued(batcher, "fghijk")
+            engine.go()
+            assert await request == [f"{item}!" for item in "abcde"]
+            assert await asyncio.gather(*late) == [f"{item}!" for item in "fghijk"]
+        assert sum(map(len, engine.batches)) == 11
+        assert max(map(len, engine.batches)) <= 4
+
+    run(scenario())
+
+
+def test_a_run_is_alone_only_when_nothing_else_runs_or_waits() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, workers=2) as batcher:
+            first = await occupied(batcher, engine)
+            second = asyncio.create_task(batcher.submit("second"))
+            await engine.busy()
+            engine.go()
+            await asyncio.gather(first, second)
+            await batcher.submit("third")
+            await batcher.submit("fourth", bulk=True)
+            await batcher.submit_many(["fifth", "sixth"])
+        assert sorted(engine.batches[4:]) == [["fifth"], ["sixth"]]
+        assert engine.alone == [True, False, True, True, False, False]
+
+    run(scenario())
+
+
+def test_a_full_queue_refuses_with_whole_seconds_to_wait() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=2) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "ab")
+            with pytest.raises(QueueFull) as refusal:
+                await batcher.submit("c")
+            assert isinstance(refusal.value.retry_after, int)
+            assert refusal.value.retry_after >= 1
+            assert (batcher.depth, batcher.capacity) == (2, 2)
+            engine.go()
+            assert await asyncio.gather(first, *tasks) == ["first!", "a!", "b!"]
+        assert engine.batches == [["first"], ["a", "b"]]
+
+    run(scenario())
+
+
+def test_retry_after_is_the_time_that_the_queue_takes_at_the_pace_seen_so_far() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=3) as batcher:
+            paced = await occupied(batcher, engine)
+            put_forward(asyncio.get_running_loop(), 10)
+            engine.go()
+            await paced
+            engine.hold()
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "abc")
+            with pytest.raises(QueueFull) as refusal:
+                await batcher.submit("d")
+            assert refusal.value.retry_after >= 30
+            engine.go()
+            await asyncio.gather(first, *tasks)
+
+    run(scenario())
+
+
+def test_a_caller_cancelled_while_queued_frees_its_place_and_is_never_inferred() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=2) as batcher:
+            first = await occupied(batcher, engine)
+            leaving, staying = await queued(batcher, ["leaving", "staying"])
+            leaving.cancel()
+            await until(leaving.done)
+            assert batcher.depth == 1
+            [late] = await queued(batcher, ["late"])
+            engine.go()
+            assert [await task for task in (first, staying, late)] == ["first!", "staying!", "late!"]
+        assert engine.batches == [["first"], ["staying", "late"]]
+
+    run(scenario())
+
+
+def test_a_caller_cancelled_while_the_engine_runs_disturbs_nobody() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
+            await engine.busy()
+            tasks[1].cancel()
+            await until(tasks[1].done)
+            engine.go()
+            assert await tasks[0] == "a!"
+            assert await tasks[2] == "c!"
+            assert await batcher.submit("d") == "d!"
+        assert engine.batches == [list("abc"), ["d"]]
+
+    run(scenario())
+
+
+def test_a_poisonous_item_fails_alone_and_its_fifteen_neighbours_are_answered() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(poison=["7"])
+        names = [str(number) for number in range(16)]
+        async with serving(engine, max_batch=16) as batcher:
+            outcomes = await batcher.submit_many(names)
+            assert batcher.alive
+        failure = outcomes.pop(7)
+        names.remove("7")
+        assert outcomes == [f"{name}!" for name in names]
+        assert isinstance(failure, EngineError)
+        assert isinstance(failure.__cause__, RuntimeError)
+
+    run(scenario())
+
+
+def test_an_error_given_for_one_item_is_raised_to_its_caller_only() -> None:
+    async def scenario() -> None:
+        def run_partly(items: list[str], _: bool, __: Beat) -> Outcomes:
+            return [EngineError("not a number") if item == "bad" else item for item in items]
+
+        batcher: Batcher[str, str] = Batcher(run_partly, max_batch=4, max_queue=4)
+        await batcher.start()
+        good, bad = (asyncio.create_task(batcher.submit(item)) for item in ("good", "bad"))
+        assert await good == "good"
+        with pytest.raises(EngineError, match="not a number"):
+            await bad
+        await batcher.drain()
+
+    run(scenario())
+
+
+def test_a_wrong_number_of_answers_is_a_failure_of_the_engine() -> None:
+    async def scenario() -> None:
+        batcher: Batcher[str, str] = Batcher(lambda items, *_: items[1:], max_batch=4, max_queue=4)
+        await batcher.start()
+        outcomes = await batcher.submit_many(["a", "b"])
+        await batcher.drain()
+        assert [type(outcome) for outcome in outcomes] == [EngineError, EngineError]
+
+    run(scenario())
+
+
+def test_an_engine_that_raises_stop_iteration_does_not_hang_its_callers() -> None:
+    async def scenario() -> None:
+        def run_dry(*_: object) -> Outcomes:
+            raise StopIteration
+
+        batcher: Batcher[str, str] = Batcher(run_dry, max_batch=4, max_queue=4)
+        await batcher.start()
+        with pytest.raises(EngineError):
+            await batcher.submit("a")
+        await batcher.drain()
+
+    run(scenario())
+
+
+def test_those_who_left_are_not_tried_again_after_a_failed_batch() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True, poison=["a"])
+        async with serving(engine) as batcher:
+            tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
+            await engine.busy()
+            tasks[1].cancel()
+            await until(tasks[1].done)
+            engine.go()
+            with pytest.raises(EngineError):
+                await tasks[0]
+            assert await tasks[2] == "c!"
+        assert engine.batches == [list("abc"), ["a"], ["c"]]
+
+    run(scenario())
+
+
+def test_a_deadline_fires_while_the_engine_runs_and_the_item_is_never_inferred() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            first = await occupied(batcher, engine)
+            late = asyncio.create_task(batcher.submit("late", deadline=in_seconds(1000)))
+            await until(lambda: batcher.depth == 1)
+            put_forward(asyncio.get_running_loop(), 1000)
+            with pytest.raises(DeadlinePassed):
+                await late
+            assert batcher.depth == 0
+            assert not first.done()
+            engine.go()
+            assert await first == "first!"
+        assert engine.batches == [["first"]]
+
+    run(scenario())
+
+
+def test_a_deadline_fires_for_an_item_that_is_in_the_engine() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            late = asyncio.create_task(batcher.submit("late", deadline=in_seconds(1000)))
+            await engine.busy()
+            put_forward(asyncio.get_running_loop(), 1000)
+            with pytest.raises(DeadlinePassed):
+                await late
+
+    run(scenario())
+
+
+def test_an_item_whose_deadline_has_passed_already_is_never_inferred() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine) as batcher:
+            past = in_seconds(-1)
+            with pytest.raises(DeadlinePassed):
+                await batcher.submit("late", deadline=past)
+            with pytest.raises(DeadlinePassed):
+                await batcher.submit("late", deadline=past, bulk=True)
+            assert [type(outcome) for outcome in await batcher.submit_many(["x", "y"], deadline=past)] == [
+                DeadlinePassed,
+                DeadlinePassed,
+            ]
+        assert engine.batches == []
+
+    run(scenario())
+
+
+def test_answers_made_before_the_deadline_are_kept_when_the_rest_of_a_request_is_late() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+
+        def run_then_hold(items: list[str], alone: bool, beat: Beat) -> Outcomes:
+            answers = engine.run(items, alone, beat)
+            engine.hold()
+            return answers
+
+        batcher: Batcher[str, str] = Batcher(run_then_hold, max_batch=1, max_queue=4)
+        await batcher.start()
+        request = asyncio.create_task(batcher.submit_many(["early", "late"], deadline=in_seconds(1000)))
+        await engine.busy()
+        await engine.busy()
+        put_forward(asyncio.get_running_loop(), 1000)
+        early, late = await request
+        engine.go()
+        await batcher.drain()
+        assert early == "early!"
+        assert isinstance(late, DeadlinePassed)
+
+    run(scenario())
+
+
+def test_many_items_are_admitted_whole_or_not_at_all() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=4) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "ab")
+            with pytest.raises(QueueFull):
+                await batcher.submit_many(list("xyz"))
+            assert batcher.depth == 2
+            both = asyncio.create_task(batcher.submit_many(list("cd")))
+            await until(lambda: batcher.depth == 4)
+            engine.go()
+            assert await asyncio.gather(first, *tasks) == ["first!", "a!", "b!"]
+            assert await both == ["c!", "d!"]
+
+    run(scenario())
+
+
+def test_more_items_than_the_queue_can_ever_hold_are_too_large() -> None:
+    async def scenario() -> None:
+        async with serving(FakeEngine(), max_queue=4) as batcher:
+            with pytest.raises(TooLarge, match="5 images in one request; at most 4"):
+                await batcher.submit_many(list("abcde"))
+            assert await batcher.submit_many([]) == []
+
+    run(scenario())
+
+
+def test_all_items_of_a_cancelled_request_are_dropped() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            first = await occupied(batcher, engine)
+            request = asyncio.create_task(batcher.submit_many(list("abc")))
+            await until(lambda: batcher.depth == 3)
+            request.cancel()
+            await until(request.done)
+            assert batcher.depth == 0
+            engine.go()
+            await first
+        assert engine.batches == [["first"]]
+
+    run(scenario())
+
+
+def test_draining_finishes_what_is_queued_and_admits_nothing_more() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "abcdef")
+            drained = asyncio.create_task(batcher.drain())
+            await asyncio.sleep(0)
+            for bulk in (False, True):
+                with pytest.raises(NotReady):
+                    await batcher.submit("late", bulk=bulk)
+            engine.go()
+            await drained
+            assert not batcher.alive
+            assert await asyncio.gather(first, *tasks) == [f"{item}!" for item in ["first", *"abcdef"]]
+
+    run(scenario())
+
+
+def test_a_drain_cut_short_fails_those_still_waiting() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine) as batcher:
+            tasks = [await occupied(batcher, engine), *await queued(batcher, "ab")]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(batcher.drain(), 0.01)
+            for task in tasks:
+                with pytest.raises(NotReady):
+                    await task
+            assert not batcher.alive
+
+    run(scenario())
+
+
+def test_nothing_is_admitted_before_the_start() -> None:
+    async def scenario() -> None:
+        batcher: Batcher[str, str] = Batcher(FakeEngine().run, max_batch=4, max_queue=4)
+        assert not batcher.alive
+        with pytest.raises(NotReady):
+            await batcher.submit("a")
+        await batcher.drain()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> None:
+    def die(_: BatchStats) -> None:
+        raise RuntimeError("a defect")
+
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        batcher: Batcher[str, str] = Batcher(
+            engine.run, max_batch=1, max_queue=8, workers=workers, on_batch=die
+        )
+        await batcher.start()
+        assert batcher.alive
+        running = await occupied(batcher, engine)
+        waiting = [asyncio.create_task(batcher.submit(item)) for item in "ab"]
+        bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "wxyz"]
+        await asyncio.sleep(0)
+        engine.go()
+        outcomes = await asyncio.gather(running, *waiting, *bulk, return_exceptions=True)
+        answered = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        assert "first!" in answered
+        assert len(answered) <= workers  # what ran beside may have ended as well
+        assert sum(isinstance(outcome, NotReady) for outcome in outcomes) == len(outcomes) - len(answered)
+        assert not batcher.alive
+        assert batcher.depth == 0
+        with pytest.raises(NotReady):
+            await batcher.submit("c")
+        await batcher.drain()
+
+    run(scenario())
+
+
+def test_a_silent_engine_is_given_up_and_every_waiter_is_told() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        batcher: Batcher[str, str] = Batcher(engine.run, max_batch=1, max_queue=8, silence_s=0.05)
+        await batcher.start()
+        tasks = [asyncio.create_task(batcher.submit(item)) for item in "abc"]
+        assert {type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)} == {NotReady}
+        await batcher.died()
+        assert not batcher.alive
+        engine.go()
+
+    run(scenario())
+
+
+def test_interactive_items_go_first_and_bulk_takes_the_room_they_leave() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=4, bulk_batch=2) as batcher:
+            first = await occupied(batcher, engine)
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "wxyz"]
+            await asyncio.sleep(0)
+            tasks = await queued(batcher, "ab")
+            engine.go()
+            await asyncio.gather(first, *bulk, *tasks)
+        assert engine.batches == [["first"], list("abwx"), list("yz")]
+
+    run(scenario())
+
+
+def test_bulk_has_a_place_in_every_second_batch_that_interactive_items_would_fill() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=4, bulk_batch=1) as batcher:
+            first = await occupied(batcher, engine)
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "yz"]
+            await asyncio.sleep(0)
+            tasks = await queued(batcher, "abcdefgh")
+            engine.go()
+            await asyncio.gather(first, *bulk, *tasks)
+        assert engine.batches == [["first"], list("abcy"), list("defg"), list("hz")]
+
+    run(scenario())
+
+
+def test_batches_of_one_take_turns_so_that_neither_lane_starves() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=1) as batcher:
+            first = await occupied(batcher, engine)
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "yz"]
+            await asyncio.sleep(0)
+            tasks = await queued(batcher, "abc")
+            engine.go()
+            await asyncio.gather(first, *bulk, *tasks)
+        assert engine.batches == [["first"], ["y"], ["a"], ["z"], ["b"], ["c"]]
+
+    run(scenario())
+
+
+def test_bulk_waits_for_room_instead_of_being_refused_and_runs_in_short_batches_while_others_come() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, max_batch=8, max_queue=1, bulk_batch=2) as batcher:
+            await batcher.submit("one")
+            names = [str(number) for number in range(20)]
+            answers = await asyncio.gather(*(batcher.submit(name, bulk=True) for name in names))
+        assert answers == [f"{name}!" for name in names]
+        assert max(map(len, engine.batches)) == 2
+
+    run(scenario())
+
+
+def test_bulk_leaves_one_worker_free_while_others_come_and_none_when_nobody_does() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, workers=3, max_batch=2) as batcher:
+            await batcher.submit("one")
+            engine.hold()
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "uvwxyz"]
+            await engine.busy()
+            await engine.busy()
+            await engine.busy()
+            two = asyncio.create_task(batcher.submit("two"))
+            await engine.busy()
+            assert sorted(engine.batches) == [["one"], ["two"], ["u"], ["v"]]
+            engine.go()
+            await asyncio.gather(two, *bulk)
+            put_forward(asyncio.get_running_loop(), QUIET_S + 0.1)
+            engine.hold()
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "uvwxyz"]
+            await until(lambda: sum(map(len, engine.batches[-3:])) == 6)
+            engine.go()
+            await asyncio.gather(*bulk)
+
+    run(scenario())
+
+
+def test_bulk_fills_whole_batches_when_nobody_else_came_for_a_while() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, max_batch=8, bulk_batch=2) as batcher:
+            await batcher.submit("one")
+            put_forward(asyncio.get_running_loop(), QUIET_S + 0.1)
+            await asyncio.gather(*(batcher.submit(str(number), bulk=True) for number in range(16)))
+        assert max(map(len, engine.batches)) == 8
+
+    run(scenario())
+
+
+def test_bulk_items_do_not_take_the_places_of_others_in_the_queue() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=2, bulk_batch=4) as batcher:
+            first = await occupied(batcher, engine)
+            bulk = [asyncio.create_task(batcher.submit(str(number), bulk=True)) for number in range(20)]
+            await asyncio.sleep(0)
+            assert batcher.depth == 0
+            tasks = await queued(batcher, "ab")
+            engine.go()
+            await asyncio.gather(first, *tasks, *bulk)
+
+    run(scenario())
+
+
+def test_a_deadline_fires_for_bulk_that_still_waits_for_room() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=1) as batcher:
+            first = await occupied(batcher, engine)
+            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "yz"]
+            late = asyncio.create_task(batcher.submit("late", bulk=True, deadline=in_seconds(1000)))
+            await asyncio.sleep(0)
+            put_forward(asyncio.get_running_loop(), 1000)
+            with pytest.raises(DeadlinePassed):
+                await late
+            engine.go()
+            assert await asyncio.gather(first, *bulk) == ["first!", "y!", "z!"]
+
+    run(scenario())
+
+
+def test_each_batch_is_reported_with_its_size_and_the_waits_of_its_items() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        reports: list[BatchStats] = []
+        async with serving(engine, on_batch=reports.append) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "ab")
+            engine.go()
+            await asyncio.gather(first, *tasks)
+        assert [report.size for report in reports] == [1, 2]
+        assert [len(report.waits) for report in reports] == [1, 2]
+        assert all(wait >= 0 for report in reports for wait in report.waits)
+        assert all(report.seconds >= 0 for report in reports)
+
+    run(scenario())

@@ -1,0 +1,127 @@
+"""Decoders in processes of their own: the same cells and the same errors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.errors import LeukoError, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
+from app.imaging.decode import ACCEPTED, decode
+from app.imaging.framing import Cell, Preprocessing, frame_cell
+from app.imaging.limits import ImageLimits
+from app.inference.decode_pool import Decoders, ForkServer
+from app.inference.decode_worker import READY, REQUEST, Orders, receive
+from app.samples.smear import draw_smear
+from benchmarks.server import family
+from tests.pictures import encode, picture
+from tests.running import linux, runs_decoder, wait_until
+
+LIMITS = ImageLimits(max_bytes=300_000, max_pixels=100_000)
+ORDERS = Orders(LIMITS, Preprocessing(), patience_s=30)
+LARGE = ImageLimits(max_bytes=10**8, max_pixels=10**8)
+SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # to decode: some tenths of a second
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    found = Decoders(1, ORDERS)
+    found.open()
+    yield found
+    found.close()
+
+
+def here(data: bytes) -> Cell:
+    return frame_cell(decode(data, LIMITS), ORDERS.preprocessing)
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_a_cell_is_the_same_as_from_this_process(decoders: Decoders, kind: str) -> None:
+    data = encode(draw_smear("monocyte", seed=3), kind)
+    found, expected = decoders.frame(data), here(data)
+    assert np.array_equal(found.pixels, expected.pixels)
+    assert found.frame == expected.frame
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", UndecodableImage),
+        (b"text", UnsupportedFormat),
+        (encode(picture(), "PNG")[:-30], UndecodableImage),
+        (encode(picture(400, 300), "BMP"), TooLarge),  # pixels
+        (bytes(LIMITS.max_bytes + 1), TooLarge),
+    ],
+    ids=["empty", "text", "cut", "pixels", "bytes"],
+)
+def test_an_error_is_the_same_as_from_this_process(
+    decoders: Decoders, data: bytes, kind: type[LeukoError]
+) -> None:
+    with pytest.raises(kind) as there:
+        decoders.frame(data)
+    with pytest.raises(kind) as expected:
+        here(data)
+    assert there.value.detail == expected.value.detail
+
+
+def test_a_defect_is_raised_with_the_place_where_it_is() -> None:
+    decoders = Decoders(1, Orders(LIMITS, Preprocessing(size=-1), 30))
+    with pytest.raises(RuntimeError, match="in frame_cell"):
+        decoders.frame(encode(picture(), "PNG"))
+    decoders.close()
+
+
+def test_what_cannot_be_started_is_a_startup_error() -> None:
+    with pytest.raises(StartupError, match="no decoder can be started"):
+        ForkServer(["false"]).decoder(ORDERS)
+
+
+@linux
+def test_what_is_closed_before_it_has_opened_keeps_no_process() -> None:
+    others = decoding()
+    decoders = Decoders(2, ORDERS)
+    decoders.close()
+    decoders.open()
+    wait_until(lambda: decoding() == others)
+
+
+@linux
+def test_one_that_is_at_work_when_they_are_closed_ends_too() -> None:
+    others = decoding()
+    decoders = Decoders(1, Orders(LARGE, Preprocessing(), patience_s=0.4))
+    beats = 0
+
+    def close() -> None:
+        nonlocal beats
+        beats += 1
+        decoders.close()
+
+    with suppress(UndecodableImage):  # it took too long: no matter
+        decoders.frame(SLOW, close)
+    assert beats
+    wait_until(lambda: decoding() == others)
+
+
+def test_one_that_takes_too_long_ends_itself() -> None:
+    ours, theirs = socket.socketpair()
+    with subprocess.Popen([sys.executable, "-m", "app.inference.decode_worker"], stdin=theirs.fileno()), ours:
+        theirs.close()
+        assert receive(ours, 1) == READY
+        mine, its = socket.socketpair()
+        with mine:
+            socket.send_fds(ours, [Orders(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
+            its.close()
+            assert receive(mine, 1) == READY
+            mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
+            assert receive(mine, 1) == b""  # its end, and no answer
+
+
+def decoding() -> set[int]:
+    return set(filter(runs_decoder, family(os.getpid())))

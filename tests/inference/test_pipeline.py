@@ -1,0 +1,86 @@
+"""What becomes of a batch of pictures, whatever is wrong with one of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
+
+from app.engine.classifier import Classifier
+from app.errors import EngineError, LeukoError, TooLarge, UndecodableImage, Unusable
+from app.imaging.decode import decode
+from app.imaging.framing import Preprocessing, frame_cell
+from app.imaging.limits import DEFAULT_LIMITS, ImageLimits
+from app.inference.pipeline import Answer, FramePicture, Picture, Pipeline
+from tests.fake_classifier import NAN, FakeClassifier, png
+
+
+def pipeline(classifier: FakeClassifier, limits: ImageLimits = DEFAULT_LIMITS) -> Pipeline:
+    return Pipeline(cast(Classifier, classifier), framing(limits))
+
+
+def framing(limits: ImageLimits = DEFAULT_LIMITS) -> FramePicture:
+    preprocessing = Preprocessing(framing="whole", white_point=False)
+    return lambda data, _: frame_cell(decode(data, limits), preprocessing)
+
+
+def pictures(*images: bytes) -> list[Picture]:
+    return [Picture(partial(bytes, image)) for image in images]
+
+
+def label(found: Answer | LeukoError) -> str:
+    assert isinstance(found, Answer)
+    return found.prediction.label
+
+
+def test_a_picture_that_cannot_be_decoded_costs_its_neighbours_nothing() -> None:
+    first, bad, last = pipeline(FakeClassifier()).run(pictures(png(10), png(10)[:40], png(70)))
+    assert (label(first), label(last)) == ("eosinophil", "lymphocyte")
+    assert isinstance(bad, UndecodableImage)
+
+
+def test_a_picture_over_the_limits_or_that_cannot_be_read_stands_in_its_place() -> None:
+    def refuse() -> bytes:
+        raise Unusable("the file cannot be read")
+
+    found = pipeline(FakeClassifier(), ImageLimits(max_pixels=47)).run([*pictures(png(10)), Picture(refuse)])
+    assert [type(one) for one in found] == [TooLarge, Unusable]
+
+
+def test_an_answer_that_is_not_finite_is_that_picture_s_own() -> None:
+    good, bad = pipeline(FakeClassifier()).run(pictures(png(10), png(NAN)))
+    assert label(good) == "eosinophil"
+    assert isinstance(bad, EngineError)
+
+
+def test_the_digest_is_of_the_bytes_as_they_came() -> None:
+    [found] = pipeline(FakeClassifier()).run(pictures(png(10)))
+    assert isinstance(found, Answer)
+    assert found.image_sha256 == hashlib.sha256(png(10)).hexdigest()
+
+
+def test_where_nothing_can_be_decoded_the_network_does_not_run() -> None:
+    classifier = FakeClassifier()
+    pipeline(classifier).run(pictures(b"", b"nothing"))
+    assert classifier.alone == []
+
+
+def test_the_network_learns_whether_it_is_alone() -> None:
+    classifier = FakeClassifier()
+    for alone in (True, False):
+        pipeline(classifier).run(pictures(png(10)), alone)
+    assert classifier.alone == [True, False]
+
+
+def test_each_decoding_and_the_run_of_the_network_are_timed() -> None:
+    stages: list[str] = []
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        yield
+        stages.append(stage)
+
+    Pipeline(cast(Classifier, FakeClassifier()), framing(), timed).run(pictures(png(10), png(70)))
+    assert stages == ["decode", "decode", "infer"]

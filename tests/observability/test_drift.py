@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import weakref
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.stats import chi2
+
+from app.cli.commands import drift
+from app.cli.main import main
+from app.engine.bundle import CLASSES, load_bundle
+from app.errors import BundleError, Unusable
+from app.evaluation.answer_profile import Reference, Seen, dump, summarise
+from app.observability.drift import CHANCE, Window, chance, compare, read_reference, stability_index, worst
+from app.settings import Settings
+from tests.fake_classifier import png
+from tests.fakes import serving
+from tests.running import ROOT
+
+SHIPPED = load_bundle(ROOT / "models/wbc-resnet18")
+NOON = "2026-11-27T12:00:00.000+00:00"
+
+
+def drawn(n: int, shares: tuple[float, ...], seed: int = 0, *, strange: float = 1.2) -> list[Seen]:
+    """Answers with these shares of the classes; strange: the mean ood_score."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(CLASSES, n, p=shares)
+    confidences = rng.beta(9, 1, n) * 0.7 + 0.3
+    distances = rng.normal(strange, 0.3, n)
+    return [
+        Seen(str(label), float(confidence), float(distance), bool(confidence < 0.6))
+        for label, confidence, distance in zip(labels, confidences, distances, strict=True)
+    ]
+
+
+def of(answers: list[Seen]) -> Reference:
+    return summarise(answers, CLASSES, "drawn")
+
+
+EVEN = (0.25, 0.25, 0.25, 0.25)
+
+
+def test_the_index_is_that_of_the_formula() -> None:
+    expected, found = np.array([10, 30, 60]), np.array([20, 30, 50])
+    p, q = (expected + 0.5) / 101.5, (found + 0.5) / 101.5
+    assert stability_index([10, 30, 60], [20, 30, 50]) == pytest.approx(
+        float(((q - p) * np.log(q / p)).sum())
+    )
+    assert stability_index([1, 2, 3], [10, 20, 30]) == pytest.approx(0, abs=0.03)
+
+
+def test_where_nothing_changed_the_index_stays_below_chance_nearly_always() -> None:
+    rng = np.random.default_rng(1)
+    over = [
+        stability_index(rng.multinomial(400, EVEN).tolist(), rng.multinomial(200, EVEN).tolist())
+        > chance(4, 400, 200)
+        for _ in range(3000)
+    ]
+    assert chance(4, 400, 200) == pytest.approx(chi2.isf(CHANCE, 3) * (1 / 400 + 1 / 200))
+    assert sum(over) < 15  # 3 are expected
+
+
+def test_the_same_kind_of_cells_is_stable_and_others_are_named() -> None:
+    reference = of(drawn(2000, EVEN))
+    assert worst(compare(reference, of(drawn(500, EVEN, 1)))) == "stable"
+    other = {
+        one.measure: one.verdict for one in compare(reference, of(drawn(500, (0.02, 0.3, 0.08, 0.6), 2)))
+    }
+    assert (other["all classes"], other["share of neutrophil"]) == ("drifted", "drifted")
+    assert (other["confidence"], other["ood_score"]) == ("stable", "stable")
+    strange = {one.measure: one.verdict for one in compare(reference, of(drawn(500, EVEN, 3, strange=2)))}
+    assert (strange["ood_score"], strange["all classes"]) == ("drifted", "stable")
+
+
+def test_a_handful_of_cells_is_no_drift() -> None:
+    few = of([Seen("eosinophil", 0.9, 1.2, review=False)] * 2)
+    assert worst(compare(of(drawn(2000, EVEN)), few)) == "stable"
+
+
+def line(
+    time: str = NOON, sha256: str = SHIPPED.sha256, *, request_id: str | None = None, **image: Any
+) -> str:
+    found = {"sha256": "0", "label": "monocyte", "confidence": 0.9, "ood_score": 1.2, "review": False} | image
+    entry = {"time": time, "request_id": request_id or uuid4().hex, "status": 200}
+    return json.dumps(entry | {"model_sha256": sha256, "images": [found]})
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_window_takes_what_lies_within_and_is_of_the_model(tmp_path: Path) -> None:
+    log = write(
+        tmp_path / "audit.jsonl",
+        line("2026-11-27T07:59:59+00:00"),
+        line("2026-11-27T09:00:00+01:00"),
+        line("2026-11-27T08:30:00+00:00", sha256="of another"),
+        line("2026-11-27T09:00:00+00:00"),
+        '{"time": "2026-11-27T08:10:00+00:00", "request_id": "1", "route": "/model", "status": 200}',
+        line()[:30],  # a full disk
+        "",
+        '["no", "entry"]',
+        json.dumps(
+            {"time": NOON, "request_id": "2", "images": [{"sha256": "0", "error": "undecodable_image"}]}
+        ),
+    )
+    packed = tmp_path / "audit.jsonl.1.gz"
+    packed.write_bytes(gzip.compress(line("2026-11-27T08:59:59+00:00", label="neutrophil").encode()))
+    window = Window(
+        datetime(2026, 11, 27, 8, tzinfo=UTC), datetime(2026, 11, 27, 9, tzinfo=UTC), SHIPPED.sha256
+    )
+    assert [one.label for one in window.read([log, packed])] == ["monocyte", "neutrophil"]
+    assert (window.other_models, window.broken) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        line("2026-11-27T12:00:00"),
+        line(label="thrombocyte"),
+        line(label=["monocyte"]),
+        line(confidence=math.nan),
+        line(ood_score=10**400),
+        line().replace('"request_id"', '"id"'),
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_cannot_be_an_answer_is_counted_as_broken(tmp_path: Path, wrong: str) -> None:
+    window = Window(since=datetime(2026, 11, 27, tzinfo=UTC))
+    log = write(tmp_path / "audit.jsonl", line(), wrong)
+    assert of(list(window.read([log]))).n == 1
+    assert window.broken == 1
+
+
+def test_a_request_that_two_replicas_took_counts_once(tmp_path: Path) -> None:
+    within = datetime(2026, 11, 27, tzinfo=UTC)
+    failed = json.dumps({"time": NOON, "request_id": "a", "images": [{"sha256": "0", "error": "not_ready"}]})
+    one = write(tmp_path / "1.jsonl", failed, line(request_id="b"), line("2026-11-26T12:00Z", request_id="c"))
+    other = write(tmp_path / "2.jsonl", *[line(request_id=name) for name in "abc"], line(sha256="another"))
+    window = Window(since=within, model_sha256=SHIPPED.sha256)
+    assert len(list(window.read([one, other]))) == 3
+    assert (window.repeated, window.other_models) == (1, 1)
+
+
+def test_the_answers_of_a_while_are_not_kept() -> None:
+    def answers() -> Iterator[Seen]:
+        for _ in range(3):
+            one = Seen("monocyte", 0.9, 1.2, review=False)
+            kept.append(weakref.ref(one))
+            yield one
+            del one
+            assert not [each for each in kept[:-1] if each() is not None]
+
+    kept: list[weakref.ref[Seen]] = []
+    assert summarise(answers(), CLASSES, "drawn").n == 3
+
+
+@pytest.mark.parametrize("content", [b"no log\n", b"[]\n{}\n", b"\xff\xfe\n", b"5\n"])
+def test_what_is_no_audit_log_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(Unusable, match="file"):
+        list(Window().read([path]))
+
+
+@pytest.mark.parametrize("name", ["absent", "short.gz", "corrupt.gz"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    packed = gzip.compress(line().encode())
+    (tmp_path / "short.gz").write_bytes(packed[:-9])
+    (tmp_path / "corrupt.gz").write_bytes(packed[:10] + b"\xff" * 20 + packed[30:])
+    with pytest.raises(Unusable, match="cannot be read"):
+        list(Window().read([tmp_path / name]))
+
+
+def test_the_shipped_bundle_carries_what_its_answers_were_like() -> None:
+    assert SHIPPED.reference is not None
+    assert SHIPPED.reference.n == SHIPPED.scores["n"]
+    assert dump(SHIPPED.reference) == json.loads((SHIPPED.path / "config.json").read_text())["reference"]
+
+
+def test_the_log_of_a_running_service_can_be_held_against_the_reference(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    with serving(audit=str(log)) as client:
+        for grey in (10, 70):
+            assert client.post("/predict", files={"files": ("a.png", png(grey))}).status_code == 200
+    found = list(Window().read([log]))
+    assert [(one.label, one.ood_score, one.review) for one in found] == [
+        ("eosinophil", 1.5, True),
+        ("lymphocyte", 1.5, True),
+    ]
+
+
+def test_the_command_exits_with_3_on_drift_and_a_saved_while_is_a_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path / "audit.jsonl", *[line() for _ in range(300)])
+    saved = tmp_path / "saved.json"
+    assert main(["drift", str(log), "--save", str(saved)]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert (document["n"], document["reference"]["n"], document["repeated"]) == (300, 2487, 0)
+    assert "drifted" in {one["verdict"] for one in document["shifts"]}
+    assert read_reference(saved).labels["monocyte"] == 300
+    assert main(["drift", str(log), "--reference", str(saved)]) == 0
+    assert main(["drift", str(log), "--since", "2026-11-28"]) == 1
+    assert "no answer of this bundle" in capsys.readouterr().err
+
+
+def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
+    answers = [line() for _ in range(300)]
+    log = write(tmp_path / "audit.jsonl", *answers, answers[0], line(sha256="other"), "broken")
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    assert drift([log], Settings(), Window(), console=console) == 3
+    text = cast(io.StringIO, console.file).getvalue()
+    for part in (
+        "300 answers beside 2487",
+        "share of monocyte",
+        "1.0000",
+        "drifted",
+        "1 answers are of other",
+        "1 answers are of requests that were counted before",
+    ):
+        assert part in text
+
+
+def test_a_reference_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "reference.json"
+    for content in ("{}", "no JSON", "[]"):
+        path.write_text(content)
+        with pytest.raises(BundleError, match="reference"):
+            read_reference(path)
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_reference(tmp_path / "absent")

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import signal
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from app.engine.bundle import CLASSES
+from app.observability.logs import configure_logging
+from app.settings import Settings
+from tests.fake_classifier import png
+from tests.fakes import CUT, GREYS, zipped
+from tests.running import FAKE, running, serving
+
+FIELDS = {
+    "key": "lab-1",
+    "request_id": "r-1",
+    "image_sha256": ["ab"],
+    "milliseconds": {"total": 12.04, "decode": 3.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _root() -> Iterator[None]:
+    """The root logger is as before afterwards."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    root.handlers[:] = []
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_elsewhere_than_on_a_terminal_lines_are_json() -> None:
+    stream = io.StringIO()
+    configure_logging(Settings(), stream)
+    logging.getLogger("leuko.request").info("POST %s", "/predict", extra={"fields": FIELDS})
+    logging.getLogger("app").debug("too little")
+    [line] = lines(stream)
+    assert line.pop("time").endswith("+00:00")
+    assert line == {"level": "info", "logger": "leuko.request", "message": "POST /predict", **FIELDS}
+
+
+def test_an_exception_stays_on_its_line() -> None:
+    stream = io.StringIO()
+    configure_logging(Settings(), stream)
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("app").exception("it failed")
+    [line] = lines(stream)
+    assert line["level"] == "error"
+    assert "ValueError: two\nlines" in line["exception"]
+
+
+def test_a_terminal_gets_text_without_hashes() -> None:
+    terminal = Terminal()
+    configure_logging(Settings(), terminal)
+    logging.getLogger("leuko.request").info("POST /predict 200", extra={"fields": FIELDS})
+    text = terminal.getvalue()
+    assert text.endswith("INFO POST /predict 200  total 12.0, decode 3.0 ms  key lab-1  request_id r-1\n")
+
+
+@pytest.mark.parametrize(("asked", "is_json"), [("json", True), ("text", False)])
+def test_the_setting_goes_before(asked: str, is_json: bool) -> None:
+    terminal = Terminal()
+    configure_logging(Settings(log_format=asked), terminal)
+    logging.getLogger("app").info("message")
+    assert terminal.getvalue().startswith("{") is is_json
+
+
+def test_each_request_is_a_line_with_its_stages_and_hashes() -> None:
+    with running(FAKE) as service:
+        with service.client() as client:
+            files = [("files", ("mine.png", png(64))), ("files", ("cut.png", CUT))]
+            client.post("/predict", files=files, headers={"x-request-id": "mine"})
+            client.post("/predict", content=b"no image", headers={"content-type": "image/png"})
+            client.get("/healthz")
+            client.get("/metrics")
+            client.get("/nowhere?name=mine.png")
+        assert service.end() == 0
+    first, second, third = (json.loads(line) for line in service.log)
+    assert (first["request_id"], first["method"], first["route"]) == ("mine", "POST", "/predict")
+    assert (first["status"], first["model_sha256"]) == (200, "f" * 64)
+    assert first["image_sha256"] == [sha256(data).hexdigest() for data in (png(64), CUT)]
+    stages = first["milliseconds"]
+    assert list(stages) == ["total", "receive", "queue", "decode", "infer", "respond"]
+    assert all(0 <= value <= stages["total"] + 1 for value in stages.values())
+    assert (second["status"], second["level"]) == (415, "info")
+    assert (third["status"], third["route"]) == (404, None)
+    assert "mine.png" not in "".join(service.log)
+
+
+def test_an_evaluation_has_its_stages_and_its_accuracy_in_place_of_hashes() -> None:
+    archive = zipped({f"{label}/{grey}.png": png(grey) for label, grey in zip(CLASSES, GREYS, strict=True)})
+    made = {"labels": [*CLASSES], "predictions": [*CLASSES]}
+    with running(FAKE) as service:
+        with service.client() as client:
+            for accept in ("application/json", "text/event-stream"):
+                client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers={"accept": accept})
+            client.post("/evaluate/predictions", json=made)
+        assert service.end() == 0
+    *evaluations, predictions = (json.loads(line) for line in service.log)
+    assert len(evaluations) == 2
+    for line in evaluations:
+        assert list(line["milliseconds"]) == ["total", "receive", "queue", "decode", "infer", "respond"]
+        assert (line["n"], line["accuracy"], line["errors"]) == (4, 1, 0)
+        assert line["model_sha256"] == "f" * 64
+        assert "image_sha256" not in line
+    assert (predictions["route"], predictions["status"]) == ("/evaluate/predictions", 200)
+    assert not {"image_sha256", "model_sha256"} & predictions.keys()
+
+
+def test_lines_at_a_real_terminal_are_text() -> None:
+    leader, follower = pty.openpty()
+    try:
+        with serving(FAKE, stderr=follower) as process:
+            os.close(follower)
+            text = b""
+            while b"ready: fake" not in text:
+                text += os.read(leader, 1000)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0
+    finally:
+        os.close(leader)
+    assert b"INFO ready: fake 1.2 on fake, abacus" in text

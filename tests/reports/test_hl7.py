@@ -1,0 +1,107 @@
+"""HL7 v2.5.1, held to hl7apy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hl7apy.consts import VALIDATION_LEVEL
+from hl7apy.parser import parse_message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.reports import hl7
+from app.wire.specimen import Differential
+from tests.reports.examples import AT, made
+
+identifiers = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=128)
+
+
+def written(found: Differential | None = None, method: str = "none") -> str:
+    return hl7.message(found or made(), method=method, at=AT)
+
+
+def parsed(text: str) -> Any:
+    return parse_message(text, validation_level=VALIDATION_LEVEL.STRICT)
+
+
+def segments(text: str, name: str) -> list[list[str]]:
+    """Fields by number; MSH-1 is the separator itself."""
+    return [line.split("|") for line in text.split("\r") if line.startswith(name)]
+
+
+@pytest.mark.parametrize(
+    "found", [made(), made(None, None), made("S", None), made(None, "A"), made(labels="e" * 300)]
+)
+def test_it_is_a_message_that_hl7apy_finds_valid(found: Differential) -> None:
+    message = parsed(written(found))
+    assert message.validate()
+    assert message.msh.msh_9.to_er7() == "ORU^R01^ORU_R01"
+    order = message.oru_r01_patient_result.oru_r01_order_observation
+    assert len(order.oru_r01_observation) == 4
+    assert bool(order.oru_r01_specimen) == (found.specimen is not None)
+
+
+def test_results_are_preliminary_percentages_with_method_and_equipment() -> None:
+    found = segments(written(), "OBX")
+    assert found[0][3] == "26450-7^Eosinophils/100 leukocytes in Blood^LN"
+    assert [(one[2], one[5], one[6], one[11]) for one in found] == [
+        ("NM", value, "%^percent^UCUM", "P") for value in ("50.00", "25.00", "0.00", "25.00")
+    ]
+    assert all(
+        one[17].endswith("neural network") and one[18] == f"fake 1.2^Leuko^{'f' * 64}^L" for one in found
+    )
+    ((order),) = segments(written(), "OBR")
+    assert (order[3], order[4], order[7], order[22], order[25]) == (
+        "A-1",
+        "69738-3^Differential panel - Blood^LN",
+        "20260301123005+0000",
+        "20260301123005+0000",
+        "P",
+    )
+
+
+def test_notes_say_that_a_machine_made_it_and_how_certain_it_is() -> None:
+    notes = [one[3] for one in segments(written(), "NTE")]
+    assert "artificial intelligence" in notes[0]
+    assert any("2 of 4 classified cells; 95 % interval 15.0 to 85.0 (Wilson)" in note for note in notes)
+
+
+@pytest.mark.parametrize("method", ["manual", "automated"])
+def test_codes_are_those_of_the_method(method: str) -> None:
+    codes = {"manual": "23761-0", "automated": "770-8"}
+    assert segments(written(method=method), "OBX")[3][3].startswith(codes[method] + "^")
+
+
+def test_delimiters_in_identifiers_are_escaped() -> None:
+    found = made("S|1^2&3~4\\5", "A|1")
+    text = written(found)
+    assert segments(text, "SPM")[0][2] == r"S\F\1\S\2\T\3\R\4\E\5"
+    assert segments(text, "OBR")[0][3] == r"A\F\1"
+    assert parsed(text).validate()
+
+
+def test_line_ends_are_escaped_too() -> None:
+    assert hl7.escape("a\r\nb") == r"a\X0D\\X0A\b"
+
+
+@given(identifiers, identifiers)
+def test_any_identifier_comes_back_whole(specimen: str, accession: str) -> None:
+    text = written(made(specimen, accession))
+    assert len(text.split("\r")) == len(written().split("\r"))
+    assert unescaped(segments(text, "SPM")[0][2]) == specimen
+    assert unescaped(segments(text, "OBR")[0][3]) == accession
+
+
+def unescaped(text: str) -> str:
+    """One escape sequence after another, as section 2.7 has them."""
+    plain, parts = [], text.split("\\")
+    for index, part in enumerate(parts):
+        plain.append({"F": "|", "S": "^", "T": "&", "R": "~", "E": "\\"}[part] if index % 2 else part)
+    return "".join(plain)
+
+
+def test_the_same_cells_reported_again_are_the_same_message() -> None:
+    assert written(made()) == written(made(request_id="another"))
+    assert segments(written(made("S-2")), "MSH")[0][9] != segments(written(), "MSH")[0][9]
+    assert len(segments(written(), "MSH")[0][9]) == 20

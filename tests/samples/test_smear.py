@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.imaging.framing import find_nucleus, nuclear_colour, shrink
+from app.samples.smear import LEUKOCYTES, draw_smear
+
+LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
+
+
+def pixels(label: str, seed: int = 0) -> NDArray[np.float32]:
+    return np.asarray(draw_smear(label, seed=seed), dtype=np.float32)
+
+
+def nucleus(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    return nuclear_colour(rgb.transpose(2, 0, 1).astype(np.uint8)) > 30
+
+
+def test_the_four_classes_can_be_drawn() -> None:
+    assert tuple(LEUKOCYTES) == LABELS
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_same_arguments_draw_the_same_picture(label: str) -> None:
+    assert np.array_equal(pixels(label, 7), pixels(label, 7))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_another_seed_draws_another_picture(label: str) -> None:
+    assert np.abs(pixels(label, 1) - pixels(label, 2)).mean() > 5
+
+
+def test_classes_differ_at_one_seed() -> None:
+    for one, other in combinations(LABELS, 2):
+        assert np.abs(pixels(one) - pixels(other)).mean() > 5
+
+
+@pytest.mark.parametrize("size", [(320, 240), (640, 480), (224, 224), (99, 33), (8, 8)])
+def test_the_picture_is_rgb_of_the_size_asked_for(size: tuple[int, int]) -> None:
+    width, height = size
+    image = draw_smear("monocyte", width=width, height=height)
+    assert (image.mode, image.size) == ("RGB", size)
+
+
+@pytest.mark.parametrize("label", ["basophil", "Neutrophil", ""])
+def test_an_unknown_class_is_an_error_that_names_the_known(label: str) -> None:
+    with pytest.raises(ValueError, match="eosinophil, lymphocyte, monocyte, neutrophil"):
+        draw_smear(label)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_nucleus_takes_a_plausible_part_of_the_picture(label: str) -> None:
+    for seed in range(5):
+        assert 0.01 < nucleus(pixels(label, seed)).mean() < 0.06
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_service_finds_the_drawn_nucleus(label: str) -> None:
+    for seed in range(5):
+        found = find_nucleus(shrink(draw_smear(label, seed=seed)), scale=320 / 96)
+        assert found is not None
+        rows, columns = np.nonzero(nucleus(pixels(label, seed)))
+        assert np.hypot(found.x - np.median(columns), found.y - np.median(rows)) < 20
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_smear_is_mostly_light_background_and_beige_red_cells(label: str) -> None:
+    rgb = pixels(label)
+    light = rgb.min(axis=-1) > 190
+    beige = (rgb[..., 0] - rgb[..., 1] > 15) & ~nucleus(rgb)
+    assert 0.25 < light.mean() < 0.75
+    assert 0.15 < beige.mean() < 0.6
+
+
+def test_a_monocytes_nucleus_is_larger_than_a_neutrophils() -> None:
+    sizes = {label: np.mean([nucleus(pixels(label, seed)).mean() for seed in range(5)]) for label in LABELS}
+    assert sizes["monocyte"] > 1.2 * sizes["neutrophil"]
+
+
+def test_an_eosinophil_has_more_red_about_its_nucleus_than_a_neutrophil() -> None:
+    def red(label: str) -> float:
+        rgb = pixels(label)
+        rows, columns = (int(np.median(place)) for place in np.nonzero(nucleus(rgb)))
+        about = rgb[max(0, rows - 40) : rows + 40, max(0, columns - 40) : columns + 40]
+        return float((about[..., 0] - about[..., 1] > 60).mean())
+
+    assert red("eosinophil") > 3 * red("neutrophil") + 0.02

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import urllib.request
+
+import pytest
+import uvicorn
+
+from app.cli.main import main
+from app.errors import StartupError
+from app.server.run import Server
+from app.server.serve import bind, url
+from tests.fake_classifier import load
+from tests.running import FAKE, REAL, ROOT, serving, wait_until_ready
+
+SHIPPED = ROOT / "models/wbc-resnet18/config.json"
+
+
+class FakeLifecycle:
+    def __init__(self, *, ready: bool = True) -> None:
+        self.ready = ready
+        self.drains = 0
+
+    def drain(self) -> None:
+        self.drains += 1
+        self.ready = False
+
+
+class Seen:
+    """What a server did: became ready so many times, ended the process with these codes."""
+
+    def __init__(self, lifecycle: FakeLifecycle, *, grace_s: float = 0, failed: bool = False) -> None:
+        self.ready = 0
+        self.ends: list[int] = []
+        self.server = Server(
+            uvicorn.Config(app=lambda: None),
+            lifecycle,
+            grace_s=grace_s,
+            failed=lambda: failed,
+            on_ready=self._count,
+            end=self.ends.append,
+        )
+
+    def _count(self) -> None:
+        self.ready += 1
+
+    def tick(self) -> bool:
+        return asyncio.run(self.server.on_tick(1))
+
+
+def test_the_server_says_once_that_it_is_ready() -> None:
+    lifecycle = FakeLifecycle(ready=False)
+    seen = Seen(lifecycle)
+    assert [seen.tick(), seen.ready] == [False, 0]
+    lifecycle.ready = True
+    assert [seen.tick(), seen.tick(), seen.ready] == [False, False, 1]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_drains_and_the_server_stops_after_the_grace(sig: int) -> None:
+    lifecycle = FakeLifecycle()
+    seen = Seen(lifecycle)
+    seen.tick()
+    seen.server.handle_exit(sig, None)
+    assert seen.tick()
+    assert (lifecycle.drains, seen.ends) == (1, [])
+
+
+def test_the_server_still_serves_during_the_grace() -> None:
+    lifecycle = FakeLifecycle()
+    seen = Seen(lifecycle, grace_s=3600)
+    seen.tick()
+    seen.server.handle_exit(signal.SIGTERM, None)
+    assert [seen.tick(), seen.tick()] == [False, False]
+    assert lifecycle.drains == 1
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    seen = Seen(FakeLifecycle(), grace_s=3600)
+    seen.tick()
+    seen.server.handle_exit(signal.SIGTERM, None)
+    seen.server.handle_exit(signal.SIGTERM, None)
+    assert seen.ends == [128 + signal.SIGTERM]
+
+
+def test_a_signal_while_the_model_loads_ends_the_process_at_once() -> None:
+    seen = Seen(FakeLifecycle(ready=False))
+    seen.tick()
+    seen.server.handle_exit(signal.SIGTERM, None)
+    assert seen.ends == [0]
+
+
+def test_a_failed_application_stops_the_server() -> None:
+    assert Seen(FakeLifecycle(ready=False), failed=True).tick()
+
+
+def test_a_taken_port_is_an_error_that_names_it() -> None:
+    with bind("127.0.0.1", 0) as taken, pytest.raises(StartupError, match=str(taken.getsockname()[1])):
+        bind("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("localhost", "127.0.0.1")]
+)
+def test_the_url_is_one_that_a_browser_here_can_open(host: str, shown: str) -> None:
+    with bind(host, 0) as listener:
+        assert url(listener) == f"http://{shown}:{listener.getsockname()[1]}"
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_the_url_of_an_ipv6_address_is_bracketed() -> None:
+    try:
+        listener = bind("::", 0)
+    except StartupError as error:
+        pytest.skip(f"no IPv6 here: {error.detail}")
+    with listener:
+        assert url(listener) == f"http://[::1]:{listener.getsockname()[1]}"
+
+
+# leuko serve
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_serve_answers_until_a_signal_and_exits_with_0(sig: int) -> None:
+    with serving(FAKE) as process:
+        address = wait_until_ready(process)
+        with urllib.request.urlopen(f"{address}/readyz") as answer:
+            assert answer.status == 200
+            assert "server" not in answer.headers
+        process.send_signal(sig)
+        _, log = process.communicate()
+        assert process.returncode == 0
+        assert "Traceback" not in log
+
+
+def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> None:
+    with serving(FAKE, "--bundle", "broken") as process:
+        _, log = process.communicate()
+        assert process.returncode == 1
+        assert "model.safetensors was changed" in log
+        assert "Traceback" not in log
+
+
+def test_serve_on_a_taken_port_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)], load=load) == 1
+    assert (
+        capsys.readouterr().err == f"leuko: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+    )
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="the shipped bundle is absent: models/wbc-resnet18")
+def test_serve_with_the_shipped_bundle_is_ready_and_ends_on_ctrl_c() -> None:
+    with serving(REAL) as process:
+        address = wait_until_ready(process)
+        with urllib.request.urlopen(f"{address}/readyz") as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 0

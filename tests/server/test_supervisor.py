@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from functools import partial
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.server.supervisor import cores_of
+from benchmarks.client import MULTIPART, form
+from tests.fake_classifier import png
+from tests.running import FAKE, linux, serves, serving, wait_until, wait_until_ready
+
+
+def services(process: subprocess.Popen[str]) -> set[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return {int(pid) for pid in children if "spawn_main" in command_of(int(pid))}
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def is_gone(pid: int) -> bool:
+    return not command_of(pid)
+
+
+def predict(address: str) -> int:
+    request = urllib.request.Request(f"{address}/predict", form([png(0)]), {"Content-Type": MULTIPART})
+    with urllib.request.urlopen(request) as answer:
+        status: int = answer.status
+        return status
+
+
+def scrape(address: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{address}/metrics") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+@linux
+def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
+    with serving(FAKE, "--processes", "2") as process:
+        address = wait_until_ready(process)
+        wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
+        assert [predict(address) for _ in range(12)] == [200] * 12
+        first = services(process)
+        assert len(first) == 2
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+            wait_until(partial(is_gone, pid))
+            assert predict(address) == 200  # the other one answers, or this waits for a successor
+        wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
+        wait_until(lambda: scrape(address)["leuko_model_ready"] == 1)  # of all
+        assert len(services(process) - first) == 2
+        for _ in range(8):
+            found = scrape(address)
+            assert found["leuko_images_total"] == found["leuko_batch_size_sum"] == 14
+            assert found["leuko_model_ready"] == found["leuko_model_info"] == 1
+            assert found["process_resident_memory_bytes"] > 3 * 2**20
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate()
+        assert process.returncode == 0
+        assert log.count("ended with -9 and is replaced") == 2
+        assert "Traceback" not in log
+
+
+@linux
+def test_a_second_signal_ends_all_processes_at_once() -> None:
+    with serving(FAKE, "--processes", "2") as process:
+        wait_until_ready(process)
+        members = services(process)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)  # the services now have a second left in which they would still answer
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 128 + signal.SIGINT
+        assert all(map(is_gone, members))
+
+
+@linux
+def test_processes_do_not_outlive_the_one_that_started_them() -> None:
+    with serving(FAKE, "--processes", "2") as process:
+        wait_until_ready(process)
+        members = services(process)
+        process.kill()
+        wait_until(lambda: all(map(is_gone, members)))
+
+
+def test_processes_that_cannot_load_end_the_service_with_1() -> None:
+    with serving(FAKE, "--processes", "2", "--bundle", "broken") as process:
+        _, log = process.communicate()
+        assert process.returncode == 1
+        assert "model.safetensors was changed" in log
+        assert "could not start" in log
+        assert not serves(log)
+        assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("processes", range(1, 9))
+def test_each_core_belongs_to_one_process_where_there_are_enough(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7, 11}, raising=False)
+    shares = [cores_of(slot, processes) for slot in range(processes)]
+    held = [core for share in shares for core in share]
+    assert set(held) == {2, 3, 5, 7, 11}
+    assert len(held) == max(5, processes)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
