@@ -37,7 +37,7 @@ class Instant:
         self.workers = workers
         self._output = output
 
-    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:  # noqa: ARG002
+    def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:  # noqa: ARG002
         n = len(pixels)
         return Output(self._output.logits.repeat(n, 0), self._output.features.repeat(n, 0))
 

@@ -38,7 +38,7 @@ class FakeClassifier:
         )
         self.engine = FakeEngine()
         self.warmed: list[int] = []
-        self.alone: list[bool] = []
+        self.exclusive: list[bool] = []
 
     def warm_up(self, max_batch: int) -> None:
         self.warmed.append(max_batch)
@@ -46,8 +46,8 @@ class FakeClassifier:
     def check(self) -> None:
         pass
 
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
-        self.alone.append(alone)
+    def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
+        self.exclusive.append(exclusive)
         return [self._predict(int(np.median(cell.pixels))) for cell in cells]
 
     def _predict(self, grey: int) -> Prediction | EngineError:

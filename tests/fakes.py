@@ -38,13 +38,13 @@ class HeldClassifier(FakeClassifier):
         self._go = threading.Event()
         self._go.set()
 
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         self.batches.append(len(cells))
         self._busy.release()
         assert self._go.wait(PATIENCE_S)
         if any(np.median(cell.pixels) == POISON for cell in cells):
             raise RuntimeError("poison")
-        found = zip(cells, super().classify(cells, alone=alone), strict=True)
+        found = zip(cells, super().classify(cells, exclusive=exclusive), strict=True)
         return [_mapped(answer) if cell.cam else answer for cell, answer in found]
 
     def hold(self) -> None:

@@ -19,8 +19,8 @@ from app.engine.bundle import CLASSES
 from app.engine.classifier import Classifier, Prediction
 from app.errors import BundleError, EngineError
 from app.imaging.framing import Cell
-from app.registry.model_runner import Runner
-from app.registry.registry import Models
+from app.registry.model_runner import ModelRunner
+from app.registry.registry import ModelRegistry
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import PATIENCE_S, HeldClassifier, caller
@@ -45,10 +45,10 @@ class Named(HeldClassifier):
         labels = CLASSES[1:] + CLASSES[:1] if name == "turned" else CLASSES
         self.bundle = replace(self.bundle, name=name, version=version, sha256=folder, labels=labels)
 
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         if self.bundle.name == "poor":
             raise RuntimeError("no engine")
-        found = super().classify(cells, alone=alone)
+        found = super().classify(cells, exclusive=exclusive)
         names = dict(zip(CLASSES, self.bundle.labels, strict=True))
         return [
             one if isinstance(one, EngineError) else replace(one, label=names[one.label]) for one in found
@@ -81,8 +81,8 @@ class Laboratory:
         return cast(Classifier, self.loaded[folder][-1])
 
     @property
-    def models(self) -> Models:
-        models: Models = self.app.state.lifecycle.models
+    def models(self) -> ModelRegistry:
+        models: ModelRegistry = self.app.state.lifecycle.models
         return models
 
     @contextmanager
@@ -153,7 +153,7 @@ class Laboratory:
         await self.until(holds)
 
 
-def kill(runner: Runner) -> None:
+def kill(runner: ModelRunner) -> None:
     """Its engine dies."""
     runner.service.batcher.abandon()
 

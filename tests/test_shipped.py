@@ -55,8 +55,8 @@ def test_numpy_leaves_the_cores_to_the_engine(classifier: Classifier) -> None:
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(classifier: Classifier) -> None:
     batch = cells(classifier)
     together = probabilities(list(classifier.classify(batch)))
-    alone = probabilities([classifier.classify([cell])[0] for cell in batch])
-    assert np.abs(together - alone).max() < 1e-3
+    exclusive = probabilities([classifier.classify([cell])[0] for cell in batch])
+    assert np.abs(together - exclusive).max() < 1e-3
 
 
 def test_threads_that_classify_at_the_same_time_get_the_answers_of_one_that_is_alone(
@@ -65,7 +65,9 @@ def test_threads_that_classify_at_the_same_time_get_the_answers_of_one_that_is_a
     batches = [cells(classifier)[start : start + 2] for start in range(7)] * 4
     expected = [probabilities(list(classifier.classify(batch))) for batch in batches]
     with ThreadPoolExecutor(2 * classifier.engine.workers) as pool:
-        found = pool.map(lambda batch: probabilities(list(classifier.classify(batch, alone=False))), batches)
+        found = pool.map(
+            lambda batch: probabilities(list(classifier.classify(batch, exclusive=False))), batches
+        )
         for one, other in zip(found, expected, strict=True):
             assert np.abs(one - other).max() < 1e-3
 

@@ -21,11 +21,11 @@ from app.edge.paths import is_queued
 from app.edge.request_log import RequestLog
 from app.edge.tracing import open_tracer
 from app.errors import LeukoError
-from app.inference.service import MIB
 from app.observability.metrics import Telemetry
 from app.registry.fetch import load
 from app.registry.model_runner import Load
 from app.settings import Settings
+from app.units import MIB
 
 SUMMARY = "White blood cell classification: calibrated answers, honest scores."
 CLOSED = "closed"

@@ -9,14 +9,14 @@ from io import BytesIO
 
 from app.api.uploads import Form, Part
 from app.archives.file_labels import assign_groups, parse_mapping
+from app.archives.images import StoredImage
 from app.archives.labelled_archive import ArchiveLimits, open_archive
-from app.archives.sources import Source
 from app.errors import BadLabels, Unusable
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    sources: list[Source]
+    sources: list[StoredImage]
     groups: list[str] | None  # the photo or patient of each, where that is known
 
 
@@ -41,12 +41,12 @@ def class_indices(what: str, values: Sequence[str | int], labels: Sequence[str])
     return found
 
 
-def _in_archive(part: Part, labels: Sequence[str], limits: ArchiveLimits) -> list[Source]:
+def _in_archive(part: Part, labels: Sequence[str], limits: ArchiveLimits) -> list[StoredImage]:
     archive = open_archive(BytesIO(part.data), labels, limits)
-    return [Source(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries]
+    return [StoredImage(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries]
 
 
-def _in_form(files: Sequence[Part], parts: Sequence[Part], labels: Sequence[str]) -> list[Source]:
+def _in_form(files: Sequence[Part], parts: Sequence[Part], labels: Sequence[str]) -> list[StoredImage]:
     if not parts:
         raise BadLabels("the part labels is missing: a JSON object or two-column CSV, file name to class")
     classes = parse_mapping(parts[0].data)
@@ -57,7 +57,7 @@ def _in_form(files: Sequence[Part], parts: Sequence[Part], labels: Sequence[str]
         raise BadLabels(f"{missing} of {len(names)} files have no label")
     indices = class_indices("labels", [classes[name] for name in names], labels)
     return [
-        Source(name, partial(bytes, file.data), index)
+        StoredImage(name, partial(bytes, file.data), index)
         for name, file, index in zip(names, files, indices, strict=True)
     ]
 

@@ -14,11 +14,11 @@ from app.edge.tracing import Tracer
 from app.errors import LeukoError, NotReady
 from app.inference.service import Service
 from app.inference.threads import in_thread
-from app.observability.audit import Audit
+from app.observability.audit import AuditLog
 from app.observability.drift import read_reference
 from app.observability.metrics import REFRESH_S, Telemetry
 from app.registry.model_runner import FAILED, LOADING, Load
-from app.registry.registry import Models
+from app.registry.registry import ModelRegistry
 from app.settings import NONE, Settings
 
 logger = logging.getLogger(__name__)
@@ -48,16 +48,16 @@ class Lifecycle:
         self.settings = settings
         self.telemetry = telemetry
         self.keys = None if settings.keys == NONE else Keys(Path(settings.keys))
-        self.audit = None if settings.audit == NONE else Audit(Path(settings.audit))
+        self.audit = None if settings.audit == NONE else AuditLog(Path(settings.audit))
         reference = None if settings.reference == NONE else read_reference(Path(settings.reference))
-        self.models = Models(settings, telemetry, load, reference)
+        self.models = ModelRegistry(settings, telemetry, load, reference)
         self.obstacle: str | None = None
         self.tracer = tracer
         self._on_failure = on_failure
         self._settled = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self.patient = False  # no connection is accepted before everything is loaded
+        self.accept_when_ready = False  # no connection is accepted before everything is loaded
 
     @property
     def ready(self) -> bool:
@@ -112,7 +112,7 @@ class Lifecycle:
         self._running = asyncio.create_task(self._run(), name="running")
         if self.telemetry.shared:
             self._refreshing = asyncio.create_task(self._refresh(), name="refreshing")
-        if self.patient:
+        if self.accept_when_ready:
             await self.settled()
 
     async def __aexit__(self, *_: object) -> None:

@@ -27,7 +27,7 @@ _LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """A picture; `name` is its path inside the archive, `label` the index of its class."""
 
     name: str
@@ -57,13 +57,13 @@ class PackedFile:
 class LabelledArchive:
     """The pictures of an archive; `read` may be called from several threads. Closes its file."""
 
-    def __init__(self, file: BinaryIO, pictures: Iterable[tuple[Entry, Packed]]) -> None:
+    def __init__(self, file: BinaryIO, pictures: Iterable[tuple[ArchiveEntry, Packed]]) -> None:
         self._file = file
         self._entries = PackedFile(file)
         self._packed = dict(pictures)
         self.entries = list(self._packed)
 
-    def read(self, entry: Entry) -> bytes:
+    def read(self, entry: ArchiveEntry) -> bytes:
         """The picture's bytes. Raises UndecodableImage where they are corrupt, TooLarge where they lie."""
         return self._entries.read(self._packed[entry])
 
@@ -88,7 +88,7 @@ def open_archive(
             continue
         label = class_of(path, classes)
         if label is not None:
-            pictures.append((Entry(packed.name, label), packed))
+            pictures.append((ArchiveEntry(packed.name, label), packed))
         elif path.suffix.lower() in PICTURES:
             strays += 1
     if strays or not pictures:

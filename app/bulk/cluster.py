@@ -24,9 +24,10 @@ from app.bulk.plan import Part, dump, parse
 from app.bulk.worker import Scorer, unpack
 from app.errors import EngineError, StartupError
 from app.imaging.limits import ImageLimits
+from app.units import MIB
 
 THREADS = 4  # cores of a worker: Python feeds hardly more
-STORE_BYTES = 256 * 2**20  # of the embedded Ray: the bundle, and what parts there are
+STORE_BYTES = 256 * MIB  # of the embedded Ray: the bundle, and what parts there are
 EMBEDDED = "local"
 
 

@@ -18,12 +18,13 @@ from typing import Any, BinaryIO, Self, cast
 
 from pyarrow import parquet
 
+from app.archives.images import StoredImage
 from app.archives.labelled_archive import PICTURES, PackedFile, is_hidden
-from app.archives.sources import Source
-from app.archives.zip_directory import MIB, Listed, locate
+from app.archives.zip_directory import Listed, locate
 from app.bulk.location import Local, Location
 from app.bulk.plan import Part
 from app.errors import BadArchive, TooLarge, Unusable
+from app.units import MIB
 
 AHEAD = 16  # files that are read while others are decoded: an object store takes its time for each
 CHUNK = 8 * MIB  # of an archive in one read, for the same reason
@@ -36,17 +37,17 @@ COMPRESSED: Mapping[bytes, Callable[[Any], Any]] = {
 
 
 @contextmanager
-def open_part(source: Location, part: Part, most: int) -> Iterator[Iterator[Source]]:
+def open_part(source: Location, part: Part, most: int) -> Iterator[Iterator[StoredImage]]:
     """most: bytes of an image, beyond which it is refused. OSError: the part cannot be read at all."""
     file = source / part.name if part.name else source
     name = part.name or file.name
     if part.kind == "flawed":
-        yield iter([Source(name, partial(_refuse, part.flaw))])
+        yield iter([StoredImage(name, partial(_refuse, part.flaw))])
     elif part.kind == "images":
         # A disk that is not there, on a machine that should have it, is not a thousand bad images.
         if not any((source / name).exists for name in part.images):
             raise FileNotFoundError(f"none of {len(part.images)} files from {part.images[0]} on is there")
-        files = (Source(name, partial(_read_file, source / name, most)) for name in part.images)
+        files = (StoredImage(name, partial(_read_file, source / name, most)) for name in part.images)
         with closing(_ahead(files)) as found:
             yield found
     elif part.kind == "parquet":
@@ -57,12 +58,12 @@ def open_part(source: Location, part: Part, most: int) -> Iterator[Iterator[Sour
             yield _read_zip(opened, part, most) if part.kind == "zip" else _read_tar(opened, name, most)
 
 
-def _ahead(sources: Iterable[Source]) -> Generator[Source]:
+def _ahead(sources: Iterable[StoredImage]) -> Generator[StoredImage]:
     """The same, read before they are asked for."""
-    waiting: deque[Source] = deque()
+    waiting: deque[StoredImage] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
         for source in sources:
-            waiting.append(Source(source.name, pool.submit(source.read).result))
+            waiting.append(StoredImage(source.name, pool.submit(source.read).result))
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -78,10 +79,10 @@ def _read_file(file: Location, most: int) -> bytes:
         raise
 
 
-def _read_zip(file: BinaryIO, part: Part, most: int) -> Iterator[Source]:
+def _read_zip(file: BinaryIO, part: Part, most: int) -> Iterator[StoredImage]:
     archive, prefix = _Zip(file), f"{part.name}/" if part.name else ""
     for entry in part.entries:
-        yield Source(prefix + entry.name, partial(archive.read_listed, entry, most))
+        yield StoredImage(prefix + entry.name, partial(archive.read_listed, entry, most))
 
 
 class _Zip(PackedFile):
@@ -96,7 +97,7 @@ class _Zip(PackedFile):
         return self.read(located)
 
 
-def _read_tar(file: BufferedReader, name: str, most: int) -> Iterator[Source]:
+def _read_tar(file: BufferedReader, name: str, most: int) -> Iterator[StoredImage]:
     """Of a shard that is broken half way, or cut, the rest is one more row."""
     try:
         with _Tar.open(fileobj=_unpacked(file), mode="r|", ignore_zeros=True) as archive:
@@ -106,11 +107,11 @@ def _read_tar(file: BufferedReader, name: str, most: int) -> Iterator[Source]:
                     continue
                 content = archive.extractfile(member) if member.isfile() else None
                 refused = partial(_refuse, "it is a link or a special file")
-                yield Source(
+                yield StoredImage(
                     f"{name}/{member.name}", content.read(most + 1).__bytes__ if content else refused
                 )
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        yield Source(name, partial(_refuse, f"the rest of this archive cannot be read: {error}"))
+        yield StoredImage(name, partial(_refuse, f"the rest of this archive cannot be read: {error}"))
 
 
 class _Header(tarfile.TarInfo):
@@ -147,7 +148,7 @@ def _unpacked(file: BufferedReader) -> BinaryIO:
     return file
 
 
-def _read_parquet(file: BinaryIO, part: Part, shard: str) -> Iterator[Source]:
+def _read_parquet(file: BinaryIO, part: Part, shard: str) -> Iterator[StoredImage]:
     # Otherwise a row group, of gigabytes perhaps, is in memory as a whole.
     opened = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
     wanted = [part.column, *(["path"] if "path" in opened.schema_arrow.names else [])]
@@ -161,7 +162,7 @@ def _read_parquet(file: BinaryIO, part: Part, shard: str) -> Iterator[Source]:
         paths = batch["path"] if "path" in wanted else [None] * len(images)
         for path, image in zip(paths, images, strict=True):
             known = path is not None and path.is_valid
-            yield Source(str(path) if known else f"{shard}#{row}", (image.as_py() or b"").__bytes__)
+            yield StoredImage(str(path) if known else f"{shard}#{row}", (image.as_py() or b"").__bytes__)
             row += 1
 
 

@@ -17,9 +17,9 @@ from app.errors import EngineError, StartupError
 from app.imaging.framing import Cell
 from app.imaging.limits import ImageLimits
 from app.inference.decode_pool import Decoders
-from app.inference.decode_worker import Orders
+from app.inference.decode_worker import DecoderConfig
 from app.inference.offline import run
-from app.inference.threads import Beat
+from app.inference.threads import Heartbeat
 
 
 class Scorer:
@@ -42,7 +42,7 @@ class Scorer:
         if not self._destination.is_begun:
             raise StartupError(f"{gethostname()} does not see {shown(destination)}: all workers have to")
         self._most = limits.max_bytes
-        orders = Orders(limits, classifier.bundle.preprocessing, patience_s)
+        orders = DecoderConfig(limits, classifier.bundle.preprocessing, patience_s)
         self._decoders = Decoders(classifier.engine.workers, orders)
         self._decoders.open()
 
@@ -60,9 +60,9 @@ class Scorer:
             outcomes = run(self._classifier, sources, self._frame)
             return self._destination.write(index, outcomes, self._classifier.bundle.labels)
 
-    def _frame(self, data: bytes, beat: Beat) -> Cell:
+    def _frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
         try:
-            return self._decoders.frame(data, beat)
+            return self._decoders.frame(data, heartbeat)
         except RuntimeError as error:  # a defect of ours: one image of millions, and it is said in its row
             raise EngineError(f"the image cannot be framed: {error}") from error
 

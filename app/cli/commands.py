@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from app.archives.file_labels import assign_groups, parse_mapping
-from app.archives.sources import find_images, open_labelled
+from app.archives.images import find_images, open_labelled
 from app.cli import console as shown
 from app.cli.remote import connect
 from app.engine.bundle import CLASSES, load_bundle

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.errors import LeukoError
-from app.evaluation.answer_profile import Reference
+from app.evaluation.answer_profile import AnswerProfile
 from app.evaluation.report import Report
 from app.inference.offline import Outcome
 from app.observability.drift import Shift, Window
@@ -66,7 +66,7 @@ def report_tables(report: Report) -> Iterator[Table]:
 
 
 def drift_tables(
-    reference: Reference, found: Reference, shifts: Sequence[Shift], window: Window
+    reference: AnswerProfile, found: AnswerProfile, shifts: Sequence[Shift], window: Window
 ) -> Iterator[Table | Text]:
     table = Table(title=f"{found.n} answers beside {reference.n} of {reference.of}")
     table.add_column("measure")

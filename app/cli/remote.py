@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from app import errors
-from app.archives.sources import Source
+from app.archives.images import StoredImage
 from app.engine.classifier import Prediction
 from app.errors import LeukoError, RemoteError, SettingsError
 from app.imaging.framing import Frame
@@ -52,13 +52,13 @@ class Remote:
     labels: tuple[str, ...]
     batch: int
 
-    def classify(self, sources: Iterable[Source]) -> Iterator[Outcome]:
+    def classify(self, sources: Iterable[StoredImage]) -> Iterator[Outcome]:
         """One outcome a source, in order. Raises RemoteError."""
         remaining = iter(sources)
         while batch := list(islice(remaining, self.batch)):
             yield from self._classify(batch)
 
-    def _classify(self, batch: Sequence[Source]) -> Iterator[Outcome]:
+    def _classify(self, batch: Sequence[StoredImage]) -> Iterator[Outcome]:
         import leuko_client
 
         answers: dict[int, Answer | LeukoError] = {}

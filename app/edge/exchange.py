@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
 from app.observability.stages import Stages, current
+from app.units import MIB
 
 # RFC 3986, section 3.2: a name, an IPv4 or IPv6 address, perhaps a port.
 HOST = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
@@ -22,7 +23,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # https://www.w3.org/TR/trace-context/#traceparent-header, version 00
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-SMALL_BODY = 2**20  # bytes that are read only to keep a connection
+SMALL_BODY = MIB  # bytes that are read only to keep a connection
 CLIENT_GONE = 499  # nginx's own status: nobody is left to be answered
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from app.edge.exchange import Exchange
 from app.edge.paths import ROUTINE
 from app.edge.tracing import Tracer
-from app.observability.audit import Audit
+from app.observability.audit import AuditLog
 from app.observability.metrics import METHODS, Telemetry
 from app.wire import problems
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("leuko.request")
 
 
 class RequestLog:
-    def __init__(self, telemetry: Telemetry, audit: Audit | None, tracer: Tracer | None) -> None:
+    def __init__(self, telemetry: Telemetry, audit: AuditLog | None, tracer: Tracer | None) -> None:
         self._telemetry = telemetry
         self._audit = audit
         self._tracer = tracer

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import BundleError
-from app.evaluation.answer_profile import Reference, parse
+from app.evaluation.answer_profile import AnswerProfile, parse
 from app.imaging.framing import Preprocessing
 
 FORMAT = 2
@@ -45,7 +45,7 @@ class Bundle:
     files: Mapping[str, str]  # name → sha256
     training: Mapping[str, Any]  # recipe and data
     scores: Mapping[str, Any]  # on which set → figures
-    reference: Reference | None = None  # what its answers were like; older bundles have none
+    reference: AnswerProfile | None = None  # what its answers were like; older bundles have none
 
 
 def load_bundle(path: Path) -> Bundle:

@@ -74,10 +74,10 @@ class Classifier:
         self._neighbours = neighbours
         self._head = head  # [classes, 512]
 
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         """One answer a cell, in order; a cell whose logits are not finite gets an error of its own."""
         pixels = np.stack([cell.pixels for cell in cells])
-        output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), alone=alone)
+        output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), exclusive=exclusive)
         probabilities = softmax(output.logits / self.bundle.temperature)
         scores = self._neighbours.score(output.features)
         answers: list[Prediction | EngineError] = []

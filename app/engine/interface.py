@@ -34,8 +34,8 @@ class Engine(Protocol):
     workers: int  # threads that decode and call, beyond which it is hardly busier
     batch: int  # images in one call, beyond which it gets hardly faster
 
-    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:
-        """pixels: RGB uint8 [n, 224, 224, 3], n of any size; alone: no other call is under way."""
+    def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:
+        """pixels: RGB uint8 [n, 224, 224, 3], n of any size; exclusive: no other call is under way."""
         ...
 
     def warm_up(self, batch: int, size: int) -> None:

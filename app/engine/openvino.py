@@ -42,13 +42,13 @@ class OpenVinoEngine:
         self._whole = _Requests(whole, 1)
         self._changed = Condition()
         self._calls = 0
-        self._alone = False
+        self._exclusive = False
         self.batch = BATCH
         self.workers = streams + 1  # one decodes while the streams are busy
         self.device = f"cpu ({self._core.get_property('CPU', 'FULL_DEVICE_NAME')})"
 
-    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:
-        with self._turn(alone) as requests, requests.one() as request:
+    def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:
+        with self._turn(exclusive) as requests, requests.one() as request:
             request.infer([pixels], share_inputs=True, share_outputs=True)
             logits, features, last = (request.get_tensor(name).data for name in OUTPUTS)
             return Output(logits.copy(), features.copy(), last.copy() if maps else None)
@@ -65,18 +65,18 @@ class OpenVinoEngine:
         return self._core.compile_model(model, "CPU", options)
 
     @contextmanager
-    def _turn(self, alone: bool) -> Iterator[_Requests]:
+    def _turn(self, exclusive: bool) -> Iterator[_Requests]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._alone)
-            alone = self._alone = alone and not self._calls
+            self._changed.wait_for(lambda: not self._exclusive)
+            exclusive = self._exclusive = exclusive and not self._calls
             self._calls += 1
         try:
-            yield self._whole if alone else self._streams
+            yield self._whole if exclusive else self._streams
         finally:
             with self._changed:
                 self._calls -= 1
-                if alone:
-                    self._alone = False
+                if exclusive:
+                    self._exclusive = False
                     self._changed.notify_all()
 
 

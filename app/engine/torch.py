@@ -60,7 +60,7 @@ class TorchEngine:
             self._free.put(lane)
 
     @torch.inference_mode()
-    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:  # noqa: ARG002
+    def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:  # noqa: ARG002
         lane = self._free.get()
         try:
             with torch.cuda.stream(lane.stream):
@@ -116,10 +116,10 @@ class Sized:
     def __init__(self, network: Run, side: int, device: torch.device) -> None:
         # Graphs that never run at the same time may share their memory.
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._runs = {n: Fixed(network, side, device, n, pool) for n in SIZES}
+        self._watchdog = {n: Fixed(network, side, device, n, pool) for n in SIZES}
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._runs[next(size for size in SIZES if size >= len(pixels))](pixels)
+        return self._watchdog[next(size for size in SIZES if size >= len(pixels))](pixels)
 
 
 class Fixed:

@@ -29,7 +29,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Reference:
+class AnswerProfile:
     """of: what the images were; labels: predicted class → images; review: images that a person must see."""
 
     of: str
@@ -73,7 +73,7 @@ class Counts:
         return Histogram(self._edges, tuple(self._counts), self._sum / max(1, sum(self._counts)))
 
 
-def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> Reference:
+def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> AnswerProfile:
     """names: the classes, all of which are counted. The answers are not kept: there may be millions."""
     labels = dict.fromkeys(names, 0)
     confidence, ood_score = Counts(CONFIDENCE_EDGES), Counts(OOD_EDGES)
@@ -83,7 +83,7 @@ def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> Referen
         confidence.add(one.confidence)
         ood_score.add(one.ood_score)
         review += one.review
-    return Reference(
+    return AnswerProfile(
         of=of,
         n=sum(labels.values()),
         labels=labels,
@@ -93,7 +93,7 @@ def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> Referen
     )
 
 
-def dump(reference: Reference) -> dict[str, Any]:
+def dump(reference: AnswerProfile) -> dict[str, Any]:
     """For JSON; `parse` reads it."""
     return {
         "of": reference.of,
@@ -105,10 +105,10 @@ def dump(reference: Reference) -> dict[str, Any]:
     }
 
 
-def parse(table: Mapping[str, Any], names: Sequence[str]) -> Reference:
+def parse(table: Mapping[str, Any], names: Sequence[str]) -> AnswerProfile:
     """Raises BundleError for what `dump` would not write."""
     try:
-        found = Reference(
+        found = AnswerProfile(
             of=str(table["of"]),
             n=int(table["n"]),
             labels={name: int(table["labels"][name]) for name in names},

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.errors import TooLarge, UndecodableImage
-
-MIB = 2**20
+from app.units import MIB
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
 from app.inference.threads import Worker
-from app.inference.watchdog import Hung, Run, Runs
+from app.inference.watchdog import Hung, Run, Watchdog
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,7 +86,7 @@ class Batcher(Generic[Item, Result]):
         self.capacity = max_queue
         self.workers = workers
         self.bulk_batch = bulk_batch
-        self._runs = Runs(run, silence_s=silence_s, on_suspicion=on_suspicion)
+        self._watchdog = Watchdog(run, silence_s=silence_s, on_suspicion=on_suspicion)
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
@@ -251,12 +251,12 @@ class Batcher(Generic[Item, Result]):
     async def _run_batch(self, batch: list[Waiting[Item, Result]], worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        alone = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
+        exclusive = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
         bulk = all(entry.bulk for entry in batch)
         self._running += 1
         self._bulk_running += bulk
         try:
-            await self._attempt(batch, alone, worker)
+            await self._attempt(batch, exclusive, worker)
         except BaseException:
             for entry in batch:
                 entry.settle(NotReady("The engine has stopped."))
@@ -271,10 +271,10 @@ class Batcher(Generic[Item, Result]):
         if self._on_batch is not None:
             self._on_batch(stats)
 
-    async def _attempt(self, batch: list[Waiting[Item, Result]], alone: bool, worker: Worker) -> None:
+    async def _attempt(self, batch: list[Waiting[Item, Result]], exclusive: bool, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         try:
-            outcomes = await self._runs.answers(worker, [entry.item for entry in batch], alone)
+            outcomes = await self._watchdog.answers(worker, [entry.item for entry in batch], exclusive)
         except EngineError as error:
             logger.error("The engine failed on a batch of %d.", len(batch), exc_info=error)
             if len(batch) == 1:

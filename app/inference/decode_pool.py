@@ -21,8 +21,8 @@ import numpy as np
 from app.errors import StartupError, UndecodableImage
 from app.imaging.framing import Cell, Frame
 from app.imaging.limits import check_bytes
-from app.inference.decode_worker import CELL, DEFECT, ERRORS, READY, REPLY, REQUEST, Orders
-from app.inference.threads import Beat
+from app.inference.decode_worker import CELL, DEFECT, ERRORS, READY, REPLY, REQUEST, DecoderConfig
+from app.inference.threads import Heartbeat
 
 Buffer = TypeVar("Buffer", bytearray, memoryview)
 
@@ -47,9 +47,11 @@ class Decoders:
     on_loss: called whenever one is replaced.
     """
 
-    def __init__(self, count: int, orders: Orders, on_loss: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, count: int, config: DecoderConfig, on_loss: Callable[[], object] = lambda: None
+    ) -> None:
         self._count = count
-        self._orders = orders
+        self._config = config
         self._on_loss = on_loss
         self._closed = False
         self._idle: deque[Decoder] = deque()
@@ -57,26 +59,26 @@ class Decoders:
     def open(self) -> None:
         """Raises StartupError. It may be closed meanwhile."""
         for _ in range(self._count):
-            self._return(_forking.decoder(self._orders))
+            self._return(_forking.decoder(self._config))
 
-    def frame(self, data: bytes, beat: Beat = lambda: None) -> Cell:
+    def frame(self, data: bytes, heartbeat: Heartbeat = lambda: None) -> Cell:
         """What `decode` and `frame_cell` make of it; raises what they raise.
 
         UndecodableImage also where the picture ends its decoder, or takes longer than its patience.
-        beat: called at least every SLICE_S.
+        heartbeat: called at least every SLICE_S.
         """
-        check_bytes(data, self._orders.limits)
+        check_bytes(data, self._config.limits)
         for _ in range(ATTEMPTS):
-            decoder = self._idle.pop() if self._idle else _forking.decoder(self._orders)
+            decoder = self._idle.pop() if self._idle else _forking.decoder(self._config)
             try:
-                return decoder.frame(data, beat)
+                return decoder.frame(data, heartbeat)
             except Lost as lost:
                 logger.error("a decoder %s and is replaced", "took too long" if lost.late else "ended")
                 self._on_loss()
                 decoder.close()
-                decoder = _forking.decoder(self._orders)
+                decoder = _forking.decoder(self._config)
                 if lost.late:
-                    patience_s = self._orders.patience_s
+                    patience_s = self._config.patience_s
                     raise UndecodableImage(
                         f"the image takes longer than {patience_s:g} s to decode"
                     ) from None
@@ -99,10 +101,10 @@ class Decoders:
 class Decoder:
     """One process, by its socket; for one thread at a time."""
 
-    def __init__(self, connection: socket.socket, orders: Orders) -> None:
+    def __init__(self, connection: socket.socket, config: DecoderConfig) -> None:
         self._connection = connection
-        self._size = orders.preprocessing.size
-        self._patience_s = orders.patience_s
+        self._size = config.preprocessing.size
+        self._patience_s = config.patience_s
         # Blocking, with the kernel's own timeouts: then an answer wakes this thread once, not once a piece.
         for option, seconds in (
             (socket.SO_RCVTIMEO, min(SLICE_S, self._patience_s / 4)),
@@ -110,26 +112,26 @@ class Decoder:
         ):
             connection.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
 
-    def frame(self, data: bytes, beat: Beat) -> Cell:
+    def frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
         """Raises Lost, and what `decode` raises."""
         began = time.monotonic()
         until = began + self._patience_s + MARGIN_S
         try:
             self._connection.sendall(REQUEST.pack(len(data)) + data)
-            head = self._receive(bytearray(REPLY.size), until, beat)
+            head = self._receive(bytearray(REPLY.size), until, heartbeat)
             kind, left, top, width, height, nucleus, length = REPLY.unpack(head)
             if kind == CELL:
                 pixels = np.empty((self._size, self._size, 3), np.uint8)
-                self._receive(pixels.data.cast("B"), until, beat)
+                self._receive(pixels.data.cast("B"), until, heartbeat)
                 return Cell(pixels, Frame(left, top, width, height, nucleus))
-            words = self._receive(bytearray(length), until, beat).decode()
+            words = self._receive(bytearray(length), until, heartbeat).decode()
         except (OSError, EOFError):
             raise Lost(late=time.monotonic() - began > self._patience_s) from None
         if kind == DEFECT:
             raise RuntimeError(words)
         raise ERRORS[kind - 1](words)
 
-    def _receive(self, into: Buffer, until: float, beat: Beat) -> Buffer:
+    def _receive(self, into: Buffer, until: float, heartbeat: Heartbeat) -> Buffer:
         view, done = memoryview(into), 0
         while done < len(view):
             try:
@@ -137,7 +139,7 @@ class Decoder:
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise
-                beat()
+                heartbeat()
             else:
                 if not got:
                     raise EOFError
@@ -165,14 +167,14 @@ class ForkServer:
             if self._control is None:
                 self._start()
 
-    def decoder(self, orders: Orders) -> Decoder:
+    def decoder(self, config: DecoderConfig) -> Decoder:
         """Raises StartupError."""
         with self._lock, self._starting():
             if self._control is not None:
                 with suppress(OSError, EOFError):
-                    return Decoder(self._fork(self._control, orders), orders)
+                    return Decoder(self._fork(self._control, config), config)
                 self._end()
-            return Decoder(self._fork(self._start(), orders), orders)
+            return Decoder(self._fork(self._start(), config), config)
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
@@ -197,10 +199,10 @@ class ForkServer:
         atexit.register(self._end)
         return ours
 
-    def _fork(self, control: socket.socket, orders: Orders) -> socket.socket:
+    def _fork(self, control: socket.socket, config: DecoderConfig) -> socket.socket:
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(control, [orders.dump()], [theirs.fileno()])
+            socket.send_fds(control, [config.dump()], [theirs.fileno()])
         _await(ours)
         return ours
 

@@ -30,7 +30,7 @@ from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
 
-ORDERS_BYTES = 4096  # at most, of the message that comes with a descriptor
+CONFIG_BYTES = 4096  # at most, of the message that comes with a descriptor
 REQUEST = struct.Struct("=I")  # how long the picture is that follows
 # What it is; the frame: left, top, width, height, nucleus; how long what follows is.
 REPLY = struct.Struct("=B4d?I")
@@ -44,7 +44,7 @@ ERRORS: tuple[type[LeukoError], ...] = (
 
 
 @dataclass(frozen=True)
-class Orders:
+class DecoderConfig:
     """What a decoder is told once; patience_s: for one picture, after which it ends itself."""
 
     limits: ImageLimits
@@ -55,7 +55,7 @@ class Orders:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def load(cls, text: bytes) -> Orders:
+    def load(cls, text: bytes) -> DecoderConfig:
         found = json.loads(text)
         return cls(
             ImageLimits(**found["limits"]), Preprocessing(**found["preprocessing"]), found["patience_s"]
@@ -74,24 +74,24 @@ def main() -> int:
     try:
         control.sendall(READY)
         while True:
-            text, descriptors, _, _ = socket.recv_fds(control, ORDERS_BYTES, 1)
+            text, descriptors, _, _ = socket.recv_fds(control, CONFIG_BYTES, 1)
             if not text:
                 return 0
             if os.fork() == 0:
                 control.close()
                 os.dup2(silence, 2)  # libtiff complains there of broken pictures
-                run(socket.socket(fileno=descriptors[0]), Orders.load(text))
+                run(socket.socket(fileno=descriptors[0]), DecoderConfig.load(text))
             os.close(descriptors[0])
     except ConnectionError:  # the service has ended without reading READY
         return 0
 
 
-def run(connection: socket.socket, orders: Orders) -> NoReturn:
+def run(connection: socket.socket, config: DecoderConfig) -> NoReturn:
     status = 1
     try:
         confine()
         connection.sendall(READY)
-        serve(connection, orders)
+        serve(connection, config)
         status = 0
     except BrokenPipeError:
         status = 0
@@ -125,7 +125,7 @@ class NoImports:
         raise RuntimeError(f"a decoder wants to import {name}: rehearse() must")
 
 
-def serve(connection: socket.socket, orders: Orders) -> None:
+def serve(connection: socket.socket, config: DecoderConfig) -> None:
     """One answer for each picture that comes, until the other end closes."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends C code too
     while True:
@@ -133,17 +133,17 @@ def serve(connection: socket.socket, orders: Orders) -> None:
         if not head:
             return
         data = receive(connection, *REQUEST.unpack(head))
-        signal.setitimer(signal.ITIMER_REAL, orders.patience_s)
-        reply = answer(bytes(data), orders)
+        signal.setitimer(signal.ITIMER_REAL, config.patience_s)
+        reply = answer(bytes(data), config)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for part in reply:
             connection.sendall(part)
 
 
-def answer(data: bytes, orders: Orders) -> Sequence[bytes | memoryview]:
+def answer(data: bytes, config: DecoderConfig) -> Sequence[bytes | memoryview]:
     """Head and body of the reply."""
     try:
-        cell = frame_cell(decode(data, orders.limits), orders.preprocessing)
+        cell = frame_cell(decode(data, config.limits), config.preprocessing)
     except ERRORS as error:
         return _words(1 + ERRORS.index(type(error)), error.detail)
     except Exception:  # a defect of ours: it is told to who asked, and raised there

@@ -8,25 +8,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from app.archives.sources import Source
+from app.archives.images import StoredImage
 from app.engine.classifier import Classifier
 from app.errors import LeukoError
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from app.imaging.limits import ImageLimits
-from app.inference.pipeline import Answer, FramePicture, Picture, Pipeline
+from app.inference.pipeline import Answer, FrameImage, InferenceItem, Pipeline
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of one image."""
 
-    source: Source
+    source: StoredImage
     answer: Answer | LeukoError
 
 
 def classify(
-    classifier: Classifier, sources: Iterable[Source], limits: ImageLimits, workers: int = 0
+    classifier: Classifier, sources: Iterable[StoredImage], limits: ImageLimits, workers: int = 0
 ) -> Iterator[Outcome]:
     """One outcome a source, in order."""
     preprocessing = classifier.bundle.preprocessing
@@ -36,16 +36,16 @@ def classify(
 
 
 def run(
-    classifier: Classifier, sources: Iterable[Source], frame: FramePicture, workers: int = 0
+    classifier: Classifier, sources: Iterable[StoredImage], frame: FrameImage, workers: int = 0
 ) -> Iterator[Outcome]:
     """As `classify`, decoded by `frame`; each worker has a batch, and the next one is ready for it."""
     pipeline = Pipeline(classifier, frame)
     workers = workers or classifier.engine.workers
     remaining = iter(sources)
-    ahead: deque[tuple[list[Source], Future[list[Answer | LeukoError]]]] = deque()
+    ahead: deque[tuple[list[StoredImage], Future[list[Answer | LeukoError]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(islice(remaining, classifier.engine.batch)):
-            pictures = [Picture(source.read) for source in batch]
+            pictures = [InferenceItem(source.read) for source in batch]
             ahead.append((batch, pool.submit(pipeline.run, pictures)))
             if len(ahead) > 2 * workers:
                 yield from _outcomes(*ahead.popleft())
@@ -53,6 +53,6 @@ def run(
             yield from _outcomes(*ahead.popleft())
 
 
-def _outcomes(batch: Sequence[Source], answers: Future[list[Answer | LeukoError]]) -> Iterator[Outcome]:
+def _outcomes(batch: Sequence[StoredImage], answers: Future[list[Answer | LeukoError]]) -> Iterator[Outcome]:
     for source, answer in zip(batch, answers.result(), strict=True):
         yield Outcome(source, answer)

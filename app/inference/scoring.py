@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from app.archives.sources import Source
+from app.archives.images import StoredImage
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
 from app.inference.service import Service
@@ -49,7 +49,7 @@ class Scored:
 
 async def score(
     service: Service,
-    sources: Sequence[Source],
+    sources: Sequence[StoredImage],
     groups: Sequence[str] | None,
     progress: Progress,
     *,
@@ -88,7 +88,7 @@ async def score(
 
 def judge(
     names: Sequence[str],
-    sources: Sequence[Source],
+    sources: Sequence[StoredImage],
     groups: Sequence[str] | None,
     probabilities: NDArray[np.float64],
     failures: dict[int, LeukoError],

@@ -14,20 +14,20 @@ from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
 from app.imaging.limits import ImageLimits
 from app.inference.batcher import Batcher
 from app.inference.decode_pool import Decoders
-from app.inference.decode_worker import Orders
-from app.inference.pipeline import Answer, Picture, Pipeline, untimed
+from app.inference.decode_worker import DecoderConfig
+from app.inference.pipeline import Answer, InferenceItem, Pipeline, untimed
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
 from app.observability.stages import Stages, current
 from app.settings import Settings
+from app.units import MIB
 
 logger = logging.getLogger(__name__)
 
-MIB = 2**20
-Hear = Callable[[bytes, Answer], object]
+OnAnswer = Callable[[bytes, Answer], object]
 
 
-def nobody(_image: bytes, _answer: Answer) -> None:
+def ignore_answer(_image: bytes, _answer: Answer) -> None:
     """Hears of an answer and makes nothing of it."""
 
 
@@ -36,9 +36,9 @@ class Service:
     settings: Settings
     telemetry: Telemetry
     classifier: Classifier
-    batcher: Batcher[Picture, Answer]
+    batcher: Batcher[InferenceItem, Answer]
     decoders: Decoders
-    hear: Hear
+    on_answer: OnAnswer
 
     @classmethod
     async def start(
@@ -47,19 +47,21 @@ class Service:
         telemetry: Telemetry,
         classifier: Classifier,
         on_suspicion: Callable[[], object],
-        hear: Hear,
+        on_answer: OnAnswer,
         *,
         counted: bool = True,
     ) -> Service:
         """on_suspicion: called when the engine has failed several times, one after another.
 
-        hear: of each answer of `classify`; counted: its runs are in the metrics.
+        on_answer: of each answer of `classify`; counted: its runs are in the metrics.
         """
         workers = worker_count(settings, classifier)
-        orders = Orders(image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s)
-        decoders = Decoders(workers, orders, telemetry.count_decoder_loss)
+        config = DecoderConfig(
+            image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s
+        )
+        decoders = Decoders(workers, config, telemetry.count_decoder_loss)
         pipeline = Pipeline(classifier, decoders.frame, telemetry.stage if counted else untimed)
-        batcher: Batcher[Picture, Answer] = Batcher(
+        batcher: Batcher[InferenceItem, Answer] = Batcher(
             pipeline.run,
             workers=workers,
             max_batch=batch_size(settings, classifier),
@@ -74,7 +76,7 @@ class Service:
         except BaseException:  # a service that is stopped while it starts keeps no process
             decoders.close()
             raise
-        return cls(settings, telemetry, classifier, batcher, decoders, hear)
+        return cls(settings, telemetry, classifier, batcher, decoders, on_answer)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -106,14 +108,14 @@ class Service:
         deadline: on the loop's clock.
         """
         stages = current.get()
-        pictures = [Picture(image.__bytes__, cam, stages) for image in images]
-        answers = await self.batcher.submit_many(pictures, deadline=deadline)
+        items = [InferenceItem(image.__bytes__, cam, stages) for image in images]
+        answers = await self.batcher.submit_many(items, deadline=deadline)
         for image, answer in zip(images, answers, strict=True):
             if isinstance(answer, LeukoError):
                 self.telemetry.count_image(answer.code)
             else:
                 self.telemetry.count_image()
-                self.hear(image, answer)
+                self.on_answer(image, answer)
         return answers
 
     async def classify_bulk(
@@ -126,8 +128,8 @@ class Service:
         """
         sources = [_Source(read) for read in reads]
         stages = current.get()
-        pictures = [Picture(source.read, stages=stages) for source in sources]
-        outcomes = await self.batcher.submit_many(pictures, deadline=deadline, bulk=True)
+        items = [InferenceItem(source.read, stages=stages) for source in sources]
+        outcomes = await self.batcher.submit_many(items, deadline=deadline, bulk=True)
         return [self._settle(source, outcome) for source, outcome in zip(sources, outcomes, strict=True)]
 
     def _settle(self, source: _Source, outcome: Answer | LeukoError) -> Prediction | LeukoError:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
-Beat = Callable[[], object]  # what long work calls now and then, to say that it goes on
+Heartbeat = Callable[[], object]  # what long work calls now and then, to say that it goes on
 
 
 class Worker:

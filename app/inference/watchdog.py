@@ -9,21 +9,21 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from app.errors import EngineError, LeukoError
-from app.inference.threads import Beat, Worker
+from app.inference.threads import Heartbeat, Worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SUSPICIOUS = 8  # runs that fail one after another
 
-Run = Callable[[list[Item], bool, Beat], Sequence[Result | LeukoError]]
+Run = Callable[[list[Item], bool, Heartbeat], Sequence[Result | LeukoError]]
 
 
 class Hung(Exception):
     """A run gave no sign of life for too long."""
 
 
-class Runs(Generic[Item, Result]):
+class Watchdog(Generic[Item, Result]):
     """`run` may be silent for silence_s; `on_suspicion` hears of SUSPICIOUS runs without any answer."""
 
     def __init__(
@@ -34,24 +34,24 @@ class Runs(Generic[Item, Result]):
         self._on_suspicion = on_suspicion
         self._failures = 0
 
-    async def answers(self, worker: Worker, items: list[Item], alone: bool) -> list[Result | LeukoError]:
+    async def answers(self, worker: Worker, items: list[Item], exclusive: bool) -> list[Result | LeukoError]:
         """One a item, in order; raises EngineError, and Hung, after which the worker is of no use."""
         heard = time.monotonic()
 
-        def beat() -> None:
+        def heartbeat() -> None:
             nonlocal heard
             heard = time.monotonic()
 
-        answers = worker.run(lambda: self._answer(items, alone, beat))
+        answers = worker.run(lambda: self._answer(items, exclusive, heartbeat))
         while (left := heard + self._silence_s - time.monotonic()) > 0:
             done, _ = await asyncio.wait([answers], timeout=None if left == math.inf else left)
             if done:
                 return self._judge(answers, len(items))
         raise Hung(f"The engine was silent for {self._silence_s:g} s on a batch of {len(items)}.")
 
-    def _answer(self, items: list[Item], alone: bool, beat: Beat) -> list[Result | LeukoError]:
+    def _answer(self, items: list[Item], exclusive: bool, heartbeat: Heartbeat) -> list[Result | LeukoError]:
         try:
-            outcomes = list(self._run(items, alone, beat))
+            outcomes = list(self._run(items, exclusive, heartbeat))
         except BaseException as error:  # what ends a thread must not end more than its own batch
             raise EngineError("The engine failed on this image.") from error
         if len(outcomes) != len(items):

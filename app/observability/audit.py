@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 MOST_KEPT = 10_000
 
 
-class Audit:
+class AuditLog:
     """A file that is moved away, as logrotate does, is begun anew. Lines that it does not take are kept.
 
     While any is kept, `failing` is true: then no work should be taken. Of MOST_KEPT lines and more, refusals

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from app.engine.bundle import CLASSES
 from app.errors import BundleError, Unusable
-from app.evaluation.answer_profile import Histogram, Reference, Seen, parse
+from app.evaluation.answer_profile import AnswerProfile, Histogram, Seen, parse
 
 SHIFTED = 0.1  # of a stability index, by the convention of credit scoring (Siddiqi 2006)
 DRIFTED = 0.25
@@ -96,7 +96,7 @@ class Shift:
         return "shifted" if self.index <= max(DRIFTED, self.chance) else "drifted"
 
 
-def compare(reference: Reference, found: Reference) -> list[Shift]:
+def compare(reference: AnswerProfile, found: AnswerProfile) -> list[Shift]:
     """Each class against all others, all classes together, confidence, distance and review."""
     old, new = reference.labels, found.labels
     return [
@@ -134,7 +134,7 @@ def chance(bins: int, expected: int, found: int) -> float:
     return float(chdtri(bins - 1, CHANCE)) * (1 / expected + 1 / found)
 
 
-def read_reference(path: Path) -> Reference:
+def read_reference(path: Path) -> AnswerProfile:
     """What `leuko drift --save` wrote. Raises BundleError."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")), CLASSES)

@@ -29,7 +29,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, Reference
+from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, AnswerProfile
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 REFRESH_S = 1.0  # how old another process's gauges may be
@@ -150,7 +150,7 @@ class Telemetry:
         for model in self._models:
             self.model.labels(*model).set(model in models)
 
-    def describe_reference(self, reference: Reference | None, labels: Sequence[str]) -> None:
+    def describe_reference(self, reference: AnswerProfile | None, labels: Sequence[str]) -> None:
         """What answers are expected to be like; NaN where that is not known."""
         for label in labels:
             self.predictions.labels(label)  # from 0, for Prometheus does not count what a series begins with

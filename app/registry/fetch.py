@@ -21,11 +21,12 @@ from app.engine.bundle import FILES
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
 from app.settings import Settings
+from app.units import GIB, MIB
 
 CONFIG = "config.json"
 DRAFT = "fetching-"
 PATIENCE_S = 60.0  # without a byte
-CHUNK = 2**20
+CHUNK = MIB
 DAY_S = 86_400.0
 PIN = re.compile(r"sha256=([0-9a-f]{64})")
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 class Bounds:
     """Of what comes by https: of one file, and of a whole bundle, however slowly it drips."""
 
-    most_bytes: int = 2**30
+    most_bytes: int = GIB
     seconds: float = 1800.0
 
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from app.errors import StartupError, UnknownModel
 from app.inference.service import Service
-from app.registry.model_runner import Runner
-from app.registry.models_file import Entry
+from app.registry.model_runner import ModelRunner
+from app.registry.models_file import ModelEntry
 
 
 @dataclass(frozen=True)
 class Place:
     """What a runner was made for; bundles of one address but other files are others."""
 
-    entry: Entry
+    entry: ModelEntry
     config_sha256: str | None
     default: bool
 
@@ -28,23 +28,23 @@ class Lineup:
     Empty until all are loaded; then alone may it be asked for a model, or for room.
     """
 
-    places: tuple[tuple[Place, Runner], ...] = ()
+    places: tuple[tuple[Place, ModelRunner], ...] = ()
 
     @property
-    def runners(self) -> list[Runner]:
+    def runners(self) -> list[ModelRunner]:
         return [runner for _, runner in self.places]
 
     @property
-    def answering(self) -> list[Runner]:
+    def answering(self) -> list[ModelRunner]:
         return [runner for place, runner in self.places if not place.entry.shadow]
 
     @property
-    def shadows(self) -> dict[Runner, float]:
+    def shadows(self) -> dict[ModelRunner, float]:
         """With their shares."""
         return {runner: place.entry.shadow for place, runner in self.places if place.entry.shadow}
 
     @property
-    def default(self) -> Runner:
+    def default(self) -> ModelRunner:
         return self.answering[0]
 
     @property
@@ -74,7 +74,7 @@ class Lineup:
         with self.find(name, version).use() as service:
             yield service
 
-    def find(self, name: str | None = None, version: str | None = None) -> Runner:
+    def find(self, name: str | None = None, version: str | None = None) -> ModelRunner:
         """The first of the name, where no version is given. Raises UnknownModel."""
         if name is None:
             return self.default
@@ -89,5 +89,5 @@ class Lineup:
     def versions(self, name: str) -> list[str]:
         return [runner.bundle.version for runner in self.answering if runner.bundle.name == name]
 
-    def at(self, place: Place) -> Runner | None:
+    def at(self, place: Place) -> ModelRunner | None:
         return dict(self.places).get(place)

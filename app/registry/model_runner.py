@@ -11,7 +11,7 @@ from app.engine.bundle import Bundle
 from app.engine.classifier import Classifier
 from app.errors import BundleError, NotReady, StartupError
 from app.inference.decode_pool import prepare
-from app.inference.service import Hear, Service, batch_size, nobody
+from app.inference.service import OnAnswer, Service, batch_size, ignore_answer
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
 from app.settings import Settings
@@ -28,11 +28,13 @@ RESTARTS = 3  # within RESTARTS_S; with one more the runner gives up
 RESTARTS_S = 3600.0
 
 
-class Runner:
-    """on_faltering: asked whenever its engine has failed: shall it be started again?
+class ModelRunner:
+    """Keep one bundle loaded and warm; restart its engine when it fails.
 
-    on_failure: called with the error, once it gives up; hear: of each image's answer; counted: its runs and
-    restarts are in the metrics.
+    on_engine_failed: called when the engine has failed; returns whether to restart it.
+    on_failure: called with the error when the runner gives up.
+    on_answer: called with each image and its answer.
+    counted: whether its runs and restarts are in the metrics.
     """
 
     def __init__(
@@ -41,18 +43,18 @@ class Runner:
         telemetry: Telemetry,
         load: Load,
         *,
-        on_faltering: Callable[[Runner], bool],
-        on_failure: Callable[[Runner, Exception], object],
-        hear: Hear = nobody,
+        on_engine_failed: Callable[[ModelRunner], bool],
+        on_failure: Callable[[ModelRunner, Exception], object],
+        on_answer: OnAnswer = ignore_answer,
         counted: bool = True,
     ) -> None:
         self.settings = settings
         self._obstacle: str | None = LOADING
         self._telemetry = telemetry
         self._load = load
-        self.on_faltering = on_faltering
+        self.on_engine_failed = on_engine_failed
         self.on_failure = on_failure
-        self._hear = hear
+        self._on_answer = on_answer
         self._counted = counted
         self._service: Service | None = None
         self._suspected = asyncio.Event()
@@ -125,7 +127,7 @@ class Runner:
                 await self._failure(service)
                 service.decoders.close()
                 self._obstacle = RESTARTING
-                if not self.on_faltering(self):
+                if not self.on_engine_failed(self):
                     return
                 self._count_restart()
                 service = await self._start()
@@ -142,7 +144,12 @@ class Runner:
         if self._service is not None and classifier.bundle.sha256 != self.bundle.sha256:
             raise BundleError(f"{self.settings.bundle} holds another bundle than the one that is served")
         service = await Service.start(
-            self.settings, self._telemetry, classifier, self._suspected.set, self._hear, counted=self._counted
+            self.settings,
+            self._telemetry,
+            classifier,
+            self._suspected.set,
+            self._on_answer,
+            counted=self._counted,
         )
         self._service = service
         self._obstacle = None

@@ -11,14 +11,14 @@ from app.errors import SettingsError
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """shadow: the share of images that it is tried on without answering anybody; 0, and it answers."""
 
     bundle: str
     shadow: float = 0.0
 
 
-def parse_models(text: str) -> tuple[Entry, ...]:
+def parse_models(text: str) -> tuple[ModelEntry, ...]:
     """The first entry is the default. Raises SettingsError."""
     try:
         document = tomllib.loads(text)
@@ -34,7 +34,7 @@ def parse_models(text: str) -> tuple[Entry, ...]:
     return entries
 
 
-def _entry(number: int, table: Any) -> Entry:
+def _entry(number: int, table: Any) -> ModelEntry:
     if not isinstance(table, dict) or not isinstance(table.get("bundle"), str) or not table["bundle"].strip():
         raise SettingsError(f'model {number} needs bundle = "…"')
     if unknown := table.keys() - {"bundle", "shadow"}:
@@ -42,10 +42,10 @@ def _entry(number: int, table: Any) -> Entry:
     shadow = table.get("shadow", False)
     if not isinstance(shadow, bool | int | float) or not 0 <= shadow <= 1:
         raise SettingsError(f"model {number}: shadow is true, or a share of images from 0 to 1")
-    return Entry(table["bundle"].strip(), float(shadow))
+    return ModelEntry(table["bundle"].strip(), float(shadow))
 
 
-def _check(entries: Sequence[Entry]) -> None:
+def _check(entries: Sequence[ModelEntry]) -> None:
     if entries[0].shadow:
         raise SettingsError("model 1 is the default, and no shadow")
     bundles = [entry.bundle for entry in entries]

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import LeukoError, SettingsError, StartupError
-from app.evaluation.answer_profile import Reference
+from app.evaluation.answer_profile import AnswerProfile
 from app.inference.pipeline import Answer
-from app.inference.service import nobody
+from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
 from app.registry.fetch import CONFIG, locate
 from app.registry.lineup import Lineup, Place
-from app.registry.model_runner import LOADING, Load, Runner
-from app.registry.models_file import Entry, parse_models
+from app.registry.model_runner import LOADING, Load, ModelRunner
+from app.registry.models_file import ModelEntry, parse_models
 from app.registry.shadow import Shadow
 from app.settings import NONE, Settings
 from app.watched_file import WatchedFile
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 REREAD_S = 1.0
 
 
-class Models:
+class ModelRegistry:
     """With LEUKO_MODELS the file's, else LEUKO_BUNDLE alone. Shadows answer nobody.
 
     A change is loaded beside what is served, and takes over all at once or not at all. What is served, and
@@ -38,7 +38,7 @@ class Models:
     """
 
     def __init__(
-        self, settings: Settings, telemetry: Telemetry, load: Load, reference: Reference | None = None
+        self, settings: Settings, telemetry: Telemetry, load: Load, reference: AnswerProfile | None = None
     ) -> None:
         """reference: in place of the default bundle's own. Raises SettingsError."""
         self.stale = False
@@ -47,13 +47,13 @@ class Models:
         self._load = load
         self._reference = reference
         self._file = None if settings.models == NONE else WatchedFile(Path(settings.models))
-        self._entries = (Entry(settings.bundle),) if self._file is None else _read_first(self._file)
+        self._entries = (ModelEntry(settings.bundle),) if self._file is None else _read_first(self._file)
         self.served = Lineup()
         self._before = Lineup()  # what has held; empty, and nobody is on probation
         self._until = 0.0  # the probation's end, on the loop's clock
-        self._loaded: set[Runner] = set()  # and not stopped yet
-        self._shadows: dict[Runner, Shadow] = {}
-        self._failures: asyncio.Queue[tuple[Runner, Exception]] = asyncio.Queue()
+        self._loaded: set[ModelRunner] = set()  # and not stopped yet
+        self._shadows: dict[ModelRunner, Shadow] = {}
+        self._failures: asyncio.Queue[tuple[ModelRunner, Exception]] = asyncio.Queue()
         self._ending: set[asyncio.Task[None]] = set()
         self._complaint = ""
 
@@ -117,7 +117,7 @@ class Models:
             if self._before.places and asyncio.get_running_loop().time() >= self._until:
                 self._serve(self.served, Lineup())
 
-    async def _try(self, entries: Sequence[Entry]) -> None:
+    async def _try(self, entries: Sequence[ModelEntry]) -> None:
         try:
             await self._change(entries)
         except Exception as error:  # whatever is wrong with those that are new, those before go on
@@ -129,7 +129,7 @@ class Models:
         logger.error("the models stay as they were: %s", what, exc_info=defect)
         self.stale, self._complaint = True, what
 
-    async def _change(self, entries: Sequence[Entry]) -> None:
+    async def _change(self, entries: Sequence[ModelEntry]) -> None:
         after = await self._prepare(entries)
         new = [runner for runner in after.runners if runner not in self._loaded]
         try:
@@ -148,7 +148,7 @@ class Models:
             self._until = asyncio.get_running_loop().time() + self._settings.probation_s
         self._serve(after, held if unproven else Lineup())
 
-    async def _prepare(self, entries: Iterable[Entry]) -> Lineup:
+    async def _prepare(self, entries: Iterable[ModelEntry]) -> Lineup:
         """Those that are loaded already, and new ones that are not yet."""
         places = []
         for index, entry in enumerate(entries):
@@ -161,18 +161,18 @@ class Models:
             places.append((place, kept))
         return Lineup(tuple(places))
 
-    def _runner(self, place: Place, settings: Settings) -> Runner:
-        return Runner(
+    def _runner(self, place: Place, settings: Settings) -> ModelRunner:
+        return ModelRunner(
             settings,
             self._telemetry,
             self._load,
-            on_faltering=self._is_kept,
+            on_engine_failed=self._is_kept,
             on_failure=self._give_up,
-            hear=self._hear if place.default else nobody,
+            on_answer=self._on_answer if place.default else ignore_answer,
             counted=not place.entry.shadow,
         )
 
-    def _check_sound(self, after: Lineup, new: Sequence[Runner]) -> None:
+    def _check_sound(self, after: Lineup, new: Sequence[ModelRunner]) -> None:
         """Raises StartupError where one of them has failed while another was loaded."""
         kept = {*self.served.runners, *self._before.runners, *new}
         for runner in after.runners:
@@ -189,23 +189,23 @@ class Models:
         for runner in gone:
             self._later(self._end(runner))
 
-    def _is_kept(self, faltering: Runner) -> bool:
+    def _is_kept(self, failed_runner: ModelRunner) -> bool:
         """False where it was on probation, and those before are back."""
         held = self._before.answering
-        on_probation = faltering in self.served.answering and faltering not in held
+        on_probation = failed_runner in self.served.answering and failed_runner not in held
         if not held or not on_probation or any(runner.failed for runner in held):
             return True
         self._complain("the engine of a new one failed, and those before are back")
         self._serve(self._before, Lineup())
         return False
 
-    def _give_up(self, runner: Runner, error: Exception) -> None:
+    def _give_up(self, runner: ModelRunner, error: Exception) -> None:
         if runner in self.served.answering:
             self._failures.put_nowait((runner, error))
         else:  # a shadow, or one that others replace: nobody misses it
             logger.error("a model that answers nobody has failed: %s", error)
 
-    async def _end(self, runner: Runner) -> None:
+    async def _end(self, runner: ModelRunner) -> None:
         try:
             await runner.retire()
         finally:
@@ -216,7 +216,7 @@ class Models:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    def _hear(self, image: bytes, answer: Answer) -> None:
+    def _on_answer(self, image: bytes, answer: Answer) -> None:
         found = answer.prediction
         self._telemetry.observe_prediction(found.label, found.confidence, found.ood_score, found.review)
         for shadow in self._shadows.values():
@@ -239,14 +239,14 @@ class Models:
         return any(not runner.service.batcher.idle for runner in self.served.answering)
 
 
-def _read_first(file: WatchedFile) -> tuple[Entry, ...]:
+def _read_first(file: WatchedFile) -> tuple[ModelEntry, ...]:
     try:
         return _read(file)
     except OSError as error:
         raise SettingsError(_unreadable(file, error)) from None
 
 
-def _read(file: WatchedFile) -> tuple[Entry, ...]:
+def _read(file: WatchedFile) -> tuple[ModelEntry, ...]:
     """Raises SettingsError, OSError."""
     try:
         return parse_models(file.read())

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable
 
 from app.errors import LeukoError
-from app.inference.pipeline import Answer, Picture
+from app.inference.pipeline import Answer, InferenceItem
 from app.observability.metrics import Telemetry
-from app.registry.model_runner import Runner
+from app.registry.model_runner import ModelRunner
+from app.units import MIB
 
 MOST_IMAGES = 256  # waiting, and of bytes:
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 64 * MIB
 PATIENCE_S = 60.0
 BREATH_S = 0.02
 
@@ -20,7 +21,9 @@ BREATH_S = 0.02
 class Shadow:
     """share: of images that it is tried on, the same ones for every shadow; busy: there is other work."""
 
-    def __init__(self, runner: Runner, share: float, telemetry: Telemetry, busy: Callable[[], bool]) -> None:
+    def __init__(
+        self, runner: ModelRunner, share: float, telemetry: Telemetry, busy: Callable[[], bool]
+    ) -> None:
         self._runner = runner
         self._share = share
         self._telemetry = telemetry
@@ -61,7 +64,9 @@ class Shadow:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         try:
             with self._runner.use() as service:
-                found = await service.batcher.submit(Picture(image.__bytes__), deadline=deadline, bulk=True)
+                found = await service.batcher.submit(
+                    InferenceItem(image.__bytes__), deadline=deadline, bulk=True
+                )
         except LeukoError:  # of the shadow alone: the live answer is out
             self._count("failed")
             return

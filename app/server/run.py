@@ -39,14 +39,14 @@ def run(
     listener: socket.socket,
     on_ready: Callable[[Service], object],
     *,
-    patient: bool = False,
+    accept_when_ready: bool = False,
 ) -> int:
     """patient: no connection is accepted before the application is ready."""
     raise_file_limit()
     failures: list[Exception] = []
     app = create_app(settings, load, on_failure=failures.append)
     lifecycle = app.state.lifecycle
-    lifecycle.patient = patient
+    lifecycle.accept_when_ready = accept_when_ready
 
     def ready() -> None:
         # What is loaded by now stays: going through it all, again and again, would hold up requests.

@@ -61,7 +61,7 @@ class Supervisor:
 
     def run(self) -> int:
         for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, self._hear)
+            signal.signal(sig, self._on_answer)
         for slot in range(self._settings.processes):
             self._start(slot)
         announced = False
@@ -78,10 +78,10 @@ class Supervisor:
     def _all_ready(self) -> bool:
         return all(member.ready.is_set() for member in self._members.values())
 
-    def _start(self, slot: int, *, patient: bool = False) -> None:
+    def _start(self, slot: int, *, accept_when_ready: bool = False) -> None:
         ready = get_context("spawn").Event()
         share = cores_of(slot, self._settings.processes)
-        arguments = (self._settings, self._load, self._listener, ready, share, patient)
+        arguments = (self._settings, self._load, self._listener, ready, share, accept_when_ready)
         process = get_context("spawn").Process(target=work, args=arguments, name=f"service-{slot}")
         with _without_interrupts():
             process.start()
@@ -98,13 +98,13 @@ class Supervisor:
             return
         if member.ready.is_set() or any(other.ready.is_set() for other in self._members.values()):
             logger.error("process %d ended with %s and is replaced", process.pid, process.exitcode)
-            self._start(slot, patient=True)
+            self._start(slot, accept_when_ready=True)
         else:
             logger.critical("process %d could not start", process.pid)
             self._status = 1
             self._stop()
 
-    def _hear(self, sig: int, _: FrameType | None) -> None:
+    def _on_answer(self, sig: int, _: FrameType | None) -> None:
         if self._stopping:
             for member in self._members.values():
                 member.process.kill()
@@ -118,7 +118,12 @@ class Supervisor:
 
 
 def work(
-    settings: Settings, load: Load, listener: socket.socket, ready: Event, share: Sequence[int], patient: bool
+    settings: Settings,
+    load: Load,
+    listener: socket.socket,
+    ready: Event,
+    share: Sequence[int],
+    accept_when_ready: bool,
 ) -> None:
     """One service, in a process of its own."""
     Thread(target=_end_with_parent, name="orphanage", daemon=True).start()
@@ -127,7 +132,7 @@ def work(
     elif settings.threads == 0:
         settings = replace(settings, threads=len(share))
     configure_logging(settings)
-    sys.exit(run(settings, load, listener, lambda _: ready.set(), patient=patient))
+    sys.exit(run(settings, load, listener, lambda _: ready.set(), accept_when_ready=accept_when_ready))
 
 
 def cores_of(slot: int, processes: int) -> list[int]:

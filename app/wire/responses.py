@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from app.archives.sources import Source
+from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
 from app.errors import BadLabels
 from app.evaluation.differential_count import LEVEL, count, fingerprint
@@ -111,7 +111,7 @@ def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
 
 
 def evaluation(
-    request_id: str, bundle: Bundle, sources: Sequence[Source], scored: Scored, progress: Progress
+    request_id: str, bundle: Bundle, sources: Sequence[StoredImage], scored: Scored, progress: Progress
 ) -> Evaluation:
     mistakes = [
         Mistake(

@@ -7,7 +7,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import pytest
 
-from app.archives.labelled_archive import ArchiveLimits, Entry, LabelledArchive, open_archive
+from app.archives.labelled_archive import ArchiveEntry, ArchiveLimits, LabelledArchive, open_archive
 from app.errors import BadArchive, TooLarge, UndecodableImage
 from tests.pictures import real
 from tests.zips import DIRECTORY, LABELS, declare, pack, patch
@@ -85,7 +85,7 @@ def test_entries_may_be_read_in_any_order_and_from_several_threads() -> None:
 def test_the_file_is_closed_with_the_archive() -> None:
     file = io.BytesIO(pack({"monocyte/a.png": b"1"}))
     with open_archive(file, LABELS) as archive:
-        assert archive.entries == [Entry("monocyte/a.png", 2)]
+        assert archive.entries == [ArchiveEntry("monocyte/a.png", 2)]
     assert file.closed
 
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from app.archives.sources import Source
+from app.archives.images import StoredImage
 from app.cli.console import MOST_LINES, left_out, predictions_table, printable, track
 from app.engine.bundle import CLASSES
 from app.engine.classifier import Prediction
@@ -15,7 +15,9 @@ from app.inference.pipeline import Answer
 
 
 def outcomes(count: int) -> list[Outcome]:
-    return [Outcome(Source(f"{number}.png", bytes), UndecodableImage("broken")) for number in range(count)]
+    return [
+        Outcome(StoredImage(f"{number}.png", bytes), UndecodableImage("broken")) for number in range(count)
+    ]
 
 
 def test_names_cannot_command_the_terminal() -> None:
@@ -41,7 +43,7 @@ def test_a_table_of_predictions_keeps_names_and_numbers_whole_in_eighty_columns(
     prediction = Prediction("neutrophil", 0.9, (0.02, 0.03, 0.05, 0.9), 2.5, ("out_of_distribution",))
     answer = Answer("0" * 64, Frame(0, 0, 1, 1, nucleus=True), prediction)
     file = io.StringIO()
-    shown = predictions_table([Outcome(Source("cell17.png", bytes), answer)], CLASSES)
+    shown = predictions_table([Outcome(StoredImage("cell17.png", bytes), answer)], CLASSES)
     Console(file=file, width=80).print(shown)
     for text in ("cell17.png", "neutrophil", "0.020", "0.900", "2.50", "distribution"):
         assert text in file.getvalue()

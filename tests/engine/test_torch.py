@@ -77,11 +77,11 @@ def test_more_images_than_a_batch_are_answered_in_order(bundle: Bundle) -> None:
     together = engine.infer(images, maps=True)
     assert together.maps is not None
     for index in (0, engine.batch, len(images) - 1):
-        alone = engine.infer(images[index : index + 1], maps=True)
-        assert alone.maps is not None
-        assert np.allclose(together.logits[index], alone.logits[0], atol=1e-4)
-        assert np.allclose(together.features[index], alone.features[0], atol=1e-4)
-        assert np.allclose(together.maps[index], alone.maps[0], atol=1e-4)
+        exclusive = engine.infer(images[index : index + 1], maps=True)
+        assert exclusive.maps is not None
+        assert np.allclose(together.logits[index], exclusive.logits[0], atol=1e-4)
+        assert np.allclose(together.features[index], exclusive.features[0], atol=1e-4)
+        assert np.allclose(together.maps[index], exclusive.maps[0], atol=1e-4)
 
 
 def test_several_threads_get_each_their_own_answers(bundle: Bundle) -> None:
@@ -96,10 +96,10 @@ def test_several_threads_get_each_their_own_answers(bundle: Bundle) -> None:
 class Refusing:
     """A network that says whether another could be prepared meanwhile, and does not go to a GPU."""
 
-    alone: bool | None = None
+    exclusive: bool | None = None
 
     def to(self, _: torch.device) -> None:
-        self.alone = PREPARING.locked()
+        self.exclusive = PREPARING.locked()
         raise RuntimeError("no GPU is wanted here")
 
 
@@ -108,7 +108,7 @@ def test_one_model_is_prepared_for_a_gpu_at_a_time_and_one_that_fails_stops_no_o
         network = Refusing()
         with pytest.raises(RuntimeError, match="no GPU is wanted"):
             prepare(cast(ResNet18, network), 224)
-        assert network.alone
+        assert network.exclusive
 
 
 @pytest.mark.gpu

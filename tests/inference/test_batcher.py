@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
 from app.inference.batcher import QUIET_S, Batcher, BatchStats
-from app.inference.threads import Beat
+from app.inference.threads import Heartbeat
 
 Outcomes = list[str | LeukoError]
 PATIENCE_S = 30
@@ -23,16 +23,16 @@ class FakeEngine:
 
     def __init__(self, *, held: bool = False, poison: Iterable[str] = ()) -> None:
         self.batches: list[list[str]] = []
-        self.alone: list[bool] = []
+        self.exclusive: list[bool] = []
         self.poison = set(poison)
         self._busy = threading.Semaphore(0)
         self._go = threading.Event()
         if not held:
             self._go.set()
 
-    def run(self, items: list[str], alone: bool, _: Beat) -> Outcomes:
+    def run(self, items: list[str], exclusive: bool, _: Heartbeat) -> Outcomes:
         self.batches.append(items)
-        self.alone.append(alone)
+        self.exclusive.append(exclusive)
         self._busy.release()
         assert self._go.wait(PATIENCE_S)
         if self.poison.intersection(items):
@@ -176,7 +176,7 @@ def test_a_run_is_alone_only_when_nothing_else_runs_or_waits() -> None:
             await batcher.submit("fourth", bulk=True)
             await batcher.submit_many(["fifth", "sixth"])
         assert sorted(engine.batches[4:]) == [["fifth"], ["sixth"]]
-        assert engine.alone == [True, False, True, True, False, False]
+        assert engine.exclusive == [True, False, True, True, False, False]
 
     run(scenario())
 
@@ -271,7 +271,7 @@ def test_a_poisonous_item_fails_alone_and_its_fifteen_neighbours_are_answered() 
 
 def test_an_error_given_for_one_item_is_raised_to_its_caller_only() -> None:
     async def scenario() -> None:
-        def run_partly(items: list[str], _: bool, __: Beat) -> Outcomes:
+        def run_partly(items: list[str], _: bool, __: Heartbeat) -> Outcomes:
             return [EngineError("not a number") if item == "bad" else item for item in items]
 
         batcher: Batcher[str, str] = Batcher(run_partly, max_batch=4, max_queue=4)
@@ -381,8 +381,8 @@ def test_answers_made_before_the_deadline_are_kept_when_the_rest_of_a_request_is
     async def scenario() -> None:
         engine = FakeEngine()
 
-        def run_then_hold(items: list[str], alone: bool, beat: Beat) -> Outcomes:
-            answers = engine.run(items, alone, beat)
+        def run_then_hold(items: list[str], exclusive: bool, heartbeat: Heartbeat) -> Outcomes:
+            answers = engine.run(items, exclusive, heartbeat)
             engine.hold()
             return answers
 

@@ -18,14 +18,14 @@ from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
 from app.inference.decode_pool import Decoders, ForkServer
-from app.inference.decode_worker import READY, REQUEST, Orders, receive
+from app.inference.decode_worker import READY, REQUEST, DecoderConfig, receive
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests.pictures import encode, picture
 from tests.running import linux, runs_decoder, wait_until
 
 LIMITS = ImageLimits(max_bytes=300_000, max_pixels=100_000)
-ORDERS = Orders(LIMITS, Preprocessing(), patience_s=30)
+ORDERS = DecoderConfig(LIMITS, Preprocessing(), patience_s=30)
 LARGE = ImageLimits(max_bytes=10**8, max_pixels=10**8)
 SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # to decode: some tenths of a second
 
@@ -72,7 +72,7 @@ def test_an_error_is_the_same_as_from_this_process(
 
 
 def test_a_defect_is_raised_with_the_place_where_it_is() -> None:
-    decoders = Decoders(1, Orders(LIMITS, Preprocessing(size=-1), 30))
+    decoders = Decoders(1, DecoderConfig(LIMITS, Preprocessing(size=-1), 30))
     with pytest.raises(RuntimeError, match="in frame_cell"):
         decoders.frame(encode(picture(), "PNG"))
     decoders.close()
@@ -95,7 +95,7 @@ def test_what_is_closed_before_it_has_opened_keeps_no_process() -> None:
 @linux
 def test_one_that_is_at_work_when_they_are_closed_ends_too() -> None:
     others = decoding()
-    decoders = Decoders(1, Orders(LARGE, Preprocessing(), patience_s=0.4))
+    decoders = Decoders(1, DecoderConfig(LARGE, Preprocessing(), patience_s=0.4))
     beats = 0
 
     def close() -> None:
@@ -116,7 +116,7 @@ def test_one_that_takes_too_long_ends_itself() -> None:
         assert receive(ours, 1) == READY
         mine, its = socket.socketpair()
         with mine:
-            socket.send_fds(ours, [Orders(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
+            socket.send_fds(ours, [DecoderConfig(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
             its.close()
             assert receive(mine, 1) == READY
             mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)

@@ -13,7 +13,7 @@ from app.errors import EngineError, LeukoError, TooLarge, UndecodableImage, Unus
 from app.imaging.decode import decode
 from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.limits import DEFAULT_LIMITS, ImageLimits
-from app.inference.pipeline import Answer, FramePicture, Picture, Pipeline
+from app.inference.pipeline import Answer, FrameImage, InferenceItem, Pipeline
 from tests.fake_classifier import NAN, FakeClassifier, png
 
 
@@ -21,13 +21,13 @@ def pipeline(classifier: FakeClassifier, limits: ImageLimits = DEFAULT_LIMITS) -
     return Pipeline(cast(Classifier, classifier), framing(limits))
 
 
-def framing(limits: ImageLimits = DEFAULT_LIMITS) -> FramePicture:
+def framing(limits: ImageLimits = DEFAULT_LIMITS) -> FrameImage:
     preprocessing = Preprocessing(framing="whole", white_point=False)
     return lambda data, _: frame_cell(decode(data, limits), preprocessing)
 
 
-def pictures(*images: bytes) -> list[Picture]:
-    return [Picture(partial(bytes, image)) for image in images]
+def pictures(*images: bytes) -> list[InferenceItem]:
+    return [InferenceItem(partial(bytes, image)) for image in images]
 
 
 def label(found: Answer | LeukoError) -> str:
@@ -45,7 +45,9 @@ def test_a_picture_over_the_limits_or_that_cannot_be_read_stands_in_its_place() 
     def refuse() -> bytes:
         raise Unusable("the file cannot be read")
 
-    found = pipeline(FakeClassifier(), ImageLimits(max_pixels=47)).run([*pictures(png(10)), Picture(refuse)])
+    found = pipeline(FakeClassifier(), ImageLimits(max_pixels=47)).run(
+        [*pictures(png(10)), InferenceItem(refuse)]
+    )
     assert [type(one) for one in found] == [TooLarge, Unusable]
 
 
@@ -64,14 +66,14 @@ def test_the_digest_is_of_the_bytes_as_they_came() -> None:
 def test_where_nothing_can_be_decoded_the_network_does_not_run() -> None:
     classifier = FakeClassifier()
     pipeline(classifier).run(pictures(b"", b"nothing"))
-    assert classifier.alone == []
+    assert classifier.exclusive == []
 
 
 def test_the_network_learns_whether_it_is_alone() -> None:
     classifier = FakeClassifier()
-    for alone in (True, False):
-        pipeline(classifier).run(pictures(png(10)), alone)
-    assert classifier.alone == [True, False]
+    for exclusive in (True, False):
+        pipeline(classifier).run(pictures(png(10)), exclusive)
+    assert classifier.exclusive == [True, False]
 
 
 def test_each_decoding_and_the_run_of_the_network_are_timed() -> None:

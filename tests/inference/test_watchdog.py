@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app.errors import EngineError, LeukoError, UndecodableImage
-from app.inference.threads import Beat, Worker
-from app.inference.watchdog import SUSPICIOUS, Hung, Run, Runs
+from app.inference.threads import Heartbeat, Worker
+from app.inference.watchdog import SUSPICIOUS, Hung, Run, Watchdog
 
 Outcomes = Sequence[str | LeukoError]
 
@@ -21,7 +21,7 @@ async def answers(run: Run[str, str], items: str = "a", *, times: int = 1, **opt
     """Answers or errors of the same items, run so many times."""
     worker = Worker("worker")
     defaults: dict[str, Any] = {"silence_s": 1000.0, "on_suspicion": lambda: None}
-    runs = Runs(run, **defaults | options)
+    runs = Watchdog(run, **defaults | options)
     try:
         calls = [runs.answers(worker, list(items), True) for _ in range(times)]
         return [(await asyncio.gather(call, return_exceptions=True))[0] for call in calls]
@@ -32,7 +32,7 @@ async def answers(run: Run[str, str], items: str = "a", *, times: int = 1, **opt
 def test_a_silent_run_is_given_up() -> None:
     go = threading.Event()
 
-    def hang(items: list[str], _: bool, __: Beat) -> Outcomes:
+    def hang(items: list[str], _: bool, __: Heartbeat) -> Outcomes:
         go.wait(30)
         return items
 
@@ -42,10 +42,10 @@ def test_a_silent_run_is_given_up() -> None:
 
 
 def test_a_run_that_gives_signs_of_life_may_take_its_time() -> None:
-    def run_slowly(items: list[str], _: bool, beat: Beat) -> Outcomes:
+    def run_slowly(items: list[str], _: bool, heartbeat: Heartbeat) -> Outcomes:
         for _step in range(8):
             time.sleep(0.1)
-            beat()
+            heartbeat()
         return items
 
     assert asyncio.run(answers(run_slowly, silence_s=0.5)) == [["a"]]

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from app.errors import StartupError
-from app.observability.audit import MOST_KEPT, Audit
+from app.observability.audit import MOST_KEPT, AuditLog
 from tests.disk import full_beyond
 
 
@@ -22,7 +22,7 @@ def lines(path: Path) -> list[dict[str, int]]:
 def test_lines_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     for number in (1, 2):
-        audit = Audit(path)
+        audit = AuditLog(path)
         audit.write({"n": number})
         audit.close()
     assert lines(path) == [{"n": 1}, {"n": 2}]
@@ -31,7 +31,7 @@ def test_lines_are_added_to_those_that_are_there(tmp_path: Path) -> None:
 
 def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    audit = Audit(path)
+    audit = AuditLog(path)
     audit.write({"n": 1})
     path.rename(tmp_path / "audit.jsonl.1")
     audit.write({"n": 2})
@@ -44,7 +44,7 @@ def test_what_a_full_disk_does_not_take_is_kept_until_it_does(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, room: int
 ) -> None:
     path = tmp_path / "audit.jsonl"
-    audit = Audit(path)
+    audit = AuditLog(path)
     audit.write({"n": 1})
     with full_beyond(path.stat().st_size + room):
         audit.write({"n": 2})
@@ -59,7 +59,7 @@ def test_what_a_full_disk_does_not_take_is_kept_until_it_does(
 
 def test_of_more_lines_than_can_be_kept_the_number_is(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    audit = Audit(path)
+    audit = AuditLog(path)
     with full_beyond(0):
         for number in range(MOST_KEPT + 3):
             audit.write({"n": number})
@@ -69,7 +69,7 @@ def test_of_more_lines_than_can_be_kept_the_number_is(tmp_path: Path) -> None:
     assert len(lines(path)) == MOST_KEPT + 1
 
 
-def retry(audit: Audit, begun: Barrier) -> None:
+def retry(audit: AuditLog, begun: Barrier) -> None:
     begun.wait()
     audit.retry()
 
@@ -78,7 +78,7 @@ def test_what_is_kept_is_written_once_whichever_threads_try(tmp_path: Path) -> N
     kept, added = 300, 100
     for turn in range(5):
         path = tmp_path / f"{turn}.jsonl"
-        audit = Audit(path)
+        audit = AuditLog(path)
         with full_beyond(0):
             for number in range(kept):
                 audit.write({"n": number})
@@ -98,7 +98,7 @@ def test_a_line_that_is_being_written_is_no_failure(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    audit = Audit(path)
+    audit = AuditLog(path)
     long = {"n": "0" * 200_000}  # more than a pipe takes at once
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(audit.write, long)
@@ -115,4 +115,4 @@ def test_a_line_that_is_being_written_is_no_failure(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
-        Audit(tmp_path / "absent" / "audit.jsonl")
+        AuditLog(tmp_path / "absent" / "audit.jsonl")

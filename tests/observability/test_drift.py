@@ -20,7 +20,7 @@ from app.cli.commands import drift
 from app.cli.main import main
 from app.engine.bundle import CLASSES, load_bundle
 from app.errors import BundleError, Unusable
-from app.evaluation.answer_profile import Reference, Seen, dump, summarise
+from app.evaluation.answer_profile import AnswerProfile, Seen, dump, summarise
 from app.observability.drift import CHANCE, Window, chance, compare, read_reference, stability_index, worst
 from app.settings import Settings
 from tests.fake_classifier import png
@@ -43,7 +43,7 @@ def drawn(n: int, shares: tuple[float, ...], seed: int = 0, *, strange: float = 
     ]
 
 
-def of(answers: list[Seen]) -> Reference:
+def of(answers: list[Seen]) -> AnswerProfile:
     return summarise(answers, CLASSES, "drawn")
 
 

@@ -11,7 +11,7 @@ from typing import cast
 from app.engine.classifier import Classifier
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
-from app.inference.pipeline import Picture, Pipeline
+from app.inference.pipeline import InferenceItem, Pipeline
 from app.observability.stages import MOST, Stages, current
 from tests.fake_classifier import FakeClassifier, png
 
@@ -86,8 +86,8 @@ def test_each_request_of_a_batch_gets_the_stages_of_its_own_pictures() -> None:
     preprocessing = classifier.bundle.preprocessing
     pipeline = Pipeline(classifier, lambda data, _: frame_cell(decode(data), preprocessing))
     one, other = Stages(), Stages()
-    pictures = [Picture(lambda: png(1), stages=stages) for stages in (one, other, other)]
-    pipeline.run([*pictures, Picture(lambda: png(2))])
+    pictures = [InferenceItem(lambda: png(1), stages=stages) for stages in (one, other, other)]
+    pipeline.run([*pictures, InferenceItem(lambda: png(2))])
     assert list(one.intervals()) == list(other.intervals()) == ["queue", "decode", "infer"]
     assert len(one.intervals()["decode"]) == 1
     [(_, waited)], [(decoding, _)] = one.intervals()["queue"], one.intervals()["decode"]

@@ -13,8 +13,8 @@ from typing import cast
 import pytest
 
 from app.errors import BundleError
-from app.observability.audit import Audit
-from app.registry.registry import Models
+from app.observability.audit import AuditLog
+from app.registry.registry import ModelRegistry
 from tests.fake_classifier import png
 from tests.fakes import caller
 from tests.laboratory import IMAGE, Laboratory, Named, kill, laboratory, on_a_loop
@@ -80,7 +80,7 @@ async def test_the_end_does_not_wait_for_an_engine_that_hangs_and_says_so(
 ) -> None:
     audit = ClosingAudit()
     async with laboratory(tmp_path, "wbc-1", drain_s=0.1) as lab:
-        lab.app.state.lifecycle.audit = cast(Audit, audit)
+        lab.app.state.lifecycle.audit = cast(AuditLog, audit)
         [classifier] = lab.loaded["wbc-1"]
         classifier.hold()
         client = caller(lab.app)
@@ -95,7 +95,7 @@ async def test_the_end_does_not_wait_for_an_engine_that_hangs_and_says_so(
 class Broken:
     """Models that cannot be stopped in good order."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelRegistry) -> None:
         self._models = models
 
     async def stop(self) -> None:
@@ -109,8 +109,8 @@ async def test_whatever_goes_wrong_at_the_end_the_audit_log_is_closed(tmp_path: 
 
     async def end() -> None:
         async with laboratory(tmp_path, "wbc-1") as lab:
-            lab.app.state.lifecycle.audit = cast(Audit, audit)
-            lab.app.state.lifecycle.models = cast(Models, Broken(lab.models))
+            lab.app.state.lifecycle.audit = cast(AuditLog, audit)
+            lab.app.state.lifecycle.models = cast(ModelRegistry, Broken(lab.models))
 
     with pytest.raises(RuntimeError, match="a defect"):
         await end()

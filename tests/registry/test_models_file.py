@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import SettingsError
-from app.registry.models_file import Entry, parse_models
+from app.registry.models_file import ModelEntry, parse_models
 
 
 def test_the_file_lists_bundles_and_what_each_is_for() -> None:
@@ -23,10 +23,10 @@ def test_the_file_lists_bundles_and_what_each_is_for() -> None:
     shadow = 0.25
     """
     assert parse_models(text) == (
-        Entry("models/wbc-resnet18"),
-        Entry("hf://lab/wbc@v2"),
-        Entry("/srv/candidate", 1),
-        Entry("/srv/other", 0.25),
+        ModelEntry("models/wbc-resnet18"),
+        ModelEntry("hf://lab/wbc@v2"),
+        ModelEntry("/srv/candidate", 1),
+        ModelEntry("/srv/other", 0.25),
     )
 
 

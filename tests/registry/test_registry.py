@@ -317,7 +317,7 @@ async def test_what_one_gives_up_with_counts_no_more_once_others_have_its_place(
         await lab.serve("wbc-2")
         second = lab.models.served.default
         second.on_failure(second, BundleError("no memory is left"))
-        second.on_faltering(second)
+        second.on_engine_failed(second)
         assert await lab.version() == "wbc-1"
         await lab.serve("wbc-3")
         assert not lab.failures

@@ -12,7 +12,7 @@ from app.errors import BundleError
 from app.imaging.framing import Frame
 from app.inference.pipeline import Answer
 from app.observability.metrics import Telemetry
-from app.registry.model_runner import Runner
+from app.registry.model_runner import ModelRunner
 from app.registry.shadow import Shadow
 from tests.fake_classifier import png
 from tests.fakes import caller
@@ -86,7 +86,7 @@ async def test_a_shadow_of_a_share_is_tried_on_the_images_whose_hash_is_below_it
 async def test_what_waits_for_a_shadow_is_bounded_in_bytes() -> None:
     bundle = SimpleNamespace(name="wbc", version="2")
     telemetry = Telemetry()
-    shadow = Shadow(cast(Runner, SimpleNamespace(bundle=bundle)), 1.0, telemetry, busy=lambda: True)
+    shadow = Shadow(cast(ModelRunner, SimpleNamespace(bundle=bundle)), 1.0, telemetry, busy=lambda: True)
     answer = Answer(
         "0" * 64, Frame(0, 0, 8, 6, False), Prediction("eosinophil", 0.7, (0.7, 0.1, 0.1, 0.1), 1.5, ())
     )

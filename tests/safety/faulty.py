@@ -43,13 +43,13 @@ class FaultyClassifier(FakeClassifier):
         if (_folder() / BROKEN).exists():
             raise BundleError("the engine does not compute the bundle's network")
 
-    def classify(self, cells: Sequence[Cell], *, alone: bool = True) -> list[Prediction | EngineError]:
+    def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         time.sleep(float(os.environ.get(SECONDS, "0")))
         for grey in [int(np.median(cell.pixels)) for cell in cells]:
             FAULTS.get(grey, _nothing)()
         if (_folder() / BROKEN).exists():
             raise RuntimeError("broken")
-        return super().classify(cells, alone=alone)
+        return super().classify(cells, exclusive=exclusive)
 
 
 def _nothing() -> None:

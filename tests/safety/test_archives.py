@@ -13,6 +13,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import pytest
 from PIL import Image
 
+from app.units import MIB
 from tests.fake_classifier import png
 from tests.fakes import GREYS
 from tests.pictures import encode, real
@@ -20,7 +21,6 @@ from tests.safety.memory import growing_less_than
 from tests.safety.sandbox import Sandbox, sealed
 from tests.zips import DIRECTORY, declare, pack, patch, rename
 
-MIB = 2**20
 NAME = "monocyte/a.png"
 GOOD = {"neutrophil/good.png": png(GREYS[3])}
 END = struct.Struct("<4s4H2LH")

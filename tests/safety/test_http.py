@@ -16,6 +16,7 @@ import pytest
 
 from app.edge.connection import MAX_WAITING
 from app.edge.keys import add_key, make_key
+from app.units import MIB
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.running import FAKE, PATIENCE_S, Running, running, serving, wait_until
@@ -25,7 +26,6 @@ from tests.safety.sending import alone
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 
-MIB = 2**20
 PNG = "Content-Type: image/png"
 CHUNKED = "Transfer-Encoding: chunked"
 SMALL = 16  # MiB: far below what the attacks would take, well above what a request does

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from app.edge.keys import add_key
+from app.units import MIB
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.fakes import zipped
@@ -22,7 +23,6 @@ from tests.safety.raw import answer, head, rest, statuses
 
 pytestmark = here
 
-MIB = 2**20
 MARK = "DOE-JANE"
 
 

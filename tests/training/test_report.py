@@ -39,7 +39,7 @@ class ColourEngine:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def infer(self, pixels: Pixels, *, maps: bool = False, alone: bool = True) -> Output:  # noqa: ARG002
+    def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:  # noqa: ARG002
         self.batches.append(len(pixels))
         colours = pixels[:, 0, 0]
         strange = np.zeros((len(pixels), 8), np.float32) + colours[:, 2:]

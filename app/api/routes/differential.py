@@ -15,8 +15,8 @@ from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
 from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
 from app.api.uploads import media_type, parse_texts, read_images, read_json
-from app.inference.service import MIB
 from app.reports import fhir, hl7
+from app.units import MIB
 from app.wire import responses
 from app.wire.specimen import ClassifiedCell, ClassifiedCells, Differential, Specimen
 

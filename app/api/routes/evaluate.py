@@ -17,8 +17,9 @@ from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
 from app.api.uploads import Limit, read_form, read_json
 from app.evaluation import report
 from app.inference.scoring import Progress, score
-from app.inference.service import MIB, Service, archive_limits
+from app.inference.service import Service, archive_limits
 from app.settings import Settings
+from app.units import MIB
 from app.wire import responses
 from app.wire.schemas import Evaluation, EvaluationProgress, Outcomes, Report
 

@@ -15,7 +15,8 @@ from app.api.openapi import BINARY, BODY_ERRORS, Document, form
 from app.api.uploads import Limit, Part
 from app.errors import LeukoError
 from app.inference.pipeline import Answer
-from app.inference.service import MIB, Service
+from app.inference.service import Service
+from app.units import MIB
 from app.wire import problems
 from app.wire.responses import prediction
 from app.wire.schemas import ImageProblem, Prediction

@@ -19,7 +19,8 @@ from app.api.uploads import read_body
 from app.edge.content_encoding import compress, expand
 from app.errors import LeukoError
 from app.inference.pipeline import Answer
-from app.inference.service import MIB, Service
+from app.inference.service import Service
+from app.units import MIB
 
 router = APIRouter(prefix="/v2", include_in_schema=False)
 

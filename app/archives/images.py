@@ -14,7 +14,7 @@ from app.errors import BadArchive, Unusable
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredImage:
     """An image not read yet; `label` is the index of its true class, where that is known."""
 
     name: str
@@ -22,20 +22,20 @@ class Source:
     label: int = -1
 
 
-def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[Source]:
+def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[StoredImage]:
     """Files as given, folders searched by suffix, `-` for standard input; `most` bytes each."""
     for path in paths:
         if path == "-":
-            yield Source(path, partial(stdin.read, most + 1))
+            yield StoredImage(path, partial(stdin.read, most + 1))
         elif Path(path).is_dir():
-            found = [Source(str(file), partial(_read, file, most)) for file in _images(Path(path))]
-            yield from found or [Source(path, partial(_refuse, "the folder holds no images"))]
+            found = [StoredImage(str(file), partial(_read, file, most)) for file in _images(Path(path))]
+            yield from found or [StoredImage(path, partial(_refuse, "the folder holds no images"))]
         else:
-            yield Source(path, partial(_read, Path(path), most))
+            yield StoredImage(path, partial(_read, Path(path), most))
 
 
 @contextmanager
-def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[list[Source]]:
+def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[list[StoredImage]]:
     """The labelled images of a ZIP, or of a folder that holds a folder for each class at any depth."""
     if path.is_dir():
         yield _labelled_folder(path, labels, limits.max_entry_bytes)
@@ -45,10 +45,12 @@ def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> I
     except OSError as error:
         raise BadArchive(f"{path} cannot be read: {error.strerror}") from None
     with file, open_archive(file, labels, limits) as archive:
-        yield [Source(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries]
+        yield [
+            StoredImage(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries
+        ]
 
 
-def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[Source]:
+def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[StoredImage]:
     classes = {label.casefold(): index for index, label in enumerate(labels)}
     sources = []
     for file in _images(folder):
@@ -56,7 +58,7 @@ def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[Sou
         label = class_of(name, classes)
         if label is None:
             raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
-        sources.append(Source(name.as_posix(), partial(_read, file, most), label))
+        sources.append(StoredImage(name.as_posix(), partial(_read, file, most), label))
     if not sources:
         raise BadArchive(f"{folder} holds no images in folders named {', '.join(labels)}")
     return sources
