@@ -93,7 +93,7 @@ class Admission:
                 if isinstance(error, QueueFull | NotReady):  # the client will be back
                     await exchange.discard()
         if exchange.failure is not None and not exchange.started:
-            answer = self.problem(exchange.failure, exchange.request_id)
+            answer = self.problem(exchange.failure, exchange.context.request_id)
             await answer(exchange.scope, exchange.receive, exchange.answer)
 
     def _identify(self, exchange: Exchange) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from threading import Lock
 
 Interval = tuple[float, float]  # began, ended: seconds of time.monotonic()
@@ -62,7 +61,3 @@ class Stages:
             name: round(1000 * (sum(ended - began for began, ended in parts) - self._gaps.get(name, 0.0)), 3)
             for name, parts in self.intervals().items()
         }
-
-
-# The request that is being answered, for what runs on its behalf.
-current: ContextVar[Stages | None] = ContextVar("current", default=None)

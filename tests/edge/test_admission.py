@@ -78,7 +78,7 @@ class Service:
         @application.post("/v2/models/{name}/infer")
         async def raw(request: Request) -> str:
             self.bodies.append(await request.body())
-            return str(request.state.request_id)
+            return str(request.state.context.request_id)
 
         @application.post("/declared")
         async def declared(body: dict[str, int] = Body()) -> int:  # noqa: B008
@@ -100,7 +100,7 @@ class Service:
 
         @application.exception_handler(LeukoError)
         async def render(request: Request, error: LeukoError) -> JSONResponse:
-            return problem(error, request.state.request_id)
+            return problem(error, request.state.context.request_id)
 
         return application
 

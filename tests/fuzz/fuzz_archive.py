@@ -33,7 +33,7 @@ def run(data: bytes) -> str:
     form: Form = {name: [] for name in ("files", "labels", "groups", "group_pattern")}
     labelled = read_labelled(form | {"archive": [Part("set.zip", data)]}, LABELS, LIMITS)
     corrupt = 0
-    for source in labelled.sources:
+    for source in labelled.images:
         try:
             assert len(source.read()) <= LIMITS.max_entry_bytes
         except UndecodableImage:

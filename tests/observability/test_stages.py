@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,7 @@ from app.engine.classifier import Classifier
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from app.inference.pipeline import InferenceItem, Pipeline
-from app.observability.stages import MOST, Stages, current
+from app.observability.stages import MOST, Stages
 from tests.fake_classifier import FakeClassifier, png
 
 
@@ -92,17 +90,3 @@ def test_each_request_of_a_batch_gets_the_stages_of_its_own_pictures() -> None:
     assert len(one.intervals()["decode"]) == 1
     [(_, waited)], [(decoding, _)] = one.intervals()["queue"], one.intervals()["decode"]
     assert waited <= decoding
-
-
-def test_requests_at_the_same_time_have_stages_of_their_own() -> None:
-    async def request() -> Stages | None:
-        current.set(Stages())
-        await asyncio.sleep(0)
-        return current.get()
-
-    async def scenario() -> list[Stages | None]:
-        return await asyncio.gather(*(asyncio.create_task(request()) for _ in range(3)))
-
-    found = contextvars.Context().run(asyncio.run, scenario())
-    assert None not in found
-    assert len({id(one) for one in found}) == 3

@@ -22,4 +22,4 @@ def made(
     ]
     cells[-1] = cells[-1].model_copy(update={"review_reasons": ["low_confidence"]})
     whose = Specimen(specimen=specimen, accession=accession)
-    return differential(request_id, FakeClassifier().bundle, whose, cells)
+    return differential(request_id, FakeClassifier().bundle, whose, dict(enumerate(cells)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
@@ -13,11 +14,12 @@ from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals
 from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
-from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import media_type, parse_texts, read_images, read_json
 from app.reports import fhir, hl7
 from app.units import MIB
 from app.wire import responses
+from app.wire.schemas import ImageProblem, Prediction
 from app.wire.specimen import ClassifiedCell, ClassifiedCells, Differential, Specimen
 
 router = APIRouter(tags=["classify"])
@@ -59,35 +61,35 @@ ORU^R01 message. Not for diagnosis.
     | refusals(*IMAGE_ERRORS, errors.NotAcceptable, errors.BadLabels),
     openapi_extra=body(BODY),
 )
-async def differential(
-    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
-) -> Differential | Response:
+async def differential(request: Request, service: Loaded, context: Context) -> Differential | Response:
     kind = choose(request.headers.get("accept", ""), (JSON, *OTHERS))
     bundle = service.classifier.bundle
     if media_type(request) == JSON:
         sent = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
-        found = await asyncio.to_thread(responses.differential, request_id, bundle, sent, sent.predictions)
+        specimen: Specimen = sent
+        cells: Mapping[int, Prediction | ClassifiedCell] = dict(enumerate(sent.predictions))
+        faults: Sequence[ImageProblem] = ()
     else:
-        with service.stage("receive"):
+        with service.stage("receive", context.stages):
             upload = await read_images(request, image_limit(service), TEXTS)
         specimen = parse_texts(Specimen, upload.texts)
-        classified = await classify(service, upload.images, findings, request_id, arrived=arrived)
+        classified = await classify(service, upload.images, context)
         if isinstance(classified, Response):
             return classified
-        cells = [ClassifiedCell.model_validate(one.model_dump()) for one in classified.predictions]
-        places = [one.index for one in classified.predictions]
-        found = await asyncio.to_thread(
-            responses.differential, request_id, bundle, specimen, cells, classified.faults, places
-        )
-    findings.update(model_sha256=bundle.sha256, n=found.n)
-    return _render(found, kind, service.settings.loinc_method)
+        cells = {prediction.index: prediction for prediction in classified.predictions}
+        faults = classified.faults
+    count = await asyncio.to_thread(
+        responses.differential, context.request_id, bundle, specimen, cells, faults
+    )
+    context.findings.update(model_sha256=bundle.sha256, n=count.n)
+    return _render(count, kind, service.settings.loinc_method)
 
 
-def _render(found: Differential, kind: str, method: str) -> Differential | Response:
+def _render(count: Differential, kind: str, method: str) -> Differential | Response:
     now = datetime.now(UTC)
     if kind == fhir.MEDIA_TYPE:
-        report = fhir.bundle(found, method=method, software=__version__, at=now)
+        report = fhir.bundle(count, method=method, software=__version__, at=now)
         return Response(json.dumps(report, ensure_ascii=False), media_type=kind)
     if kind == hl7.MEDIA_TYPE:
-        return Response(hl7.message(found, method=method, at=now), media_type=f"{kind}; charset=utf-8")
-    return found
+        return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")
+    return count

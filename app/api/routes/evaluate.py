@@ -13,11 +13,12 @@ from app.api import sse
 from app.api.labelled_upload import LabelledSet, class_indices, read_labelled
 from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
 from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
-from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import Limit, read_form, read_json
 from app.evaluation import report
 from app.inference.scoring import Progress, score
 from app.inference.service import Service, archive_limits
+from app.observability.request_context import RequestContext
 from app.settings import Settings
 from app.units import MIB
 from app.wire import responses
@@ -68,20 +69,22 @@ be decoded are left out, and itemised in `errors`; a wrong archive is refused wh
     | refusals(*BODY_ERRORS, errors.Unusable, errors.BadArchive, errors.BadLabels, errors.DeadlinePassed),
     openapi_extra=body(BODY),
 )
-async def evaluate(
-    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
-) -> Evaluation | Response:
-    with service.stage("receive"):
+async def evaluate(request: Request, service: Loaded, context: Context) -> Evaluation | Response:
+    with service.stage("receive", context.stages):
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
     labelled = await asyncio.to_thread(read_labelled, form, labels, archive_limits(service.settings))
-    progress = Progress(len(labelled.sources))
+    progress = Progress(len(labelled.images))
 
     async def work() -> Evaluation:
-        found = await _evaluate(service, labelled, progress, arrived, request_id)
-        findings.update(model_sha256=found.model.sha256, n=found.n, accuracy=round(found.accuracy, 4))
-        findings["errors"] = len(found.errors)
-        return found
+        evaluation = await _evaluate(service, labelled, progress, context)
+        context.findings.update(
+            model_sha256=evaluation.model.sha256,
+            n=evaluation.n,
+            accuracy=round(evaluation.accuracy, 4),
+            errors=len(evaluation.errors),
+        )
+        return evaluation
 
     def report_progress() -> EvaluationProgress:
         return EvaluationProgress(
@@ -89,7 +92,7 @@ async def evaluate(
         )
 
     if "text/event-stream" in request.headers.get("accept", ""):
-        stream = sse.stream(work, report_progress, request_id)
+        stream = sse.stream(work, report_progress, context.request_id)
         return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
     return await work()
 
@@ -103,18 +106,19 @@ async def evaluate(
     responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels),
     openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
 )
-async def evaluate_predictions(request: Request, service: Loaded, request_id: RequestId) -> Report:
+async def evaluate_predictions(request: Request, service: Loaded, context: Context) -> Report:
     outcomes = await read_json(request, Outcomes, MAX_OUTCOMES)
     report = await asyncio.to_thread(_judge, outcomes, service.classifier.bundle.labels)
-    return Report(request_id=request_id, **asdict(report))
+    return Report(request_id=context.request_id, **asdict(report))
 
 
 async def _evaluate(
-    service: Service, labelled: LabelledSet, progress: Progress, arrived: float, request_id: str
+    service: Service, labelled: LabelledSet, progress: Progress, context: RequestContext
 ) -> Evaluation:
-    deadline = arrived + service.settings.evaluate_deadline_s
-    scored = await score(service, labelled.sources, labelled.groups, progress, deadline=deadline)
-    return responses.evaluation(request_id, service.classifier.bundle, labelled.sources, scored, progress)
+    images, bundle = labelled.images, service.classifier.bundle
+    deadline = context.arrived + service.settings.evaluate_deadline_s
+    scored = await score(service, images, labelled.groups, progress, deadline=deadline, stages=context.stages)
+    return responses.evaluation(context.request_id, bundle, images, scored, progress)
 
 
 def _judge(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
