@@ -16,7 +16,7 @@ from app.engine.classifier import Classifier, load_classifier
 from app.errors import EngineError, StartupError
 from app.imaging.framing import Cell
 from app.imaging.limits import ImageLimits
-from app.inference.decode_pool import Decoders
+from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.offline import run
 from app.inference.threads import Heartbeat
@@ -43,7 +43,7 @@ class Scorer:
             raise StartupError(f"{gethostname()} does not see {shown(destination)}: all workers have to")
         self._most = limits.max_bytes
         orders = DecoderConfig(limits, classifier.bundle.preprocessing, patience_s)
-        self._decoders = Decoders(classifier.engine.workers, orders)
+        self._decoders = DecodePool(classifier.engine.workers, orders)
         self._decoders.open()
 
     def close(self) -> None:

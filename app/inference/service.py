@@ -13,7 +13,7 @@ from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
 from app.imaging.limits import ImageLimits
 from app.inference.batcher import Batcher
-from app.inference.decode_pool import Decoders
+from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.pipeline import Answer, InferenceItem, Pipeline, untimed
 from app.inference.threads import in_thread
@@ -37,7 +37,7 @@ class Service:
     telemetry: Telemetry
     classifier: Classifier
     batcher: Batcher[InferenceItem, Answer]
-    decoders: Decoders
+    decoders: DecodePool
     on_answer: OnAnswer
 
     @classmethod
@@ -59,7 +59,7 @@ class Service:
         config = DecoderConfig(
             image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s
         )
-        decoders = Decoders(workers, config, telemetry.count_decoder_loss)
+        decoders = DecodePool(workers, config, telemetry.count_decoder_loss)
         pipeline = Pipeline(classifier, decoders.frame, telemetry.stage if counted else untimed)
         batcher: Batcher[InferenceItem, Answer] = Batcher(
             pipeline.run,
