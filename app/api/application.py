@@ -21,9 +21,9 @@ from app.edge.paths import is_queued
 from app.edge.request_log import RequestLog
 from app.edge.tracing import open_tracer
 from app.errors import LeukoError
+from app.inference.runtime import Load, Runtime
 from app.observability.metrics import Telemetry
 from app.registry.fetch import load
-from app.registry.model_runner import Load
 from app.settings import Settings
 from app.units import MIB
 
@@ -42,9 +42,8 @@ def create_app(
     process with a status that is not 0. A server calls `app.state.lifecycle.drain()` at SIGTERM.
     """
     settings = settings or Settings.from_environ(os.environ)
-    telemetry = Telemetry()
     tracer = open_tracer() if settings.traces == "otlp" else None
-    lifecycle = Lifecycle(settings, telemetry, load, on_failure, tracer)
+    lifecycle = Lifecycle(Runtime(settings, Telemetry(), load), on_failure, tracer)
     app = FastAPI(
         title="Leuko",
         version=__version__,

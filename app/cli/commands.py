@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ from app.evaluation.answer_profile import dump, summarise
 from app.imaging import dicom_writer
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
+from app.inference.runtime import Load
 from app.inference.scoring import Progress, Scored, judge
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, compare, read_reference, worst
@@ -33,8 +34,6 @@ from app.settings import NONE, Settings
 from app.wire.problems import image_problem
 from app.wire.responses import evaluation, model_reference, prediction
 from app.wire.schemas import ModelReference
-
-Load = Callable[[Settings], Classifier]
 
 
 def predict(

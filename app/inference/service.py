@@ -16,6 +16,7 @@ from app.inference.batcher import Batcher
 from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.pipeline import Answer, InferenceItem, Pipeline, untimed
+from app.inference.runtime import Runtime
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
 from app.observability.stages import Stages
@@ -43,8 +44,7 @@ class Service:
     @classmethod
     async def start(
         cls,
-        settings: Settings,
-        telemetry: Telemetry,
+        runtime: Runtime,
         classifier: Classifier,
         on_suspicion: Callable[[], object],
         on_answer: OnAnswer,
@@ -55,6 +55,7 @@ class Service:
 
         on_answer: of each answer of `classify`; counted: its runs are in the metrics.
         """
+        settings, telemetry = runtime.settings, runtime.telemetry
         workers = worker_count(settings, classifier)
         config = DecoderConfig(
             image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s
