@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 from app import errors
 from app.api import sse
 from app.api.labelled_upload import LabelledSet, class_indices, read_labelled
+from app.api.negotiation import accepts_events
 from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
 from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
 from app.api.routes.parameters import Context, Loaded
@@ -91,7 +92,7 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Evalu
             done=progress.done, total=progress.total, images_per_second=progress.images_per_second
         )
 
-    if "text/event-stream" in request.headers.get("accept", ""):
+    if accepts_events(request.headers.get("accept", "")):
         stream = sse.stream(work, report_progress, context.request_id)
         return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
     return await work()

@@ -13,10 +13,11 @@ from starlette.responses import JSONResponse
 
 from app import __version__
 from app.api import oip
+from app.api.negotiation import choose_coding
 from app.api.routes.images import findings, image_limit
 from app.api.routes.parameters import Context, Current, Named
 from app.api.uploads import read_body
-from app.edge.content_encoding import compress, expand
+from app.edge.content_encoding import CODINGS, compress, expand
 from app.errors import LeukoError
 from app.inference.pipeline import Answer
 from app.inference.service import Service
@@ -85,10 +86,10 @@ def _parse(request: Request, service: Service, body: bytes) -> oip.Inference:
 
 
 def _respond(made: oip.Answer, accept_encoding: str) -> Response:
-    body, encoding = compress(made.body, accept_encoding)
-    headers = {"Vary": "Accept-Encoding"}
-    if encoding is not None:
-        headers["Content-Encoding"] = encoding
+    body, headers = made.body, {"Vary": "Accept-Encoding"}
+    if (coding := choose_coding(accept_encoding, CODINGS)) is not None:
+        body = compress(body, coding)
+        headers["Content-Encoding"] = coding
     if made.header_bytes is None:
         return Response(body, headers=headers, media_type="application/json")
     headers[HEADER_LENGTH] = str(made.header_bytes)

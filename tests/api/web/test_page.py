@@ -380,7 +380,7 @@ def test_where_keys_are_needed_the_page_asks_for_one(browser: Browser, folder: P
         expect(page.locator("#model-name")).to_have_text("wbc-resnet18")
         expect(page.locator(".card")).to_have_count(1)
         give(page, folder, "labelled.zip")
-        expect(page.locator(".problem")).to_contain_text("This key is not for evaluate.")
+        expect(page.locator(".problem")).to_contain_text("The key lacks the scope evaluate.")
 
 
 def test_a_service_that_has_gone_is_told(browser: Browser, folder: Path) -> None:
