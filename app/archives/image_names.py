@@ -9,5 +9,5 @@ _LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
 def is_hidden(path: PurePosixPath) -> bool:
-    """Return whether a part of the path is hidden (`.name`) or written by an operating system (`Thumbs.db`)."""
+    """Return whether part of the path is hidden (`.name`) or written by an operating system (`Thumbs.db`)."""
     return any((part.startswith(".") and part != "..") or part.casefold() in _LITTER for part in path.parts)

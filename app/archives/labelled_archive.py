@@ -56,7 +56,7 @@ class PackedFile:
 
 
 class LabelledArchive:
-    """The images of an archive; `read` may be called from several threads. Leaving the context closes the file."""
+    """The images of an archive; `read` may be called from several threads. On exit, the file is closed."""
 
     def __init__(self, file: BinaryIO, images: Iterable[tuple[ArchiveEntry, Packed]]) -> None:
         self._file = file
