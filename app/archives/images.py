@@ -16,10 +16,7 @@ from app.errors import BadArchive, Unusable
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image not read yet; `label` is the index of its true class, or -1 if unknown.
-
-    `read` raises Unusable if the file cannot be read.
-    """
+    """An image not read yet. label: index of the class, -1 if unknown; `read` raises Unusable or TooLarge."""
 
     name: str
     read: Callable[[], bytes]
