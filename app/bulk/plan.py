@@ -12,7 +12,7 @@ from typing import TypeVar
 from pyarrow import ArrowException, parquet, types
 from pyarrow.lib import Field
 
-from app.archives.labelled_archive import PICTURES, is_hidden
+from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
 from app.bulk.location import Location, Stamp
 from app.errors import LeukoError, Unusable
@@ -58,7 +58,7 @@ def plan(source: Location) -> list[Part]:
         found = [replace(part, stamps=_digest([source.stamp])) for part in _cut(source, "")]
     else:
         files = {name: stamp for name, stamp in source.files().items() if not is_hidden(PurePosixPath(name))}
-        images = [name for name in files if PurePosixPath(name).suffix.lower() in PICTURES]
+        images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         found = [
             Part("images", images=part, count=len(part), stamps=_digest(files[name] for name in part))
             for part in _chunks(images)
@@ -125,7 +125,9 @@ def _cut_zip(file: Location, name: str) -> Iterator[Part]:
     with file.open() as opened:
         entries = list_directory(opened, LIMITS)
     paths = [(PurePosixPath(entry.name), entry) for entry in entries]
-    pictures = [entry for path, entry in paths if path.suffix.lower() in PICTURES and not is_hidden(path)]
+    pictures = [
+        entry for path, entry in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
+    ]
     for part in _chunks(pictures):
         yield Part("zip", name, entries=part, count=len(part))
 

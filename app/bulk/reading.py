@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, Self, cast
 
 from pyarrow import parquet
 
+from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.images import StoredImage
-from app.archives.labelled_archive import PICTURES, PackedFile, is_hidden
+from app.archives.labelled_archive import PackedFile
 from app.archives.zip_directory import Listed, locate
 from app.bulk.location import Local, Location
 from app.bulk.plan import Part
@@ -103,7 +104,7 @@ def _read_tar(file: BufferedReader, name: str, most: int) -> Iterator[StoredImag
         with _Tar.open(fileobj=_unpacked(file), mode="r|", ignore_zeros=True) as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
-                if member.isdir() or path.suffix.lower() not in PICTURES or is_hidden(path):
+                if member.isdir() or path.suffix.lower() not in IMAGE_SUFFIXES or is_hidden(path):
                     continue
                 content = archive.extractfile(member) if member.isfile() else None
                 refused = partial(_refuse, "it is a link or a special file")

@@ -1,7 +1,8 @@
-"""The Prometheus instruments; every label comes from a bounded set.
+"""The Prometheus metrics; the values of every label are from a bounded set.
 
-Several processes behind one port share a folder, which must be in the environment as SHARED before this
-module is imported: the client library keeps the values of each there, in files, and each can render the sums.
+Several processes behind one port share a folder, whose path must be in the environment variable SHARED before
+this module is imported: the client library keeps the values of each process in files there, and each process
+can render the sums.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from prometheus_client.registry import Collector
 from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, AnswerProfile
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-REFRESH_S = 1.0  # how old another process's gauges may be
+REFRESH_S = 1.0  # maximum age of another process's gauges
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -40,7 +41,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Batch(Protocol):
-    """What `observe_batch` reads of a `batching.BatchStats`."""
+    """The fields of `app.inference.batcher.BatchStats` that `observe_batch` reads."""
 
     @property
     def size(self) -> int: ...
@@ -129,7 +130,7 @@ class Telemetry:
         models_stale: Callable[[], bool] = lambda: False,
         audit_failing: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Has the gauges take these values at each `refresh`."""
+        """Set the functions that `refresh` reads the gauges from."""
 
         def refresh() -> None:
             self.queue_depth.set(depth())
@@ -141,26 +142,29 @@ class Telemetry:
         self._refresh = refresh
 
     def refresh(self) -> None:
-        """Each scrape does it; where others are scraped in this process's place, call it every REFRESH_S."""
+        """Update the gauges, as `render` does.
+
+        With several processes call it every REFRESH_S, since another process may be scraped instead.
+        """
         self._refresh()
 
     def describe_models(self, models: Collection[tuple[str, str, str]]) -> None:
-        """models: name, version and sha256 of each that answers; those before are 0."""
+        """Set the info gauge to 1 for these models, (name, version, sha256), and to 0 for earlier ones."""
         self._models |= {*models}
         for model in self._models:
             self.model.labels(*model).set(model in models)
 
     def describe_reference(self, reference: AnswerProfile | None, labels: Sequence[str]) -> None:
-        """What answers are expected to be like; NaN where that is not known."""
+        """Set the gauges of the reference profile; NaN without one."""
         for label in labels:
-            self.predictions.labels(label)  # from 0, for Prometheus does not count what a series begins with
+            self.predictions.labels(label)  # starts at 0: Prometheus does not count a series' first value
             self.reference_share.labels(label).set(reference.share(label) if reference else math.nan)
         self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
         self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)
         self.reference_review.set(reference.review_share if reference else math.nan)
 
     def observe_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
-        """route: the template that matched, None when none did; never a path that a client chose."""
+        """Record a request. route: the path template that matched, or None; never the client's path."""
         bounded = method if method in METHODS else "other"
         self.http_request_duration.labels(route or "unmatched", bounded, str(code)).observe(seconds)
 
@@ -203,26 +207,26 @@ class Telemetry:
 
 
 class _Processes(Collector):
-    """What ProcessCollector says of a process and of its children, added up; Linux, as that is."""
+    """ProcessCollector's metrics of a process and its children, summed; Linux only."""
 
     def __init__(self, parent: int, registry: CollectorRegistry) -> None:
         self._parent = parent
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        found: dict[str, Metric] = {}
-        for pid in self._family():
+        sums: dict[str, Metric] = {}
+        for pid in self._pids():
             for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
-                if family.name not in found:
-                    found[family.name] = family
+                if family.name not in sums:
+                    sums[family.name] = family
                     continue
-                [kept], [sample] = found[family.name].samples, family.samples
-                least = family.name in ("process_start_time_seconds", "process_max_fds")
-                value = min(kept.value, sample.value) if least else kept.value + sample.value
-                found[family.name].samples = [kept._replace(value=value)]
-        return found.values()
+                [total], [sample] = sums[family.name].samples, family.samples
+                take_minimum = family.name in ("process_start_time_seconds", "process_max_fds")
+                value = min(total.value, sample.value) if take_minimum else total.value + sample.value
+                sums[family.name].samples = [total._replace(value=value)]
+        return sums.values()
 
-    def _family(self) -> list[int]:
+    def _pids(self) -> list[int]:
         try:
             children = Path(f"/proc/{self._parent}/task/{self._parent}/children").read_text()
         except OSError:

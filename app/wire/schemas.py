@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-Score = Annotated[float | None, Field(description="null where it is not defined")]
+from app.evaluation.intervals import Intervals
+from app.evaluation.report import Average, ClassScores, GroupScores, Score
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Matrix = list[list[int]]
 Reason = Literal["low_confidence", "out_of_distribution"]
@@ -86,36 +88,6 @@ class Predictions(BaseModel):
     model: ModelReference
     predictions: list[Prediction]
     errors: list[ImageProblem]
-
-
-class ClassScores(BaseModel):
-    precision: Score
-    recall: Score
-    f1: Score
-    specificity: Score
-    support: int
-
-
-class Average(BaseModel):
-    precision: Score
-    recall: Score
-    f1: Score
-    support: int
-
-
-class Intervals(BaseModel):
-    level: float
-    unit: Literal["image", "group"]
-    accuracy: tuple[float, float]
-    macro_f1: tuple[float, float]
-
-
-class GroupScores(BaseModel):
-    """Sources judged whole, by the mean probability of their images."""
-
-    n: int
-    accuracy: float
-    correct: int
 
 
 class Report(BaseModel):

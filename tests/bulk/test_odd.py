@@ -159,7 +159,7 @@ def test_a_zip_is_read_entry_by_entry_whatever_else_it_has(tmp_path: Path) -> No
         "../3.png": None,
         "last.png": None,
         "big.bmp": f"too_large: the image has more than {2**24} bytes",
-        "other.png": "bad_archive: the entry is packed by a method other than store and deflate",
+        "other.png": "bad_archive: the entry is compressed by a method other than store and deflate",
         "link.png": "bad_archive: the entry is a link or a special file",
     }
 
@@ -172,7 +172,7 @@ def test_an_entry_that_is_not_where_the_directory_says_is_a_row(tmp_path: Path) 
     data = file.getvalue()
     (tmp_path / "a.zip").write_bytes(b"XX" + data[2:])
     found = found_in(tmp_path / "a.zip", tmp_path / "out")
-    assert "not where the directory says" in str(found.pop("0.png"))
+    assert "does not start where the central directory says" in str(found.pop("0.png"))
     assert found == {"1.png": None, "2.png": None}
 
 

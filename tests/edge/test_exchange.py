@@ -85,6 +85,15 @@ def test_a_safe_request_id_is_kept_and_echoed(value: str) -> None:
     run(scenario)
 
 
+def test_requests_at_the_same_time_have_contexts_of_their_own() -> None:
+    async def scenario() -> None:
+        contexts = [Client().exchange().context for _ in range(2)]
+        assert contexts[0].stages is not contexts[1].stages
+        assert contexts[0].findings is not contexts[1].findings
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("value", ["", "x" * 129, "a b", "a\n", "a\r\nSet-Cookie: b", "../a", '"', "é"])
 def test_an_unsafe_request_id_is_replaced(value: str) -> None:
     async def scenario() -> None:
