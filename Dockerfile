@@ -12,11 +12,12 @@ RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
 
 FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
+COPY models models
 COPY app app
 COPY training training
 RUN uv build --wheel --require-hashes --build-constraint requirements.lock --out-dir /wheel
 
-# Dependencies come before the wheel, so that a change of code rebuilds one small layer.
+# Dependencies come before the wheel, which holds the bundle: a change of code rebuilds that one layer.
 FROM build AS cpu-build
 COPY pyproject.toml ./
 RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra dicom --extra hub --extra otel
@@ -32,7 +33,6 @@ RUN groupadd --gid 10001 leuko \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin leuko
 ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /srv/leuko
-COPY models models
 USER 10001:10001
 EXPOSE 8000
 # Liveness, not readiness: a draining or loading service must not be restarted for it.

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 import app
 from app.observability.metrics import Telemetry
+from app.registry.fetch import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -85,3 +86,8 @@ def test_compose_publishes_every_port_on_loopback_only() -> None:
     published = re.findall(r'ports: \["([^"]+)', (ROOT / "docker-compose.yml").read_text())
     assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_wheel_holds_the_bundle_that_is_served_by_default() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {SHIPPED: f"app/shipped/{Path(SHIPPED).name}"}

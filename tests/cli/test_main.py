@@ -152,3 +152,10 @@ def test_a_sample_can_be_piped_into_predict(
 def test_sample_knows_only_its_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "basophil"]) == 1
     assert_one_line(capsys, "basophil")
+
+
+def test_python_m_app_is_leuko() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"leuko {__version__}\n"

@@ -177,7 +177,7 @@ async def test_two_of_one_name_and_version_are_refused(
         await lab.until_metric("leuko_models_stale", 0)
         lab.write("wbc-1", "other-1", "other-1*")
         await lab.until_metric("leuko_models_stale", 1)
-        assert "a bundle is named twice" in caplog.text
+        assert "a bundle is listed twice" in caplog.text
 
 
 @on_a_loop
