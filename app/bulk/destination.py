@@ -106,7 +106,7 @@ def schema_of(labels: Sequence[str]) -> pa.Schema:
 
 def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
     # Names of files may hold bytes outside UTF-8; Parquet's strings may not.
-    path = outcome.source.name.encode("utf-8", "backslashreplace").decode()
+    path = outcome.image.name.encode("utf-8", "backslashreplace").decode()
     if not isinstance(outcome.answer, Answer):
         return {"path": path, "error": f"{outcome.answer.code}: {outcome.answer.detail}"}
     found = outcome.answer.prediction

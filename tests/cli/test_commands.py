@@ -184,7 +184,7 @@ def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
     ):
         assert expected in text
     assert "4 whole sources" in text
-    assert "1 of 6 images were left out" in text
+    assert "1 of 6 images could not be classified" in text
 
 
 @pytest.mark.parametrize(
