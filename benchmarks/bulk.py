@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.bulk import cluster
-from app.bulk.destination import Destination, Written
+from app.bulk.destination import Destination, ScoredPart
 from app.bulk.location import Location
 from app.bulk.plan import plan
 from app.bulk.worker import Scorer, pack, unpack
@@ -85,13 +85,13 @@ def on_ray(source: str, destination: str, most: int, workers: int, threads: int)
     parts = dict(enumerate(plan(Location.of(source))[:most]))
     begin(destination)
     began = time.monotonic()
-    with cluster.connected(None):
-        limits, patience_s = image_limits(settings), settings.engine_timeout_s
-        job = cluster.Job(source, destination, settings.engine, threads, limits, patience_s)
+    with cluster.ray_session(None):
+        limits, timeout_s = image_limits(settings), settings.engine_timeout_s
+        job = cluster.Job(source, destination, settings.engine, threads, limits, timeout_s)
         ends = [
             (time.monotonic(), written.rows)
             for written in cluster.score(parts, job, pack(locate(settings)), workers)
-            if isinstance(written, Written)
+            if isinstance(written, ScoredPart)
         ]
     # Workers begin together: what is counted begins with the end of the first part of each.
     first = ends[workers - 1][0]

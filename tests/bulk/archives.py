@@ -13,7 +13,7 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import parquet
 
-from app.bulk.destination import ABOUT, Destination, Written
+from app.bulk.destination import ABOUT, Destination, ScoredPart
 from app.bulk.location import Location
 from app.bulk.plan import Part, plan
 from app.bulk.worker import Scorer
@@ -96,7 +96,7 @@ def scorer(source: object, destination: object, begin: bool = True) -> Iterator[
         yield found
 
 
-def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[Written]]:
+def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[ScoredPart]]:
     """All parts, or some, in this process."""
     parts = plan(Location.of(source))
     with scorer(source, destination) as one:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import ArrowException, parquet
 
-from app.bulk.destination import ABOUT, ATTEMPTS, Destination, Written
-from app.bulk.location import Local, Location, shown
+from app.bulk.destination import ABOUT, ATTEMPTS, Destination, ScoredPart
+from app.bulk.location import Local, Location, without_credentials
 from app.bulk.plan import Part, dump, fingerprint, parse, plan
 from app.bulk.reading import ROWS, open_part
 from app.errors import EngineError, StartupError, Unusable
@@ -33,7 +33,7 @@ LOST = """
 import os, sys
 from app.bulk.destination import Destination
 from app.bulk.location import Location
-with Destination(Location.of(sys.argv[1])).trying(0):
+with Destination(Location.of(sys.argv[1])).attempt(0):
     os._exit(9)
 """
 
@@ -111,7 +111,7 @@ def test_links_within_a_shard_are_rows(tmp_path: Path) -> None:
             member.type, member.linkname = kind, "1.png"
             archive.addfile(member)
         archive.addfile(tarfile.TarInfo("folder.png/x.txt"))
-    refused = "bad_archive: it is a link or a special file"
+    refused = "bad_archive: the entry is a link or a special file"
     found = found_in(tmp_path / "a.tar", tmp_path / "out")
     assert found == {"a.tar/hard.png": refused, "a.tar/soft.png": refused}
 
@@ -222,14 +222,17 @@ def test_a_source_that_is_not_there_on_a_worker_writes_nothing(tmp_path: Path) -
         (source / f"{grey}.png").write_bytes(png(grey))
     [part] = plan(Location.of(str(source)))
     source.rename(tmp_path / "unmounted")
-    with scorer(source, tmp_path / "out") as one, pytest.raises(FileNotFoundError, match="none of 3 files"):
+    with (
+        scorer(source, tmp_path / "out") as one,
+        pytest.raises(FileNotFoundError, match="none of the 3 files"),
+    ):
         one.score(0, part)
     assert Destination(Location.of(str(tmp_path / "out"))).parts() == []
 
 
 def test_a_worker_that_does_not_see_the_destination_does_not_begin(tmp_path: Path) -> None:
     with (
-        pytest.raises(StartupError, match="does not see"),
+        pytest.raises(StartupError, match="has no access"),
         scorer(tmp_path, tmp_path / "out", begin=False),
     ):
         pass
@@ -266,7 +269,7 @@ def test_a_part_that_ends_its_workers_is_given_up_until_the_next_run(tmp_path: P
             assert subprocess.run([sys.executable, "-c", LOST, tmp_path / "out"], cwd=ROOT).returncode == 9
         with pytest.raises(EngineError, match=f"{ATTEMPTS} workers were lost"):
             one.score(0, part)
-        assert one.score(0, part) == Written(2, 0)
+        assert one.score(0, part) == ScoredPart(2, 0)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {ABOUT, "part-000000.parquet"}
 
 
@@ -311,6 +314,6 @@ def test_a_place_holds_itself_and_what_is_below() -> None:
 
 
 def test_credentials_are_not_shown() -> None:
-    assert shown("s3://KEY:SECRET@slides/a@b") == "s3://slides/a@b"
-    assert shown("s3://slides/a@b") == "s3://slides/a@b"
-    assert shown("/data/a@b") == "/data/a@b"
+    assert without_credentials("s3://KEY:SECRET@slides/a@b") == "s3://slides/a@b"
+    assert without_credentials("s3://slides/a@b") == "s3://slides/a@b"
+    assert without_credentials("/data/a@b") == "/data/a@b"

@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
-from app.bulk.destination import ABOUT, Destination, Written
+from app.bulk.destination import ABOUT, Destination, ScoredPart
 from app.bulk.location import Location, Remote
 from app.bulk.plan import fingerprint, plan
 from app.errors import BadArchive, Unusable
@@ -60,7 +60,7 @@ def test_a_destination_of_something_else_is_refused(tmp_path: Path) -> None:
     destination = Destination(Location.of(str(tmp_path / "out")))
     assert destination.begin({"source": "a", "parts": "b"}) == {}
     assert destination.begin({"source": "a", "parts": "b"}) == {}
-    with pytest.raises(Unusable, match="another parts"):
+    with pytest.raises(Unusable, match="different parts"):
         destination.begin({"source": "a", "parts": "c"})
     (tmp_path / "out" / ABOUT).unlink()
     (tmp_path / "out" / "thesis.tex").touch()
@@ -90,7 +90,7 @@ def test_a_file_that_went_away_meanwhile_is_a_row_with_its_error(tmp_path: Path)
     parts = plan(Location.of(str(source)))
     (source / "deep/000.png").unlink()
     with scorer(source, tmp_path / "out") as one:
-        assert one.score(0, parts[0]) == Written(7, 1)
+        assert one.score(0, parts[0]) == ScoredPart(7, 1)
     [first, *_] = rows(str(tmp_path / "out"))
     assert first["error"] == "unusable: the file cannot be read: No such file or directory"
 
@@ -98,7 +98,7 @@ def test_a_file_that_went_away_meanwhile_is_a_row_with_its_error(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("a.txt", b"text", "no folder"),
+        ("a.txt", b"text", "not a folder"),
         ("a.parquet", b"PAR1", "Parquet"),
         ("a.zip", b"PK", "ZIP"),
     ],
