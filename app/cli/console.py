@@ -70,7 +70,7 @@ def drift_tables(
 ) -> Iterator[Table | Text]:
     table = Table(title=f"{profile.n} answers compared with {reference.n} of {reference.of}")
     table.add_column("measure")
-    for heading in ("reference", "found", "index", "by chance"):
+    for heading in ("reference", "logged", "index", "by chance"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
     for shift in shifts:
