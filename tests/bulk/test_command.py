@@ -1,4 +1,4 @@
-"""What `leuko score` refuses, reckons and says, before and beside Ray."""
+"""`leuko score` apart from Ray: its checks, estimates and messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_images_to_come_are_reckoned_from_those_that_were_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "workers", "threads", "found"),
+    ("cores", "workers", "threads", "expected"),
     [
         ([2], None, 0, (1, 2)),
         ([16], None, 0, (4, 4)),
@@ -42,9 +42,9 @@ def test_images_to_come_are_reckoned_from_those_that_were_read() -> None:
     ],
 )
 def test_cores_are_shared_out(
-    cores: list[int], workers: int | None, threads: int, found: tuple[int, int]
+    cores: list[int], workers: int | None, threads: int, expected: tuple[int, int]
 ) -> None:
-    assert divide(cores, workers, threads) == found
+    assert divide(cores, workers, threads) == expected
 
 
 @pytest.mark.parametrize(
