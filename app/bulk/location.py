@@ -21,7 +21,7 @@ UNKNOWN: Stamp = (-1, -1)
 
 @dataclass(frozen=True)
 class Location(ABC):
-    """path: within its file system. All methods but `of` raise OSError."""
+    """path: within its file system. Methods that access the file raise OSError."""
 
     path: str
 
