@@ -57,6 +57,7 @@ test: $(FULL) ## run the tests; ARGS="-k batching"
 	@$(BIN)/python -m pytest -q -m 'not ops' $(ARGS)
 
 check: $(FULL) ## what continuous integration runs: format, lint, types, then the tests
+	@$(BIN)/python client/generate.py --check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -105,6 +106,7 @@ bench-peers: $(FULL) $(PEERS:%=.venv-peers/%/.done) ## the service beside LitSer
 format: $(FULL) ## rewrite the code in the one style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python client/generate.py
 
 lock: $(BIN)/uv ## pin anew what pyproject.toml names; ARGS="--upgrade"
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \

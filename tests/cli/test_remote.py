@@ -1,4 +1,4 @@
-"""`leuko predict --url`: what a running service says, as if it had been said here."""
+"""`leuko predict --url` prints what `leuko predict` prints."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.running import FAKE, Running, running
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with running() as found:
-        yield found
+    with running() as service:
+        yield service
 
 
 @pytest.fixture

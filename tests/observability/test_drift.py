@@ -222,7 +222,7 @@ def test_the_command_exits_with_3_on_drift_and_a_saved_window_is_a_reference(
     assert read_reference(saved).labels["monocyte"] == 300
     assert main(["drift", str(log), "--reference", str(saved)]) == 0
     assert main(["drift", str(log), "--since", "2026-11-28"]) == 1
-    assert "no answer of this bundle" in capsys.readouterr().err
+    assert "no answers of this bundle" in capsys.readouterr().err
 
 
 def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
@@ -232,12 +232,12 @@ def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
     assert drift([log], Settings(), Window(), console=console) == 3
     text = cast(io.StringIO, console.file).getvalue()
     for part in (
-        "300 answers beside 2487",
+        "300 answers compared with 2487",
         "share of monocyte",
         "1.0000",
         "drifted",
-        "1 answers are of other",
-        "1 answers are of requests that were counted before",
+        "1 answers of other models",
+        "1 answers of requests that were already counted",
     ):
         assert part in text
 
