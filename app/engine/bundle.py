@@ -182,7 +182,7 @@ def _parse(raw: bytes, path: Path) -> _Config:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """Return the field, what it must be and what it is."""
+    """Name the field, its allowed values and its present value."""
     field, message = ".".join(map(str, error["loc"])) or "the document", error["msg"]
     match error["type"]:
         case "missing":

@@ -112,7 +112,7 @@ def _check_class(dataset: Dataset) -> None:
 
 
 def _check_pixels(dataset: Dataset, kind: str | None) -> str:
-    """Check what describes the pixels; return the photometric interpretation."""
+    """Check the elements that describe the pixels; return the photometric interpretation."""
     if (dataset.get("NumberOfFrames") or 1) != 1:
         raise UndecodableImage("the DICOM file has several frames; send each frame as a separate image")
     if (dataset.BitsAllocated, dataset.BitsStored, dataset.PixelRepresentation) != (8, 8, 0):

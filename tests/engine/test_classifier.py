@@ -34,11 +34,7 @@ class StubEngine:
     batch = 8
     workers = 1
 
-    def __init__(self) -> None:
-        self.asked_for_maps: list[bool] = []
-
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:  # noqa: ARG002
-        self.asked_for_maps.append(maps)
         n = len(pixels)
         logits = np.zeros((n, 4), np.float32)
         logits[np.arange(n), pixels[:, 0, 0, 0] % 4] = 10
