@@ -34,7 +34,7 @@ PREDICTIONS = {
             "type": "/problems/undecodable_image",
             "title": "Image cannot be decoded",
             "status": 422,
-            "detail": "the JPEG data is truncated, corrupt or of an unknown kind",
+            "detail": "the JPEG data is truncated, corrupt or of an unsupported variant",
             "code": "undecodable_image",
             "index": 1,
             "filename": "cut.jpg",

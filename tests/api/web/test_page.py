@@ -184,7 +184,9 @@ def test_what_is_to_review_says_why_and_can_be_shown_alone(page: Page, folder: P
 def test_errors_are_told_in_plain_words(page: Page, folder: Path) -> None:
     give(page, folder, "cut.png", "text.png", "monocyte.png")
     expect(page.locator(".card", has_text="cut.png")).to_contain_text("the PNG data is truncated")
-    expect(page.locator(".card", has_text="text.png")).to_contain_text("the image is none of JPEG, PNG")
+    expect(page.locator(".card", has_text="text.png")).to_contain_text(
+        "the image format is not supported; use JPEG, PNG"
+    )
     expect(page.locator("#said")).to_have_text("1 image classified, 2 failed.")
 
 
