@@ -43,7 +43,7 @@ NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipar
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check ops container fuzz soak audit train bundle bench bench-peers format lock
+.PHONY: help setup serve test check docs ops container fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -56,15 +56,19 @@ serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="
 test: $(FULL) ## run the tests; ARGS="-k batching"
 	@$(BIN)/python -m pytest -q -m 'not ops' $(ARGS)
 
-check: $(FULL) ## what continuous integration runs: format, lint, types, then the tests
+check: $(FULL) ## what continuous integration runs: format, lint, types, documentation, then the tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python .ci/docs.py --check
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/shellcheck .ci/run
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
+
+docs: $(FULL) ## write the tables of the documentation that come from the code
+	@$(BIN)/python .ci/docs.py
 
 ops: $(FULL) ## the long tests: Ray killed, a cluster that loses a machine, torchrun, the container's steps
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +73,22 @@ def test_the_readme_names_every_make_target() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "serve" in targets
     assert [name for name in targets if f"make {name}" not in readme] == []
+
+
+def test_a_stale_table_is_named_with_what_to_run(tmp_path: Path) -> None:
+    for name in (".ci/docs.py", "pyproject.toml", "CONTRIBUTING.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for folder in ("app", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    page = tmp_path / "docs/errors.md"
+    made = page.read_text()
+    page.write_text(made.replace("| 429 |", "| 529 |"))
+    command = [sys.executable, str(tmp_path / ".ci/docs.py")]
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (1, "stale tables in docs/errors.md: run `make docs`\n")
+    subprocess.run(command, check=True)
+    assert page.read_text() == made
 
 
 def test_the_dashboard_shows_only_metrics_that_the_service_has() -> None:
