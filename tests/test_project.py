@@ -38,7 +38,7 @@ def pins() -> dict[str, str]:
 
 
 def expressions(node: Any) -> Iterator[str]:
-    """Every PromQL expression under a node of the dashboard."""
+    """Yield every PromQL expression under a node of the dashboard."""
     if isinstance(node, dict):
         yield from (value for key, value in node.items() if key in {"expr", "definition"})
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
