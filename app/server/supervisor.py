@@ -54,7 +54,7 @@ class Supervisor:
 
     def run(self) -> int:
         for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, self._on_answer)
+            signal.signal(sig, self._on_signal)
         for slot in range(self._launch.settings.processes):
             self._start(slot)
         announced = False
@@ -97,7 +97,7 @@ class Supervisor:
             self._status = 1
             self._stop()
 
-    def _on_answer(self, sig: int, _: FrameType | None) -> None:
+    def _on_signal(self, sig: int, _: FrameType | None) -> None:
         if self._stopping:
             for member in self._members.values():
                 member.process.kill()

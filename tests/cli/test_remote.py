@@ -56,7 +56,7 @@ def test_a_key_comes_from_the_environment(
     image = str(folder / "cells/00.png")
     with running(FAKE, "--keys", str(tmp_path / "keys")) as service:
         assert main(["predict", "--url", service.address, image]) == 1
-        assert "Key needed (401)" in capsys.readouterr().err
+        assert "Valid key required (401)" in capsys.readouterr().err
         monkeypatch.setitem(os.environ, "LEUKO_KEY", secret)
         code, document = said(capsys, "--url", service.address, image)
     assert (code, document["predictions"][0]["label"]) == (0, "eosinophil")

@@ -297,7 +297,7 @@ def test_a_labelled_archive_is_evaluated(page: Page, folder: Path, service: Runn
 def test_an_archive_that_cannot_be_used_says_why(page: Page, tmp_path: Path) -> None:
     (tmp_path / "wrong.zip").write_bytes(zipped({"basophil/a.png": b"x"}))
     give(page, tmp_path, "wrong.zip")
-    expect(page.locator(".problem")).to_contain_text("Archive cannot be used")
+    expect(page.locator(".problem")).to_contain_text("Invalid archive")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.locator(".problem")).to_have_count(0)
 
@@ -371,7 +371,7 @@ def test_where_keys_are_needed_the_page_asks_for_one(browser: Browser, folder: P
     ):
         expect(page.get_by_role("dialog")).to_contain_text("answers only those who show a key")
         page.get_by_role("button", name="Cancel").click()
-        expect(page.locator(".problem")).to_contain_text("Key needed")
+        expect(page.locator(".problem")).to_contain_text("Valid key required")
         give(page, folder, "monocyte.png")
         expect(page.get_by_role("dialog")).to_be_visible()
         page.get_by_label("Key", exact=True).fill("wrong")
