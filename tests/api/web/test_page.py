@@ -188,7 +188,7 @@ def test_a_cell_for_review_gives_the_reason_and_can_be_filtered(page: Page, fold
     odd = '=odd, "one".png'
     give(page, folder, *CELLS, odd, "cut.png")
     card = page.locator(".card", has_text=odd)
-    expect(card.locator(".review")).to_contain_text("unlike the model’s training images")
+    expect(card.locator(".review")).to_contain_text("unlike those that the model was trained on")
     page.get_by_label("to review").check()
     expect(card).to_be_visible()
     assert page.locator(".card:visible .review:visible").count() == page.locator(".card:visible").count()

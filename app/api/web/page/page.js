@@ -345,7 +345,7 @@ function insertCard(cell) {
 
 const REASONS = {
   low_confidence: "the model is not sure",
-  out_of_distribution: "the image is unlike the model’s training images",
+  out_of_distribution: "the image is unlike those that the model was trained on",
 };
 
 function fillCard(cell, card) {
