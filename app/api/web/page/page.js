@@ -635,7 +635,7 @@ async function showReport() {
   report.misclassified.sort((a, b) => b.confidence - a.confidence);
   $("mistakes").replaceChildren();
   $("mistakes-title").textContent = report.misclassified.length
-    ? `${plural(report.misclassified.length, "misclassified image")}, highest confidence first`
+    ? `Misclassified images (${report.misclassified.length}), highest confidence first`
     : "No misclassified images";
   $("evaluation").hidden = false;
   for (const { title, filename, detail } of report.errors.slice(0, 5))
