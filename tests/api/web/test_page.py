@@ -33,8 +33,8 @@ DESK = {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with running(REAL) as found:
-        yield found
+    with running(REAL) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +89,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.png").write_text("not an image")
     (folder / "cell.dcm").write_bytes(dicom_writer.write(draw_smear("lymphocyte")))
     Image.new("RGB", (64, 48), (30, 200, 30)).save(folder / '=odd, "one".png')  # no cell: for review
-    pictures = {
+    images = {
         f"set/{label}/{seed}.png": encode(draw_smear(label, seed=seed), "PNG")
         for label in CLASSES
         for seed in range(3)
     }
-    pictures["set/monocyte/wrong.png"] = encode(draw_smear("lymphocyte", seed=9), "PNG")
-    pictures["set/monocyte/cut.png"] = (folder / "cut.png").read_bytes()
-    (folder / "labelled.zip").write_bytes(zipped(pictures))
+    images["set/monocyte/wrong.png"] = encode(draw_smear("lymphocyte", seed=9), "PNG")
+    images["set/monocyte/cut.png"] = (folder / "cut.png").read_bytes()
+    (folder / "labelled.zip").write_bytes(zipped(images))
     return folder
 
 
@@ -148,11 +148,14 @@ def test_the_differential_is_that_of_the_service(page: Page, folder: Path, servi
     give(page, folder, *CELLS)
     expect(page.locator("#differential tbody tr")).to_have_count(4)
     files = [("files", (folder / name).read_bytes()) for name in CELLS]
-    found = httpx.post(f"{service.address}/differential", files=files).json()
+    differential = httpx.post(f"{service.address}/differential", files=files).json()
     for row, label in zip(page.locator("#differential tbody tr").all(), CLASSES, strict=True):
-        low, high = found["intervals"]["wilson"][label]
+        low, high = differential["intervals"]["wilson"][label]
         count, share, wilson, *_ = row.locator("td").all_inner_texts()
-        assert (int(count), share) == (found["counts"][label], f"{found['percent'][label]:.1f} %")
+        assert (int(count), share) == (
+            differential["counts"][label],
+            f"{differential['percent'][label]:.1f} %",
+        )
         assert wilson == f"{low:.1f} – {high:.1f}"
     expect(page.locator("#warnings")).to_contain_text("fewer than the 100")
 
@@ -261,12 +264,12 @@ def test_results_can_be_saved_in_every_format(page: Page, folder: Path) -> None:
     page.get_by_label("Accession").fill("A-1")
     page.get_by_label("Accession").blur()
 
-    found = json.loads(saved(page, "#save-json"))
-    assert [one["filename"] for one in found["predictions"]] == ["monocyte.png", odd]
-    assert [one["filename"] for one in found["errors"]] == ["cut.png"]
+    document = json.loads(saved(page, "#save-json"))
+    assert [one["filename"] for one in document["predictions"]] == ["monocyte.png", odd]
+    assert [one["filename"] for one in document["errors"]] == ["cut.png"]
     rows = list(csv.DictReader(io.StringIO(saved(page, "#save-csv").decode("utf-8-sig"))))
     assert [row["filename"] for row in rows] == ["monocyte.png", "'" + odd, "cut.png"]
-    assert float(rows[0]["confidence"]) == found["predictions"][0]["confidence"]
+    assert float(rows[0]["confidence"]) == document["predictions"][0]["confidence"]
     assert "truncated" in rows[2]["error"]
     entries = Bundle.model_validate_json(saved(page, "#save-fhir")).entry or []
     assert len(entries) == 7
@@ -358,11 +361,11 @@ def test_axe_finds_nothing_serious_in_any_state(
 
 
 def serious(page: Page) -> list[str]:
-    found = Axe().run(page)["violations"]
+    violations = Axe().run(page)["violations"]
     return [
-        f"{one['id']}: {[node['html'] for node in one['nodes']][:3]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
+        f"{violation['id']}: {[node['html'] for node in violation['nodes']][:3]}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
     ]
 
 
