@@ -15,7 +15,7 @@ from app.evaluation.intervals import Floats, Intervals, Ints, bootstrap, confusi
 
 Indices = Sequence[int] | NDArray[Any]
 Rows = Sequence[Sequence[float]] | NDArray[Any]
-Score = Annotated[float | None, Field(description="null where it is not defined")]
+Score = Annotated[float | None, Field(description="null if undefined for these data")]
 
 SUM_TOLERANCE = 1e-3  # a row of probabilities whose sum differs from 1 by more is refused
 
@@ -47,7 +47,7 @@ class Average:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Sources judged whole, by the mean probability of their images."""
+    """Scores of whole sources, each classified by the mean probabilities of its images."""
 
     n: int
     accuracy: float

@@ -40,12 +40,12 @@ OTHERS: Document = {
 }
 
 DESCRIPTION = """
-Send the images of one specimen as to `/predict`, or as JSON the `predictions` that it gave. Percentages
-are of the cells that were classified; each has a Wilson and an exact (Clopper–Pearson) 95 % interval.
-`review` lists the cells that a person must look at, `warnings` what a reader must know. `specimen` and
-`accession` come back, and are kept and logged nowhere. With `Accept: application/fhir+json` the answer is
-a FHIR R4 Bundle around a preliminary DiagnosticReport, with `Accept: application/hl7-v2` an HL7 v2.5.1
-ORU^R01 message. Not for diagnosis.
+Send the images of one specimen as multipart form data, as for `/predict`, or the `predictions` of earlier
+`/predict` responses as JSON. Percentages refer to the classified cells; each has a Wilson and an exact
+(Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at; `warnings` lists
+limits of the count that its reader must know. `specimen` and `accession` are returned unchanged and never
+stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a preliminary
+DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. Not for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """
@@ -54,7 +54,7 @@ ORU^R01 message. Not for diagnosis.
 @router.post(
     "/differential",
     operation_id="differential",
-    summary="Count the cells of a specimen",
+    summary="Count the cells of a specimen by class",
     description=DESCRIPTION,
     response_model=Differential,
     responses=answer(DIFFERENTIAL, **OTHERS)

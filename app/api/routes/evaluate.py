@@ -31,17 +31,21 @@ MAX_MAPPING = 64 * MIB  # labels or groups of 200,000 long file names
 MAX_OUTCOMES = 64 * MIB
 MAX_PATTERN = 1024  # bytes
 
-MAPPING = "JSON object or two-column CSV, file name to "
+MAPPING = "JSON object or two-column CSV from file name to "
 BODY = form(
     "EvaluateForm",
     {
-        "archive": BINARY | {"description": "ZIP with a folder for each class, at any depth"},
-        "files": {"type": "array", "items": BINARY, "description": "instead of archive; needs labels"},
+        "archive": BINARY | {"description": "ZIP with one folder per class, at any depth"},
+        "files": {
+            "type": "array",
+            "items": BINARY,
+            "description": "images, instead of `archive`; `labels` is then required",
+        },
         "labels": {"type": "string", "description": MAPPING + "class"},
         "groups": {"type": "string", "description": MAPPING + "source photo or patient"},
         "group_pattern": {
             "type": "string",
-            "description": "instead of groups: a regular expression whose first group is the source",
+            "description": "instead of `groups`: regular expression whose first group is the source",
         },
     },
     required=[],
@@ -50,11 +54,12 @@ BODY = form(
 STREAM = event_stream(EVENTS, progress="EvaluationProgress", result="Evaluation", error="Problem")
 
 DESCRIPTION = """
-Send a labelled set: a ZIP in a part `archive`, or parts `files` with a part `labels`. With sources, by
-`groups` or `group_pattern`, intervals are bootstrapped over sources instead of images. Images that cannot
-be decoded are left out, and itemised in `errors`; a wrong archive is refused whole. With
-`Accept: text/event-stream` there are `progress` events, then one `result`, or one `error` with a problem.
-`/predict` always goes before.
+Send a labelled set: a ZIP in the part `archive`, or images in parts `files` with their classes in the part
+`labels`. If `groups` or `group_pattern` gives the source photo or patient of each image, confidence intervals
+are bootstrapped over sources instead of images. Images that cannot be decoded are left out of the report
+and listed in `errors`; an invalid archive is refused as a whole. With `Accept: text/event-stream` the
+response is a stream of `progress` events that ends with one `result` or one `error` (a problem document).
+`/predict` has priority over `/evaluate`.
 
     curl -F archive=@test.zip http://127.0.0.1:8000/evaluate
 """
@@ -101,9 +106,9 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Evalu
 @router.post(
     "/evaluate/predictions",
     operation_id="evaluate_predictions",
-    summary="Evaluate predictions already made",
-    description="Classes by name or index. Scores that need probabilities are null without them; without "
-    "`predictions` the most probable class counts.",
+    summary="Evaluate existing predictions",
+    description="Give classes by name or index. Without `probabilities`, scores that need them are null. "
+    "Without `predictions`, the class with the highest probability is the prediction.",
     responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels),
     openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
 )

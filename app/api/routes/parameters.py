@@ -20,7 +20,7 @@ async def _lifecycle(request: Request) -> Lifecycle:
 async def _service(
     request: Request,
     model: Annotated[
-        str | None, Query(description="a model's NAME or NAME@VERSION, where several are served")
+        str | None, Query(description="NAME or NAME@VERSION of a model, if the service has several")
     ] = None,
 ) -> AsyncIterator[Service]:
     lifecycle: Lifecycle = request.app.state.lifecycle

@@ -18,9 +18,9 @@ router = APIRouter(tags=["classify"])
 
 DESCRIPTION = """
 Send `multipart/form-data` with one or more parts named `files`, or a single image as the body.
-`index` is the position in the request. Of several images the bad ones are listed in `errors`, and the
-status is 200 while one is good. Where all are bad, the status is the first one's, and the problem's
-`errors` lists them all. Not for diagnosis.
+`index` is an image's position in the request. Images that cannot be classified are listed in `errors`; the
+status is 200 if at least one image was classified. If none was, the response is a problem document with
+the status of the first image's error, and its `errors` lists every image. Not for diagnosis.
 
     curl -F files=@cell.jpg http://127.0.0.1:8000/predict
 """
@@ -40,7 +40,7 @@ async def predict(
     service: Loaded,
     context: Context,
     explain: Annotated[
-        Literal["cam"] | None, Query(description="`cam` adds a class-activation map to each prediction")
+        Literal["cam"] | None, Query(description="`cam`: add a class-activation map to each prediction")
     ] = None,
 ) -> Predictions | Response:
     with service.stage("receive", context.stages):
