@@ -27,7 +27,7 @@ from app.watched_file import WatchedFile
 
 logger = logging.getLogger(__name__)
 
-REREAD_S = 1.0
+REREAD_S = 1.0  # between two looks at the models file
 
 
 class ModelRegistry:
@@ -42,6 +42,7 @@ class ModelRegistry:
     ) -> None:
         """reference: in place of the default bundle's own. Raises SettingsError."""
         self.stale = False
+        self.reread_s = REREAD_S
         self._settings = settings
         self._telemetry = telemetry
         self._load = load
@@ -112,7 +113,7 @@ class ModelRegistry:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(REREAD_S)
+            await asyncio.sleep(self.reread_s)
             await self.reread()
             if self._before.places and asyncio.get_running_loop().time() >= self._until:
                 self._serve(self.served, Lineup())
