@@ -5,8 +5,10 @@ EXTRAS ?=
 RECIPE ?= default
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
+# Processes that run tests. More than two gain little: tests wait for the services that they start.
+WORKERS ?= 2
 
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # Every file is checked against a hash of the lock, and what the lock does not name is refused. Torch must
 # come through uv: plain pip may pick a wheel that does not match torchvision.
@@ -53,8 +55,8 @@ setup: $(FULL) ## install everything: service, training, development tools
 serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="--port 8080"
 	@exec $(BIN)/leuko serve $(ARGS)
 
-test: $(FULL) ## run the tests; ARGS="-k batching"
-	@$(BIN)/python -m pytest -q -m 'not ops' $(ARGS)
+test: $(FULL) ## run the tests; ARGS="-m quick" those of a minute, ARGS="-k batching", WORKERS=0 in one process
+	@$(BIN)/python -m pytest -q -m 'not ops' -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(FULL) ## what continuous integration runs: format, lint, types, then the tests
 	@$(BIN)/ruff format --check .

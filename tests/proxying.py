@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from tests.certificates import OPENSSL, self_signed
-from tests.running import PATIENCE_S, ROOT, wait_until
+from tests.running import PATIENCE_S, ROOT, free_port, wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 here = pytest.mark.skipif(NGINX is None or OPENSSL is None, reason="nginx or openssl is absent here")
@@ -73,12 +73,6 @@ class Named(httpx.HTTPTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.extensions["sni_hostname"] = NAME
         return super().handle_request(request)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def prepare(folder: Path, upstream: int, changes: Mapping[str, str]) -> Proxy:

@@ -115,9 +115,16 @@ def test_09_bodies_of_unknown_length_reserve_the_limit_and_give_it_back(service:
         with ExitStack() as held:
             for _ in range(2):
                 held.enter_context(connected(service.port)).sendall(post(CHUNKED) + chunk(b"x"))
-            wait_until(lambda: alone(client, png(0)).status_code == 429)
-            assert int(alone(client, png(0)).headers["Retry-After"]) >= 1
+            refused = until_refused(client)
+            assert int(refused.headers["Retry-After"]) >= 1
         wait_until(lambda: alone(client, png(0)).status_code == 200)
+
+
+def until_refused(client: httpx.Client) -> httpx.Response:
+    """Return the first 429: a request later, the bodies that caused it may have timed out."""
+    answers: list[httpx.Response] = []
+    wait_until(lambda: answers.append(alone(client, png(0))) or answers[-1].status_code == 429)
+    return answers[-1]
 
 
 def test_09_a_part_over_the_limit_of_an_image_is_413_before_its_end(keyed: Keyed) -> None:
