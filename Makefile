@@ -19,6 +19,7 @@ LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constrain
 # The entries of packages in the lock, hashes included.
 entries = sed -n -E '/^($(subst $(space),|,$(strip $(1))))==/,/[^\\]$$/p' requirements.lock
 FULL := $(VENV)/.full
+QUICK := $(VENV)/.quick
 space := $(subst ,, )
 BASE := $(VENV)/.base-$(subst $(space),-,$(EXTRAS))
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
@@ -126,6 +127,12 @@ $(MANIFEST): | $(FULL)
 
 $(FULL): $(INPUTS) | $(BIN)/uv
 	$(call install,$(VENV)) --extra train --extra dicom --extra hub --extra otel --extra score --group dev
+	$(LINK)
+	@touch $@
+
+# What the quick tests need, which is neither torch nor Ray; no package is built.
+$(QUICK): $(INPUTS) | $(BIN)/uv
+	$(call install,$(VENV)) --only-binary :all: --extra dicom --extra hub --extra otel --group dev
 	$(LINK)
 	@touch $@
 
