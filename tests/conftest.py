@@ -50,7 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_quick(item: pytest.Item) -> bool:
-    if SLOW & {item.path, *item.path.parents} or item.get_closest_marker("ops") or item.get_closest_marker("gpu"):
+    if (
+        SLOW & {item.path, *item.path.parents}
+        or item.get_closest_marker("ops")
+        or item.get_closest_marker("gpu")
+    ):
         return False
     names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
     starts = any(name is function for name in names for function in STARTING)
