@@ -30,7 +30,7 @@ def halting(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 
 def main() -> int:
-    decode_worker.decode = halting
+    decode_worker.decode = halting  # type: ignore[attr-defined]
     return decode_worker.main()
 
 

@@ -17,7 +17,8 @@ import httpx
 
 from tests.fake_classifier import png
 from tests.running import FAKE, PATIENCE_S, free_port, linux, running, serving, wait_until
-from tests.safety.faulty import BROKEN, FAULTY, FOLDER, GO, LOAD
+from tests.safety.faulty import BROKEN, FAULTY, GO, LOAD
+from tests.safety.halting_decoder import FOLDER
 from tests.safety.sending import alone
 
 FILES = 64
