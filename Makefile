@@ -5,8 +5,10 @@ EXTRAS ?=
 RECIPE ?= default
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
+# Processes that run tests. More than two gain little: tests wait for the services that they start.
+WORKERS ?= 2
 
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # Every file is checked against its hash in the lock; packages that are not in the lock are refused. uv, not
 # pip, installs torch: pip may pick a wheel that does not match torchvision.
@@ -17,6 +19,7 @@ LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constrain
 # The lock's entries of the given packages, with hashes.
 entries = sed -n -E '/^($(subst $(space),|,$(strip $(1))))==/,/[^\\]$$/p' requirements.lock
 FULL := $(VENV)/.full
+QUICK := $(VENV)/.quick
 space := $(subst ,, )
 BASE := $(VENV)/.base-$(subst $(space),-,$(EXTRAS))
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
@@ -53,8 +56,8 @@ setup: $(FULL) ## install everything: service, training, development tools
 serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="--port 8080"
 	@exec $(BIN)/leuko serve $(ARGS)
 
-test: $(FULL) ## run the tests; ARGS="-k batching"
-	@$(BIN)/python -m pytest -q -m 'not ops' $(ARGS)
+test: $(FULL) ## run the tests; ARGS="-m quick" those of a minute, ARGS="-k batching", WORKERS=0 in one process
+	@$(BIN)/python -m pytest -q -m 'not ops' -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(FULL) ## what continuous integration runs: format, lint, types, documentation, then the tests
 	@$(BIN)/python client/generate.py --check
@@ -130,6 +133,12 @@ $(MANIFEST): | $(FULL)
 
 $(FULL): $(INPUTS) | $(BIN)/uv
 	$(call install,$(VENV)) --extra train --extra dicom --extra hub --extra otel --extra score --group dev
+	$(LINK)
+	@touch $@
+
+# What the quick tests need, which is neither torch nor Ray; no package is built.
+$(QUICK): $(INPUTS) | $(BIN)/uv
+	$(call install,$(VENV)) --only-binary :all: --extra dicom --extra hub --extra otel --group dev
 	$(LINK)
 	@touch $@
 

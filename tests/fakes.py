@@ -22,7 +22,7 @@ from app.imaging.framing import Cell
 from app.settings import Settings
 from tests.fake_classifier import FakeClassifier, png
 
-PATIENCE_S = 30
+PATIENCE_S = 60
 GREYS = (32, 96, 160, 224)  # one of each class, in the order of the labels
 POISON = 3  # the grey at which the engine raises
 CUT = png(32)[:50]  # an image that cannot be decoded

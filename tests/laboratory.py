@@ -25,6 +25,8 @@ from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import PATIENCE_S, HeldClassifier, caller
 
+REREAD_S = 0.02  # between two looks at the models file
+
 IMAGE = {"content-type": "image/png"}
 
 
@@ -165,6 +167,7 @@ async def laboratory(folder: Path, *models: str, **settings: Any) -> AsyncIterat
     found.write(*models)
     chosen: dict[str, Any] = {"max_batch": 4, "decode_workers": 1, "models": str(file)} | settings
     found.app = create_app(Settings(**chosen), found.load, found.failures.append)
+    found.models.reread_s = REREAD_S
     async with found.app.router.lifespan_context(found.app):
         await found.app.state.lifecycle.settled()
         yield found

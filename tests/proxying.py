@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import PATIENCE_S, ROOT, wait_until
+from tests.certificates import OPENSSL, self_signed
+from tests.running import PATIENCE_S, ROOT, free_port, wait_until
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-OPENSSL = shutil.which("openssl")
 here = pytest.mark.skipif(NGINX is None or OPENSSL is None, reason="nginx or openssl is absent here")
 
 SHIPPED = ROOT / "ops/nginx/leuko.conf"
@@ -75,19 +75,10 @@ class Named(httpx.HTTPTransport):
         return super().handle_request(request)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def prepare(folder: Path, upstream: int, changes: Mapping[str, str]) -> Proxy:
     """Writes a certificate, and the shipped file with this machine's ports and folders."""
     proxy = Proxy(folder, free_port(), free_port())
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    files = ["-keyout", str(folder / "leuko.key"), "-out", str(folder / "leuko.crt")]
-    subject = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}", "-days", "2"]
-    subprocess.run([str(OPENSSL), "req", "-x509", *key, *files, *subject], check=True, capture_output=True)
+    self_signed(folder, NAME, "leuko")
     text = SHIPPED.read_text()
     ours = {
         "listen 443": f"listen 127.0.0.1:{proxy.https}",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
@@ -21,12 +23,28 @@ import pytest
 from benchmarks.server import family, field
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 30
+PATIENCE_S = 60  # of a test, with a machine that does much else
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 FAKE = """
 import sys; from app.cli.main import main; from tests.fake_classifier import load; sys.exit(main(load=load))
 """
 REAL = "import sys; from app.cli.main import main; sys.exit(main())"
+
+
+# Below the ports that Linux gives to whoever asks for any, so that a port that is found free stays free.
+# Test processes that run at the same time begin at different ones.
+_PORTS = cycle(range(20_000 + os.getpid() % 100 * 100, 32_000))
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens, another one each time; for what has to know it beforehand."""
+    for port in _PORTS:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("a cycle does not end")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hl7apy.parser import parse_message
 from app.wire.problems import GENERIC, STATUS
 from tests.fake_classifier import png
 from tests.fakes import GREYS
-from tests.running import Running, running
+from tests.running import Running
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDE, PROTOCOL = ((DOCS / name).read_text() for name in ("lis.md", "oip.md"))
@@ -26,12 +25,6 @@ GUIDE, PROTOCOL = ((DOCS / name).read_text() for name in ("lis.md", "oip.md"))
 
 def examples(language: str, text: str = GUIDE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with running() as service:
-        yield service
 
 
 @pytest.fixture

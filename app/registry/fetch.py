@@ -15,7 +15,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request, build_opener
 
 import app
 from app.engine.bundle import FILES
@@ -148,7 +148,8 @@ def _fetch(url: str, sha256: str, path: Path, *, most_bytes: int, until: float) 
     """until: on the monotonic clock."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "leuko"})
-    with urlopen(request, timeout=PATIENCE_S) as answer, path.open("wb") as file:
+    # From Python 3.12, `urlopen` reads the trusted certificates once in the life of a process.
+    with build_opener().open(request, timeout=PATIENCE_S) as answer, path.open("wb") as file:
         while True:
             if size + (answer.length or 0) > most_bytes:  # length: what was announced and has not come yet
                 raise BundleError(f"{url} is over {most_bytes} bytes")

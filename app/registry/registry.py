@@ -27,7 +27,7 @@ from app.watched_file import WatchedFile
 
 logger = logging.getLogger(__name__)
 
-REREAD_S = 1.0
+REREAD_S = 1.0  # between two looks at the models file
 
 
 class ModelRegistry:
@@ -43,6 +43,7 @@ class ModelRegistry:
         self._runtime = runtime
         self._settings = settings = runtime.settings
         self._telemetry = runtime.telemetry
+        self.reread_s = REREAD_S
         self._reference = reference
         self._file = None if settings.models == NONE else WatchedFile(Path(settings.models))
         self._entries = (ModelEntry(settings.bundle),) if self._file is None else _read_first(self._file)
@@ -110,7 +111,7 @@ class ModelRegistry:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(REREAD_S)
+            await asyncio.sleep(self.reread_s)
             await self.reread()
             if self._before.places and asyncio.get_running_loop().time() >= self._until:
                 self._serve(self.served, Lineup())

@@ -21,7 +21,7 @@ from app.reports import fhir
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import CUT, GREYS
-from tests.running import Running, running
+from tests.running import Running
 
 PROBLEM = "application/problem+json"
 
@@ -90,12 +90,6 @@ def test_every_example_is_what_its_schema_says(document: dict[str, Any]) -> None
         assert errors == [], name
         count += 1
     assert count > 40
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with running() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

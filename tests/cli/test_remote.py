@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from app.edge.keys import add_key
 from tests.fake_classifier import load, png
 from tests.fakes import CUT, GREYS
 from tests.running import FAKE, Running, running
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with running() as service:
-        yield service
 
 
 @pytest.fixture

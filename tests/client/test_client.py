@@ -7,7 +7,7 @@ import asyncio
 import io
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ from tests.running import FAKE, Running, running
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with running() as service:
-        yield service
 
 
 class Blocking:

@@ -6,9 +6,11 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,6 +25,7 @@ from tests.running import FAKE, running
 
 STAGES = {"receive", "queue", "decode", "infer", "respond"}
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+OTHER_TRACE = TRACE[::-1]
 
 
 @contextmanager
@@ -62,17 +65,35 @@ def attributes(span: Span) -> dict[str, Any]:
     return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
 
 
-def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_trace() -> None:
+@dataclass(frozen=True)
+class Traced:
+    spans: list[Span]
+    resources: list[dict[str, str]]
+    log: str
+
+
+@pytest.fixture(scope="module")
+def traced() -> Traced:
+    """What a collector and the log got of requests that their callers trace, and of one that none does."""
+    archive = zipped({f"monocyte/{number}.png": png(number) for number in range(5 * MOST)})
     with collecting() as (address, spans, resources):
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_RESOURCE_ATTRIBUTES": "site=east"}
-        with running(FAKE, "--traces", "otlp", environ=environ) as service:
+        with running(FAKE, "--traces", "otlp", "--max-batch", "2", environ=environ) as service:
             with service.client() as client:
                 headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
                 files = [("files", ("doe-jane.png", png(64))), ("files", ("doe-jane.png", png(1)))]
                 assert client.post("/predict", files=files, headers=headers).status_code == 200
                 assert client.get("/healthz").status_code == 200
                 assert client.get("/doe-jane").status_code == 404
+                headers = {"traceparent": f"00-{OTHER_TRACE}-{PARENT}-01"}
+                sent = client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers=headers)
+                assert sent.status_code == 200
             assert service.end() == 0  # and sends what it has
+    return Traced(spans, resources, "".join(service.log))
+
+
+def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_trace(traced: Traced) -> None:
+    spans, resources = traced.spans, traced.resources
     assert (resources[0]["service.name"], resources[0]["site"]) == ("leuko", "east")
     [request] = [span for span in spans if span.name == "POST /predict"]
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, PARENT)
@@ -93,17 +114,11 @@ def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_
     [unknown] = [span for span in spans if not span.parent_span_id]
     assert unknown.name == "GET"
     assert "doe-jane" not in str(spans)
-    assert f'"trace_id":"{TRACE}"' in "".join(service.log)
+    assert f'"trace_id":"{TRACE}"' in traced.log
 
 
-def test_an_evaluation_has_a_few_spans_of_each_stage_however_many_its_images_are() -> None:
-    archive = zipped({f"monocyte/{number}.png": png(number) for number in range(5 * MOST)})
-    with collecting() as (address, spans, _):
-        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": address}
-        with running(FAKE, "--traces", "otlp", "--max-batch", "2", environ=environ) as service:
-            with service.client() as client:
-                assert client.post("/evaluate", files={"archive": ("a.zip", archive)}).status_code == 200
-            assert service.end() == 0
+def test_an_evaluation_has_a_few_spans_of_each_stage_however_many_its_images_are(traced: Traced) -> None:
+    spans = traced.spans
     [request] = [span for span in spans if span.name == "POST /evaluate"]
     found = Counter(span.name for span in spans if span.parent_span_id == request.span_id)
     assert found.keys() == STAGES

@@ -85,7 +85,11 @@ def test_the_setting_overrides_the_kind_of_stream(asked: str, is_json: bool) -> 
     assert terminal.getvalue().startswith("{") is is_json
 
 
-def test_each_request_is_a_line_with_its_stages_and_hashes() -> None:
+@pytest.fixture(scope="module")
+def log() -> list[dict[str, Any]]:
+    """Of one service: predictions first, then evaluations."""
+    archive = zipped({f"{label}/{grey}.png": png(grey) for label, grey in zip(CLASSES, GREYS, strict=True)})
+    made = {"labels": [*CLASSES], "predictions": [*CLASSES]}
     with running(FAKE) as service:
         with service.client() as client:
             files = [("files", ("mine.png", png(64))), ("files", ("cut.png", CUT))]
@@ -94,8 +98,16 @@ def test_each_request_is_a_line_with_its_stages_and_hashes() -> None:
             client.get("/healthz")
             client.get("/metrics")
             client.get("/nowhere?name=mine.png")
+            for accept in ("application/json", "text/event-stream"):
+                client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers={"accept": accept})
+            client.post("/evaluate/predictions", json=made)
         assert service.end() == 0
-    first, second, third = (json.loads(line) for line in service.log)
+    assert "mine.png" not in "".join(service.log)
+    return [json.loads(line) for line in service.log]
+
+
+def test_each_request_is_a_line_with_its_stages_and_hashes(log: list[dict[str, Any]]) -> None:
+    first, second, third = log[:-3]
     assert (first["request_id"], first["method"], first["route"]) == ("mine", "POST", "/predict")
     assert (first["status"], first["model_sha256"]) == (200, "f" * 64)
     assert first["image_sha256"] == [sha256(data).hexdigest() for data in (png(64), CUT)]
@@ -104,19 +116,10 @@ def test_each_request_is_a_line_with_its_stages_and_hashes() -> None:
     assert all(0 <= value <= stages["total"] + 1 for value in stages.values())
     assert (second["status"], second["level"]) == (415, "info")
     assert (third["status"], third["route"]) == (404, None)
-    assert "mine.png" not in "".join(service.log)
 
 
-def test_an_evaluation_has_its_stages_and_its_accuracy_instead_of_hashes() -> None:
-    archive = zipped({f"{label}/{grey}.png": png(grey) for label, grey in zip(CLASSES, GREYS, strict=True)})
-    made = {"labels": [*CLASSES], "predictions": [*CLASSES]}
-    with running(FAKE) as service:
-        with service.client() as client:
-            for accept in ("application/json", "text/event-stream"):
-                client.post("/evaluate", files={"archive": ("a.zip", archive)}, headers={"accept": accept})
-            client.post("/evaluate/predictions", json=made)
-        assert service.end() == 0
-    *evaluations, predictions = (json.loads(line) for line in service.log)
+def test_an_evaluation_has_its_stages_and_its_accuracy_instead_of_hashes(log: list[dict[str, Any]]) -> None:
+    *evaluations, predictions = log[-3:]
     assert len(evaluations) == 2
     for line in evaluations:
         assert list(line["milliseconds"]) == ["total", "receive", "queue", "decode", "infer", "respond"]

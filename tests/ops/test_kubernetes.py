@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
@@ -19,7 +18,7 @@ from app.edge.keys import REREAD_S, Keys, add_key
 from app.server.run import GRACE_S
 from app.settings import Settings, variable
 from tests.ops.test_prometheus import Prometheus, program
-from tests.running import FAKE, ROOT, running, wait_until
+from tests.running import FAKE, ROOT, free_port, running, wait_until
 
 OPS = ROOT / "ops/kubernetes"
 OTHERS = {"kustomization.yaml", "prometheus-scrape.yaml", "prometheus-adapter.yaml"}
@@ -182,8 +181,7 @@ def test_a_pod_answers_its_probes_without_a_key_and_prometheus_gives_the_autosca
         pods += [pod | {f"{META}pod_name": phase, f"{META}pod_phase": phase} for phase in ended]
         job["static_configs"] = [target | {"labels": labels} for labels in pods]
         (tmp_path / "prometheus.yml").write_text(json.dumps(config))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         command = [program("prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}", "--log.level=error"]
         command += [f"--web.listen-address={address}", f"--storage.tsdb.path={tmp_path / 'data'}"]
         with subprocess.Popen(command) as process:

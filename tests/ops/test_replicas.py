@@ -19,8 +19,8 @@ from app.engine.bundle import CLASSES
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import GREYS
-from tests.proxying import SHIPPED, Proxy, free_port, here, proxying
-from tests.running import Running, wait_until
+from tests.proxying import SHIPPED, Proxy, here, proxying
+from tests.running import Running, free_port, wait_until
 from tests.safety.faulty import GO, HELD, HOLD, faulty
 
 pytestmark = here

@@ -24,8 +24,8 @@ from app.engine.bundle import FILES
 from app.errors import BundleError
 from app.registry.fetch import BOUNDS, SHIPPED, Bounds, locate
 from app.settings import Settings
+from tests.certificates import OPENSSL, Certificate, self_signed
 
-OPENSSL = shutil.which("openssl")
 REVISION = "c0ffee" + "0" * 34
 
 
@@ -65,30 +65,20 @@ def serving(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = 
         server.server_close()
 
 
-@pytest.fixture
-def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """Of a server whose certificate this process trusts."""
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     if OPENSSL is None:
         pytest.skip("openssl is absent here")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = [
-        OPENSSL,
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    found.load_cert_chain(certificate, key)
-    return found
+    return self_signed(tmp_path_factory.mktemp("tls"), "localhost")
+
+
+@pytest.fixture
+def tls(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Of a server whose certificate this process trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.path, certificate.key)
+    return context
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""`leuko serve` with an engine that a picture, by its grey, can hold, hang, break or kill."""
+"""`leuko serve` with an engine that an image, by its grey, can hold, hang, break or kill.
+
+Its decoders are those of `halting_decoder`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ from app.cli.main import main
 from app.engine.classifier import Classifier, Prediction
 from app.errors import BundleError, EngineError
 from app.imaging.framing import Cell
+from app.inference import decode_pool
 from app.settings import Settings
 from tests.fake_classifier import FakeClassifier
 from tests.running import Running, running, wait_until
+from tests.safety.halting_decoder import FOLDER
 
 FAULTY = "import tests.safety.faulty as faulty; faulty.serve()"
-FOLDER = "LEUKO_TEST_FAULTS"  # holds what the engine is told besides: files named by the constants below
+# What the engine is told besides: files of these names, in FOLDER.
 HELD, GO, BROKEN, LOAD = "held", "go", "broken", "load"
 SECONDS = "LEUKO_TEST_SECONDS"  # that each batch takes
 
@@ -97,7 +102,12 @@ def load(_: Settings) -> Classifier:
     return cast(Classifier, FaultyClassifier())
 
 
+# `runs_decoder` knows decoders by the name of the module.
+DECODER = "import sys, app.inference.decode_worker, tests.safety.halting_decoder as it; sys.exit(it.main())"
+
+
 def serve() -> None:
+    decode_pool._fork_server._command = (sys.executable, "-c", DECODER)
     sys.exit(main(load=load))
 
 

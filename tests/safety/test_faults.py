@@ -7,24 +7,54 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
+from benchmarks.server import field
 from tests.fake_classifier import NAN, png
 from tests.pictures import encode, picture
 from tests.running import PATIENCE_S, Running, linux, wait_until
 from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for
+from tests.safety.halting_decoder import HALT, RESUME
 from tests.safety.sending import alone, together
 
-SLOW = encode(
-    Image.effect_noise((4900, 4900), 90), "JPEG", quality=30, progressive=True
-)  # to decode: much of a second
-TICKS = os.sysconf("SC_CLK_TCK")  # a second of the processor's time
+
+@dataclass(frozen=True)
+class Faulty:
+    """A service, and the folder of its faults."""
+
+    service: Running
+    folder: Path
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """HALT is decoded like any other image."""
+        resume = self.folder / RESUME
+        resume.touch()
+        try:
+            yield
+        finally:
+            resume.unlink()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    """For tests of faults that a service survives; each leaves it working."""
+    folder = tmp_path_factory.mktemp("faults")
+    with faulty(folder, "--max-batch", "16") as service:
+        yield Faulty(service, folder)
+
+
+@pytest.fixture
+def service(shared: Faulty) -> Running:
+    return shared.service
 
 
 def less(item: dict[str, Any]) -> dict[str, Any]:
@@ -37,10 +67,10 @@ def is_ready(service: Running) -> bool:
 
 @pytest.mark.parametrize("bad", [POISON, LEAVE, NAN])
 def test_19_one_poisonous_image_in_a_batch_of_16_leaves_15_answers_as_they_are_alone(
-    tmp_path: Path, bad: int
+    service: Running, bad: int
 ) -> None:
     greys = [16 * number + 9 for number in range(15)]
-    with faulty(tmp_path, "--max-batch", "16") as service, service.client() as client:
+    with service.client() as client:
         expected = [less(alone(client, png(grey)).json()["predictions"][0]) for grey in greys]
         images = [png(grey) for grey in greys[:7]] + [png(bad)] + [png(grey) for grey in greys[7:]]
         found = list(together(client, images))
@@ -51,7 +81,7 @@ def test_19_one_poisonous_image_in_a_batch_of_16_leaves_15_answers_as_they_are_a
 def test_24_an_engine_that_hangs_is_503_for_its_waiters_and_comes_back(
     tmp_path: Path,
 ) -> None:
-    with faulty(tmp_path, "--engine-timeout-s", "0.5") as service:
+    with faulty(tmp_path, "--engine-timeout-s", "1") as service:
         with ThreadPoolExecutor() as pool, service.client() as client:
             hanging = pool.submit(alone, client, png(HANG))
             waiting = [pool.submit(alone, client, png(0)) for _ in range(4)]
@@ -82,55 +112,59 @@ def is_up(service: Running) -> bool:
 
 
 @linux
-def test_25_a_decoder_that_is_killed_costs_no_request_anything(tmp_path: Path) -> None:
-    with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
-        [decoder] = service.decoders()
-        slow = pool.submit(ask, service, SLOW)
-        wait_until(lambda: busy(decoder))
+def test_25_a_decoder_that_is_killed_costs_no_request_anything(shared: Faulty) -> None:
+    service = shared.service
+    [decoder], before = service.decoders(), lost(service)
+    with ThreadPoolExecutor() as pool:
+        halting = pool.submit(ask, service, HALT)
+        wait_until(lambda: is_stopped(decoder))
         others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
-        os.kill(decoder, signal.SIGKILL)
-        assert [answer.result().status_code for answer in (slow, *others)] == [200] * 3
-        assert lost(service) == 1
+        with shared.resumed():
+            os.kill(decoder, signal.SIGKILL)
+            assert [answer.result().status_code for answer in (halting, *others)] == [200] * 3
+        assert lost(service) - before == 1
         [successor] = service.decoders()
         assert successor != decoder
 
 
 @linux
-def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(tmp_path: Path) -> None:
-    with faulty(tmp_path) as service, ThreadPoolExecutor() as pool:
-        slow = pool.submit(ask, service, SLOW)
+def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(service: Running) -> None:
+    before, ended = lost(service), set[int]()
+    with ThreadPoolExecutor() as pool:
+        halting = pool.submit(ask, service, HALT)
         others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
         for _ in range(2):
-            wait_until(lambda: any(map(busy, service.decoders())))
-            os.kill(service.decoders()[0], signal.SIGKILL)
-        refused = slow.result()
+            wait_until(lambda: any(map(is_stopped, {*service.decoders()} - ended)))
+            [decoder] = {*service.decoders()} - ended
+            ended.add(decoder)
+            os.kill(decoder, signal.SIGKILL)
+        refused = halting.result()
         assert (refused.status_code, refused.json()["code"]) == (422, "undecodable_image")
         assert "ends its decoder" in refused.json()["detail"]
         assert [answer.result().status_code for answer in others] == [200, 200]
-        assert lost(service) == 2
+        assert lost(service) - before == 2
 
 
 @linux
 def test_25_an_image_that_holds_its_decoder_is_refused_and_the_engine_goes_on(tmp_path: Path) -> None:
-    with faulty(tmp_path, "--engine-timeout-s", "0.5") as service:
+    with faulty(tmp_path, "--engine-timeout-s", "1") as service:
         [held] = service.decoders()
         os.kill(held, signal.SIGSTOP)
         refused = ask(service, png(0))
         os.kill(held, signal.SIGKILL)  # stopped, it cannot even see that its service ends
         assert refused.status_code == 422
-        assert "takes longer than 0.5 s" in refused.json()["detail"]
+        assert "takes longer than 1 s" in refused.json()["detail"]
         assert ask(service, png(0)).status_code == 200
         assert "leuko_engine_restarts_total 0.0" in httpx.get(f"{service.address}/metrics").text
 
 
 @linux
-def test_25_whatever_forks_the_decoders_may_die_too(tmp_path: Path) -> None:
-    with faulty(tmp_path) as service:
-        forking, *decoders = service.processes[1:]
-        for pid in (forking, *decoders):
-            os.kill(pid, signal.SIGKILL)
-        assert ask(service, png(0)).status_code == 200
-        assert len(service.processes) == 3
+def test_25_whatever_forks_the_decoders_may_die_too(service: Running) -> None:
+    forking, *decoders = service.processes[1:]
+    for pid in (forking, *decoders):
+        os.kill(pid, signal.SIGKILL)
+    assert ask(service, png(0)).status_code == 200
+    assert len(service.processes) == 3
 
 
 @linux
@@ -146,9 +180,8 @@ def test_25_decoders_end_with_their_service_and_by_no_signal_meant_for_it(tmp_pa
 
 
 @linux
-def test_25_a_decoder_may_open_no_file_and_start_no_process(tmp_path: Path) -> None:
-    with faulty(tmp_path) as service:
-        limits = Path(f"/proc/{service.decoders()[0]}/limits").read_text()
+def test_25_a_decoder_may_open_no_file_and_start_no_process(service: Running) -> None:
+    limits = Path(f"/proc/{service.decoders()[0]}/limits").read_text()
     for what in ("open files", "processes", "file size", "core file size"):
         assert re.search(rf"^Max {what} +0 +0 ", limits, re.MULTILINE), limits
 
@@ -178,18 +211,21 @@ def ask(service: Running, image: bytes) -> httpx.Response:
         return alone(client, image)
 
 
-def busy(pid: int) -> bool:
-    """It has worked for a twentieth of a second, so on SLOW."""
-    try:
-        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15])) >= TICKS // 20
-    except OSError:
-        return False
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP, so while it decodes HALT."""
+    return field(pid, r"State:\s+(\w)") == ["T"]
 
 
 def lost(service: Running) -> int:
     metrics = httpx.get(f"{service.address}/metrics").text
     [count] = re.findall(r"^leuko_decoders_lost_total (\d+)", metrics, re.MULTILINE)
     return int(count)
+
+
+def restarts(client: httpx.Client) -> str:
+    """As the metrics count them."""
+    [count] = re.findall(r"^leuko_engine_restarts_total (\S+)", client.get("/metrics").text, re.MULTILINE)
+    return str(count)
 
 
 def replaced(service: Running) -> int:
@@ -206,18 +242,19 @@ def test_26_an_engine_that_always_fails_ends_the_process_with_an_error(tmp_path:
         assert any("the engine does not give the known answer any more" in line for line in service.log)
 
 
-def test_26_images_that_always_fail_do_not(tmp_path: Path) -> None:
-    with faulty(tmp_path) as service, service.client() as client:
+def test_26_images_that_always_fail_do_not(service: Running) -> None:
+    with service.client() as client:
+        before = restarts(client)
         assert {alone(client, png(POISON)).status_code for _ in range(50)} == {500}
         assert alone(client, png(0)).status_code == 200
-        assert "leuko_engine_restarts_total 0.0" in client.get("/metrics").text
+        assert restarts(client) == before
 
 
-def test_31_logits_that_are_not_finite_are_the_error_of_their_item_in_valid_json(tmp_path: Path) -> None:
+def test_31_logits_that_are_not_finite_are_the_error_of_their_item_in_valid_json(service: Running) -> None:
     def refuse(token: str) -> None:
         raise AssertionError(token)
 
-    with faulty(tmp_path) as service, service.client() as client:
+    with service.client() as client:
         files = [("files", ("a.png", png(NAN))), ("files", ("b.png", png(0)))]
         answer = json.loads(client.post("/predict", files=files).text, parse_constant=refuse)
         assert [error["code"] for error in answer["errors"]] == ["engine_error"]

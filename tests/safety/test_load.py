@@ -68,7 +68,7 @@ def test_20_a_full_queue_is_429_with_retry_after_and_the_admitted_are_answered(t
 
 
 def test_22_an_image_whose_deadline_passes_in_the_queue_is_504_and_never_inferred(tmp_path: Path) -> None:
-    with held(tmp_path, "--deadline-s", "0.3") as service:
+    with held(tmp_path, "--deadline-s", "1") as service:
         late = service.send(64).result()
         assert (late.status_code, late.json()["code"]) == (504, "deadline_passed")
         service.go()

@@ -16,8 +16,8 @@ from app.units import MIB
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.fakes import zipped
-from tests.proxying import NAME, Proxy, free_port, here, proxying
-from tests.running import Running, wait_until
+from tests.proxying import NAME, Proxy, here, proxying
+from tests.running import Running, free_port, wait_until
 from tests.safety.faulty import GO, HOLD, faulty
 from tests.safety.raw import answer, head, rest, statuses
 

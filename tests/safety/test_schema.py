@@ -7,7 +7,6 @@ archives that the service can use and from ones that it cannot, so that both kin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from app.api.application import create_app
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import zipped
-from tests.running import running
+from tests.running import Running
 
 FORM, JSON = "multipart/form-data", "application/json"
 CONFIG: dict[str, Any] = {
@@ -60,9 +59,8 @@ def filter_case(_: Any, case: Case[Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with running() as service:
-        yield service.address
+def address(service: Running) -> str:
+    return service.address
 
 
 @schema.parametrize()

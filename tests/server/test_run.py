@@ -132,7 +132,7 @@ def test_serve_answers_until_a_signal_and_exits_with_0(sig: int) -> None:
         process.send_signal(sig)
         _, log = process.communicate()
         assert process.returncode == 0
-        assert "Traceback" not in log
+        assert "Traceback" not in log, log
 
 
 def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> None:
@@ -140,7 +140,7 @@ def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> No
         _, log = process.communicate()
         assert process.returncode == 1
         assert "model.safetensors was changed" in log
-        assert "Traceback" not in log
+        assert "Traceback" not in log, log
 
 
 def test_serve_on_a_taken_port_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,16 +20,10 @@ from tritonclient.utils import InferenceServerException
 from app.edge.keys import add_key
 from tests.fake_classifier import png
 from tests.fakes import CUT, GREYS, HeldClassifier, build, serving
-from tests.running import Running, running
+from tests.running import Running
 
 LABELS = [b"eosinophil", b"lymphocyte", b"monocyte", b"neutrophil"]
 INFER = "/v2/models/fake/infer"
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with running() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
