@@ -1,6 +1,6 @@
-# Two images: `--target cpu` (OpenVINO, no torch) and `--target cuda` (torch as well).
-# They listen on loopback unless LEUKO_HOST says otherwise (then with LEUKO_KEYS), run as UID 10001 and never write to disk.
-# Every package, those that build the wheel and uv included, is checked against its hash in requirements.lock.
+# Two images: `--target cpu` (OpenVINO, no torch) and `--target cuda` (also torch).
+# They listen on loopback unless LEUKO_HOST is set (which requires LEUKO_KEYS), run as UID 10001 and never write to disk.
+# Every package, including uv and those that build the wheel, is checked against its hash in requirements.lock.
 ARG PYTHON=3.13-slim-trixie
 
 FROM python:${PYTHON} AS build
@@ -12,11 +12,12 @@ RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
 
 FROM build AS wheel
 COPY pyproject.toml README.md LICENSE ./
+COPY models models
 COPY app app
 COPY training training
 RUN uv build --wheel --require-hashes --build-constraint requirements.lock --out-dir /wheel
 
-# Dependencies come before the wheel, so that a change of code rebuilds one small layer.
+# Dependencies before the wheel, which holds the bundle: a code change rebuilds only that layer.
 FROM build AS cpu-build
 COPY pyproject.toml ./
 RUN uv pip install --require-hashes --constraint requirements.lock --requirement pyproject.toml --extra dicom --extra hub --extra otel
@@ -32,10 +33,9 @@ RUN groupadd --gid 10001 leuko \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin leuko
 ENV PATH=/opt/leuko/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /srv/leuko
-COPY models models
 USER 10001:10001
 EXPOSE 8000
-# Liveness, not readiness: a draining or loading service must not be restarted for it.
+# Liveness, not readiness: a service that is loading or draining must not be restarted.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('LEUKO_PORT', 8000)}/healthz\", timeout=2)"]
 CMD ["leuko", "serve"]
 
@@ -43,6 +43,6 @@ FROM runtime AS cuda
 ENV LEUKO_ENGINE=torch NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=cuda-build /opt/leuko /opt/leuko
 
-# Last, so that a build without --target makes the small one.
+# Last, so that a build without --target makes the small image.
 FROM runtime AS cpu
 COPY --from=cpu-build /opt/leuko /opt/leuko

@@ -1,4 +1,4 @@
-# Everything a developer does. `make help` lists it; nothing is installed outside .venv.
+# All developer commands. `make help` lists them; nothing is installed outside .venv.
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -10,13 +10,13 @@ WORKERS ?= 2
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Every file is checked against a hash of the lock, and what the lock does not name is refused. Torch must
-# come through uv: plain pip may pick a wheel that does not match torchvision.
+# Every file is checked against its hash in the lock; packages that are not in the lock are refused. uv, not
+# pip, installs torch: pip may pick a wheel that does not match torchvision.
 VERIFY := --require-hashes --constraint requirements.lock --requirement pyproject.toml
 install = $(BIN)/uv pip install --python $(1)/bin/python $(VERIFY)
-# Our own code has no hash; what builds it has.
+# Our own code has no hash; the packages that build it have one.
 LINK := $(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constraint requirements.lock --editable . --editable client
-# The entries of packages in the lock, hashes included.
+# The lock's entries of the given packages, with hashes.
 entries = sed -n -E '/^($(subst $(space),|,$(strip $(1))))==/,/[^\\]$$/p' requirements.lock
 FULL := $(VENV)/.full
 QUICK := $(VENV)/.quick
@@ -24,7 +24,7 @@ space := $(subst ,, )
 BASE := $(VENV)/.base-$(subst $(space),-,$(EXTRAS))
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
 INPUTS := pyproject.toml requirements.lock
-# What each recipe learns from. Elsewhere: docs/training.md, "Where the data is".
+# The archives of each recipe. In another place: docs/training.md, "Where the data is".
 ARCHIVES_default := blood-cells pbc-cells
 ARCHIVES_paper := blood-cells
 ARCHIVES ?= $(ARCHIVES_$(RECIPE):%=$(LEUKO_DATA)/%.zip)
@@ -34,19 +34,19 @@ BUNDLE_default := models/wbc-resnet18
 BUNDLE_paper := $(RUN)/bundle
 BUNDLE ?= $(BUNDLE_$(RECIPE))
 VERSION ?= 2.0.0
-# The card puts a run of the paper's recipe beside the paper, once there is one.
+# The model card compares a run of the paper's recipe with the paper, if there is such a run.
 PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
-# Where weights start: the file if it is there, else torchvision downloads them.
+# Initial weights: this file if it exists, else torchvision downloads them.
 INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
 PEERS := litserve bentoml ray
 EXTRA_ray := [serve]
 NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipart
-# A full environment serves too; a bare one is enough.
+# A full environment can serve as well; the base one is enough.
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check ops container fuzz soak audit train bundle bench bench-peers format lock
+.PHONY: help setup serve test check docs ops container fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -59,38 +59,43 @@ serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="
 test: $(FULL) ## run the tests; ARGS="-m quick" those of a minute, ARGS="-k batching", WORKERS=0 in one process
 	@$(BIN)/python -m pytest -q -m 'not ops' -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: $(FULL) ## what continuous integration runs: format, lint, types, then the tests
+check: $(FULL) ## what continuous integration runs: format, lint, types, documentation, then the tests
+	@$(BIN)/python client/generate.py --check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python .ci/docs.py --check
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/shellcheck .ci/run
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
 
-ops: $(FULL) ## the long tests: Ray killed, a cluster that loses a machine, torchrun, the container's steps
+docs: $(FULL) ## write the tables of the documentation that come from the code
+	@$(BIN)/python .ci/docs.py
+
+ops: $(FULL) ## long tests: Ray workers killed, a cluster that loses a machine, torchrun, the container's steps
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)
 
-container: $(FULL) ## what the steps of the image `cpu` make, without an engine: built in a clean folder, served, asked
+container: $(FULL) ## run the Dockerfile's steps for the image `cpu` in a clean folder without Docker, then start and query the service
 	@$(BIN)/python .ci/container.py $(ARGS)
 
 fuzz: $(FULL) ## fuzz decoding and archive reading; ARGS="--seconds 600"
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-soak: $(FULL) ## load a service for a while, a tenth of it bad, and watch what it holds on to
+soak: $(FULL) ## load a service for a while, with 10% bad requests, and watch for leaks
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
-# First the inventories, which need no network. Then every pin, with no markers, so that what other machines
-# install is looked up too; a pin that the service of known holes does not know fails like one with a hole.
-audit: $(FULL) ## what is installed, as CycloneDX in build/sbom, and whether any pin has a known hole
+# First the inventories, which need no network. Then every pin without its markers, so that packages for other
+# platforms are looked up too; a pin that the vulnerability database does not know fails like a vulnerable one.
+audit: $(FULL) ## list installed packages as CycloneDX in build/sbom, and look up known vulnerabilities of every pin
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/base
 	$(call install,build/base) --quiet
 	$(BIN)/python .ci/sbom.py build/base build/sbom/base.cdx.json
 	$(BIN)/python .ci/sbom.py $(VENV) build/sbom/full.cdx.json
 	sed -E 's/ ;.*\\$$/ \\/' requirements.lock > build/audit.txt
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement build/audit.txt $(ARGS) \
-	    || { echo "make: NOT AUDITED, or a known hole: see above" >&2; exit 1; }
+	    || { echo "make: NOT AUDITED, or a known vulnerability: see above" >&2; exit 1; }
 
 train: $(FULL) $(MANIFEST) ## train on the real data in LEUKO_DATA; RECIPE=paper, ARGS=--resume
 	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(START) $(ARGS)
@@ -99,17 +104,18 @@ bundle: train ## train, then make the bundle and its model card; RECIPE=paper, B
 	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --version $(VERSION)
 	@$(BIN)/leuko-train report --manifest $(MANIFEST) --run $(RUN) --bundle $(BUNDLE) $(PAPER_$(RECIPE))
 
-bench: $(FULL) ## one table of ratios: the service, its engine, and a service without batches
+bench: $(FULL) ## benchmark the service against its bare engine and a service without batching, as ratios
 	@$(BIN)/python -m benchmarks.ratios
 
-bench-peers: $(FULL) $(PEERS:%=.venv-peers/%/.done) ## the service beside LitServe, BentoML and Ray Serve, each in .venv-peers
+bench-peers: $(FULL) $(PEERS:%=.venv-peers/%/.done) ## benchmark the service against LitServe, BentoML and Ray Serve, each in .venv-peers
 	@$(BIN)/python -m benchmarks.peers
 
-format: $(FULL) ## rewrite the code in the one style
+format: $(FULL) ## format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python client/generate.py
 
-lock: $(BIN)/uv ## pin anew what pyproject.toml names; ARGS="--upgrade"
+lock: $(BIN)/uv ## update requirements.lock from pyproject.toml; ARGS="--upgrade"
 	@$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
 	    --fork-strategy fewest --all-extras --group dev --group build --generate-hashes \
 	    --custom-compile-command "make lock" \
@@ -118,7 +124,7 @@ lock: $(BIN)/uv ## pin anew what pyproject.toml names; ARGS="--upgrade"
 $(MANIFEST): | $(FULL)
 	$(BIN)/leuko-train data $(ARCHIVES) --out $@
 
-# The network's own packages as we pin them, the peer as it comes.
+# Packages that the network needs as in our lock, the peer in any version.
 .venv-peers/%/.done: requirements.lock | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	$(call entries,$(NETWORK)) > $(@D)/pins.txt
@@ -142,7 +148,7 @@ $(BASE): $(INPUTS) | $(BIN)/uv
 	@touch $@
 
 $(BIN)/uv:
-	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here: set PYTHON=/path/to/python3.11 or later" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: set PYTHON=/path/to/python3.11 or later" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "make: Leuko needs Python 3.11 or later, this is %d.%d: set PYTHON=/path/to/it" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(call entries,uv) | $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \

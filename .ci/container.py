@@ -1,7 +1,7 @@
-"""What the Dockerfile does for a target, step by step in a clean folder, and then what its image would do.
+"""Run the Dockerfile's steps for a target in a clean folder without Docker, then start and query the service.
 
-A folder stands for `/`: absolute paths of the Dockerfile lead into it, and each stage has it to itself. Not
-proven: the base image (this machine's Python takes its place), its user, isolation.
+A folder replaces `/`: absolute paths of the Dockerfile are mapped into it; only the current stage is there.
+Not tested: the base image (this machine's Python replaces it), its user, isolation.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120.0
-ABSOLUTE = re.compile(r"(?<![\w./}])/(?=(?:build|opt|srv|wheel)\b)")  # what the Dockerfile has of its own
+ABSOLUTE = re.compile(r"(?<![\w./}])/(?=(?:build|opt|srv|wheel)\b)")  # the paths that the Dockerfile creates
 MOUNT = re.compile(r"--mount=from=(\S+?),source=(\S+?),target=(\S+)\s+")
-PASSED_OVER = ("groupadd", "useradd")
-KEPT = re.compile(
+SKIPPED = ("groupadd", "useradd")
+INHERITED = re.compile(
     r"HOME|LANG|(PIP|SSL|UV|HTTPS?|NO|REQUESTS)_\w+", re.IGNORECASE
-)  # how packages are found here
+)  # how packages are found on this machine
 KNOWN = ("ARG", "CMD", "COPY", "ENV", "EXPOSE", "HEALTHCHECK", "RUN", "USER", "WORKDIR")
 
 
@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass
 class Image:
-    """What a stage leaves besides files."""
+    """The state of a stage besides its files."""
 
     environ: dict[str, str] = field(default_factory=dict)
     folder: str = "/"
@@ -53,7 +53,7 @@ class Image:
 
 
 def parse(text: str) -> dict[str, Stage]:
-    """Raises ValueError for an instruction that is not known."""
+    """Return the stages by name. Raises ValueError for an unknown instruction."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     stages: dict[str, Stage] = {}
     name = base = ""
@@ -63,7 +63,7 @@ def parse(text: str) -> dict[str, Stage]:
             base, _, name = arguments.partition(" AS ")
             stages[name] = Stage(name, base, ())
         elif instruction and instruction not in KNOWN:
-            raise ValueError(f"{instruction} is not known here")
+            raise ValueError(f"unknown instruction {instruction}: expected one of {', '.join(KNOWN)}")
         elif instruction and name:
             steps = (*stages[name].steps, (instruction, arguments))
             stages[name] = Stage(name, base, steps)
@@ -71,17 +71,17 @@ def parse(text: str) -> dict[str, Stage]:
 
 
 class Builder:
-    """root: stands for `/`, of the stage that is current; the others lie beside it."""
+    """root: replaces `/` for the current stage; the folders of the other stages lie beside it."""
 
     def __init__(self, stages: Mapping[str, Stage], folder: Path) -> None:
         self._stages = stages
         self._folder = folder
         self._done: dict[str, Image] = {}
         self._current = ""
-        self.root = folder / "-"  # no stage is called so
+        self.root = folder / "-"  # not the name of any stage
 
     def build(self, name: str) -> Image:
-        """Leaves the stage as the current one."""
+        """Build a stage and all that it needs, and make it the current one."""
         stage = self._stages[name]
         if name not in self._done:
             for needed in dependencies(stage):
@@ -102,12 +102,16 @@ class Builder:
         return subprocess.Popen(command, cwd=folder, env={**self.environ(image), **(environ or {})})
 
     def environ(self, image: Image) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
-        return kept | {"PATH": self.search} | {name: self.map(value) for name, value in image.environ.items()}
+        inherited = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+        return (
+            inherited
+            | {"PATH": self.search}
+            | {name: self.map(value) for name, value in image.environ.items()}
+        )
 
     @property
     def search(self) -> str:
-        # uv makes no environment from another, such as stands for the image's Python, but from what that has.
+        # uv does not base an environment on another one (ours in usr/local), so its base Python comes along.
         return f"{self.root}/usr/local/bin:{sys.base_prefix}/bin:/usr/bin:/bin"
 
     def map(self, text: str) -> str:
@@ -169,8 +173,8 @@ class Builder:
                 )
 
     def _run(self, image: Image, command: str) -> None:
-        if command.startswith(PASSED_OVER):
-            print("  passed over: it needs root, and a system of its own")
+        if command.startswith(SKIPPED):
+            print("  skipped: it needs root and a system of its own")
             return
         mounted = []
         for stage, source, target in MOUNT.findall(command):
@@ -184,21 +188,21 @@ class Builder:
 
 
 def dependencies(stage: Stage) -> list[str]:
-    """The stages that it is made of, in order."""
-    found = [stage.base]
+    """Return the names of the stages and images that a stage uses, in order."""
+    names = [stage.base]
     for _, arguments in stage.steps:
-        found += re.findall(r"from=([\w-]+)", arguments)
-    return found
+        names += re.findall(r"from=([\w-]+)", arguments)
+    return names
 
 
 def copy_tracked(source: str, goal: Path) -> None:
-    """What git has of it, unless .dockerignore leaves it out; raises ValueError where that is nothing."""
-    named = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    """Copy the files that git and .dockerignore let in. Raises ValueError if there are none."""
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", source]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    files = [name for name in listed.split("\0") if name and Path(name).parts[0] in named]
+    files = [name for name in listed.split("\0") if name and Path(name).parts[0] in allowed]
     if not files:
-        raise ValueError(f"COPY {source}: there is nothing of this name that .dockerignore lets in")
+        raise ValueError(f"COPY {source}: git and .dockerignore let no file of this name in")
     for name in files:
         inside = Path(name).relative_to(source)
         target = goal / inside if str(inside) != "." else goal / name if goal.is_dir() else goal
@@ -207,13 +211,13 @@ def copy_tracked(source: str, goal: Path) -> None:
 
 
 def try_out(builder: Builder, image: Image) -> None:
-    """The image's own command, on a free port of loopback, asked as a client would."""
+    """Run the image's own command on a free loopback port, and query it as a client does."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     without = builder.run(image, ["python", "-c", "import torch"], {"PYTHONNOUSERSITE": "1"})
     assert without.wait() != 0, "torch can be imported"
     version = ["python", "-c", f"import sys; sys.exit(sys.version != {sys.version!r})"]
-    assert builder.run(image, version).wait() == 0, "it is another Python than this"
+    assert builder.run(image, version).wait() == 0, "the image has another Python than this machine"
     sample = builder.path("/tmp/cell.png")
     sample.parent.mkdir(exist_ok=True)
     assert builder.run(image, ["leuko", "sample", "neutrophil", "-o", str(sample)]).wait() == 0
@@ -224,12 +228,12 @@ def try_out(builder: Builder, image: Image) -> None:
             health = json.loads(image.settings["HEALTHCHECK"].partition("CMD ")[2])
             assert builder.run(image, health, environ).wait() == 0, "the health check fails"
             headers = {"content-type": "image/png"}
-            asked = urllib.request.Request(f"http://127.0.0.1:{port}/predict", sample.read_bytes(), headers)
-            with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
-                [found] = json.load(answer)["predictions"]
-            assert found["label"] == "neutrophil", found
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", sample.read_bytes(), headers)
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+                [prediction] = json.load(response)["predictions"]
+            assert prediction["label"] == "neutrophil", prediction
             service.send_signal(signal.SIGTERM)
-            assert service.wait(PATIENCE_S) == 0, "it does not end with 0"
+            assert service.wait(PATIENCE_S) == 0, "the service does not exit with 0"
         finally:
             service.kill()
 
@@ -237,13 +241,13 @@ def try_out(builder: Builder, image: Image) -> None:
 def wait_ready(service: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        assert service.poll() is None, "it ended before it was ready"
+        assert service.poll() is None, "the service ended before it was ready"
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
         except OSError:
             time.sleep(0.1)
-    raise AssertionError("it was not ready in time")
+    raise AssertionError(f"the service was not ready within {PATIENCE_S:g} s")
 
 
 def main(target: str = "cpu") -> None:
@@ -253,7 +257,7 @@ def main(target: str = "cpu") -> None:
         image = builder.build(target)
         try_out(builder, image)
         size = sum(path.lstat().st_size for path in builder.root.rglob("*") if path.is_file())
-        print(f"{target}: built, served, answered and ended; {size / 2**20:.0f} MiB, Python not counted")
+        print(f"{target}: built, started, queried and stopped; {size / 2**20:.0f} MiB without Python")
 
 
 if __name__ == "__main__":

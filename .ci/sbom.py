@@ -1,6 +1,6 @@
-"""Writes what an environment holds, and the bundle that is shipped with it, as a CycloneDX document.
+"""Write the contents of an environment, and the shipped bundle, as a CycloneDX document.
 
-No address enters it: names, versions, licences, who needs whom, and hashes say what is there.
+It has names, versions, licences, dependencies and hashes, but no addresses.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ def main() -> None:
     parser.add_argument("environment", type=Path, help="a virtual environment")
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args()
-    found = without_addresses(inventory(arguments.environment))
-    if strange := unpinned(found, (ROOT / "requirements.lock").read_text()):
-        sys.exit(f"{arguments.environment} holds what requirements.lock does not pin: {', '.join(strange)}")
-    text = json.dumps(add_shipped(found, load_bundle(BUNDLE)), indent=2)
+    document = without_addresses(inventory(arguments.environment))
+    if extra := unpinned(document, (ROOT / "requirements.lock").read_text()):
+        sys.exit(
+            f"{arguments.environment} has packages that requirements.lock does not pin: {', '.join(extra)}"
+        )
+    text = json.dumps(add_shipped(document, load_bundle(BUNDLE)), indent=2)
     if faults := JsonStrictValidator(VERSION).validate_str(text):
         sys.exit(f"not a CycloneDX document: {faults}")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(text + "\n")
-    print(f"{arguments.output}: {len(found['components'])} components")
+    print(f"{arguments.output}: {len(document['components'])} components")
 
 
 def inventory(environment: Path) -> Document:
@@ -54,22 +56,23 @@ def inventory(environment: Path) -> Document:
 
 def without_addresses(node: Any) -> Any:
     if isinstance(node, list):
-        return [without_addresses(one) for one in node]
+        return [without_addresses(item) for item in node]
     if isinstance(node, dict):
-        return {key: without_addresses(one) for key, one in node.items() if key != "externalReferences"}
+        return {key: without_addresses(value) for key, value in node.items() if key != "externalReferences"}
     return node
 
 
 def unpinned(document: Document, lock: str) -> list[str]:
     pins = set(re.findall(r"^[\w.-]+==[^ \n]+", lock, re.MULTILINE))
     names = [
-        f"{re.sub(r'[-_.]+', '-', one['name']).lower()}=={one['version']}" for one in document["components"]
+        f"{re.sub(r'[-_.]+', '-', component['name']).lower()}=={component['version']}"
+        for component in document["components"]
     ]
     return sorted(set(names) - pins)
 
 
 def add_shipped(document: Document, bundle: Bundle) -> Document:
-    """The root gets its version and the bundle; the bundle's sha256 is that of its manifest."""
+    """Add the version and the bundle to the root component; a bundle's sha256 is that of its manifest."""
     root = document["metadata"]["component"]
     root["version"] = app.__version__
     reference = f"{bundle.name}=={bundle.version}"
@@ -86,8 +89,8 @@ def add_shipped(document: Document, bundle: Bundle) -> Document:
             ],
         }
     )
-    needs = next(one for one in document["dependencies"] if one["ref"] == root["bom-ref"])
-    needs["dependsOn"] = sorted([*needs.get("dependsOn", []), reference])
+    dependencies = next(entry for entry in document["dependencies"] if entry["ref"] == root["bom-ref"])
+    dependencies["dependsOn"] = sorted([*dependencies.get("dependsOn", []), reference])
     document["dependencies"].append({"ref": reference})
     return document
 

@@ -1,34 +1,36 @@
-"""Everything that Leuko raises on purpose; `app.wire.problems` maps it to HTTP.
+"""All exceptions that Leuko raises on purpose; `app.wire.problems` maps them to HTTP.
 
 LeukoError
-├── RequestError              the caller can mend it
-│   ├── MalformedRequest      400  the bytes are not the protocol they claim to be
-│   ├── Unauthenticated       401  no key, or none that is known
-│   ├── Forbidden             403  a key, but not for this
+├── RequestError              the client can correct the request
+│   ├── MalformedRequest      400  not valid HTTP, multipart, JSON or tensor data
+│   ├── Unauthenticated       401  no key, or an unknown one
+│   ├── Forbidden             403  the key lacks the scope
 │   ├── UnknownModel          404  no model of this name or version
-│   ├── NotAcceptable         406  the answer does not exist in what the client accepts
-│   ├── BodyTimeout           408  the body came too slowly
-│   ├── TooLarge              413  bytes, pixels, parts or archive entries over a limit
-│   ├── UnsupportedFormat     415  not a format that is accepted
-│   └── Unusable              422  an accepted format that cannot be decoded or used
+│   ├── NotAcceptable         406  the Accept header allows no format of the response
+│   ├── BodyTimeout           408  the head or the body of the request arrived too slowly
+│   ├── TooLarge              413  bytes, pixels, images, parts or archive entries over a limit
+│   ├── UnsupportedFormat     415  a format or content encoding that is not accepted
+│   └── Unusable              422  an accepted format, but the content cannot be used
 │       ├── UndecodableImage
 │       ├── BadArchive
 │       └── BadLabels
-├── QueueFull                 429  try again after `retry_after` seconds
-├── NotReady                  503  loading, failed or draining
-├── DeadlinePassed            504  not done within the request's time
-├── EngineError               500  the engine failed on this very image
-├── RemoteError               a service that was asked refuses, or does not answer
-└── StartupError              the service refuses to start
-    ├── BundleError           a file of the bundle is missing, changed or wrong
-    └── SettingsError         a setting has no usable value
+├── QueueFull                 429  the queue, or the limit on requests in flight, is reached
+├── EngineError               500  the engine failed on this image
+├── NotReady                  503  loading, failed, draining, or too many connections
+├── DeadlinePassed            504  not finished within the time limit of the request
+├── RemoteError               the service at `--url` returned an error or did not respond
+└── StartupError              the service or a command cannot start
+    ├── BundleError           a bundle or reference file is missing, changed or invalid
+    └── SettingsError         a setting, or the file that it names, has no usable value
+
+RemoteError and StartupError have no HTTP status: they end a command or a process, never a request.
 """
 
 from __future__ import annotations
 
 
 class LeukoError(Exception):
-    """Base of all; `code` is stable and goes over the wire, `detail` is for people."""
+    """Base class. `code` is stable and sent to clients; `detail` is for people."""
 
     code = "error"
     title = "Error"
@@ -49,12 +51,12 @@ class MalformedRequest(RequestError):
 
 class Unauthenticated(RequestError):
     code = "unauthenticated"
-    title = "Key needed"
+    title = "Valid key required"
 
 
 class Forbidden(RequestError):
     code = "forbidden"
-    title = "Not with this key"
+    title = "Insufficient scope"
 
     def __init__(self, detail: str, key_id: str | None = None) -> None:
         super().__init__(detail)
@@ -73,7 +75,7 @@ class NotAcceptable(RequestError):
 
 class BodyTimeout(RequestError):
     code = "body_timeout"
-    title = "Body too slow"
+    title = "Request timeout"
 
 
 class TooLarge(RequestError):
@@ -98,12 +100,12 @@ class UndecodableImage(Unusable):
 
 class BadArchive(Unusable):
     code = "bad_archive"
-    title = "Archive cannot be used"
+    title = "Invalid archive"
 
 
 class BadLabels(Unusable):
     code = "bad_labels"
-    title = "Labels cannot be used"
+    title = "Invalid labels"
 
 
 class QueueFull(LeukoError):
@@ -126,7 +128,7 @@ class NotReady(LeukoError):
 
 class DeadlinePassed(LeukoError):
     code = "deadline_passed"
-    title = "Deadline passed"
+    title = "Deadline exceeded"
 
 
 class EngineError(LeukoError):
@@ -136,7 +138,7 @@ class EngineError(LeukoError):
 
 class RemoteError(LeukoError):
     code = "remote_error"
-    title = "Service asked in vain"
+    title = "Remote service error"
 
 
 class StartupError(LeukoError):
@@ -146,9 +148,9 @@ class StartupError(LeukoError):
 
 class BundleError(StartupError):
     code = "bundle_error"
-    title = "Bundle cannot be used"
+    title = "Invalid bundle"
 
 
 class SettingsError(StartupError):
     code = "settings_error"
-    title = "Setting cannot be used"
+    title = "Invalid setting"

@@ -1,4 +1,4 @@
-"""Every knob of the service, one frozen field each, read once from `LEUKO_*` variables."""
+"""All settings of the service, read once from `LEUKO_*` variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from app.errors import SettingsError
 
 PREFIX = "LEUKO_"
-NONE = "none"  # no file
+NONE = "none"  # the value of a setting that is off
 
 
 def _setting(
@@ -22,95 +22,119 @@ def _setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """Metadata of each field: help, unit, least, most, choices."""
+    """One field per setting; its metadata has help, unit, least, most and choices."""
 
     bundle: str = _setting(
         "models/wbc-resnet18",
         "model bundle to serve: a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION",
     )
     models: str = _setting(
-        "none", "file that lists several bundles, in place of LEUKO_BUNDLE; read again when it changes"
+        NONE, "TOML file that lists several bundles and replaces LEUKO_BUNDLE; reloaded when it changes"
     )
     probation_s: float = _setting(
-        60.0, "how long new models may take to fail and be replaced by those before them", "seconds"
+        60.0,
+        "automatic rollback window: if a new model fails within it, the previous models return",
+        "seconds",
     )
-    cache: str = _setting("~/.cache/leuko", "folder where bundles are kept that come from elsewhere")
-    engine: str = _setting("auto", "what runs the network", choices="auto openvino torch")
-    threads: int = _setting(0, "threads of the engine; 0 leaves it the choice", "threads")
+    cache: str = _setting("~/.cache/leuko", "folder for downloaded bundles")
+    engine: str = _setting(
+        "auto", "inference engine; auto: torch with a GPU, else OpenVINO", choices="auto openvino torch"
+    )
+    threads: int = _setting(0, "engine threads; 0: the engine's default", "threads")
     processes: int = _setting(
-        1, "services behind the one port, each with its share of the cores", "processes", least=1, most=256
+        1,
+        "service processes that share the port; each gets a share of the cores",
+        "processes",
+        least=1,
+        most=256,
     )
     host: str = _setting("127.0.0.1", "address to listen on")
-    port: int = _setting(8000, "port to listen on; 0 picks a free one", most=65535)
-    keys: str = _setting(NONE, "file of the keys that callers show")
-    audit: str = _setting(NONE, "file to which each request adds a line")
+    port: int = _setting(8000, "port to listen on; 0: any free port", most=65535)
+    keys: str = _setting(NONE, "file of API keys, as `leuko key` writes it")
+    audit: str = _setting(NONE, "audit log file; each request appends one line")
     reference: str = _setting(
-        NONE, "file of `leuko drift --save` that answers are held against, in place of the bundle's own"
+        NONE, "drift reference, as `leuko drift --save` writes it; none: the bundle's own reference"
     )
     without_keys: str = _setting(
-        "loopback", "where to listen without keys: anywhere lets everybody in", choices="loopback anywhere"
+        "loopback",
+        "where the service may listen without keys; anywhere: on any address, open to everyone",
+        choices="loopback anywhere",
     )
     metrics: str = _setting(
-        "keyed", "who may read /metrics, where there are keys", choices="open keyed closed"
+        "keyed",
+        "access to /metrics; open: no key needed, keyed: a key with the scope metrics, closed: disabled",
+        choices="open keyed closed",
     )
-    docs: str = _setting("open", "who may read /docs, where there are keys", choices="open keyed closed")
-    max_batch: int = _setting(0, "most images in one run; 0 is what suits the engine", "images", most=1024)
-    max_queue: int = _setting(256, "most images waiting; more are answered 429", "images", least=1)
+    docs: str = _setting(
+        "open",
+        "access to /docs; open: no key needed, keyed: any key, closed: disabled",
+        choices="open keyed closed",
+    )
+    max_batch: int = _setting(0, "most images in a batch; 0: the engine's default", "images", most=1024)
+    max_queue: int = _setting(256, "queue capacity; a full queue answers 429", "images", least=1)
     max_body_mib: int = _setting(512, "largest request body", "MiB", least=1)
-    max_image_mib: int = _setting(16, "largest single image, before decoding", "MiB", least=1)
-    max_pixels: int = _setting(25_000_000, "largest image, width times height", "pixels", least=1)
-    max_files: int = _setting(256, "most images in one /predict; never over max_queue", "images", least=1)
+    max_image_mib: int = _setting(16, "largest image file, before decoding", "MiB", least=1)
+    max_pixels: int = _setting(25_000_000, "largest image, width × height", "pixels", least=1)
+    max_files: int = _setting(
+        256, "most images in one /predict request; at most LEUKO_MAX_QUEUE", "images", least=1
+    )
     max_archive_entries: int = _setting(
-        200_000, "most images in one /evaluate, and entries in its archive", "images", least=1
+        200_000, "most images in one /evaluate request, and most entries in its archive", "images", least=1
     )
     max_requests: int = _setting(1024, "most requests with a body in flight", "requests", least=1)
     max_reserved_mib: int = _setting(
         1024,
-        "most memory for all bodies in flight; one of unknown length counts as the largest",
+        "most memory for all bodies in flight; a body of unknown length counts as LEUKO_MAX_BODY_MIB",
         "MiB",
         least=1,
     )
     decode_workers: int = _setting(
-        0, "threads that decode and classify; 0 is what suits the engine", "threads"
+        0, "worker threads, each with its own decoder process; 0: the engine's default", "threads"
     )
     max_connections: int = _setting(
-        0, "most open connections; 0 is what the limit of open files leaves", "connections"
+        0, "most open connections; 0: as many as the limit on open files allows", "connections"
     )
     head_timeout_s: float = _setting(
-        10.0, "longest that the head of a request may take to arrive", "seconds", least=0.001
+        10.0, "longest time for the head of a request to arrive", "seconds", least=0.001
     )
     stall_timeout_s: float = _setting(
-        30.0, "longest that a client may take no byte of its answer", "seconds", least=0.001
+        30.0, "longest time in which a client reads nothing of its response", "seconds", least=0.001
     )
     engine_timeout_s: float = _setting(
         30.0,
-        "longest that one image, or the network, may take before it counts as hung",
+        "longest time for one batch in the engine, or one image in a decoder, before either counts as hung",
         "seconds",
         least=0.001,
     )
     loinc_method: str = _setting(
-        "none", "method that the LOINC codes of a differential name", choices="none manual automated"
+        NONE,
+        "counting method of the LOINC codes in reports; none: codes without a method",
+        choices="none manual automated",
     )
-    deadline_s: float = _setting(30.0, "longest that /predict may take", "seconds", least=0.001)
-    body_timeout_s: float = _setting(60.0, "longest that a body may take to arrive", "seconds", least=0.001)
-    evaluate_deadline_s: float = _setting(1800.0, "longest that /evaluate may take", "seconds", least=0.001)
-    drain_s: float = _setting(20.0, "longest wait for open requests before the end", "seconds")
-    log_level: str = _setting("info", "least severe log line", choices="debug info warning error")
+    deadline_s: float = _setting(30.0, "longest time for a /predict request", "seconds", least=0.001)
+    body_timeout_s: float = _setting(
+        60.0, "longest time for the body of a request to arrive", "seconds", least=0.001
+    )
+    evaluate_deadline_s: float = _setting(
+        1800.0, "longest time for an /evaluate request", "seconds", least=0.001
+    )
+    drain_s: float = _setting(20.0, "longest wait for open requests at shutdown", "seconds")
+    log_level: str = _setting("info", "lowest level of log lines", choices="debug info warning error")
     log_format: str = _setting(
-        "auto", "lines of the log; auto is text on a terminal and JSON elsewhere", choices="auto json text"
+        "auto", "log format; auto: text on a terminal, else JSON", choices="auto json text"
     )
     traces: str = _setting(
-        "none", "where traces go; otlp is where the OTEL_… variables say", choices="none otlp"
+        NONE, "trace exporter; otlp: OpenTelemetry, configured by the OTEL_… variables", choices="none otlp"
     )
 
     @property
     def images_per_request(self) -> int:
-        # More would never be admitted, however long their client waited.
+        # The queue could never admit a larger request, however long its client waited.
         return min(self.max_files, self.max_queue)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Defaults, changed by the variables that are set; raises SettingsError naming the variable."""
+        """Return the defaults, overridden by the variables that are set. Raises SettingsError."""
         present = {f.name: f for f in fields(cls) if variable(f) in environ}
         return cls(**{name: parse(f, environ[variable(f)], variable(f)) for name, f in present.items()})
 
@@ -120,7 +144,7 @@ def variable(setting: Field[Any]) -> str:
 
 
 def parse(setting: Field[Any], text: str, name: str) -> Any:
-    """The value that `text` stands for; `name` is what the caller calls the setting, for the complaint."""
+    """Convert `text` to the value of a setting. Raises SettingsError; `name` is the setting's name in it."""
     default: Any = setting.default
     try:
         value = type(default)(text.strip())
@@ -132,7 +156,7 @@ def parse(setting: Field[Any], text: str, name: str) -> Any:
 
 
 def expectation(setting: Field[Any]) -> str:
-    """In words: what a setting accepts."""
+    """Describe the values that a setting accepts."""
     limits = setting.metadata
     if limits["choices"]:
         return "one of " + ", ".join(limits["choices"])

@@ -1,4 +1,4 @@
-"""Units of size."""
+"""Units of size, in bytes."""
 
 from __future__ import annotations
 

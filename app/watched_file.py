@@ -1,4 +1,4 @@
-"""A text file that is read again when it is another."""
+"""A text file that is read again after it has changed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class WatchedFile:
 
     @property
     def changed(self) -> bool:
-        """Since it was last read. Raises OSError."""
+        """Return whether time, inode or size differ from those at the last `read`. Raise OSError."""
         return self._version != _version(self.path.stat())
 
     def read(self) -> str:
-        """Raises OSError, UnicodeDecodeError."""
+        """Return the content. Raise OSError or UnicodeDecodeError."""
         with self.path.open(encoding="utf-8") as file:
             self._version = _version(os.fstat(file.fileno()))
             return file.read()

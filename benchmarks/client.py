@@ -1,4 +1,4 @@
-"""Load on one URL by clients who wait for their answers: wrk where it is installed, else asyncio streams."""
+"""Closed-loop load on one URL: by wrk if it is installed, else by asyncio streams."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SCRIPT = Path(__file__).with_name("post.lua")
 
 @dataclass(frozen=True)
 class Load:
-    """What `connections` clients saw, each sending its next image when it has the answer to the last."""
+    """What the clients measured; each sends its next image when it has the response to the last."""
 
     answers: int
-    failures: int  # answers other than 200; wrk counts broken connections, asyncio stops at one
+    failures: int  # statuses other than 200; wrk also counts broken connections, asyncio stops at one
     seconds: float
     p50_ms: float
     p99_ms: float
@@ -40,7 +40,7 @@ def tool() -> str:
 def load(
     host: str, port: int, images: Sequence[bytes], connections: int, seconds: float, pause_s: float = 0.0
 ) -> Load:
-    """pause_s: mean time that a client lets pass before each request, exponentially distributed."""
+    """Put load on /predict. pause_s: mean of a client's exponential pause before each request."""
     if tool() == "wrk":
         return run_wrk(f"http://{host}:{port}/predict", images, connections, seconds, pause_s)
     return asyncio.run(run_streams(host, port, images, connections, seconds, pause_s))
@@ -99,7 +99,7 @@ def request(host: str, image: bytes) -> bytes:
 
 
 def form(images: Sequence[bytes]) -> bytes:
-    """A multipart body with a part named files for each image."""
+    """Return a multipart body with one part named `files` for each image."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="cell.jpg"\r\n\r\n'.encode()
     )
@@ -107,7 +107,7 @@ def form(images: Sequence[bytes]) -> bytes:
 
 
 async def repeat(host: str, port: int, requests: Sequence[bytes], tally: _Tally) -> None:
-    """One connection, kept open."""
+    """Send requests over one kept-alive connection."""
     reader, writer = await asyncio.open_connection(host, port)
     turn = 0
     while time.perf_counter() < tally.end:
@@ -123,7 +123,7 @@ async def repeat(host: str, port: int, requests: Sequence[bytes], tally: _Tally)
 
 
 async def answer(reader: asyncio.StreamReader) -> int:
-    """Reads one whole answer; its status."""
+    """Read one whole response and return its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
     lengths = [int(line.partition(":")[2]) for line in head if line.startswith("content-length:")]
     await reader.readexactly(lengths[0])

@@ -1,4 +1,4 @@
-"""What this machine can do without HTTP: decode, run the network, and the one after the other."""
+"""Measure what this machine can do without HTTP: decoding, the network, and both in series."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ class Ceiling:
     decoding: float  # decode and frame, one thread
     pool: float  # the same, with the service's decode workers
     engine: dict[int, float]  # by batch size
-    alone: float  # decode and classify one image, then the next
-    series: float  # the pool, then the engine, 32 images at a time: what a service could reach at best
+    alone: float  # decode and classify one image at a time
+    series: float  # the pool, then the engine, 32 images at a time: the ceiling for a service
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each line of the table")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="measured for each line of the table [%(default)s]"
+    )
     seconds: float = parser.parse_args().seconds
     console = Console()
     settings, classifier = introduce(console)
@@ -59,11 +61,11 @@ def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
     def prepare(data: bytes) -> Cell:
         return frame(decode(data))
 
-    pictures = [decode(data) for data in images]
+    decoded = [decode(data) for data in images]
     pixels = np.stack([prepare(data).pixels for data in images])
     with ThreadPoolExecutor(threads) as pool:
         return Ceiling(
-            framing=rate(lambda: [frame(picture) for picture in pictures], len(images), seconds),
+            framing=rate(lambda: [frame(image) for image in decoded], len(images), seconds),
             decoding=rate(lambda: [prepare(data) for data in images], len(images), seconds),
             pool=rate(lambda: list(pool.map(prepare, images)), len(images), seconds),
             engine={n: engine_rate(classifier, pixels[:n], seconds) for n in BATCHES},
@@ -77,7 +79,7 @@ def engine_rate(classifier: Classifier, pixels: Pixels, seconds: float) -> float
 
 
 def rate(work: Callable[[], object], images: int, seconds: float) -> float:
-    """Images per second: the median of the rounds that fit into `seconds`, after one that does not count."""
+    """Return images per second: the median over the rounds that fit into `seconds`, after a warm-up round."""
     work()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -89,7 +91,7 @@ def rate(work: Callable[[], object], images: int, seconds: float) -> float:
 
 
 def draw(labels: Sequence[str], count: int) -> list[bytes]:
-    """JPEG files of the size of the Kaggle set's, all different."""
+    """Draw different JPEG images, of the size of the Kaggle data set's."""
     return [encode(labels[seed % len(labels)], seed) for seed in range(count)]
 
 
@@ -104,7 +106,7 @@ def workers(settings: Settings) -> int:
 
 
 def introduce(console: Console, more: str = "") -> tuple[Settings, Classifier]:
-    """The bundle that LEUKO_* settings name, once the console has said on what machine it runs."""
+    """Load the bundle that the LEUKO_* settings name, and print what is measured on which machine."""
     settings = Settings.from_environ(os.environ)
     classifier = load(settings)
     console.print(f"{machine(classifier)}{more}", highlight=False)

@@ -1,4 +1,4 @@
-"""Clients that no service wants: too slow, gone too soon, or sending what cannot be used."""
+"""Bad clients: too slow, disconnecting too soon, or sending invalid requests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from benchmarks.client import BOUNDARY, MULTIPART, form
 from benchmarks.server import HOST
 
-PATIENCE_S = 60.0  # for any answer
+PATIENCE_S = 60.0  # for any response
 DRIP_S = 1.0  # between two bytes
-LINGER_S = 2.0  # that the service reads on after a refusal, before it closes
-EARLY = 0.9  # of the time that a slow client has
-SLACK_S = 3.0  # for a machine that is busy
-LARGE = b"/swagger/swagger-ui-bundle.js"  # more than the buffers of a connection hold
+LINGER_S = 2.0  # for which the service reads on after a refusal, before it closes
+EARLY = 0.9  # of the time limit: a slow client closed before that was closed too early
+SLACK_S = 3.0  # allowance for a busy machine
+LARGE = b"/swagger/swagger-ui-bundle.js"  # larger than the buffers of a connection
 PNG = b"\x89PNG\r\n\x1a\n"
 EVENTS = "Accept: text/event-stream"
 
@@ -50,7 +50,7 @@ def archive_form(archive: bytes) -> bytes:
 
 @asynccontextmanager
 async def connected(port: int) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
-    """Left without a farewell."""
+    """Open a connection; abort it at the end."""
     reader, writer = await asyncio.open_connection(HOST, port)
     try:
         yield reader, writer
@@ -73,11 +73,11 @@ async def ask(reader: StreamReader, writer: StreamWriter, sent: bytes) -> Reply:
 
 @dataclass
 class Crowd:
-    """What became of slow clients, by kind; each that is closed comes back until `over`."""
+    """Counts of slow clients by kind. A client whose connection is closed connects again until `over`."""
 
     opened: Counter[str] = field(default_factory=Counter)
     closed: Counter[str] = field(default_factory=Counter)
-    early: Counter[str] = field(default_factory=Counter)  # of those: sooner than being slow explains
+    early: Counter[str] = field(default_factory=Counter)  # of the closed ones: before the time limit
     late: Counter[str] = field(default_factory=Counter)  # not closed in time, or not at all
     over: bool = False
 
@@ -86,13 +86,13 @@ class Crowd:
         return self.opened.total() - self.closed.total() - self.late.total()
 
 
-Slow = Callable[[int], Awaitable[bool]]  # port → whether the service closed, before it gave all it had
+Slow = Callable[[int], Awaitable[bool]]  # port → whether the service closed the connection early
 
 
 def slow_clients(head_s: float, body_s: float, stall_s: float) -> dict[str, tuple[Slow, float]]:
-    """Kind → client, and the seconds after which the service should have closed it."""
+    """Return each kind of client, and the seconds after which the service should have closed it."""
     first_line = head("/predict").partition(b"\r\n")[0]
-    # Up to where the image begins: a form that is wrong would be refused before it is late.
+    # Up to the start of the image: an invalid form would be refused before the time limit.
     opened = form([b""]).partition(b"\r\n\r\n")
     body = head("/predict", f"Content-Type: {MULTIPART}", "Content-Length: 100000") + opened[0] + opened[1]
     return {
@@ -125,15 +125,15 @@ async def drip(port: int, start: bytes, drop: bytes) -> bool:
         while not end.done():
             writer.write(drop)
             await asyncio.wait([end], timeout=DRIP_S)
-        await asyncio.gather(end, return_exceptions=True)  # a reset closes as well
+        await asyncio.gather(end, return_exceptions=True)  # a reset closes it too
     return True
 
 
 async def ignore(port: int, seconds: float) -> bool:
-    """Asks for much, takes none of it for a while, then looks at how much there is."""
+    """Request a large file, do not read for `seconds`, then check whether all of it comes."""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
-        # Else the kernel alone would hold the answer, and nobody would wait for this client.
+        # Otherwise the kernel's buffers would hold the response, and the service would not have to wait.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         client.setblocking(False)
@@ -143,11 +143,11 @@ async def ignore(port: int, seconds: float) -> bool:
         received, length = 0, 0
         try:
             while length == 0 or received < length:
-                found = await loop.sock_recv(client, 2**16)
-                if not found:
+                data = await loop.sock_recv(client, 2**16)
+                if not data:
                     return True
-                length = length or int(re.findall(rb"content-length: (\d+)", found)[0])
-                received += len(found)
+                length = length or int(re.findall(rb"content-length: (\d+)", data)[0])
+                received += len(data)
         except ConnectionResetError:
             return True
     return False
@@ -158,7 +158,7 @@ async def ignore(port: int, seconds: float) -> bool:
 
 @dataclass(frozen=True)
 class Fault:
-    """status: what it must be answered, None where the client leaves; before that it waits for `until`."""
+    """A bad request. status: the expected one; None: the client disconnects, after it has read `until`."""
 
     sent: bytes
     status: int | None = None
@@ -167,7 +167,7 @@ class Fault:
 
 def faults(cell: bytes, archive: bytes) -> dict[str, Fault]:
     good, evaluation = message("/predict", form([cell])), archive_form(archive)
-    text = b"this is no picture, and no archive"
+    text = b"neither an image nor an archive"
     chunked = ("Content-Type: image/jpeg", "Transfer-Encoding: chunked")
     return {
         "cut image": Fault(message("/predict", cell[: len(cell) // 2], "image/jpeg"), 422),
@@ -188,7 +188,7 @@ def faults(cell: bytes, archive: bytes) -> dict[str, Fault]:
 
 
 def vast_image() -> bytes:
-    """A PNG that claims 50,000 × 50,000 pixels."""
+    """Return a PNG that declares 50,000 × 50,000 pixels."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"")),
@@ -201,7 +201,7 @@ def vast_image() -> bytes:
 
 
 async def commit(port: int, fault: Fault) -> int | None:
-    """The status of the answer, None where nobody waits for one."""
+    """Send a bad request. Return the status of the response; None if the client disconnects."""
     async with connected(port) as (reader, writer):
         if fault.status is not None:
             return (await ask(reader, writer, fault.sent)).status

@@ -1,4 +1,4 @@
-"""On a GPU: the torch engine by batch size, and how much of what HTTP can feed the service keeps up with."""
+"""Measure the torch engine on a GPU by batch size, and the service beside one whose network takes no time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from benchmarks.server import HOST, Command, leuko, serve
 
 BATCHES = (1, 8, 32, 64)
 CALLERS = 4
-CALLS = 8  # of each in a round
-REACH = 20_000  # images a second, on an H100 or its like
+CALLS = 8  # of each caller in a round
+TARGET = 20_000  # images/s on an H100 or similar
 SECONDS = 3.0
 CONNECTIONS = 128
 
@@ -33,11 +33,17 @@ CONNECTIONS = 128
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     cores = os.cpu_count() or 1
-    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, cores // 2 or 1, cores}))
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=sorted({1, cores // 2 or 1, cores}),
+        help="values of LEUKO_PROCESSES, one line for each [%(default)s]",
+    )
     processes: Sequence[int] = parser.parse_args().processes
     console = Console()
     if not torch.cuda.is_available():
-        console.print("not measured: there is no CUDA device here")
+        console.print("not measured: this machine has no CUDA device")
         return 0
     classifier = load_classifier(locate(Settings.from_environ(os.environ)), "torch")
     console.print(f"{machine(classifier)}, load by {tool()}", highlight=False)
@@ -60,7 +66,7 @@ def engine(classifier: Classifier) -> Table:
         "ms",
         "images/s",
         f"{CALLERS} callers",
-        f"÷ {REACH}",
+        f"÷ {TARGET}",
         title="engine, from pixels in memory to logits in memory",
     )
     for n in BATCHES:
@@ -78,11 +84,11 @@ def speeds(classifier: Classifier, pixels: Pixels) -> tuple[str, ...]:
 
     with ThreadPoolExecutor(CALLERS) as pool:
         together = rate(lambda: list(pool.map(call, range(CALLERS))), CALLERS * CALLS * n, SECONDS)
-    return f"{1000 * n / alone:.2f}", f"{alone:.0f}", f"{together:.0f}", f"{together / REACH:.2f}"
+    return f"{1000 * n / alone:.2f}", f"{alone:.0f}", f"{together:.0f}", f"{together / TARGET:.2f}"
 
 
 def service(images: Sequence[bytes], processes: Sequence[int]) -> Table:
-    """The same service whose network takes no time is what HTTP, decoding and framing allow."""
+    """Measure the service, and beside it one without a network: the limit of HTTP, decoding and framing."""
     result = Table(
         "processes",
         "images/s",

@@ -1,4 +1,4 @@
-"""The long scenarios of `soak`: good clients among bad ones, and an archive of 100,000 images."""
+"""The long scenarios of `soak`: good clients beside bad ones, and an archive of 100,000 images."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from benchmarks.watching import (
 )
 
 CLIENTS = 16
-BAD = 0.1  # of what they do
-TOGETHER = 4  # images in a form
+BAD = 0.1  # share of bad requests
+TOGETHER = 4  # images in one form
 WARM_UP_S = 10.0
-UNWANTED_S = 5.0  # after which nothing of an abandoned request is left
-SPARE = 2 * CLIENTS  # descriptors of clients that came or went just before a look
-LAZY_THREADS = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own pool, which grows up to there as it is used
+UNWANTED_S = 5.0  # after which an abandoned request holds no resources
+SPARE = 2 * CLIENTS  # descriptors of clients that connected or left just before a sample
+LAZY_THREADS = min(32, (os.cpu_count() or 1) + 4)  # asyncio's default executor, which starts them as needed
 ENTRIES = 100_000  # of the archive
-ARCHIVE_MIB = 50.0  # for evaluating it, once it is there
+ARCHIVE_MIB = 50.0  # allowed for evaluating the archive, beside the archive itself
 
 Probabilities = Mapping[str, float]
 
@@ -57,7 +57,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Good:
-    """right: whether the body of the answer is what it was when nobody else asked."""
+    """A good request. right: whether the response body is the same as without other clients."""
 
     kind: str
     sent: bytes
@@ -97,10 +97,10 @@ async def soak(server: Server, material: Material) -> list[Line]:
     return [
         Line("good requests", "", listed(tally.sent)),
         Line("faults", f"{BAD:.0%}", f"{share:.0%}: {listed(tally.injected)}"),
-        Line("answers (499: to nobody)", "", listed(answered)),
-        none_of("good requests without their right answer", tally.wrong),
+        Line("responses (499: client gone)", "", listed(answered)),
+        none_of("good requests with a wrong response", tally.wrong),
         Line(
-            "faults answered otherwise than documented", "0", listed(tally.unexpected), not tally.unexpected
+            "faults with another status than documented", "0", listed(tally.unexpected), not tally.unexpected
         ),
         none_of("5xx", failed),
         memory_line(samples),
@@ -114,30 +114,30 @@ async def soak(server: Server, material: Material) -> list[Line]:
 
 def left_line(what: str, before: int, after: int, allowed: int) -> Line:
     more = after - before
-    return Line(f"{what} when all have left, more than before", f"≤ {allowed}", f"{more}", more <= allowed)
+    return Line(f"{what} after all clients left − before", f"≤ {allowed}", f"{more}", more <= allowed)
 
 
 async def learn(port: int, images: Sequence[bytes], archive: bytes) -> list[Good]:
-    """One request of each kind for each image; the right answers are those that it gets alone."""
+    """Return requests of each kind; the right responses are those that the service gives without load."""
     async with connected(port) as (reader, writer):
 
         async def answer(sent: bytes) -> Any:
             reply = await ask(reader, writer, sent)
             if reply.status != 200:
-                raise SystemExit(f"status {reply.status} before there were any bad clients")
+                raise SystemExit(f"the service answered {reply.status} to a good request, before any load")
             return json.loads(reply.body)
 
         bare = [message("/predict", image, "image/jpeg") for image in images]
-        found = [(await answer(sent))["predictions"][0]["probabilities"] for sent in bare]
+        probabilities = [(await answer(sent))["predictions"][0]["probabilities"] for sent in bare]
         evaluation = message("/evaluate", archive_form(archive))
         loss = (await answer(evaluation))["log_loss"]
-    if len({json.dumps(one) for one in found}) < len(images):
-        raise SystemExit("two images have the same probabilities: a mix-up would not show")
-    good = [Good("an image", sent, same([one])) for sent, one in zip(bare, found, strict=True)]
+    if len({json.dumps(values) for values in probabilities}) < len(images):
+        raise SystemExit("two images have the same probabilities, so a mix-up could not be detected")
+    good = [Good("an image", sent, same([values])) for sent, values in zip(bare, probabilities, strict=True)]
     for start in range(len(images)):
         chosen = [(start + step) % len(images) for step in range(TOGETHER)]
         sent = message("/predict", form([images[index] for index in chosen]))
-        good.append(Good(f"form of {TOGETHER}", sent, same([found[index] for index in chosen])))
+        good.append(Good(f"form of {TOGETHER}", sent, same([probabilities[index] for index in chosen])))
 
     def scored(report: Any) -> bool:
         return bool(report["n"] == len(images) and abs(report["log_loss"] - loss) < TOLERANCE)
@@ -147,14 +147,14 @@ async def learn(port: int, images: Sequence[bytes], archive: bytes) -> list[Good
 
 def same(expected: Sequence[Probabilities]) -> Callable[[Any], bool]:
     def right(answer: Any) -> bool:
-        found = [one["probabilities"] for one in answer["predictions"]]
-        return len(found) == len(expected) and all(map(close, found, expected))
+        received = [prediction["probabilities"] for prediction in answer["predictions"]]
+        return len(received) == len(expected) and all(map(close, received, expected))
 
     return right
 
 
-def close(found: Probabilities, expected: Probabilities) -> bool:
-    return all(abs(found[label] - expected[label]) < TOLERANCE for label in expected)
+def close(received: Probabilities, expected: Probabilities) -> bool:
+    return all(abs(received[label] - expected[label]) < TOLERANCE for label in expected)
 
 
 async def take_turns(
@@ -169,7 +169,7 @@ async def take_turns(
 
 
 async def behave(reader: StreamReader, writer: StreamWriter, good: Good, tally: Tally) -> bool:
-    """Whether the connection can serve on."""
+    """Send a good request and check its response. Return whether the connection stays open."""
     tally.sent[good.kind] += 1
     try:
         reply = await ask(reader, writer, good.sent)
@@ -179,7 +179,7 @@ async def behave(reader: StreamReader, writer: StreamWriter, good: Good, tally: 
     if reply.status != 200:
         tally.wrong[f"{good.kind}: {reply.status}"] += 1
     elif not good.right(json.loads(reply.body)):
-        tally.wrong[f"{good.kind}: another answer"] += 1
+        tally.wrong[f"{good.kind}: different body"] += 1
     return reply.headers.get("connection") != "close"
 
 
@@ -200,7 +200,7 @@ async def misbehave(port: int, chosen: tuple[str, Fault], tally: Tally) -> None:
 
 async def archive(server: Server, material: Material) -> list[Line]:
     async for _ in events(server.port, tiny_archive(material.labels, 100)):
-        pass  # what is loaded by the first evaluation stays, and belongs to none
+        pass  # the first evaluation loads modules, which stay in memory
     body = tiny_archive(material.labels, ENTRIES)
     before = fresh_peak(server)
     received = classified = 0.0
@@ -208,24 +208,24 @@ async def archive(server: Server, material: Material) -> list[Line]:
     async for event in events(server.port, body):
         if not received:
             received = fresh_peak(server)
-        if event.get("done", ENTRIES) < ENTRIES:  # the report has no such number
+        if event.get("done", ENTRIES) < ENTRIES:  # the report has no `done`
             classified = peak_mib(server)
         report = event
     peak = peak_mib(server)
     right = (report.get("n"), report.get("accuracy"), report.get("errors")) == (ENTRIES, 1.0, [])
     here = f"{report['images_per_second']:.0f} images/s" if right else json.dumps(report)[:200]
     return [
-        Line(f"{ENTRIES:,} images, engine without a network", "all right", here, right),
+        Line(f"{ENTRIES:,} images, engine without a network", "all correct", here, right),
         Line("size of the archive, MiB", "", f"{len(body) / 2**20:.0f}"),
-        Line("MiB before, when it was received", "", f"{before:.0f} {received:.0f}"),
+        Line("MiB before, after receiving", "", f"{before:.0f} {received:.0f}"),
         Line(
-            "MiB more while classifying, at most",
+            "peak MiB while classifying − after receiving",
             f"≤ {ARCHIVE_MIB:.0f}",
             f"{classified - received:.0f}",
             classified - received <= ARCHIVE_MIB,
         ),
         Line(
-            "MiB more until the answer, at most",
+            "peak MiB until the response − after receiving",
             f"≤ {ARCHIVE_MIB:.0f}",
             f"{peak - received:.0f}",
             peak - received <= ARCHIVE_MIB,
@@ -240,7 +240,7 @@ async def later(server: Server) -> float:
 
 
 async def events(port: int, body: bytes) -> Any:
-    """Progress, then the report."""
+    """Yield the progress events, then the report."""
     headers = {"Content-Type": MULTIPART, "Accept": "text/event-stream"}
     async with (
         httpx.AsyncClient(timeout=600) as client,
@@ -254,7 +254,7 @@ async def events(port: int, body: bytes) -> Any:
 
 
 def tiny_archive(labels: Sequence[str], entries: int) -> bytes:
-    """Pictures that the fake engine knows by their grey, PNG and JPEG in turn, in a folder for each class."""
+    """Return a ZIP of PNG and JPEG images whose grey tells the fake engine their class."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         drawn = [

@@ -1,4 +1,4 @@
-"""The whole service under load, beside what the same machine does without HTTP in the same run."""
+"""Measure the service under load, beside the same machine without HTTP in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> int:
     settings, classifier = introduce(console, f", load by {tool()}")
     ceiling = measure(classifier, workers(settings), min(args.seconds, 4.0)).series
     images = draw(classifier.bundle.labels, IMAGES)
-    del classifier  # its threads and memory must not weigh on the service
+    del classifier  # so that its threads and memory do not slow the service
     with serve() as server:
         lines = [run(server, images, connections, args.seconds, ceiling) for connections in args.connections]
     console.print(table(lines, ceiling))
@@ -30,15 +30,17 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each number of connections")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="of load for each number of connections [%(default)s]"
+    )
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64], help="[%(default)s]")
     return parser.parse_args()
 
 
 def run(
     server: Server, images: Sequence[bytes], connections: int, seconds: float, ceiling: float
 ) -> tuple[str, ...]:
-    """One line of the table, after a second of load that does not count."""
+    """Return one line of the table, measured after a second of warm-up."""
     load(HOST, server.port, images, connections, 1.0)
     result = load(HOST, server.port, images, connections, seconds)
     return line(connections, result, server.memory_mib(), ceiling)

@@ -1,4 +1,4 @@
-"""What most people write: FastAPI around torch in float32, one image a request, no batches."""
+"""A naive service to compare with: FastAPI around torch in float32, one image a request, no batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table: what the service adds to its engine, and what it does better than a service without batches."""
+"""Print one table of ratios: the service ÷ its engine, and ÷ a service without batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from benchmarks.server import HOST, Server, naive, serve
 
 IMAGES = 64
 SECONDS = 8.0  # for each load
-CROWD = 1000  # clients, more than the queue holds
-OVERLOAD = 5.0  # times the most that the service can do
-EVALUATED = 30  # times each image, in /evaluate
-TOLERANCE = 0.02  # int8 rounds a little differently in batches of other sizes
+CROWD = 1000  # clients; more than the queue holds
+OVERLOAD = 5.0  # times the capacity of the service
+EVALUATED = 30  # copies of each image in the archive for /evaluate
+TOLERANCE = 0.02  # of probabilities: int8 rounds slightly differently by batch size
 
-Line = tuple[str, str, str]  # measure, what is to be reached, what was measured
+Line = tuple[str, str, str]  # measure, target, result
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     labels = classifier.bundle.labels
     images = draw(labels, IMAGES)
     ceiling = measure(classifier, workers(settings), 3.0)
-    del classifier  # its threads and memory must not weigh on the services
+    del classifier  # so that its threads and memory do not slow the services
     with serve(naive, "/docs") as server:
         load(HOST, server.port, images, 16, 1.0)
         without_batches = load(HOST, server.port, images, 16, SECONDS).images_per_second
@@ -78,12 +78,12 @@ def measure_service(
 
 
 def paced(port: int, images: Sequence[bytes], clients: int, per_second: float) -> Load:
-    """About that many requests a second, at random times: a Poisson process while answers come soon."""
+    """Send about `per_second` requests at random times: a Poisson process while responses are fast."""
     return load(HOST, port, images, clients, SECONDS, clients / per_second)
 
 
 def evaluate_beside(port: int, images: Sequence[bytes], labels: Sequence[str]) -> tuple[float, float]:
-    """/evaluate's images/s alone, then the p99 in ms of /predict while it runs once more."""
+    """Return the images/s of /evaluate alone, and the p99 of /predict in ms while /evaluate runs."""
 
     def evaluate(times: int) -> Any:
         archive = labelled_zip(images, labels, times)
@@ -92,7 +92,7 @@ def evaluate_beside(port: int, images: Sequence[bytes], labels: Sequence[str]) -
             httpx.post(f"http://{HOST}:{port}/evaluate", files=files, timeout=300).raise_for_status().json()
         )
 
-    evaluate(1)  # the first one imports what the report needs
+    evaluate(1)  # the first evaluation imports modules for the report
     alone: float = evaluate(EVALUATED)["images_per_second"]
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(evaluate, EVALUATED)
@@ -100,12 +100,12 @@ def evaluate_beside(port: int, images: Sequence[bytes], labels: Sequence[str]) -
         still = not running.done()
         running.result()
     if not still:
-        raise SystemExit("/evaluate ended before the load beside it: raise EVALUATED")
+        raise SystemExit("/evaluate ended before the load on /predict: increase EVALUATED")
     return alone, beside.p99_ms
 
 
 def labelled_zip(images: Sequence[bytes], labels: Sequence[str], times: int) -> bytes:
-    """Folders of classes; the images are of the labels in turn, as `draw` makes them."""
+    """Return a ZIP with a folder for each class. The images are of the labels in turn, as from `draw`."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for turn in range(times):
@@ -115,11 +115,11 @@ def labelled_zip(images: Sequence[bytes], labels: Sequence[str], times: int) -> 
 
 
 def marginal_s(port: int, images: Sequence[bytes]) -> float:
-    """What each of the other images adds to a request of them all, in seconds."""
+    """Return the seconds that each image after the first adds to a request with all images."""
     with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
 
-        def seconds(some: Sequence[bytes]) -> float:
-            body = form(some)
+        def seconds(images: Sequence[bytes]) -> float:
+            body = form(images)
             start = perf_counter()
             client.post("/predict", content=body, headers={"Content-Type": MULTIPART}).raise_for_status()
             return perf_counter() - start
@@ -130,23 +130,24 @@ def marginal_s(port: int, images: Sequence[bytes]) -> float:
 
 
 async def wrong_answers(port: int, images: Sequence[bytes], rounds: int = 4) -> int:
-    """How many answers under load differ from those given alone: a mix-up inside a batch would show."""
+    """Count the responses under load that differ from those without load, as a mix-up in a batch would."""
     async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}", timeout=60) as client:
 
         async def ask(image: bytes) -> dict[str, float]:
             answer = await client.post("/predict", content=image, headers={"Content-Type": "image/jpeg"})
-            found: dict[str, float] = answer.raise_for_status().json()["predictions"][0]["probabilities"]
-            return found
+            answer.raise_for_status()
+            probabilities: dict[str, float] = answer.json()["predictions"][0]["probabilities"]
+            return probabilities
 
         expected = [await ask(image) for image in images]
-        if len({json.dumps(one) for one in expected}) < len(images):
-            raise SystemExit("two images have the same probabilities: a mix-up would not show")
-        room = asyncio.Semaphore(16)
+        if len({json.dumps(probabilities) for probabilities in expected}) < len(images):
+            raise SystemExit("two images have the same probabilities, so a mix-up could not be detected")
+        slots = asyncio.Semaphore(16)
 
         async def check(index: int) -> bool:
-            async with room:
-                found = await ask(images[index])
-            return any(abs(found[label] - expected[index][label]) > TOLERANCE for label in found)
+            async with slots:
+                received = await ask(images[index])
+            return any(abs(received[label] - expected[index][label]) > TOLERANCE for label in received)
 
         return sum(await asyncio.gather(*(check(n % len(images)) for n in range(rounds * len(images)))))
 
@@ -158,8 +159,8 @@ def ratio(value: float, base: float) -> str:
 def table(lines: Sequence[Line], ceiling: Ceiling, without_batches: float) -> Table:
     result = Table(
         "measure",
-        "to reach",
-        "here",
+        "target",
+        "result",
         title=f"images/s: ceiling {ceiling.series:.0f}, engine {max(ceiling.engine.values()):.0f}, "
         f"naive FastAPI {without_batches:.0f}",
     )

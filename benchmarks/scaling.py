@@ -1,4 +1,4 @@
-"""How the service scales with cores, and where one process stops: where the network takes no time."""
+"""Measure how the service scales with cores, and the limit of one process: a network that takes no time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECONDS = 6.0
 
 
 class Instant:
-    """Gives every image the answer to the first."""
+    """An engine that returns the same output for every image at once."""
 
     name, device, batch = "instant", "none", 4
 
@@ -77,7 +77,7 @@ def load_instant(settings: Settings) -> Classifier:
     side = classifier.bundle.preprocessing.size
     output = classifier.engine.infer(np.zeros((1, side, side, 3), np.uint8))
     classifier.engine = Instant(output, classifier.engine.workers)
-    classifier.warm_up = lambda _: None  # type: ignore[assignment,method-assign]  # it would miss the known answer
+    classifier.warm_up = lambda _: None  # type: ignore[assignment,method-assign]  # it would check the known answer
     return classifier
 
 

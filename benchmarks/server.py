@@ -1,4 +1,4 @@
-"""A service as a process of its own, on a free loopback port."""
+"""Runs a service in its own process, on a free loopback port."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ class Server:
     started_s: float  # from the start of the process until it was ready
 
     def cpu_seconds(self) -> float:
-        """That its processes have computed so far; Linux."""
+        """Return the processor time of all its processes so far (Linux)."""
         ticks = 0
         for pid in family(self.pid):
             with suppress(OSError):  # it has ended
-                # After the name, which may hold anything: utime and stime are fields 14 and 15.
+                # utime and stime are fields 14 and 15. Split after the name, which may contain anything.
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float | None:
-        """Resident memory of all processes, what they share counted once; None where there is no /proc."""
-        found = [int(kb) for pid in family(self.pid) for kb in field(pid, r"Pss:\s+(\d+) kB", "smaps_rollup")]
-        return sum(found) / 1024 if found else None
+        """Return the resident memory of all processes, shared pages counted once; None without /proc."""
+        sizes = [int(kb) for pid in family(self.pid) for kb in field(pid, r"Pss:\s+(\d+) kB", "smaps_rollup")]
+        return sum(sizes) / 1024 if sizes else None
 
 
 def family(pid: int) -> list[int]:
-    """The process and all that it has started, children last."""
+    """Return the process and all its descendants, parents first."""
     parents = {
         int(path.name): field(int(path.name), r"PPid:\s+(\d+)") for path in Path("/proc").glob("[0-9]*")
     }
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == [str(one)]]
-    return found
+    pids = [pid]
+    for ancestor in pids:  # the list grows while it is read
+        pids += [child for child, parent in parents.items() if parent == [str(ancestor)]]
+    return pids
 
 
 def field(pid: int, pattern: str, file: str = "status") -> list[str]:
-    """What the kernel says of a process; nothing where it has ended or there is no /proc."""
+    """Return the matches in a /proc file of a process; none if it has ended or there is no /proc."""
     try:
         return re.findall(f"^{pattern}", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
     except OSError:
@@ -82,9 +82,9 @@ def serve(
     environ: Mapping[str, str] | None = None,
     log: int | None = None,
 ) -> Iterator[Server]:
-    """A service that answers 200 at `path`; ended by SIGTERM, as an orchestrator would.
+    """Start a service, wait until `path` answers 200, and end it with SIGTERM, as an orchestrator would.
 
-    log: where its standard error goes; a file descriptor.
+    log: file descriptor for its standard error.
     """
     port = free_port()
     began = time.monotonic()

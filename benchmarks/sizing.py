@@ -1,4 +1,4 @@
-"""What an image and a replica cost: docs/scale.md does the arithmetic with it."""
+"""Measure the cost of an image and of a replica, for the arithmetic in docs/scale.md."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SHIPPED = Path("models/wbc-resnet18")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a replica under load, by all its processes."""
+    """The cost of a replica under load, over all its processes."""
 
     images_per_second: float
-    core_ms: float  # computed for each image
-    mib: float  # resident once the load is over, what is shared counted once
+    core_ms: float  # of processor time for each image
+    mib: float  # resident after the load, shared pages counted once
     started_s: float
 
 
@@ -40,7 +40,7 @@ def main() -> int:
         folder = Path(name)
         variants: dict[str, Mapping[str, str]] = {
             "plain, no log": {},
-            "a line of the log each": {"LEUKO_LOG_LEVEL": "info"},
+            "a log line for each request": {"LEUKO_LOG_LEVEL": "info"},
             "audit log too": {"LEUKO_LOG_LEVEL": "info", "LEUKO_AUDIT": str(folder / "audit.log")},
             "a second model, loaded": {"LEUKO_MODELS": str(second(folder))},
             "a shadow of all images": {"LEUKO_MODELS": str(second(folder, "shadow = true"))},
@@ -58,7 +58,7 @@ def main() -> int:
         lines = {name: longest(folder / name) for name in ("audit.log", "log")}
     Console().print(f"{os.cpu_count()} cores, {CONNECTIONS} connections, load by {tool()} on the same cores")
     Console().print(table)
-    Console().print(f"bytes a request of one image: {lines}")
+    Console().print(f"longest log line for a request of one image, bytes: {lines}")
     return 0
 
 
@@ -67,13 +67,13 @@ def measure(environ: Mapping[str, str], connections: int, folder: Path) -> Cost:
     with (folder / "log").open("ab") as log, serve(environ=environ, log=log.fileno()) as server:
         load(HOST, server.port, images, connections, 1.0)
         before = server.cpu_seconds()
-        found = load(HOST, server.port, images, connections, SECONDS)
-        core_ms = 1000 * (server.cpu_seconds() - before) / found.answers
-        return Cost(found.images_per_second, core_ms, server.memory_mib() or 0.0, server.started_s)
+        result = load(HOST, server.port, images, connections, SECONDS)
+        core_ms = 1000 * (server.cpu_seconds() - before) / result.answers
+        return Cost(result.images_per_second, core_ms, server.memory_mib() or 0.0, server.started_s)
 
 
 def second(folder: Path, more: str = "") -> Path:
-    """A file that lists the shipped bundle, and the same under another version."""
+    """Write a models file with the shipped bundle and a copy of it as another version; return its path."""
     other, file = folder / "other", folder / f"models{len(more)}.toml"
     if not other.exists():
         other.mkdir()

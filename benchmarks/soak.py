@@ -1,4 +1,4 @@
-"""What only time shows: a service among slow clients, overloaded, and among bad ones; with an exit status."""
+"""Long runs: a service beside slow clients, overloaded, and beside bad clients. Exit status 1 on failure."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from tests.running import FAKE
 
 IMAGES = 32
 SLOW = 500
-SLOW_S = 30.0  # of load beside the slow clients
-BODY_S, STALL_S = 20, 15  # shorter than by default, so that clients come and go while the load lasts
-GOOD = 4  # well-behaved clients beside the slow ones
-CROWD = 1000  # clients in an overload, more than the queue holds
-OVERLOAD = 5.0  # times the most that the service can do
+SLOW_S = 30.0  # of load while the slow clients are connected
+BODY_S, STALL_S = (
+    20,
+    15,
+)  # shorter than the defaults, so that slow clients are closed and reconnect during the load
+GOOD = 4  # good clients beside the slow ones
+CROWD = 1000  # clients in an overload; more than the queue holds
+OVERLOAD = 5.0  # times the capacity of the service
 OVERLOAD_S = 60.0
-ASKING = 4  # clients beside that crowd, whose refusals are timed
+ASKING = 4  # more clients, whose 429 responses are timed
 REFUSED_MS = 100.0
 
 MARKS = {None: "", True: "kept", False: "[bold red]BROKEN[/]"}
@@ -47,9 +50,9 @@ def main() -> int:
     console = Console()
     _, classifier = introduce(console, f", load by {tool()}")
     labels = classifier.bundle.labels
-    del classifier  # its threads and memory must not weigh on the service
+    del classifier  # so that its threads and memory do not slow the service
     material = Material(draw(labels, IMAGES), labels, args.minutes)
-    table = Table("measure", "promised", "here", "", title=f"soak of {args.minutes:g} minutes")
+    table = Table("measure", "promised", "result", "", title=f"soak of {args.minutes:g} minutes")
     kept = True
     for name in args.only or SCENARIOS:
         lines = run(*SCENARIOS[name], material)
@@ -64,13 +67,17 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="that the scenario soak lasts")
-    parser.add_argument("--only", choices=[*SCENARIOS], nargs="+", metavar="NAME", help=", ".join(SCENARIOS))
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="length of the scenario soak [%(default)s]"
+    )
+    parser.add_argument(
+        "--only", choices=[*SCENARIOS], nargs="+", metavar="NAME", help=f"scenarios: {', '.join(SCENARIOS)}"
+    )
     return parser.parse_args()
 
 
 def run(scenario: Scenario, command: Command, material: Material) -> list[Line]:
-    """In a service of its own, whose log is read in the end."""
+    """Run a scenario against a service of its own; append what its log shows."""
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with serve(lambda port: logged(command(port), log)) as server:
@@ -97,9 +104,9 @@ def logged(command: Sequence[str | Path], log: Path) -> Sequence[str | Path]:
 
 async def slow(server: Server, material: Material) -> list[Line]:
     async def p99_ms(seconds: float) -> float:
-        found = await asyncio.to_thread(load, HOST, server.port, material.images, GOOD, seconds)
-        failures.append(found.failures)
-        return found.p99_ms
+        result = await asyncio.to_thread(load, HOST, server.port, material.images, GOOD, seconds)
+        failures.append(result.failures)
+        return result.p99_ms
 
     failures: list[int] = []
     await p99_ms(2.0)
@@ -119,13 +126,13 @@ async def slow(server: Server, material: Material) -> list[Line]:
     alone = mean([before, after])
     left = sample(server).files
     return [
-        Line("slow clients at a time; descriptors with them", f"{SLOW}", f"{opened}; {held}", opened == SLOW),
-        Line(f"p99 of {GOOD} others alone, before and after, ms", "", f"{before:.0f} {after:.0f}"),
-        Line("their p99 among the slow ÷ alone", "< 2", f"{beside / alone:.2f}", beside / alone < 2),
+        Line("slow clients at a time; open descriptors", f"{SLOW}", f"{opened}; {held}", opened == SLOW),
+        Line(f"p99 of {GOOD} good clients alone, before and after, ms", "", f"{before:.0f} {after:.0f}"),
+        Line("their p99 beside slow clients ÷ alone", "< 2", f"{beside / alone:.2f}", beside / alone < 2),
         Line("their failures", "0", f"{sum(failures)}", not any(failures)),
-        Line("slow ones closed in time", "", listed(crowd.closed)),
-        none_of("slow ones closed before their time", crowd.early),
-        none_of("slow ones closed late or never", crowd.late),
+        Line("slow clients closed in time", "", listed(crowd.closed)),
+        none_of("slow clients closed too early", crowd.early),
+        none_of("slow clients closed late or never", crowd.late),
         Line("descriptors afterwards − before", "≤ 0", f"{left - files:+d}", left <= files),
     ]
 
@@ -136,13 +143,13 @@ async def slow(server: Server, material: Material) -> list[Line]:
 @dataclass
 class Asked:
     seconds: dict[int, list[float]] = field(default_factory=dict)  # by status
-    hasty: int = 0  # refused without being told how long to wait
+    without_retry_after: int = 0  # responses 429 without Retry-After
 
 
 async def overload(server: Server, material: Material) -> list[Line]:
     async def loaded(clients: int, seconds: float, pause_s: float = 0.0) -> float:
-        found = await asyncio.to_thread(load, HOST, server.port, material.images, clients, seconds, pause_s)
-        return found.images_per_second
+        result = await asyncio.to_thread(load, HOST, server.port, material.images, clients, seconds, pause_s)
+        return result.images_per_second
 
     await loaded(64, 2.0)
     first = await loaded(64, OVERLOAD_S / 6)
@@ -157,16 +164,16 @@ async def overload(server: Server, material: Material) -> list[Line]:
     answered, after = statuses(server) - counted, sample(server).mib
     peak = mean([first, await loaded(64, OVERLOAD_S / 6)])
     refused = asked.seconds.get(429, [])
-    # wrk leaves in the end, whatever it waits for.
+    # wrk disconnects at the end, even while it waits for responses.
     strange = {status: number for status, number in answered.items() if status not in (200, 429, 499)}
     return [
         Line("peak at 64 connections, images/s", "", f"{peak:.0f}"),
         Line("goodput at 5 × that ÷ peak", "≥ 0.90", f"{goodput / peak:.2f}", goodput / peak >= 0.9),
-        Line("answers", "", listed(answered)),
-        none_of("answers but 200, 429 and to nobody", strange),
+        Line("responses (499: client gone)", "", listed(answered)),
+        none_of("responses other than 200, 429 and 499", strange),
         Line("429 p50, p99, max in ms", f"p99 < {REFUSED_MS:.0f}", *refusal_times(refused)),
-        Line("of how many", "", str(len(refused))),
-        Line("429 without seconds to wait", "0", str(asked.hasty), not asked.hasty),
+        Line("number of 429", "", str(len(refused))),
+        Line("429 without Retry-After", "0", str(asked.without_retry_after), not asked.without_retry_after),
         Line("MiB before, after", "", f"{before:.0f} {after:.0f}"),
         memory_line(samples),
     ]
@@ -180,13 +187,13 @@ async def time_refusals(server: Server, images: Sequence[bytes], asked: Asked, e
             reply = await ask(reader, writer, sent)
             asked.seconds.setdefault(reply.status, []).append(time.perf_counter() - began)
             if reply.status == 429:
-                asked.hasty += not reply.headers.get("retry-after", "").isdigit()
+                asked.without_retry_after += not reply.headers.get("retry-after", "").isdigit()
             await asyncio.sleep(random.expovariate(10))
 
 
 def refusal_times(seconds: Sequence[float]) -> tuple[str, bool]:
     if len(seconds) < 2:
-        return "none was refused", False
+        return "no request was refused", False
     cuts = quantiles(seconds, n=100, method="inclusive")
     p50, p99, most = 1e3 * cuts[49], 1e3 * cuts[98], 1e3 * max(seconds)
     return f"{p50:.0f} {p99:.0f} {most:.0f}", p99 < REFUSED_MS

@@ -1,4 +1,4 @@
-"""What a running service holds on to, and what it answered; Linux, for most of it comes from /proc."""
+"""Samples the resources of a running service from /proc (Linux), and the statuses that it counted."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 
 from benchmarks.server import HOST, Server, family, field
 
-EVERY_S = 2.0  # between looks at the service
-MOST_GROWTH = 0.05  # of resident memory
-ALLOWED_MIB = 10.0  # of growth, where that is more
+EVERY_S = 2.0  # between two samples
+MOST_GROWTH = 0.05  # allowed for resident memory
+ALLOWED_MIB = 10.0  # of growth, if that is more
 COUNTS = re.compile(rb'^leuko_http_request_duration_seconds_count\{.*code="(\d+)".*\} (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Line:
-    """kept: whether what was promised held, None where nothing was."""
+    """A line of the table. here: the result; kept: whether it meets the promise, None if there is none."""
 
     measure: str
     promised: str
@@ -57,7 +57,7 @@ def count(folder: Path) -> int:
 
 @asynccontextmanager
 async def watching(server: Server) -> AsyncIterator[list[Sample]]:
-    """The list grows until the end."""
+    """Sample the service in the background; the list grows until the context ends."""
     samples: list[Sample] = []
 
     async def watch() -> None:
@@ -73,11 +73,11 @@ async def watching(server: Server) -> AsyncIterator[list[Sample]]:
 
 
 def statuses(server: Server) -> Counter[int]:
-    """How often the service answered each, by its own count."""
+    """Return how often the service answered with each status, by its own metrics."""
     with urllib.request.urlopen(f"http://{HOST}:{server.port}/metrics", timeout=30) as answer:
-        found = COUNTS.findall(answer.read())
+        counts = COUNTS.findall(answer.read())
     total: Counter[int] = Counter()
-    for code, value in found:
+    for code, value in counts:
         total[int(code)] += int(float(value))
     return total
 
@@ -104,13 +104,13 @@ def count_line(what: str, samples: Sequence[Sample], value: Callable[[Sample], i
 
 
 def quarter(samples: Sequence[Sample], number: int) -> Sequence[Sample]:
-    """number: 0 to 3."""
+    """Return a quarter of the samples. number: 0 to 3."""
     size = len(samples) / 4
     return samples[int(number * size) : max(int((number + 1) * size), int(number * size) + 1)]
 
 
 def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
-    """Growth per minute over the second half."""
+    """Return the growth per minute over the second half, by linear regression."""
     half = samples[len(samples) // 2 :]
     if len(half) < 2:
         return 0.0
@@ -118,12 +118,12 @@ def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
 
 
 def fresh_peak(server: Server) -> float:
-    """Has the kernel forget the most memory so far; MiB from which `peak_mib` now rises."""
+    """Reset the kernel's peak memory of all processes; return the MiB from which `peak_mib` now rises."""
     for pid in family(server.pid):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
     return peak_mib(server)
 
 
 def peak_mib(server: Server) -> float:
-    """Of all processes, what they share counted in each."""
+    """Return the sum of the peaks of all processes; shared pages count for each."""
     return sum(int(kb) for pid in family(server.pid) for kb in field(pid, r"VmHWM:\s+(\d+) kB")) / 1024

@@ -1,4 +1,4 @@
-"""Pictures made for the tests, good and bad, and the way to the real ones."""
+"""Images drawn for the tests, valid and invalid, and the path to the real ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def picture(width: int = 48, height: int = 32) -> Image.Image:
-    """Colours that differ in every corner, so that a turned or shifted copy is seen."""
+    """Return an image whose corners differ, so that a test detects a turned or shifted copy."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x / 2], axis=-1).astype(np.uint8))
 
@@ -31,13 +31,13 @@ def pixels(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def levels_apart(one: Image.Image | NDArray[np.uint8], other: Image.Image) -> int:
-    """The greatest difference between two values in the same place."""
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+def levels_apart(first: Image.Image | NDArray[np.uint8], second: Image.Image) -> int:
+    """Return the greatest difference between two values at the same position."""
+    return int(np.abs(np.asarray(first, np.int16) - np.asarray(second, np.int16)).max())
 
 
 def colour(image: Image.Image) -> tuple[int, ...]:
-    """The picture's one colour."""
+    """Return the only colour of an RGB image."""
     assert image.mode == "RGB"
     ((_, value),) = image.getcolors(1) or []
     assert isinstance(value, tuple)
@@ -45,7 +45,7 @@ def colour(image: Image.Image) -> tuple[int, ...]:
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """An 8-bit RGB PNG made by hand, its header true or not."""
+    """Return an 8-bit RGB PNG that declares this size, whatever its data, with additional chunks."""
     header = struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
     packed = (
@@ -56,7 +56,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def tiff(tags: dict[int, int], body: bytes, order: str = "<") -> bytes:
-    """A TIFF made by hand, each tag one LONG; its data starts at byte 8."""
+    """Return a TIFF in which each tag is one LONG and `body` starts at byte 8. order: as in `struct`."""
     mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
     entries = b"".join(struct.pack(f"{order}HHLL", tag, 4, 1, value) for tag, value in sorted(tags.items()))
     head, count = struct.pack(f"{order}L", 8 + len(body)), struct.pack(f"{order}H", len(tags))
@@ -64,7 +64,7 @@ def tiff(tags: dict[int, int], body: bytes, order: str = "<") -> bytes:
 
 
 def grey_tags(side: int, bits: int) -> dict[int, int]:
-    """The tags of an uncompressed grey square in one strip."""
+    """Return the tags of an uncompressed grey square in one strip."""
     return {
         256: side,
         257: side,
@@ -79,8 +79,8 @@ def grey_tags(side: int, bits: int) -> dict[int, int]:
 
 
 def real(name: str) -> Path:
-    """A file or folder of the data that is not part of the project; without it the test is skipped."""
+    """Return a file or folder of the data that is not in the repository; skip the test if it is missing."""
     path = Path(os.environ.get("LEUKO_DATA", Path(__file__).parents[1] / "../shared/data")) / name
     if not path.exists():
-        pytest.skip(f"LEUKO_DATA is absent: {name} is not there")
+        pytest.skip(f"LEUKO_DATA is absent: {name} is missing")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,12 @@ def test_every_folder_of_app_is_in_the_layers_of_the_contract() -> None:
     contract = (ROOT / "pyproject.toml").read_text()
     folders = [path.parent.name for path in (ROOT / "app").glob("*/__init__.py")]
     assert [name for name in folders if f"app.{name}" not in contract] == []
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    names = set(re.findall(r"`([\w-]+/[\w./-]+\.(?:py|md|toml))`", text))
+    assert len(names) > 40
+    assert [
+        name for name in sorted(names) if not any((ROOT / top / name).exists() for top in ("", "app"))
+    ] == []

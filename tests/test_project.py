@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 import app
 from app.observability.metrics import Telemetry
+from app.registry.fetch import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -35,7 +39,7 @@ def pins() -> dict[str, str]:
 
 
 def expressions(node: Any) -> Iterator[str]:
-    """Every PromQL expression under a node of the dashboard."""
+    """Yield every PromQL expression under a node of the dashboard."""
     if isinstance(node, dict):
         yield from (value for key, value in node.items() if key in {"expr", "definition"})
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -72,6 +76,22 @@ def test_the_readme_names_every_make_target() -> None:
     assert [name for name in targets if f"make {name}" not in readme] == []
 
 
+def test_a_stale_table_is_named_with_what_to_run(tmp_path: Path) -> None:
+    for name in (".ci/docs.py", "pyproject.toml", "CONTRIBUTING.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for folder in ("app", "docs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    page = tmp_path / "docs/errors.md"
+    made = page.read_text()
+    page.write_text(made.replace("| 429 |", "| 529 |"))
+    command = [sys.executable, str(tmp_path / ".ci/docs.py")]
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (1, "stale tables in docs/errors.md: run `make docs`\n")
+    subprocess.run(command, check=True)
+    assert page.read_text() == made
+
+
 def test_the_dashboard_shows_only_metrics_that_the_service_has() -> None:
     dashboard = json.loads((ROOT / "ops/grafana/dashboards/leuko.json").read_text())
     shown = {name for text in expressions(dashboard) for name in re.findall(r"\bleuko_\w+", text)}
@@ -85,3 +105,9 @@ def test_compose_publishes_every_port_on_loopback_only() -> None:
     published = re.findall(r'ports: \["([^"]+)', (ROOT / "docker-compose.yml").read_text())
     assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_wheel_holds_the_bundle_that_is_served_by_default() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert SHIPPED in wheel["only-include"]
+    assert wheel["sources"] == {str(Path(SHIPPED).parent): "app/shipped"}

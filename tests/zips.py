@@ -1,4 +1,4 @@
-"""ZIP files made for the tests, honest and hostile."""
+"""ZIP files made for the tests, valid and hostile."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 DIRECTORY, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
-SIZES = {DIRECTORY: 20, LOCAL: 18}  # offset of the packed size in each kind of header
+SIZES = {DIRECTORY: 20, LOCAL: 18}  # offset of the compressed size in each kind of header
 
 
 def pack(files: Mapping[str, bytes], method: int = ZIP_DEFLATED) -> bytes:
-    """path → content; a path with a slash at its end is a folder."""
+    """Return a ZIP of path → content; a path that ends with a slash is a folder."""
     file = io.BytesIO()
     with ZipFile(file, "w", method) as archive:
         for name, content in files.items():
@@ -22,7 +22,7 @@ def pack(files: Mapping[str, bytes], method: int = ZIP_DEFLATED) -> bytes:
 
 
 def pack_one(info: ZipInfo, content: bytes = b"picture") -> bytes:
-    """One entry with whatever attributes `info` has."""
+    """Return a ZIP of one entry with the attributes of `info`."""
     file = io.BytesIO()
     with ZipFile(file, "w", ZIP_STORED) as archive:
         archive.writestr(info, content)
@@ -30,19 +30,19 @@ def pack_one(info: ZipInfo, content: bytes = b"picture") -> bytes:
 
 
 def patch(archive: bytes, signature: bytes, offset: int, value: bytes) -> bytes:
-    """The first header of that kind with other bytes at `offset`."""
+    """Overwrite the bytes at `offset` in the first header with that signature."""
     place = archive.index(signature) + offset
     return archive[:place] + value + archive[place + len(value) :]
 
 
 def rename(archive: bytes, old: bytes, new: bytes) -> bytes:
-    """Another path of the same length, in both headers; `zipfile` itself would mend or refuse it."""
+    """Replace a path by one of the same length in both headers; `zipfile` would correct or refuse it."""
     assert len(old) == len(new)
     return archive.replace(old, new)
 
 
 def declare(archive: bytes, size: int) -> bytes:
-    """The first entry said to unpack to `size` bytes."""
+    """Set the declared uncompressed size of the first entry."""
     for signature, offset in SIZES.items():
         archive = patch(archive, signature, offset + 4, struct.pack("<L", size))
     return archive

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from app.engine.bundle import CLASSES
 from app.errors import RequestError
 from app.imaging.decode import decode
 from training.errors import DataError
 from training.pictures import Pictures
 
-CLASSES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 SPLITS = ("TRAIN", "TEST", "TEST_SIMPLE")
 KAGGLE_SLUG = "paultimothymooney/blood-cells"
 KAGGLE_COUNTS = {

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.engine.bundle import CLASSES
 from training.config import TrainConfig, save_config
-from training.data import CLASSES, Row, fingerprint
+from training.data import Row, fingerprint
 from training.errors import RecipeError
 from training.folds import fit_folds
 from training.module import LAST

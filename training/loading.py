@@ -11,10 +11,11 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
+from app.engine.bundle import CLASSES
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from training.config import TrainConfig
-from training.data import CLASSES, Row
+from training.data import Row
 from training.errors import DataError
 from training.patches import Patches
 from training.pictures import Pictures

@@ -13,9 +13,9 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
+from app.engine.bundle import CLASSES
 from training.augment import augment
 from training.config import TrainConfig
-from training.data import CLASSES
 from training.errors import ExportError
 from training.loading import Batch
 from training.network import Network

@@ -7,10 +7,8 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from app.archives.labelled_archive import is_hidden
+from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from training.errors import DataError
-
-SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass
@@ -26,7 +24,8 @@ class Pictures:
             found = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
         else:
             found = [info.filename for info in self._zip().infolist() if not info.is_dir()]
-        return sorted(n for n in found if n.lower().endswith(SUFFIXES) and not is_hidden(PurePosixPath(n)))
+        paths = ((name, PurePosixPath(name)) for name in found)
+        return sorted(n for n, path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path))
 
     def read(self, name: str) -> bytes:
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.engine.bundle import CLASSES
 from training.config import TrainConfig
-from training.data import CLASSES, Row
+from training.data import Row
 from training.errors import DataError
 from training.split import hold_out, into_folds, thin
 

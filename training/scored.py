@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from app.engine.bundle import CLASSES
 from app.engine.classifier import Neighbours
 from training.calibration import neighbours_of
 from training.config import TrainConfig
-from training.data import CLASSES, Row
+from training.data import Row
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
 from training.network import Network

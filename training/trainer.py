@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from app.engine.bundle import CLASSES
 from training.config import TrainConfig
-from training.data import CLASSES, Row
+from training.data import Row
 from training.initial import start_from
 from training.loading import evaluation_loader, training_loader
 from training.module import BEST, LAST, Finetuning

@@ -15,15 +15,15 @@ from app.api import openapi, problem_responses
 from app.api.lifecycle import Lifecycle, OnFailure, end_process
 from app.api.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.api.routes import problems as problem_types
-from app.edge.access import Access, access
-from app.edge.admission import Admission
+from app.edge.access import Access, access_rules
+from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.paths import is_queued
 from app.edge.request_log import RequestLog
 from app.edge.tracing import open_tracer
 from app.errors import LeukoError
+from app.inference.runtime import Load, Runtime
 from app.observability.metrics import Telemetry
 from app.registry.fetch import load
-from app.registry.model_runner import Load
 from app.settings import Settings
 from app.units import MIB
 
@@ -42,9 +42,8 @@ def create_app(
     process with a status that is not 0. A server calls `app.state.lifecycle.drain()` at SIGTERM.
     """
     settings = settings or Settings.from_environ(os.environ)
-    telemetry = Telemetry()
     tracer = open_tracer() if settings.traces == "otlp" else None
-    lifecycle = Lifecycle(settings, telemetry, load, on_failure, tracer)
+    lifecycle = Lifecycle(Runtime(settings, Telemetry(), load), on_failure, tracer)
     app = FastAPI(
         title="Leuko",
         version=__version__,
@@ -57,11 +56,11 @@ def create_app(
         lifespan=lambda _: lifecycle,
     )
     app.state.lifecycle = lifecycle
-    who = access(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
-    app.openapi = partial(openapi.describe, app, who)  # type: ignore[method-assign]
+    access = access_rules(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
+    app.openapi = partial(openapi.describe, app, access)  # type: ignore[method-assign]
     _add_routes(app, settings)
     _add_error_handlers(app)
-    _add_admission(app, lifecycle, who)
+    _add_admission(app, lifecycle, access)
     return app
 
 
@@ -88,19 +87,23 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, problem_responses.answer_unexpected)
 
 
-def _add_admission(app: FastAPI, lifecycle: Lifecycle, who: Access) -> None:
+def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
     settings = lifecycle.settings
     app.add_middleware(
         Admission,
+        limits=AdmissionLimits(
+            max_body_bytes=settings.max_body_mib * MIB,
+            max_reserved_bytes=settings.max_reserved_mib * MIB,
+            max_requests=settings.max_requests,
+            body_timeout_s=settings.body_timeout_s,
+        ),
+        rules=AdmissionRules(
+            ready=lambda: lifecycle.serving,
+            authorize=access.authorize,
+            queued=is_queued,
+            check_queue=lifecycle.check_room,
+            named=frozenset(access.needs),
+        ),
         problem=problem_responses.answer,
-        ready=lambda: lifecycle.serving,
         observe=RequestLog(lifecycle.telemetry, lifecycle.audit, lifecycle.tracer),
-        authorize=who.admit,
-        max_body_bytes=settings.max_body_mib * MIB,
-        max_reserved_bytes=settings.max_reserved_mib * MIB,
-        max_requests=settings.max_requests,
-        body_timeout_s=settings.body_timeout_s,
-        named=frozenset(who.needs),
-        queued=is_queued,
-        check_queue=lifecycle.check_room,
     )

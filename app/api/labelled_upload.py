@@ -16,7 +16,7 @@ from app.errors import BadLabels, Unusable
 
 @dataclass(frozen=True)
 class LabelledSet:
-    sources: list[StoredImage]
+    images: list[StoredImage]
     groups: list[str] | None  # the photo or patient of each, where that is known
 
 
@@ -27,8 +27,8 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
         raise Unusable("send either one part archive, or parts files and one part labels")
     if archive and form["labels"]:
         raise Unusable("labels belong to files; in an archive the folders name the classes")
-    sources = _in_archive(archive[0], labels, limits) if archive else _in_form(files, form["labels"], labels)
-    return LabelledSet(sources, _groups([source.name for source in sources], form))
+    images = _in_archive(archive[0], labels, limits) if archive else _in_form(files, form["labels"], labels)
+    return LabelledSet(images, _groups([image.name for image in images], form))
 
 
 def class_indices(what: str, values: Sequence[str | int], labels: Sequence[str]) -> list[int]:

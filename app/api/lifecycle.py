@@ -12,14 +12,15 @@ from pathlib import Path
 from app.edge.keys import Keys
 from app.edge.tracing import Tracer
 from app.errors import LeukoError, NotReady
+from app.inference.runtime import Runtime
 from app.inference.service import Service
 from app.inference.threads import in_thread
 from app.observability.audit import AuditLog
 from app.observability.drift import read_reference
-from app.observability.metrics import REFRESH_S, Telemetry
-from app.registry.model_runner import FAILED, LOADING, Load
+from app.observability.metrics import REFRESH_S
+from app.registry.model_runner import FAILED, LOADING
 from app.registry.registry import ModelRegistry
-from app.settings import NONE, Settings
+from app.settings import NONE
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +40,16 @@ class Lifecycle:
 
     def __init__(
         self,
-        settings: Settings,
-        telemetry: Telemetry,
-        load: Load,
+        runtime: Runtime,
         on_failure: OnFailure,
         tracer: Tracer | None = None,
     ) -> None:
-        self.settings = settings
-        self.telemetry = telemetry
+        self.settings = settings = runtime.settings
+        self.telemetry = runtime.telemetry
         self.keys = None if settings.keys == NONE else Keys(Path(settings.keys))
         self.audit = None if settings.audit == NONE else AuditLog(Path(settings.audit))
         reference = None if settings.reference == NONE else read_reference(Path(settings.reference))
-        self.models = ModelRegistry(settings, telemetry, load, reference)
+        self.models = ModelRegistry(runtime, reference)
         self.obstacle: str | None = None
         self.tracer = tracer
         self._on_failure = on_failure

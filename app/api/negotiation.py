@@ -1,4 +1,4 @@
-"""What a client would rather have (RFC 9110, section 12.5.1)."""
+"""Content negotiation: which representation or coding a client prefers (RFC 9110, section 12.5)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,42 @@ from app.errors import NotAcceptable
 
 
 def choose(accept: str, offered: Sequence[str]) -> str:
-    """The media type of `offered`, the first where several are as good. Raises NotAcceptable.
+    """Return the preferred media type of `offered`, the first of equally good ones. Raise NotAcceptable.
 
-    accept: the header; without one anything will do. Parameters other than `q` are passed over.
+    accept: the Accept header; "" accepts everything. Parameters other than `q` are ignored.
     """
-    ranges = [_parse(one) for one in accept.split(",") if one.strip()] or [("*/*", 1.0)]
+    ranges = parse_qualities(accept) or {"*/*": 1.0}
     best = max(offered, key=lambda kind: _quality(kind, ranges))
     if _quality(best, ranges) == 0:
-        raise NotAcceptable(f"the answer is one of {', '.join(offered)}")
+        raise NotAcceptable(f"the response is one of {', '.join(offered)}")
     return best
 
 
-def _parse(text: str) -> tuple[str, float]:
-    kind, *parameters = (part.strip().lower() for part in text.split(";"))
+def accepts_events(accept: str) -> bool:
+    """Return whether an Accept header names server-sent events; `*/*` does not ask for them."""
+    return parse_qualities(accept).get("text/event-stream", 0.0) > 0
+
+
+def choose_coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
+    """Return the first content coding of `offered` that a client accepts, or None for none.
+
+    accept_encoding: the Accept-Encoding header; a coding counts only if it is named, not by `*`.
+    """
+    qualities = parse_qualities(accept_encoding)
+    return next((coding for coding in offered if qualities.get(coding, 0.0) > 0), None)
+
+
+def parse_qualities(header: str) -> dict[str, float]:
+    """Return quality by value of an Accept-like header: 0 to 1, 1 without `q`, the highest if repeated."""
+    qualities: dict[str, float] = {}
+    for element in header.split(","):
+        value, *parameters = (text.strip().lower() for text in element.split(";"))
+        if value:
+            qualities[value] = max(_parse_quality(parameters), qualities.get(value, 0.0))
+    return qualities
+
+
+def _parse_quality(parameters: Sequence[str]) -> float:
     quality = 1.0
     for name, _, value in (parameter.partition("=") for parameter in parameters):
         if name.strip() == "q":
@@ -28,13 +51,12 @@ def _parse(text: str) -> tuple[str, float]:
                 quality = min(max(float(value), 0.0), 1.0)
             except ValueError:
                 quality = 0.0
-    return kind, quality
+    return quality
 
 
-def _quality(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """By the most specific range that it is in."""
+def _quality(kind: str, ranges: dict[str, float]) -> float:
+    """Return the quality by the most specific range that contains a media type."""
     for pattern in (kind, kind.partition("/")[0] + "/*", "*/*"):
-        found = [quality for name, quality in ranges if name == pattern]
-        if found:
-            return max(found)
+        if pattern in ranges:
+            return ranges[pattern]
     return 0.0

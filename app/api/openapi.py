@@ -1,4 +1,4 @@
-"""What FastAPI cannot see of the API: bodies read by hand, problems, and worked examples."""
+"""Complete the OpenAPI document: request bodies that routes parse themselves, problems, examples."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ Document = dict[str, Any]
 
 REQUEST_ID = "0f8fad5bd9cb469fa16570867728950e"
 TAGS = [
-    {"name": "classify", "description": "Images in, answers out."},
-    {"name": "evaluate", "description": "How good the answers are."},
-    {"name": "operate", "description": "What is loaded and how it fares."},
+    {"name": "classify", "description": "Classify images and count cells."},
+    {"name": "evaluate", "description": "Measure how good the model is on labelled data."},
+    {"name": "operate", "description": "Inspect the loaded model, health and metrics."},
 ]
 BINARY = {"type": "string", "format": "binary"}
 REF = "#/components/schemas/{model}"
 
-
-# Either of them, wherever a key is needed.
+# A request that needs a key may send it in either header.
 KEYS = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "A key that `leuko key` made."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key created by `leuko key`."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
 
 
 def describe(app: FastAPI, access: Access) -> Document:
-    """The whole document, made once."""
+    """Return the OpenAPI document; it is built by the first call."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,
@@ -46,10 +45,11 @@ def describe(app: FastAPI, access: Access) -> Document:
             routes=app.routes,
             tags=TAGS,
         )
-        by_hand = [
+        # Routes parse or write these themselves, so that FastAPI does not list them.
+        unlisted = [
             (model, "validation") for model in (ClassifiedCells, EvaluationProgress, Outcomes, Problem)
         ]
-        _, definitions = models_json_schema(by_hand, ref_template=REF)  # type: ignore[arg-type]
+        _, definitions = models_json_schema(unlisted, ref_template=REF)  # type: ignore[arg-type]
         document["components"]["schemas"].update(definitions["$defs"])
         _name_forms(document)
         if access.keys is not None:
@@ -59,7 +59,7 @@ def describe(app: FastAPI, access: Access) -> Document:
 
 
 def _name_forms(document: Document) -> None:
-    """Among the other schemas, so that generated clients call them by their title."""
+    """Move form schemas to the components, so that generated clients name them by their title."""
     for operations in document["paths"].values():
         for operation in operations.values():
             content = operation.get("requestBody", {"content": {}})["content"]
@@ -76,42 +76,51 @@ def _ask_for_keys(document: Document, access: Access) -> None:
             continue
         for operation in operations.values():
             operation["security"] = [{name: []} for name in KEYS]
-            refused = refusals(errors.Unauthenticated, errors.Forbidden)
-            operation["responses"] |= {str(status): response for status, response in refused.items()}
+            key_errors = refusals(errors.Unauthenticated, errors.Forbidden)
+            operation["responses"] |= {str(status): response for status, response in key_errors.items()}
 
 
 def refusals(*kinds: type[LeukoError]) -> dict[int | str, Document]:
-    """Responses of a route: each kind of error with its status and an example."""
-    found: dict[int | str, Document] = {}
+    """Return the error responses of a route: each kind under its status, with an example."""
+    responses: dict[int | str, Document] = {}
     for kind in kinds:
         status = problems.STATUS[kind]
-        entry = found.setdefault(status, {"description": "", "content": {problems.MEDIA_TYPE: _problem()}})
+        response = responses.setdefault(
+            status, {"description": "", "content": {problems.MEDIA_TYPE: _problem()}}
+        )
         meaning = problems.MEANINGS[kind.code]
-        entry["description"] = f"{entry['description']} {meaning}".strip()
-        examples = entry["content"][problems.MEDIA_TYPE]["examples"]
+        response["description"] = f"{response['description']} {meaning}".strip()
+        examples = response["content"][problems.MEDIA_TYPE]["examples"]
         examples[kind.code] = {"value": problems.problem(kind(meaning), REQUEST_ID).model_dump()}
         if hasattr(kind("…"), "retry_after"):
-            entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
-    return found
+            response["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+    return responses
 
 
 def not_found(code: str = "not_found", detail: str = "Not Found") -> dict[int | str, Document]:
-    # As a range, for FastAPI adds a 422 of its own to every path with a parameter unless it sees one.
+    """Return the 404 response of a route, with an example."""
+    # The range 4XX keeps FastAPI from adding its own 422 to every path with a parameter.
     example = problems.document(code, 404, detail, REQUEST_ID).model_dump()
     content = {problems.MEDIA_TYPE: {"schema": ref("Problem"), "example": example}}
     return {"4XX": {"description": problems.MEANINGS[code], "content": content}}
 
 
 def answer(example: Mapping[str, Any], **others: Document) -> dict[int | str, Document]:
-    """The 200 of a route; `others`: further media types."""
+    """Return the 200 response of a route.
+
+    others: further content by media type.
+    """
     content: Document = {"application/json": {"example": example}}
-    return {200: {"content": content | others, "description": "Done."}}
+    return {200: {"content": content | others, "description": "Success."}}
 
 
 def event_stream(example: str, **payloads: str) -> Document:
-    """Server-sent events, each name with the model that its data is."""
+    """Return the content of a stream of server-sent events.
+
+    payloads: event name → schema of its data.
+    """
     data = {"type": "string", "contentMediaType": "application/json"}
-    described = [
+    events = [
         {
             "type": "object",
             "properties": {"event": {"const": name}, "data": data | {"contentSchema": ref(model)}},
@@ -119,14 +128,14 @@ def event_stream(example: str, **payloads: str) -> Document:
         }
         for name, model in payloads.items()
     ]
-    # Of one event: `itemSchema` is of OpenAPI 3.2, and a validator of 3.1 refuses it.
-    return {"schema": {"oneOf": described}, "example": example}
+    # The schema of a single event: `itemSchema` for streams exists only in OpenAPI 3.2.
+    return {"schema": {"oneOf": events}, "example": example}
 
 
 def form(
     name: str, properties: Mapping[str, Document], *, required: list[str], example: Document
 ) -> Document:
-    """name: for generated clients."""
+    """Return the content of a multipart form; generated clients call its type `name`."""
     schema = {
         "title": name,
         "type": "object",
@@ -149,7 +158,7 @@ def _problem() -> Document:
     return {"schema": ref("Problem"), "examples": {}}
 
 
-# What any route with a body may answer.
+# Errors that every route with a body may raise.
 BODY_ERRORS = (
     errors.MalformedRequest,
     errors.UnknownModel,

@@ -33,7 +33,7 @@ def answer(error: LeukoError, request_id: str, faults: Sequence[ImageProblem] = 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LeukoError)
-    return answer(error, request.state.request_id)
+    return answer(error, request.state.context.request_id)
 
 
 async def answer_http(request: Request, error: Exception) -> Response:
@@ -42,7 +42,7 @@ async def answer_http(request: Request, error: Exception) -> Response:
     code = problems.GENERIC.get(
         error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     )
-    found = problems.document(code, error.status_code, error.detail, request.state.request_id)
+    found = problems.document(code, error.status_code, error.detail, request.state.context.request_id)
     return _respond(found, error.headers)
 
 
@@ -53,13 +53,14 @@ async def answer_invalid(request: Request, error: Exception) -> Response:
         for one in error.errors()
     ]
     detail = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults[:3])
-    return _respond(problems.document("invalid_request", 422, detail, request.state.request_id, faults))
+    request_id = request.state.context.request_id
+    return _respond(problems.document("invalid_request", 422, detail, request_id, faults))
 
 
 async def answer_unexpected(request: Request, _: Exception) -> Response:
     # The server logs the traceback; this line ties it to the request.
-    logger.error("request %s failed", request.state.request_id)
-    return _respond(problems.unexpected(request.state.request_id))
+    logger.error("request %s failed", request.state.context.request_id)
+    return _respond(problems.unexpected(request.state.context.request_id))
 
 
 def _respond(found: Problem, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""File names paired with classes or sources: from a JSON object, a two-column CSV or a pattern."""
+"""Classes or sources of files by name: from a JSON object, a two-column CSV or a regular expression."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ json.dump([match and match[1] for match in map(search, names)], sys.stdout)
 
 
 def parse_mapping(data: bytes) -> dict[str, str]:
-    """file name → class or source; a CSV may have a header row, a byte order mark and CRLF."""
+    """Return file name → class or source. A CSV may have a header row, a byte order mark and CRLF.
+
+    Raise BadLabels, which gives the line or entry and never a file name, since names may be a patient's.
+    """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -35,30 +38,34 @@ def parse_mapping(data: bytes) -> dict[str, str]:
         if not name or not value:
             raise BadLabels(f"{place} has an empty file name or value")
         if mapping.setdefault(name, value) != value:
-            raise BadLabels(f"{place} gives a file name a second, different value")
+            raise BadLabels(f"{place} repeats a file name with a different value")
     if not mapping:
-        raise BadLabels("the labels or groups name no file")
+        raise BadLabels("the labels or groups contain no file names")
     return mapping
 
 
 def assign_groups(
-    names: Sequence[str], source: Mapping[str, str] | str, *, limit_s: float = 10.0
+    names: Sequence[str], grouping: Mapping[str, str] | str, *, limit_s: float = 10.0
 ) -> list[str]:
-    """The source of each name, looked up or captured by a pattern's first group; may block for limit_s."""
-    found: list[str | None]
-    if isinstance(source, str):
-        found, manner = _search(names, source, limit_s), "do not match the group pattern"
+    """Return the source of each name.
+
+    grouping: file name → source, or a pattern whose first group captures the source. A pattern may block
+    for limit_s. Raise BadLabels, also if any name has no source.
+    """
+    groups: list[str | None]
+    if isinstance(grouping, str):
+        groups, fault = _search(names, grouping, limit_s), "do not match the group pattern"
     else:
-        found, manner = [source.get(name) for name in names], "are missing from the groups"
-    groups = [group for group in found if group]
-    if len(groups) < len(names):
-        raise BadLabels(f"{len(names) - len(groups)} of {len(names)} file names {manner}")
-    return groups
+        groups, fault = [grouping.get(name) for name in names], "are missing from the groups"
+    assigned = [group for group in groups if group]
+    if len(assigned) < len(names):
+        raise BadLabels(f"{len(names) - len(assigned)} of {len(names)} file names {fault}")
+    return assigned
 
 
 def _json_rows(text: str) -> Iterable[tuple[str, str, str]]:
     try:
-        # Pairs, not a dict, so that a name given twice is seen.
+        # A list of pairs instead of a dict, to detect a name given twice.
         pairs = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError):
         raise BadLabels("the labels or groups are not a JSON object") from None
@@ -71,7 +78,7 @@ def _scalar(value: Any, number: int) -> str:
         return value.strip()
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise BadLabels(f"entry {number} is neither text nor a whole number")
+    raise BadLabels(f"the value of entry {number} is neither text nor a whole number")
 
 
 def _csv_rows(text: str) -> Iterable[tuple[str, str, str]]:
@@ -90,7 +97,7 @@ def _csv_rows(text: str) -> Iterable[tuple[str, str, str]]:
 
 def _search(names: Sequence[str], pattern: str, limit_s: float) -> list[str | None]:
     _check_pattern(pattern)
-    # A pattern can backtrack for ever while `re` holds the interpreter: only a process can be stopped.
+    # A pattern can backtrack for ever while `re` holds the interpreter lock; only a process can be stopped.
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _SEARCH],
@@ -100,19 +107,19 @@ def _search(names: Sequence[str], pattern: str, limit_s: float) -> list[str | No
             check=True,
         )
     except subprocess.TimeoutExpired:
-        raise BadLabels(f"the group pattern took over {limit_s:g} s: make it simpler") from None
+        raise BadLabels(f"the group pattern took more than {limit_s:g} s: make it simpler") from None
     except subprocess.CalledProcessError:
-        raise BadLabels("the group pattern cannot be run on these file names") from None
-    found: list[str | None] = json.loads(done.stdout)
-    return found
+        raise BadLabels("matching the file names against the group pattern failed") from None
+    captured: list[str | None] = json.loads(done.stdout)
+    return captured
 
 
 def _check_pattern(pattern: str) -> None:
     if len(pattern) > MAX_PATTERN:
-        raise BadLabels(f"the group pattern is over {MAX_PATTERN} characters")
+        raise BadLabels(f"the group pattern has over {MAX_PATTERN} characters")
     try:
-        groups = re.compile(pattern).groups
+        group_count = re.compile(pattern).groups
     except (re.error, RecursionError, OverflowError) as error:
         raise BadLabels(f"the group pattern is not a regular expression: {error}") from None
-    if not groups:
+    if not group_count:
         raise BadLabels("the group pattern has no group (…) to capture the source")

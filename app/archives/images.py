@@ -1,4 +1,4 @@
-"""Where images on this machine come from: files, folders, standard input, a ZIP or a folder per class."""
+"""Images on this machine: from files, folders, standard input, a ZIP or one folder per class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from app.archives.labelled_archive import PICTURES, ArchiveLimits, class_of, open_archive
+from app.archives.image_names import IMAGE_SUFFIXES
+from app.archives.labelled_archive import ArchiveLimits, class_of, open_archive
 from app.errors import BadArchive, Unusable
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image not read yet; `label` is the index of its true class, where that is known."""
+    """An image not read yet. label: index of the class, -1 if unknown; `read` raises Unusable or TooLarge."""
 
     name: str
     read: Callable[[], bytes]
@@ -23,20 +24,26 @@ class StoredImage:
 
 
 def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[StoredImage]:
-    """Files as given, folders searched by suffix, `-` for standard input; `most` bytes each."""
+    """List the files given, the images in the folders given (by suffix), and standard input for `-`.
+
+    An image of more than `most` bytes is read up to `most` + 1, so that the decoder refuses it.
+    """
     for path in paths:
         if path == "-":
             yield StoredImage(path, partial(stdin.read, most + 1))
         elif Path(path).is_dir():
-            found = [StoredImage(str(file), partial(_read, file, most)) for file in _images(Path(path))]
-            yield from found or [StoredImage(path, partial(_refuse, "the folder holds no images"))]
+            images = [StoredImage(str(file), partial(_read, file, most)) for file in _image_files(Path(path))]
+            yield from images or [StoredImage(path, partial(_refuse, "the folder holds no images"))]
         else:
             yield StoredImage(path, partial(_read, Path(path), most))
 
 
 @contextmanager
 def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[list[StoredImage]]:
-    """The labelled images of a ZIP, or of a folder that holds a folder for each class at any depth."""
+    """List the labelled images of a ZIP, or of a folder with one folder for each class at any depth.
+
+    Raise BadArchive or TooLarge.
+    """
     if path.is_dir():
         yield _labelled_folder(path, labels, limits.max_entry_bytes)
         return
@@ -52,28 +59,28 @@ def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> I
 
 def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[StoredImage]:
     classes = {label.casefold(): index for index, label in enumerate(labels)}
-    sources = []
-    for file in _images(folder):
+    images = []
+    for file in _image_files(folder):
         name = file.relative_to(folder)
         label = class_of(name, classes)
         if label is None:
             raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
-        sources.append(StoredImage(name.as_posix(), partial(_read, file, most), label))
-    if not sources:
+        images.append(StoredImage(name.as_posix(), partial(_read, file, most), label))
+    if not images:
         raise BadArchive(f"{folder} holds no images in folders named {', '.join(labels)}")
-    return sources
+    return images
 
 
-def _images(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
 
 
 def _read(path: Path, most: int) -> bytes:
-    # One byte too many is enough for the decoder to refuse the rest.
+    # One byte more than allowed is enough for the decoder to refuse the image.
     try:
         with path.open("rb") as file:
             return file.read(most + 1)

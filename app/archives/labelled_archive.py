@@ -1,9 +1,9 @@
-"""A ZIP of pictures, one folder per class; nothing of it is ever written to disk.
+"""A ZIP of images with one folder per class; its content is never written to disk.
 
-A picture's class is the nearest folder above it that is named after a class, in any case; every
-file there counts as a picture. Other files beside the class folders (a `labels.csv`, a readme) are
-passed over, and so is what operating systems leave behind; a picture outside every class folder is
-an error, and so is an archive within the archive, wherever it lies.
+The class of an image is the nearest parent folder named after a class, in any case. Every file below
+a class folder counts as an image. Other files outside the class folders (a `labels.csv`, a readme) are
+ignored, and so are hidden files and those that operating systems leave behind. An image outside every
+class folder is an error, and so is an archive inside the archive, wherever it is.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from pathlib import PurePath, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
 
+from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.zip_directory import ArchiveLimits as ArchiveLimits
 from app.archives.zip_directory import Packed, read_directory
 from app.errors import BadArchive, TooLarge, UndecodableImage
 
 DEFAULT_LIMITS = ArchiveLimits()
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".dcm"})
-_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-
 
 @dataclass(frozen=True)
 class ArchiveEntry:
-    """A picture; `name` is its path inside the archive, `label` the index of its class."""
+    """An image: `name` is its path inside the archive, `label` the index of its class."""
 
     name: str
     label: int
 
 
 class PackedFile:
-    """Entries of an archive; `read` may be called from several threads."""
+    """Read entries of an open archive; `read` may be called from several threads."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._lock = threading.Lock()
 
     def read(self, entry: Packed) -> bytes:
-        """Raises UndecodableImage where the bytes are corrupt, TooLarge where they lie."""
+        """Return the unpacked bytes.
+
+        Raise UndecodableImage if they are corrupt, TooLarge if the entry exceeds its declared size.
+        """
         with self._lock:
             self._file.seek(entry.start)
             packed = self._file.read(entry.packed)
@@ -55,16 +56,16 @@ class PackedFile:
 
 
 class LabelledArchive:
-    """The pictures of an archive; `read` may be called from several threads. Closes its file."""
+    """The images of an archive; `read` may be called from several threads. On exit, the file is closed."""
 
-    def __init__(self, file: BinaryIO, pictures: Iterable[tuple[ArchiveEntry, Packed]]) -> None:
+    def __init__(self, file: BinaryIO, images: Iterable[tuple[ArchiveEntry, Packed]]) -> None:
         self._file = file
         self._entries = PackedFile(file)
-        self._packed = dict(pictures)
+        self._packed = dict(images)
         self.entries = list(self._packed)
 
     def read(self, entry: ArchiveEntry) -> bytes:
-        """The picture's bytes. Raises UndecodableImage where they are corrupt, TooLarge where they lie."""
+        """Return the bytes of the image. Raise UndecodableImage or TooLarge, as `PackedFile.read` does."""
         return self._entries.read(self._packed[entry])
 
     def __enter__(self) -> LabelledArchive:
@@ -79,42 +80,38 @@ class LabelledArchive:
 def open_archive(
     file: BinaryIO, labels: Sequence[str], limits: ArchiveLimits = DEFAULT_LIMITS
 ) -> LabelledArchive:
-    """Raises TooLarge or BadArchive; the file then stays open."""
+    """Read the directory of a ZIP. Raise TooLarge or BadArchive, leaving the file open."""
     classes = {label.casefold(): index for index, label in enumerate(labels)}
-    pictures, strays = [], 0
+    images, outside = [], 0
     for packed in read_directory(file, limits):
         path = PurePosixPath(packed.name)
         if is_hidden(path):
             continue
         label = class_of(path, classes)
         if label is not None:
-            pictures.append((ArchiveEntry(packed.name, label), packed))
-        elif path.suffix.lower() in PICTURES:
-            strays += 1
-    if strays or not pictures:
-        raise BadArchive(_advice(strays, labels))
-    return LabelledArchive(file, pictures)
-
-
-def is_hidden(path: PurePosixPath) -> bool:
-    return any((part.startswith(".") and part != "..") or part.casefold() in _LITTER for part in path.parts)
+            images.append((ArchiveEntry(packed.name, label), packed))
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            outside += 1
+    if outside or not images:
+        raise BadArchive(_advice(outside, labels))
+    return LabelledArchive(file, images)
 
 
 def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
-    """The nearest folder that is named after a class; `classes` has casefolded names."""
+    """Return the class of the nearest parent folder named after one; the keys of `classes` are casefolded."""
     folders = (part.casefold() for part in reversed(path.parts[:-1]))
     return next((classes[folder] for folder in folders if folder in classes), None)
 
 
-def _advice(strays: int, labels: Sequence[str]) -> str:
+def _advice(outside: int, labels: Sequence[str]) -> str:
     needed = f"it needs one folder for each class, named {', '.join(labels)}, at any depth"
-    if strays:
-        return f"{strays} pictures of the archive lie outside its class folders; {needed}"
-    return f"the archive has no pictures in class folders; {needed}"
+    if outside:
+        return f"{outside} images of the archive are outside its class folders; {needed}"
+    return f"the archive has no images in class folders; {needed}"
 
 
 def _inflate(packed: bytes, size: int) -> bytes:
-    """At most one byte more than `size`."""
+    """Return at most one byte more than `size`."""
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
     except zlib.error as error:

@@ -1,8 +1,8 @@
-"""The directory of a ZIP, read and judged before any entry is.
+"""The central directory of a ZIP, read and checked before any entry is unpacked.
 
-Entries that claim too much, or share their bytes, are `TooLarge`; everything else that no honest
-archiver writes is `BadArchive`. `zipfile` only parses the directory here: up to CPython 3.11.13 it
-checks neither overlap nor paths.
+Entries that declare too many bytes or overlap raise `TooLarge`; everything else that an ordinary
+archiver does not write raises `BadArchive`. `zipfile` is used only to parse the directory: up to CPython
+3.11.13 it checks neither overlap nor paths.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from app.errors import BadArchive, TooLarge
 from app.units import GIB, MIB
 
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
-_ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits: password, strong encryption, masked headers
+_ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits: encryption, strong encryption, masked headers
 _LOCAL_HEADER = struct.Struct("<26xHH")  # length of name, length of extra field
 _DIRECTORY_ENTRY = b"PK\x01\x02"
-_MEAN_ENTRY = 512  # bytes of directory that an entry may take, on average
+_MEAN_ENTRY = 512  # bytes of directory per entry allowed on average
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class ArchiveLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """An entry as the directory has it: its path, where its header starts, what its bytes should unpack to.
+    """An entry as the directory describes it; its local header has not been read.
 
-    flaw: why it cannot be read, or nothing.
+    header: offset of the local header; packed, size: bytes compressed and unpacked; crc: CRC-32 of the
+    unpacked bytes; flaw: why the entry cannot be read, or an empty string.
     """
 
     name: str
@@ -53,13 +54,13 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class Packed(Listed):
-    """start: of its packed bytes."""
+    """An entry whose local header was read. start: offset of its compressed bytes."""
 
     start: int
 
 
 def read_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Packed]:
-    """The entries that are files. Raises TooLarge or BadArchive."""
+    """Return the entries that are files, all of them checked. Raise TooLarge or BadArchive."""
     directory, end = _parse(file, limits)
     _check_sizes(directory, limits)
     _check_entries(directory)
@@ -69,46 +70,46 @@ def read_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Packed]:
 
 
 def list_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Listed]:
-    """The entries that are files, none of them judged or looked at. Raises TooLarge or BadArchive."""
+    """Return the entries that are files, not checked. Raise TooLarge or BadArchive for the directory."""
     return [_listed(info) for info in _parse(file, limits)[0] if not info.filename.endswith("/")]
 
 
 def locate(file: BinaryIO, entry: Listed, end: float = inf) -> Packed:
-    """end: where all entries must have begun. Raises BadArchive."""
+    """Read the local header of an entry. end: offset before which it must start. Raise BadArchive."""
     head = b""
     if 0 <= entry.header < end:
         file.seek(entry.header)
         head = file.read(_LOCAL_HEADER.size)
     if len(head) < _LOCAL_HEADER.size or not head.startswith(b"PK\x03\x04"):
-        raise BadArchive("an entry of the archive is not where the directory says")
-    name, extra = _LOCAL_HEADER.unpack(head)
-    start: int = entry.header + _LOCAL_HEADER.size + name + extra
+        raise BadArchive("an entry of the archive does not start where the central directory says")
+    name_length, extra_length = _LOCAL_HEADER.unpack(head)
+    start: int = entry.header + _LOCAL_HEADER.size + name_length + extra_length
     return Packed(start=start, **vars(entry))
 
 
 class _Directory:
-    """The archive as `zipfile` may see it: a directory of too many entries cannot be read."""
+    """The file as `zipfile` sees it: reading a directory of too many entries raises TooLarge."""
 
     def __init__(self, file: BinaryIO, max_entries: int) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
         self._max_entries = max_entries
 
     def read(self, size: int = -1) -> bytes:
-        # zipfile takes the whole directory in one read, then makes an object of each entry
+        # zipfile reads the whole directory in one call, then creates an object for each entry.
         if size <= self._max_entries * _MEAN_ENTRY + MIB:
-            data = self._file.read(size) if size >= 0 else self._file.read()  # not all files take -1
+            data = self._file.read(size) if size >= 0 else self._file.read()  # not all files accept -1
             if data.count(_DIRECTORY_ENTRY) <= self._max_entries:
                 return data
         raise TooLarge(f"the archive has more than {self._max_entries} entries")
 
 
 def _parse(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[ZipInfo], int]:
-    """The entries, and where the directory starts, which is where their bytes must end."""
+    """Return the entries and the offset of the directory, where the bytes of the entries must end."""
     try:
         with ZipFile(cast(BinaryIO, _Directory(file, limits.max_entries))) as archive:
             return archive.infolist(), archive.start_dir
     except (BadZipFile, NotImplementedError, OverflowError, ValueError, struct.error) as error:
-        raise BadArchive("the archive is not a ZIP that can be read, or is cut short") from error
+        raise BadArchive("the archive is not a readable ZIP file, or is truncated") from error
 
 
 def _check_sizes(directory: Sequence[ZipInfo], limits: ArchiveLimits) -> None:
@@ -122,10 +123,10 @@ def _check_sizes(directory: Sequence[ZipInfo], limits: ArchiveLimits) -> None:
 
 
 def _check_entries(directory: Sequence[ZipInfo]) -> None:
-    # by number, since names may be a patient's
+    # Errors give numbers, since names may be a patient's.
     names: set[str] = set()
     for number, info in enumerate(directory, 1):
-        flaw = _flaw(info) or ("has the path of another" if info.filename in names else None)
+        flaw = _flaw(info) or ("has the same path as another entry" if info.filename in names else None)
         if flaw is not None:
             raise BadArchive(f"entry {number} of the archive {flaw}")
         names.add(info.filename)
@@ -134,7 +135,7 @@ def _check_entries(directory: Sequence[ZipInfo]) -> None:
 def _flaw(info: ZipInfo) -> str | None:
     name = info.orig_filename
     if name.startswith("/") or name[1:2] == ":" or "\\" in name or "\0" in name or ".." in name.split("/"):
-        return "has a path that is absolute, has .. in it or is not written with /"
+        return "has a path that is absolute, contains .. or does not use / as its separator"
     if flaw := _unreadable(info):
         return flaw
     if not name.endswith("/") and PurePosixPath(name).suffix.lower() in _ARCHIVES:
@@ -148,7 +149,7 @@ def _unreadable(info: ZipInfo) -> str:
     if S_IFMT(info.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
         return "is a link or a special file"
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        return "is packed by a method other than store and deflate"
+        return "is compressed by a method other than store and deflate"
     return ""
 
 

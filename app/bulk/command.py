@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from app.bulk import cluster
-from app.bulk.cluster import Unread
-from app.bulk.destination import Destination, Written
-from app.bulk.location import Location, shown
+from app.bulk.cluster import FailedPart
+from app.bulk.destination import Destination, ScoredPart
+from app.bulk.location import Location, without_credentials
 from app.bulk.plan import Part, fingerprint, plan
 from app.bulk.worker import pack
 from app.engine.bundle import load_bundle
@@ -24,32 +24,32 @@ from app.inference.service import image_limits
 from app.registry.fetch import locate
 from app.settings import Settings
 
-MOST_SAID = 10  # parts that were left out, by name
-ESTIMATE_S = 3600.0  # time left: from the rate of so long, since a part may take minutes
+MOST_NAMED = 10  # parts left out that are listed by name
+ESTIMATE_S = 3600.0  # the remaining time is estimated from the rate of this period: a part may take minutes
 
 
 @dataclass
 class Tally:
-    """parts: all there are."""
+    """What is done so far. parts: of the whole source."""
 
     parts: int
-    expected: int | None  # images, where that is known before they are read
+    expected: int | None  # images in the source; None: unknown until tar files are read
     parts_done: int = 0
     images: int = 0
     errors: int = 0
-    unread: list[str] = field(default_factory=list)  # why, for each part that was left out
+    unread: list[str] = field(default_factory=list)  # reason for each part left out
 
-    def add(self, came: Written | Unread) -> None:
-        if isinstance(came, Unread):
-            self.unread.append(came.why)
+    def add(self, part: ScoredPart | FailedPart) -> None:
+        if isinstance(part, FailedPart):
+            self.unread.append(part.why)
             return
         self.parts_done += 1
-        self.images += came.rows
-        self.errors += came.errors
+        self.images += part.rows
+        self.errors += part.errors
 
     @property
     def total(self) -> int | None:
-        """Images; of tar shards what those that were read lead to expect."""
+        """Images in the source; if unknown, extrapolated from the parts that are done."""
         if self.expected is not None or not self.parts_done:
             return self.expected
         return self.images * self.parts // self.parts_done
@@ -65,48 +65,60 @@ def score(
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Goes on where an earlier run of the same ended; 0 if every image has its row, 1 if parts were left out.
+    """Score an archive, or the rest of it if an earlier run was interrupted; print a summary.
 
-    Raises LeukoError and OSError.
+    Return 0 if every image has a row, 1 if parts were left out. Raise LeukoError and OSError.
     """
     if address is not None and "://" in address:
-        raise StartupError(f"{address}: name HOST:PORT of the cluster's head, on a machine of the cluster")
+        raise StartupError(
+            f"--address {address} must be HOST:PORT of the head node; run `leuko score` in its cluster"
+        )
     folder = locate(settings)
     bundle = load_bundle(folder)
     source, destination = absolute(source), absolute(destination)
-    into = Location.of(destination)
-    if Location.of(source).holds(into):
-        raise Unusable(f"{into.path} lies within the source: name another destination")
+    folder_of_rows = Location.of(destination)
+    if Location.of(source).holds(folder_of_rows):
+        raise Unusable(f"{folder_of_rows.path} is inside the source: choose another destination")
     parts = plan(Location.of(source))
-    about = {"source": shown(source), "parts": fingerprint(parts), "model_sha256": bundle.sha256}
-    rows = Destination(into)
+    about = {
+        "source": without_credentials(source),
+        "parts": fingerprint(parts),
+        "model_sha256": bundle.sha256,
+    }
+    rows = Destination(folder_of_rows)
     done = rows.begin(about)
     tally = Tally(len(parts), _expected(parts))
-    for written in done.values():
-        tally.add(written)
+    for part in done.values():
+        tally.add(part)
     before, began = tally.images, time.monotonic()
-    left = {index: part for index, part in enumerate(parts) if index not in done}
-    if left:
+    remaining = {index: part for index, part in enumerate(parts) if index not in done}
+    if remaining:
         files = pack(folder)
-        _work(left, files, source, destination, settings, tally, address, workers)
+        _work(remaining, files, source, destination, settings, tally, address, workers)
         if absent := tally.parts_done - len(rows.parts()):
-            raise Unusable(f"{absent} parts are not in {into.path}: workers wrote to another of this name")
+            raise Unusable(
+                f"{absent} parts are missing from {folder_of_rows.path}: workers wrote to another folder of "
+                "this name; choose a destination that all machines share"
+            )
     seconds = time.monotonic() - began
-    _report(tally, before, seconds, shown(destination), console or Console(), as_json)
-    for why in tally.unread[:MOST_SAID]:
+    _report(tally, before, seconds, without_credentials(destination), console or Console(), as_json)
+    for why in tally.unread[:MOST_NAMED]:
         print(f"leuko: left out: {why}", file=sys.stderr)
     if tally.unread:
-        print(f"leuko: {len(tally.unread)} parts were left out: the same again tries them", file=sys.stderr)
+        print(
+            f"leuko: {len(tally.unread)} parts were left out: run the same command to retry them",
+            file=sys.stderr,
+        )
     return 1 if tally.unread else 0
 
 
 def absolute(address: str) -> str:
-    """The same for workers, which have working directories of their own."""
+    """Make a path absolute: workers have other working directories."""
     return address if "://" in address else str(Path(address).absolute())
 
 
 def _work(
-    left: dict[int, Part],
+    remaining: dict[int, Part],
     files: dict[str, bytes],
     source: str,
     destination: str,
@@ -124,18 +136,18 @@ def _work(
         TimeRemainingColumn(),
     )
     with (
-        cluster.connected(address),
+        cluster.ray_session(address),
         Progress(
             *columns, console=console, disable=not console.is_terminal, speed_estimate_period=ESTIMATE_S
         ) as progress,
     ):
-        count, threads = cluster.divide(cluster.nodes(), workers, settings.threads)
-        limits, patience_s = image_limits(settings), settings.engine_timeout_s
-        job = cluster.Job(source, destination, settings.engine, threads, limits, patience_s)
+        count, threads = cluster.divide(cluster.cores_of_machines(), workers, settings.threads)
+        limits, timeout_s = image_limits(settings), settings.engine_timeout_s
+        job = cluster.Job(source, destination, settings.engine, threads, limits, timeout_s)
         task = progress.add_task("", total=tally.total, completed=tally.images, rate="")
         before, began = tally.images, time.monotonic()
-        for came in cluster.score(left, job, files, count):
-            tally.add(came)
+        for part in cluster.score(remaining, job, files, count):
+            tally.add(part)
             rate = (tally.images - before) / (time.monotonic() - began)
             progress.update(task, total=tally.total, completed=tally.images, rate=f"{rate:,.0f} images/s")
 
@@ -149,7 +161,7 @@ def _report(
     tally: Tally, before: int, seconds: float, destination: str, console: Console, as_json: bool
 ) -> None:
     new = tally.images - before
-    found = {
+    summary = {
         "images": tally.images,
         "errors": tally.errors,
         "parts_left_out": len(tally.unread),
@@ -159,6 +171,6 @@ def _report(
         "destination": destination,
     }
     if as_json or not console.is_terminal:
-        print(json.dumps(found), file=console.file)
+        print(json.dumps(summary), file=console.file)
     else:
-        console.print(f"{tally.images:,} images, {tally.errors:,} of them errors, in {destination}")
+        console.print(f"{tally.images:,} images, {tally.errors:,} of them with an error, in {destination}")

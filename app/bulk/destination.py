@@ -1,4 +1,4 @@
-"""Where the rows go: a folder with one Parquet file for each part, and what they are of."""
+"""The destination: a folder with one Parquet file for each part, and a file that describes the run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from app.errors import EngineError, Unusable
 from app.inference.offline import Outcome
 from app.inference.pipeline import Answer
 
-ABOUT = "_leuko.json"  # readers of Parquet folders pass over names with an underscore
-ATTEMPTS = 4  # at a part: Ray Data would go on without end
-AT_ONCE = 16  # parts that are looked at: an object store takes its time for each
+ABOUT = "_leuko.json"  # readers of Parquet folders ignore names that begin with an underscore
+ATTEMPTS = 4  # at one part: Ray Data would retry without end
+AT_ONCE = 16  # parts whose files are read concurrently: object stores have a high latency
 PART = re.compile(r"part-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True)
-class Written:
+class ScoredPart:
+    """rows: all, of which errors have no prediction."""
+
     rows: int
     errors: int
 
@@ -34,24 +36,29 @@ class Destination:
     def __init__(self, location: Location) -> None:
         self._location = location
 
-    def begin(self, about: Mapping[str, Any]) -> dict[int, Written]:
-        """The parts that are there already. Raises Unusable where they are of something else."""
+    def begin(self, about: Mapping[str, Any]) -> dict[int, ScoredPart]:
+        """Start or continue a run; return the parts that are done, by index.
+
+        about: source, parts and model. Raise Unusable if the folder holds anything else, or another run.
+        """
         names = [name for name in self._location.files() if name == ABOUT or not name.startswith("_")]
         if ABOUT in names:
-            found = json.loads((self._location / ABOUT).read())
-            changed = [key for key in about if found.get(key) != about[key]]
+            earlier = json.loads((self._location / ABOUT).read())
+            changed = [key for key in about if earlier.get(key) != about[key]]
             if changed:
                 raise Unusable(
-                    f"{self._location.path} was begun with another {' and another '.join(changed)} "
-                    "(parts: files of the source came, went or changed): name another destination"
+                    f"{self._location.path} holds a run with different {' and '.join(changed)} "
+                    "(parts: files of the source were added, removed or changed): choose another destination"
                 )
         elif names:
-            raise Unusable(f"{self._location.path} is not empty, and not a scoring that was begun")
+            raise Unusable(
+                f"{self._location.path} is not empty and holds no earlier run: choose another destination"
+            )
         else:
             (self._location / ABOUT).write(json.dumps(about, indent=2).encode() + b"\n")
         indices = _indices(names)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return {i: one for i, one in zip(indices, pool.map(self.find, indices), strict=True) if one}
+            return {i: part for i, part in zip(indices, pool.map(self.find, indices), strict=True) if part}
 
     @property
     def is_begun(self) -> bool:
@@ -60,8 +67,8 @@ class Destination:
     def parts(self) -> list[int]:
         return _indices(self._location.files())
 
-    def find(self, index: int) -> Written | None:
-        """None also where it was written in part only."""
+    def find(self, index: int) -> ScoredPart | None:
+        """Return a part that is done; None if it has no file, or an incomplete one."""
         part = self._location / _name(index)
         if not part.exists:
             return None
@@ -70,29 +77,32 @@ class Destination:
                 errors = file.read(["error"])["error"]
         except ArrowInvalid:
             return None
-        return Written(len(errors), len(errors) - errors.null_count)
+        return ScoredPart(len(errors), len(errors) - errors.null_count)
 
     @contextmanager
-    def trying(self, index: int) -> Iterator[None]:
-        """Those that end their worker leave a count behind. Raises EngineError for one too many."""
-        count = self._location / f"_tried-{index:06d}"
-        tried = int(count.read()) if count.exists else 0
-        count.write(str(tried + 1).encode())
+    def attempt(self, index: int) -> Iterator[None]:
+        """Count the attempts at a part in a file, which stays behind if the worker dies.
+
+        Raise EngineError after `ATTEMPTS` lost workers.
+        """
+        counter = self._location / f"_tried-{index:06d}"
+        lost = int(counter.read()) if counter.exists else 0
+        counter.write(str(lost + 1).encode())
         try:
-            if tried >= ATTEMPTS:
-                raise EngineError(f"{tried} workers were lost while they were at it")
+            if lost >= ATTEMPTS:
+                raise EngineError(f"{lost} workers were lost while they scored this part")
             yield
         finally:
-            count.delete()
+            counter.delete()
 
-    def write(self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str]) -> Written:
+    def write(self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str]) -> ScoredPart:
         table = tabulate(outcomes, labels)
         (self._location / _name(index)).write_table(table)
-        return Written(table.num_rows, table.num_rows - table["error"].null_count)
+        return ScoredPart(table.num_rows, table.num_rows - table["error"].null_count)
 
 
 def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
-    """One row an image, in order; where it has an error, the columns of its answer are null."""
+    """Return one row for each image, in order. With an error, the columns of the prediction are null."""
     rows = [_row(outcome, labels) for outcome in outcomes]
     schema = schema_of(labels)
     return pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema)
@@ -105,18 +115,18 @@ def schema_of(labels: Sequence[str]) -> pa.Schema:
 
 
 def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
-    # Names of files may hold bytes outside UTF-8; Parquet's strings may not.
-    path = outcome.source.name.encode("utf-8", "backslashreplace").decode()
+    # File names may hold bytes outside UTF-8; Parquet strings may not.
+    path = outcome.image.name.encode("utf-8", "backslashreplace").decode()
     if not isinstance(outcome.answer, Answer):
         return {"path": path, "error": f"{outcome.answer.code}: {outcome.answer.detail}"}
-    found = outcome.answer.prediction
+    prediction = outcome.answer.prediction
     return {
         "path": path,
-        "label": found.label,
-        "confidence": found.confidence,
-        **dict(zip(labels, found.probabilities, strict=True)),
-        "ood_score": found.ood_score,
-        "review": found.review,
+        "label": prediction.label,
+        "confidence": prediction.confidence,
+        **dict(zip(labels, prediction.probabilities, strict=True)),
+        "ood_score": prediction.ood_score,
+        "review": prediction.review,
     }
 
 

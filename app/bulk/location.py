@@ -1,4 +1,4 @@
-"""A file or folder on this machine, or where an address such as s3:// says."""
+"""A file or folder, on this machine or at a URL such as s3://."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from pyarrow import ArrowInvalid, BufferOutputStream, Table, fs, parquet
 
 from app.errors import Unusable
 
-Stamp = tuple[int, int]  # bytes of a file and when it changed, in ns; -1 where that is not known
+Stamp = tuple[int, int]  # size of a file in bytes and time of its last change in ns; -1 if unknown
 UNKNOWN: Stamp = (-1, -1)
 
 
 @dataclass(frozen=True)
 class Location(ABC):
+    """path: within its file system. Methods that access the file raise OSError."""
+
     path: str
 
     @staticmethod
     def of(address: str) -> Location:
-        """Raises Unusable for an address of no known kind, or of a library that is not installed."""
+        """Parse a path or URL. Raise Unusable if its scheme is unknown or needs a library not installed."""
         if "://" not in address:
             return Local(str(Path(address).absolute()))
         try:
             filesystem, path = fs.FileSystem.from_uri(address)
         except ArrowInvalid as error:
             if "Unrecognized filesystem type" not in str(error):
-                raise Unusable(shown(f"{address} cannot be used: {error}")) from None
+                raise Unusable(without_credentials(f"{address} cannot be used: {error}")) from None
             filesystem, path = _by_fsspec(address)
         return Local(path) if isinstance(filesystem, fs.LocalFileSystem) else Remote(path, filesystem)
 
@@ -50,32 +52,30 @@ class Location(ABC):
     @property
     @abstractmethod
     def is_folder(self) -> bool | None:
-        """None where there is nothing."""
+        """None if nothing exists at this path."""
 
     @property
     @abstractmethod
     def stamp(self) -> Stamp:
-        """Of a file."""
+        """The stamp of a file."""
 
     @abstractmethod
     def files(self) -> dict[str, Stamp]:
-        """All files below by relative name, in order; none where there is no such folder."""
+        """Return all files below by relative name, sorted; none if there is no such folder."""
 
     @abstractmethod
     def open(self) -> BinaryIO:
-        """To be read from any place. Raises OSError."""
+        """Open for reading with seek."""
 
     @abstractmethod
-    def write(self, data: bytes) -> None:
-        """Raises OSError."""
+    def write(self, data: bytes) -> None: ...
 
     @abstractmethod
-    def delete(self) -> None:
-        """Raises OSError."""
+    def delete(self) -> None: ...
 
-    def read(self, most: int = -1) -> bytes:
+    def read(self, max_bytes: int = -1) -> bytes:
         with self.open() as file:
-            return file.read() if most < 0 else file.read(most)
+            return file.read() if max_bytes < 0 else file.read(max_bytes)
 
     def write_table(self, table: Table) -> None:
         buffer = BufferOutputStream()
@@ -83,14 +83,14 @@ class Location(ABC):
         self.write(buffer.getvalue().to_pybytes())
 
     def holds(self, other: Location) -> bool:
-        """Whether the other is this one, or below it."""
+        """Return whether the other is the same or below this one."""
         below = f"{other.path}/".startswith(f"{self.path.rstrip('/')}/")
         return below and replace(self, path=other.path) == other
 
 
 @dataclass(frozen=True)
 class Local(Location):
-    """Not by pyarrow, which knows no names outside UTF-8."""
+    """On this machine; without pyarrow, which cannot handle names outside UTF-8."""
 
     @property
     def is_folder(self) -> bool | None:
@@ -101,10 +101,10 @@ class Local(Location):
         return _stamp(self.path) or UNKNOWN
 
     def files(self) -> dict[str, Stamp]:
-        """Links to folders are followed, but no folder is listed twice; links to nothing are listed."""
-        found: dict[str, Stamp] = {}
+        """Follow links to folders, but list no folder twice; list broken links."""
+        stamps: dict[str, Stamp] = {}
         seen = set()
-        for folder, folders, names in os.walk(self.path, onerror=self._complain, followlinks=True):
+        for folder, folders, names in os.walk(self.path, onerror=self._raise_unless_absent, followlinks=True):
             status = os.stat(folder)  # noqa: PTH116
             if (status.st_dev, status.st_ino) in seen:
                 folders.clear()
@@ -114,17 +114,17 @@ class Local(Location):
             inner = os.path.relpath(folder, self.path)
             for name in names:
                 if (stamp := _stamp(f"{folder}/{name}")) is not None:
-                    found[name if inner == "." else f"{inner}/{name}"] = stamp
-        return dict(sorted(found.items()))
+                    stamps[name if inner == "." else f"{inner}/{name}"] = stamp
+        return dict(sorted(stamps.items()))
 
     def open(self) -> BinaryIO:
         return Path(self.path).open("rb")
 
     def write(self, data: bytes) -> None:
-        """Whole or not at all, also where the power fails."""
+        """Write the whole file or nothing, even if the power fails."""
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"_{uuid4().hex}.draft")  # readers of Parquet folders pass over it
+        draft = path.with_name(f"_{uuid4().hex}.draft")  # readers of Parquet folders ignore it
         with draft.open("wb") as file:
             file.write(data)
             file.flush()
@@ -134,19 +134,21 @@ class Local(Location):
     def delete(self) -> None:
         Path(self.path).unlink()
 
-    def _complain(self, error: OSError) -> None:
+    def _raise_unless_absent(self, error: OSError) -> None:
         if error.filename != self.path or self.exists:
             raise error
 
 
 @dataclass(frozen=True)
 class Remote(Location):
-    filesystem: Any  # pyarrow's
+    """In a file system of pyarrow or fsspec."""
+
+    filesystem: Any  # pyarrow.fs.FileSystem
 
     @property
     def is_folder(self) -> bool | None:
-        found = self.filesystem.get_file_info(self.path).type
-        return None if found == fs.FileType.NotFound else bool(found == fs.FileType.Directory)
+        kind = self.filesystem.get_file_info(self.path).type
+        return None if kind == fs.FileType.NotFound else bool(kind == fs.FileType.Directory)
 
     @property
     def stamp(self) -> Stamp:
@@ -155,14 +157,15 @@ class Remote(Location):
     def files(self) -> dict[str, Stamp]:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         root = len(self.path.rstrip("/")) + 1
-        found = [one for one in self.filesystem.get_file_info(selector) if one.type == fs.FileType.File]
-        return {one.path[root:]: _stamp_of(one) for one in sorted(found, key=lambda one: str(one.path))}
+        files = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        files.sort(key=lambda info: str(info.path))
+        return {info.path[root:]: _stamp_of(info) for info in files}
 
     def open(self) -> BinaryIO:
         return cast(BinaryIO, self.filesystem.open_input_file(self.path))
 
     def write(self, data: bytes) -> None:
-        # Whole in an object store; elsewhere what is cut short is no Parquet file, and is written again.
+        # Atomic in an object store; elsewhere a truncated file is not valid Parquet, and is written again.
         with self.filesystem.open_output_stream(self.path) as file:
             file.write(data)
 
@@ -170,22 +173,22 @@ class Remote(Location):
         self.filesystem.delete_file(self.path)
 
 
-def shown(text: str) -> str:
-    """Without the credentials that its addresses may hold."""
+def without_credentials(text: str) -> str:
+    """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _stamp(path: str) -> Stamp | None:
-    """None where it is a pipe, a socket or the like."""
+    """Return None for a pipe, a socket or the like."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
-        return UNKNOWN  # it may be an image: that it cannot be read shall be said in its row
+        return UNKNOWN  # may be an image: its row shall have the error
     return (status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None
 
 
-def _stamp_of(found: fs.FileInfo) -> Stamp:
-    size, time = found.size, found.mtime_ns
+def _stamp_of(info: fs.FileInfo) -> Stamp:
+    size, time = info.size, info.mtime_ns
     return UNKNOWN[0] if size is None else size, UNKNOWN[1] if time is None else time
 
 
@@ -193,7 +196,7 @@ def _by_fsspec(address: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        found, path = url_to_fs(address)
+        filesystem, path = url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise Unusable(shown(f"{address} cannot be used: {error}")) from None
-    return fs.PyFileSystem(fs.FSSpecHandler(found)), path
+        raise Unusable(without_credentials(f"{address} cannot be used: {error}")) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

@@ -1,4 +1,4 @@
-"""An archive of images, cut into parts: each is scored by one worker and gives one file of rows."""
+"""Cuts a source into parts. One worker scores a part and writes one file of rows."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import TypeVar
 from pyarrow import ArrowException, parquet, types
 from pyarrow.lib import Field
 
-from app.archives.labelled_archive import PICTURES, is_hidden
+from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
 from app.bulk.location import Location, Stamp
 from app.errors import LeukoError, Unusable
 
 Item = TypeVar("Item")
 
-IMAGES = 1000  # in a part, where that is ours to choose
+IMAGES = 1000  # in one part of a folder or ZIP; a tar file is one part, and so is a row group
+# Names of columns with images, the most likely first; else the first binary column.
 COLUMNS = ("image", "bytes", "content", "data", "jpg", "png")
-# The file is the operator's own, and nothing of it is held in memory but its directory.
+# Higher than for uploads: the file is the operator's own, and only its directory is held in memory.
 LIMITS = ArchiveLimits(max_entries=50_000_000)
 
 
 @dataclass(frozen=True)
 class Part:
-    """name: of a file below the source, or nothing where the source is that file itself.
+    """A share of the source. name: of a file below the source, or empty if the source is that file.
 
-    images: each is a file, by its name below the source; zip: entries are of it; tar: all of it;
-    parquet: one row group; flawed: a file of which nothing can be read. count: images in it, where that is
-    known. stamps: of the files.
+    kind: images (files named by `images`, relative to the source), zip (`entries` of it), tar (the whole
+    file), parquet (one row group), or flawed (nothing in the file can be read: `flaw` says why).
+    count: images in the part; None: unknown. stamps: a hash of the files' stamps.
     """
 
     kind: str
@@ -50,40 +51,40 @@ class Part:
 
 
 def plan(source: Location) -> list[Part]:
-    """Always the same for the same files. Raises Unusable, TooLarge or BadArchive, and OSError."""
+    """Return the parts, always the same for the same files. Raise Unusable, TooLarge, BadArchive, OSError."""
     is_folder = source.is_folder
     if is_folder is None:
         raise Unusable(f"{source.path} does not exist")
     if not is_folder:
-        found = [replace(part, stamps=_digest([source.stamp])) for part in _cut(source, "")]
+        parts = [replace(part, stamps=_digest([source.stamp])) for part in _cut(source, "")]
     else:
         files = {name: stamp for name, stamp in source.files().items() if not is_hidden(PurePosixPath(name))}
-        images = [name for name in files if PurePosixPath(name).suffix.lower() in PICTURES]
-        found = [
+        images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        parts = [
             Part("images", images=part, count=len(part), stamps=_digest(files[name] for name in part))
             for part in _chunks(images)
         ]
         for name, stamp in files.items():
             if _kind(name):
-                found += [replace(part, stamps=_digest([stamp])) for part in _cut_within(source, name)]
-    if not found:
-        raise Unusable(f"{source.path} holds no images, and no .zip, .tar or .parquet with images")
-    return found
+                parts += [replace(part, stamps=_digest([stamp])) for part in _cut_within(source, name)]
+    if not parts:
+        raise Unusable(f"{source.path} contains no images, and no .zip, .tar or .parquet with images")
+    return parts
 
 
 def dump(part: Part) -> str:
-    """To be sent to a worker."""
+    """Serialise a part for a worker."""
     return json.dumps(asdict(part))
 
 
 def parse(text: str) -> Part:
-    found = json.loads(text)
-    entries = tuple(Listed(**one) for one in found["entries"])
-    return Part(**found | {"images": tuple(found["images"]), "entries": entries})
+    document = json.loads(text)
+    entries = tuple(Listed(**entry) for entry in document["entries"])
+    return Part(**document | {"images": tuple(document["images"]), "entries": entries})
 
 
 def fingerprint(parts: Sequence[Part]) -> str:
-    """Another one where a file of the source is another."""
+    """Return a hash that changes when a file of the source changes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(dump(part).encode())
@@ -91,7 +92,10 @@ def fingerprint(parts: Sequence[Part]) -> str:
 
 
 def image_column(field: Field) -> str | None:
-    """How to select the bytes of a column, if it has images: binary, or Hugging Face's {bytes, path}."""
+    """Return the name of the binary data in a column: itself, or `bytes` of Hugging Face's {bytes, path}.
+
+    None: the column holds no binary data.
+    """
     if types.is_binary(field.type) or types.is_large_binary(field.type):
         return str(field.name)
     if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
@@ -107,7 +111,7 @@ def _kind(name: str) -> str | None:
 
 
 def _cut_within(folder: Location, name: str) -> list[Part]:
-    """One archive that cannot be used is a row, not the end of all others."""
+    """Cut an archive inside a folder; one that cannot be read becomes a part with one row, its error."""
     try:
         return list(_cut(folder / name, name))
     except LeukoError as error:
@@ -117,7 +121,7 @@ def _cut_within(folder: Location, name: str) -> list[Part]:
 def _cut(file: Location, name: str) -> Iterator[Part]:
     kind = _kind(file.name)
     if kind is None:
-        raise Unusable(f"{file.path} is no folder, .zip, .tar or .parquet")
+        raise Unusable(f"{file.path} is not a folder, .zip, .tar or .parquet")
     yield from CUTTERS[kind](file, name)
 
 
@@ -125,13 +129,13 @@ def _cut_zip(file: Location, name: str) -> Iterator[Part]:
     with file.open() as opened:
         entries = list_directory(opened, LIMITS)
     paths = [(PurePosixPath(entry.name), entry) for entry in entries]
-    pictures = [entry for path, entry in paths if path.suffix.lower() in PICTURES and not is_hidden(path)]
-    for part in _chunks(pictures):
+    images = [entry for path, entry in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)]
+    for part in _chunks(images):
         yield Part("zip", name, entries=part, count=len(part))
 
 
 def _cut_tar(_: Location, name: str) -> Iterator[Part]:
-    yield Part("tar", name)  # its entries are known only once it has been read
+    yield Part("tar", name)  # its entries are unknown until it has been read
 
 
 def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
@@ -142,12 +146,12 @@ def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
             raise Unusable(f"{file.path} cannot be read as Parquet: {error}") from None
         schema, metadata = opened.schema_arrow, opened.metadata
     columns = {field.name: column for field in schema if (column := image_column(field))}
-    known = [columns[one] for one in COLUMNS if one in columns] or [*columns.values()]
-    if not known:
-        raise Unusable(f"{file.path} has no column of binary images: {', '.join(schema.names)}")
+    candidates = [columns[name] for name in COLUMNS if name in columns] or [*columns.values()]
+    if not candidates:
+        raise Unusable(f"{file.path} has no column of binary images; its columns: {', '.join(schema.names)}")
     for group in range(metadata.num_row_groups):
         count = metadata.row_group(group).num_rows
-        yield Part("parquet", name, row_group=group, column=known[0], count=count)
+        yield Part("parquet", name, row_group=group, column=candidates[0], count=count)
 
 
 CUTTERS: Mapping[str, Callable[[Location, str], Iterator[Part]]] = {

@@ -1,4 +1,4 @@
-"""What each worker does: a bundle in memory, part after part through it."""
+"""A worker: holds a bundle in memory and scores one part after another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from socket import gethostname
 
-from app.bulk.destination import Destination, Written
-from app.bulk.location import Location, shown
+from app.bulk.destination import Destination, ScoredPart
+from app.bulk.location import Location, without_credentials
 from app.bulk.plan import Part
 from app.bulk.reading import open_part
 from app.engine.bundle import FILES
@@ -16,16 +16,16 @@ from app.engine.classifier import Classifier, load_classifier
 from app.errors import EngineError, StartupError
 from app.imaging.framing import Cell
 from app.imaging.limits import ImageLimits
-from app.inference.decode_pool import Decoders
+from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.offline import run
 from app.inference.threads import Heartbeat
 
 
 class Scorer:
-    """source, destination: addresses; patience_s: for decoding one image.
+    """Scores parts of a source. source, destination: paths or URLs; decode_timeout_s: for one image.
 
-    Raises StartupError, also where it sees no destination.
+    Raise StartupError, also if the destination has not been started or is not visible from this machine.
     """
 
     def __init__(
@@ -34,46 +34,48 @@ class Scorer:
         source: str,
         destination: str,
         limits: ImageLimits,
-        patience_s: float,
+        decode_timeout_s: float,
     ) -> None:
         self._classifier = classifier
         self._source = Location.of(source)
         self._destination = Destination(Location.of(destination))
         if not self._destination.is_begun:
-            raise StartupError(f"{gethostname()} does not see {shown(destination)}: all workers have to")
-        self._most = limits.max_bytes
-        orders = DecoderConfig(limits, classifier.bundle.preprocessing, patience_s)
-        self._decoders = Decoders(classifier.engine.workers, orders)
+            raise StartupError(
+                f"{gethostname()} has no access to {without_credentials(destination)}: every worker needs it"
+            )
+        self._max_bytes = limits.max_bytes
+        config = DecoderConfig(limits, classifier.bundle.preprocessing, decode_timeout_s)
+        self._decoders = DecodePool(classifier.engine.workers, config)
         self._decoders.open()
 
     def close(self) -> None:
         self._decoders.close()
 
-    def score(self, index: int, part: Part) -> Written:
-        """Writes the part's file, unless a worker has done so that was lost before it could say so.
+    def score(self, index: int, part: Part) -> ScoredPart:
+        """Write the part's file, unless a worker that was lost afterwards has already written it.
 
-        Raises OSError or ArrowException where the part cannot be read, EngineError where it ends its workers.
+        Raise OSError or ArrowException if the part cannot be read, EngineError if it ended too many workers.
         """
         if (done := self._destination.find(index)) is not None:
             return done
-        with self._destination.trying(index), open_part(self._source, part, self._most) as sources:
-            outcomes = run(self._classifier, sources, self._frame)
+        with self._destination.attempt(index), open_part(self._source, part, self._max_bytes) as images:
+            outcomes = run(self._classifier, images, self._frame)
             return self._destination.write(index, outcomes, self._classifier.bundle.labels)
 
     def _frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
         try:
             return self._decoders.frame(data, heartbeat)
-        except RuntimeError as error:  # a defect of ours: one image of millions, and it is said in its row
+        except RuntimeError as error:  # a defect of Leuko must cost one row, not the run
             raise EngineError(f"the image cannot be framed: {error}") from error
 
 
 def pack(bundle: Path) -> dict[str, bytes]:
-    """The files of a bundle that are used at run time, to be sent to where they are needed."""
+    """Return the files of a bundle that are used at run time, to send them to the workers."""
     return {name: (bundle / name).read_bytes() for name in ("config.json", *FILES)}
 
 
 def unpack(files: Mapping[str, bytes], engine: str, threads: int) -> Classifier:
-    """Loads what `pack` took, verified, and holds it against its known answer."""
+    """Load the bundle that `pack` returned. Verify its hashes and its known answer."""
     with tempfile.TemporaryDirectory(prefix="leuko-bundle-") as folder:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)

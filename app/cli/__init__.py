@@ -1,1 +1,1 @@
-"""The `leuko` command: its arguments, its commands and what they print."""
+"""The `leuko` command: arguments, commands and output."""

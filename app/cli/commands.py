@@ -1,10 +1,10 @@
-"""What `leuko predict`, `evaluate`, `drift` and `sample` do, without the service."""
+"""The commands `leuko predict`, `evaluate`, `drift` and `sample`. Each returns its exit status."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from app.archives.file_labels import assign_groups, parse_mapping
 from app.archives.images import find_images, open_labelled
-from app.cli import console as shown
+from app.cli import console as terminal
 from app.cli.remote import connect
 from app.engine.bundle import CLASSES, load_bundle
 from app.engine.classifier import Classifier
@@ -24,6 +24,7 @@ from app.evaluation.answer_profile import dump, summarise
 from app.imaging import dicom_writer
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
+from app.inference.runtime import Load
 from app.inference.scoring import Progress, Scored, judge
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, compare, read_reference, worst
@@ -33,8 +34,6 @@ from app.settings import NONE, Settings
 from app.wire.problems import image_problem
 from app.wire.responses import evaluation, model_reference, prediction
 from app.wire.schemas import ModelReference
-
-Load = Callable[[Settings], Classifier]
 
 
 def predict(
@@ -48,23 +47,26 @@ def predict(
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    """url: of a service that is to classify; without one this machine does."""
+    """Classify images and print the predictions. Return 1 if an image failed, else 0.
+
+    url: of a service that classifies them; None: classify on this machine. key: for that service.
+    """
     limits = image_limits(settings)
     if url is not None:
         with connect(url, key) as remote:
-            sources = list(find_images(paths, stdin, limits.max_bytes))
-            outcomes = _track(remote.classify(sources), len(sources))
+            images = list(find_images(paths, stdin, limits.max_bytes))
+            outcomes = _track(remote.classify(images), len(images))
         model, labels = remote.model, remote.labels
     else:
         classifier = _ready(settings, load)
-        sources = list(find_images(paths, stdin, limits.max_bytes))
-        outcomes = _track(classify(classifier, sources, limits, settings.decode_workers), len(sources))
+        images = list(find_images(paths, stdin, limits.max_bytes))
+        outcomes = _track(classify(classifier, images, limits, settings.decode_workers), len(images))
         model, labels = model_reference(classifier.bundle), classifier.bundle.labels
     console = console or Console()
     if as_json or not console.is_terminal:
         _print(_predictions(model, labels, outcomes), console)
     else:
-        console.print(shown.predictions_table(outcomes, labels), *shown.left_out(outcomes), sep="\n")
+        console.print(terminal.predictions_table(outcomes, labels), *terminal.failures(outcomes), sep="\n")
     return 0 if all(isinstance(outcome.answer, Answer) for outcome in outcomes) else 1
 
 
@@ -77,22 +79,25 @@ def evaluate(
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    """groups: a file that maps file names to sources, or a pattern; None bootstraps over images."""
+    """Score the bundle on a labelled archive and print the report. Return 0.
+
+    groups: a file that maps file names to sources, or a pattern whose first group is the source; None: the
+    intervals are over images.
+    """
     console = console or Console()
     classifier, limits = _ready(settings, load), image_limits(settings)
     bundle = classifier.bundle
-    with open_labelled(path, bundle.labels, archive_limits(settings)) as sources:
-        units = _groups([source.name for source in sources], groups)
-        progress = Progress(len(sources))
-        found = classify(classifier, sources, limits, settings.decode_workers)
-        outcomes = _track(found, len(sources))
+    with open_labelled(path, bundle.labels, archive_limits(settings)) as images:
+        units = _groups([image.name for image in images], groups)
+        progress = Progress(len(images))
+        outcomes = _track(classify(classifier, images, limits, settings.decode_workers), len(images))
     progress.done = len(outcomes)
     scored = _score(bundle.labels, outcomes, units)
     if as_json or not console.is_terminal:
-        document = evaluation("", bundle, sources, scored, progress)
+        document = evaluation("", bundle, images, scored, progress)
         _print(document.model_dump(exclude={"request_id"}), console)
     else:
-        console.print(*shown.report_tables(scored.report), *shown.left_out(outcomes), sep="\n")
+        console.print(*terminal.report_tables(scored.report), *terminal.failures(outcomes), sep="\n")
     return 0
 
 
@@ -105,42 +110,50 @@ def drift(
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    """The reference is settings.reference, else the bundle's. 0, or 3 where the answers have drifted."""
+    """Compare the answers in audit logs with a reference. Return 3 if they have drifted, else 0.
+
+    The reference is the file settings.reference, else the bundle's. save: where to write a new reference.
+    Raise BundleError if there is no reference, Unusable if there are no answers to compare.
+    """
     bundle = load_bundle(locate(settings))
     reference = bundle.reference if settings.reference == NONE else read_reference(Path(settings.reference))
     if reference is None:
-        raise BundleError(f"{settings.bundle} carries no reference: score it anew with leuko-train report")
+        raise BundleError(f"{settings.bundle} has no reference: run `leuko-train report` on it")
     window.model_sha256 = bundle.sha256
     span = f"{window.since or 'begin'} to {window.until or 'end'}"
-    found = summarise(window.read(logs), bundle.labels, span)
-    if not found.n:
+    profile = summarise(window.read(logs), bundle.labels, span)
+    if not profile.n:
         raise Unusable(
-            f"no answer of this bundle lies within that time; {window.other_models} are of other models"
+            f"the logs have no answers of this bundle in that time, and {window.other_models} of other models"
         )
-    shifts = compare(reference, found)
+    shifts = compare(reference, profile)
     if save is not None:
-        save.write_text(json.dumps(dump(found), indent=2) + "\n")
+        save.write_text(json.dumps(dump(profile), indent=2) + "\n")
     console = console or Console()
     if as_json or not console.is_terminal:
         verdicts = [asdict(shift) | {"verdict": shift.verdict} for shift in shifts]
-        passed_over = {
+        ignored = {
             "other_models": window.other_models,
             "repeated": window.repeated,
             "broken_lines": window.broken,
         }
-        compared = {"reference": dump(reference), "found": dump(found), "shifts": verdicts}
-        _print({"n": found.n, **passed_over, **compared}, console)
+        compared = {"reference": dump(reference), "found": dump(profile), "shifts": verdicts}
+        _print({"n": profile.n, **ignored, **compared}, console)
     else:
-        console.print(*shown.drift_tables(reference, found, shifts, window), sep="\n")
+        console.print(*terminal.drift_tables(reference, profile, shifts, window), sep="\n")
     return 3 if worst(shifts) == "drifted" else 0
 
 
 def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) -> int:
-    """output: a file, a folder, or `-` for standard output; `all` makes a folder of it."""
+    """Draw a smear of a class, or of each class for `all`, and print the paths. Return 0.
+
+    output: a file, a folder, or `-` for standard output; for `all` it is always a folder. None: the current
+    folder. size: width and height in pixels. Raise BadLabels.
+    """
     if label not in (*CLASSES, "all"):
-        raise BadLabels(f"{label!r} is not a class; draw {', '.join(CLASSES)} or all")
+        raise BadLabels(f"{label!r} is not a class; choose {', '.join(CLASSES)} or all")
     if output == "-" and label == "all":
-        raise BadLabels("standard output takes one picture, not all")
+        raise BadLabels("standard output takes one image: name a class, not all")
     width, height = size
     for name in CLASSES if label == "all" else (label,):
         smear = draw_smear(name, seed=seed, width=width, height=height)
@@ -168,12 +181,12 @@ def _sample_path(name: str, output: Path, *, several: bool) -> Path:
 
 def _ready(settings: Settings, load: Load) -> Classifier:
     classifier = load(settings)
-    classifier.warm_up(1)  # for the known answer
+    classifier.warm_up(1)  # checks the bundle's known answer
     return classifier
 
 
-def _track(found: Iterable[Outcome], total: int) -> list[Outcome]:
-    return list(shown.track(found, total, Console(stderr=True)))
+def _track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:
+    return list(terminal.track(outcomes, total, Console(stderr=True)))
 
 
 def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None:
@@ -189,25 +202,25 @@ def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None
 
 def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[str] | None) -> Scored:
     probabilities = np.full((len(outcomes), len(labels)), np.nan)
-    for row, one in zip(probabilities, outcomes, strict=True):
-        if isinstance(one.answer, Answer):
-            row[:] = one.answer.prediction.probabilities
-    return judge(labels, [one.source for one in outcomes], units, probabilities, _failures(outcomes))
+    for row, outcome in zip(probabilities, outcomes, strict=True):
+        if isinstance(outcome.answer, Answer):
+            row[:] = outcome.answer.prediction.probabilities
+    return judge(labels, [outcome.image for outcome in outcomes], units, probabilities, _failures(outcomes))
 
 
 def _failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:
-    return {i: one.answer for i, one in enumerate(outcomes) if isinstance(one.answer, LeukoError)}
+    return {i: outcome.answer for i, outcome in enumerate(outcomes) if isinstance(outcome.answer, LeukoError)}
 
 
 def _predictions(model: ModelReference, labels: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """As `POST /predict` answers, less the request's id."""
+    """Return the response of `POST /predict` without its request_id."""
     good = [
-        prediction(i, one.source.name, one.answer, labels).model_dump()
-        for i, one in enumerate(outcomes)
-        if isinstance(one.answer, Answer)
+        prediction(i, outcome.image.name, outcome.answer, labels).model_dump()
+        for i, outcome in enumerate(outcomes)
+        if isinstance(outcome.answer, Answer)
     ]
     bad = [
-        image_problem(error, i, outcomes[i].source.name).model_dump()
+        image_problem(error, i, outcomes[i].image.name).model_dump()
         for i, error in _failures(outcomes).items()
     ]
     return {"model": model.model_dump(), "predictions": good, "errors": bad}

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: tables and progress."""
+"""Tables and progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SCALARS = {
 
 
 def printable(text: str) -> str:
-    """A file name may hold anything, terminal commands and bytes outside UTF-8 included."""
+    """Replace unprintable characters: a file name may hold terminal commands and bytes outside UTF-8."""
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def track(outcomes: Iterable[Outcome], total: int, console: Console) -> Iterator[Outcome]:
-    """Passes the outcomes on under a progress bar, shown only on a terminal."""
+    """Yield the outcomes unchanged and show a progress bar, if the console is a terminal."""
     columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
@@ -46,7 +46,7 @@ def track(outcomes: Iterable[Outcome], total: int, console: Console) -> Iterator
 
 
 def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Table:
-    """Fits 80 columns; the label's own probability is the confidence. Why one failed, `left_out` says."""
+    """Return a table that fits 80 columns. Errors are only marked: `failures` has their details."""
     table = Table()
     table.add_column("file", overflow="fold")
     table.add_column("label", no_wrap=True)
@@ -55,7 +55,7 @@ def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Tab
     table.add_column("ood", justify="right", no_wrap=True)
     table.add_column("review", min_width=12)
     for outcome in outcomes:
-        table.add_row(Text(printable(outcome.source.name)), *_cells(outcome, labels))
+        table.add_row(Text(printable(outcome.image.name)), *_cells(outcome, labels))
     return table
 
 
@@ -66,33 +66,36 @@ def report_tables(report: Report) -> Iterator[Table]:
 
 
 def drift_tables(
-    reference: AnswerProfile, found: AnswerProfile, shifts: Sequence[Shift], window: Window
+    reference: AnswerProfile, profile: AnswerProfile, shifts: Sequence[Shift], window: Window
 ) -> Iterator[Table | Text]:
-    table = Table(title=f"{found.n} answers beside {reference.n} of {reference.of}")
+    table = Table(title=f"{profile.n} answers compared with {reference.n} of {reference.of}")
     table.add_column("measure")
-    for heading in ("reference", "found", "index", "by chance"):
+    for heading in ("reference", "logged", "index", "by chance"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
-    for one in shifts:
-        values = ("", "") if one.reference is None else (_number(one.reference), _number(one.found))
-        style = {"stable": "green", "shifted": "yellow", "drifted": "bold red"}[one.verdict]
-        table.add_row(one.measure, *values, f"{one.index:.3f}", f"{one.chance:.3f}", Text(one.verdict, style))
+    for shift in shifts:
+        values = ("", "") if shift.reference is None else (_number(shift.reference), _number(shift.found))
+        style = {"stable": "green", "shifted": "yellow", "drifted": "bold red"}[shift.verdict]
+        numbers = (*values, f"{shift.index:.3f}", f"{shift.chance:.3f}")
+        table.add_row(shift.measure, *numbers, Text(shift.verdict, style))
     yield table
     if window.other_models:
-        yield Text(f"{window.other_models} answers are of other models and are not counted", "yellow")
+        yield Text(f"{window.other_models} answers of other models are not counted", "yellow")
     if window.repeated:
-        yield Text(f"{window.repeated} answers are of requests that were counted before", "yellow")
+        yield Text(
+            f"{window.repeated} answers of requests that were already counted are not counted again", "yellow"
+        )
     if window.broken:
-        yield Text(f"{window.broken} lines could not be used", "yellow")
+        yield Text(f"{window.broken} lines could not be parsed", "yellow")
 
 
-def left_out(outcomes: Sequence[Outcome]) -> Iterator[Text]:
-    """One line for each image that could not be classified, up to `MOST_LINES`."""
-    failed = [(o.source.name, o.answer.detail) for o in outcomes if isinstance(o.answer, LeukoError)]
+def failures(outcomes: Sequence[Outcome]) -> Iterator[Text]:
+    """Yield a line for each image that could not be classified, up to `MOST_LINES`, and their number."""
+    failed = [(o.image.name, o.answer.detail) for o in outcomes if isinstance(o.answer, LeukoError)]
     for name, detail in failed[:MOST_LINES]:
         yield Text(printable(f"{name}: {detail}"), "red")
     if failed:
-        yield Text(f"{len(failed)} of {len(outcomes)} images were left out", "bold red")
+        yield Text(f"{len(failed)} of {len(outcomes)} images could not be classified", "bold red")
 
 
 def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
@@ -115,10 +118,9 @@ def _per_class(report: Report) -> Table:
     table = Table("class", title=f"{report.n} images")
     for heading in ("precision", "recall", "F1", "specificity", "support"):
         table.add_column(heading, justify="right")
-    for name, one in report.per_class.items():
-        table.add_row(
-            name, *map(_number, (one.precision, one.recall, one.f1, one.specificity)), str(one.support)
-        )
+    for name, scores in report.per_class.items():
+        ratios = (scores.precision, scores.recall, scores.f1, scores.specificity)
+        table.add_row(name, *map(_number, ratios), str(scores.support))
     table.add_section()
     for name, mean in (("macro average", report.macro_avg), ("weighted average", report.weighted_avg)):
         table.add_row(name, *map(_number, (mean.precision, mean.recall, mean.f1)), "", str(mean.support))

@@ -1,26 +1,28 @@
-"""`leuko`: the arguments of each command; `app.server.serve` and `app.cli.commands` do the work."""
+"""`leuko`: the arguments of each command. The commands are in `commands`, `app.server` and `app.bulk`."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields, replace
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from app import __version__
-from app.cli.arguments import moment, size
 from app.errors import LeukoError, SettingsError, StartupError
 from app.settings import PREFIX, Settings, parse, variable
 
 if TYPE_CHECKING:
     from app.engine.classifier import Classifier
 
-# Settings that matter without the service, too.
-KEY = "LEUKO_KEY"  # never a flag: others can see those
+KEY = "LEUKO_KEY"  # not a flag: other users of the machine can read the arguments of a process
+# The settings that each command offers; `serve` has all of them.
 LOCAL = (
     "bundle",
     "cache",
@@ -32,9 +34,9 @@ LOCAL = (
     "decode_workers",
 )
 SCORING = ("bundle", "cache", "engine", "threads", "max_image_mib", "max_pixels", "engine_timeout_s")
-KINDS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER"}  # type → what help calls it
+METAVARS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER"}  # by type
 
-# Each command imports what it needs when it runs, so that `leuko --help` is instant.
+# Each command imports what it needs when it runs, so that `leuko --help` is fast.
 
 
 def load_from(settings: Settings) -> Classifier:
@@ -49,7 +51,10 @@ def main(
     load: Callable[[Settings], Classifier] = load_from,
     stdin: BinaryIO | None = None,
 ) -> int:
-    """0 done; 1 an error, or an image failed; 2 wrong usage or setting; 130 interrupted."""
+    """Run a command and return its exit status.
+
+    0: success; 1: an error, or an image failed; 2: wrong usage or setting; 3: drift found; 130: interrupted.
+    """
     arguments = build_parser().parse_args(
         argv, argparse.Namespace(load=load, stdin=stdin or sys.stdin.buffer)
     )
@@ -70,7 +75,9 @@ def main(
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "leuko", description="White blood cell classification. Not for diagnosis."
+        "leuko",
+        description="Classify white blood cells in microscope images. Not for diagnosis.",
+        epilog="`leuko COMMAND --help` describes a command and its settings.",
     )
     parser.add_argument("--version", action="version", version=f"leuko {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -80,12 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
-    """Flags beat the environment, which beats the defaults."""
-    given = {f: text for f in fields(Settings) if (text := getattr(arguments, f.name, None)) is not None}
-    beaten = {variable(f) for f in given}
-    environ = {name: text for name, text in os.environ.items() if name not in beaten}
-    changes = {f.name: parse(f, text, flag(f)) for f, text in given.items()}
-    return replace(Settings.from_environ(environ), **changes)
+    """Return the settings: from flags, else from the environment, else the defaults. Raise SettingsError."""
+    flags = {f: text for f in fields(Settings) if (text := getattr(arguments, f.name, None)) is not None}
+    overridden = {variable(f) for f in flags}
+    environ = {name: text for name, text in os.environ.items() if name not in overridden}
+    values = {f.name: parse(f, text, flag(f)) for f, text in flags.items()}
+    return replace(Settings.from_environ(environ), **values)
 
 
 def flag(setting: Field[Any]) -> str:
@@ -94,18 +101,22 @@ def flag(setting: Field[Any]) -> str:
 
 def _add_serve(commands: Any) -> None:
     parser = commands.add_parser(
-        "serve", help="answer over HTTP", description=_environment("Answer over HTTP.")
+        "serve", help="run the HTTP service", description="Run the HTTP service until SIGTERM or Ctrl+C."
     )
     _add_settings(parser, [f.name for f in fields(Settings)])
     parser.set_defaults(run=_serve)
 
 
 def _add_predict(commands: Any) -> None:
-    description = _environment("Classify images on this machine. Exit code 1 if any of them failed.")
-    parser = commands.add_parser("predict", help="classify images on this machine", description=description)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, or - for standard input")
+    description = (
+        "Classify images on this machine, or with --url on a running service. Exit status 1 if any failed."
+    )
+    parser = commands.add_parser("predict", help="classify images", description=description)
     parser.add_argument(
-        "--url", help=f"have a running service do it; its key comes from {KEY}, if it wants one"
+        "images", nargs="+", metavar="IMAGE", help="image file, folder of images, or - for standard input"
+    )
+    parser.add_argument(
+        "--url", help=f"send the images to this service; if it requires a key, set {KEY} to the key"
     )
     _add_json(parser)
     _add_settings(parser, LOCAL)
@@ -113,13 +124,25 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    description = _environment("Score the bundle on labelled images, as POST /evaluate does.")
-    parser = commands.add_parser("evaluate", help="score labelled images", description=description)
-    parser.add_argument("archive", type=Path, help="ZIP or folder that holds one folder for each class")
+    description = "Score the model bundle on labelled images, as POST /evaluate does."
+    parser = commands.add_parser(
+        "evaluate", help="score the model on labelled images", description=description
+    )
+    parser.add_argument(
+        "archive", type=Path, help="ZIP file or folder with one folder of images for each class"
+    )
     groups = parser.add_mutually_exclusive_group()
-    groups.add_argument("--groups", type=Path, metavar="FILE", help="CSV or JSON: file name, source")
     groups.add_argument(
-        "--group-pattern", metavar="REGEX", help="its first group in a file name is the source"
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="CSV or JSON file that maps each file name to its source (photo, slide or patient); "
+        "intervals are then over sources, not images",
+    )
+    groups.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="regular expression; its first group, searched in each file name, is the source",
     )
     _add_json(parser)
     _add_settings(parser, LOCAL)
@@ -127,18 +150,32 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_drift(commands: Any) -> None:
-    description = _environment(
-        "Hold the answers that an audit log has of a while against what the bundle's were like. "
-        "Exit code 3 if they have drifted."
+    description = (
+        "Compare logged answers with the bundle's reference: shares of the classes, confidence, "
+        "out-of-distribution score and review. Exit status 3 if they have drifted."
     )
-    parser = commands.add_parser("drift", help="has what comes in changed?", description=description)
-    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="file of LEUKO_AUDIT, or its .gz")
-    parser.add_argument(
-        "--since", type=moment, metavar="TIME", help="as 2026-11-01 or 2026-11-01T08:00+01:00"
+    parser = commands.add_parser(
+        "drift", help="compare logged answers with the bundle's reference", description=description
     )
-    parser.add_argument("--until", type=moment, metavar="TIME", help="the first moment that is left out")
     parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="keep this while as a reference, for LEUKO_REFERENCE"
+        "logs",
+        nargs="+",
+        type=Path,
+        metavar="LOG",
+        help="audit log that the service wrote (LEUKO_AUDIT), or its .gz",
+    )
+    parser.add_argument(
+        "--since",
+        type=moment,
+        metavar="TIME",
+        help="first time included, such as 2026-11-01T08:00+01:00; UTC if it has no offset",
+    )
+    parser.add_argument("--until", type=moment, metavar="TIME", help="first time excluded")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write these answers as a new reference, for LEUKO_REFERENCE",
     )
     _add_json(parser)
     _add_settings(parser, ("bundle", "cache", "reference"))
@@ -146,69 +183,103 @@ def _add_drift(commands: Any) -> None:
 
 
 def _add_score(commands: Any) -> None:
-    description = _environment(
-        "Classify an archive of any size into Parquet files with one row an image; the same command again "
-        "goes on where it ended. An image that fails is a row with its error; exit code 1 if a part of the "
-        "archive has no rows."
+    description = (
+        "Classify an archive of any size into Parquet files with one row for each image. An interrupted run "
+        "is continued by the same command. An image that fails gets a row with its error. Exit status 1 if "
+        "a part of the archive could not be read."
     )
-    parser = commands.add_parser("score", help="classify archives of millions", description=description)
+    parser = commands.add_parser(
+        "score", help="classify large archives into Parquet files", description=description
+    )
     parser.add_argument(
-        "source", help="folder of images or of .zip, .tar, .parquet; such a file; or s3://… of either"
+        "source",
+        help="image archive: a .zip, .tar or .parquet file, or a folder of these or of images; or s3://…",
     )
-    parser.add_argument("destination", help="folder, or s3://…")
-    parser.add_argument("--address", help="HOST:PORT of a Ray cluster's head; default: this machine")
-    parser.add_argument("--workers", type=int, metavar="NUMBER", help="default: one for every four cores")
+    parser.add_argument("destination", help="folder for the Parquet files, or s3://…")
+    parser.add_argument("--address", help="HOST:PORT of a Ray cluster's head node; default: use this machine")
+    parser.add_argument(
+        "--workers", type=int, metavar="NUMBER", help="worker processes; default: one for every four cores"
+    )
     _add_json(parser)
     _add_settings(parser, SCORING)
     parser.set_defaults(run=_score)
 
 
 def _add_sample(commands: Any) -> None:
-    description = "Draw a synthetic smear with one cell: something to try the service with, no data."
+    description = (
+        "Draw a synthetic smear with one cell, to try the service with. It contains no patient data."
+    )
     parser = commands.add_parser("sample", help="draw a synthetic smear", description=description)
     parser.add_argument(
-        "label", type=str.lower, help="eosinophil, lymphocyte, monocyte, neutrophil, or all of them"
+        "label", type=str.lower, help="eosinophil, lymphocyte, monocyte, neutrophil, or all (one file each)"
     )
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help="file (.png, .jpg, .dcm) or folder, - for standard output; default LABEL.png",
+        help="file (.png, .jpg, .dcm), folder, or - for standard output; default: LABEL.png",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another cell; default 0")
-    parser.add_argument("--size", type=size, default=(320, 240), metavar="WxH", help="default 320x240 pixels")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random cell; the same seed draws the same cell [0]"
+    )
+    parser.add_argument(
+        "--size", type=size, default=(320, 240), metavar="WxH", help="width and height in pixels [320x240]"
+    )
     parser.set_defaults(run=_sample)
 
 
 def _add_key(commands: Any) -> None:
-    description = "Make a key. It is printed once and stored nowhere; its hash goes to the end of the file."
-    parser = commands.add_parser("key", help="make a key for callers", description=description)
-    parser.add_argument("id", help="who shall have it; the audit log names it")
-    parser.add_argument("file", type=Path, help="that LEUKO_KEYS names; made where there is none")
+    description = (
+        "Create an access key: print its secret, which is not stored, and append its hash to the key file."
+    )
+    parser = commands.add_parser("key", help="create an access key", description=description)
+    parser.add_argument("id", help="name of the caller; the audit log records it")
+    parser.add_argument("file", type=Path, help="key file (LEUKO_KEYS); created if missing")
     parser.add_argument(
-        "--scopes", default="predict,evaluate", help="of predict, evaluate, metrics [%(default)s]"
+        "--scopes",
+        default="predict,evaluate",
+        help="what the key allows: predict, evaluate, metrics, separated by commas [%(default)s]",
     )
     parser.set_defaults(run=_key)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="JSON also on a terminal; elsewhere it always is")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON on a terminal too; into a pipe or file it is always JSON",
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
-    group = parser.add_argument_group("settings")
+    group = parser.add_argument_group(
+        "settings",
+        f"In brackets: the default, and the {PREFIX}… variable that also sets it. A flag overrides it.",
+    )
     for setting in fields(Settings):
         if setting.name in names:
             choices, unit = setting.metadata["choices"], setting.metadata["unit"]
-            metavar = "|".join(choices) or unit.upper() or KINDS[str(setting.type)]
+            metavar = "|".join(choices) or unit.upper() or METAVARS[str(setting.type)]
             text = f"{setting.metadata['help']} [{setting.default}; {variable(setting)}]"
             group.add_argument(flag(setting), metavar=metavar, help=text.replace("%", "%%"))
 
 
-def _environment(description: str) -> str:
-    return (
-        f"{description} Brackets hold a setting's default and its {PREFIX}… variable; flags beat variables."
-    )
+def moment(text: str) -> datetime:
+    """Parse ISO 8601; a time without an offset is UTC, as in the audit log."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an ISO 8601 time such as 2026-11-01T08:00+01:00"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if match is None or math.prod(sides := (int(match[1]), int(match[2]))) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and height such as 320x240")
+    return sides
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -253,7 +324,7 @@ def _drift(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise StartupError("leuko score needs Ray and pyarrow: install the extra `score`")
+        raise StartupError("leuko score needs Ray and pyarrow: install Leuko with the extra `score`")
     from app.bulk.command import score
 
     return score(

@@ -1,4 +1,4 @@
-"""Images on this machine → answers of a service elsewhere, through its client."""
+"""`leuko predict --url`: classifies stored images on a running service, through leuko-client."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from app.wire.schemas import ModelReference
 
 if TYPE_CHECKING:
     from leuko_client import Client, ProblemError
-    from leuko_client import Prediction as Answered
+    from leuko_client import Prediction as RemotePrediction
 
 BATCH = 64  # images in a request
-KINDS = {kind.code: kind for kind in (errors.TooLarge, errors.UnsupportedFormat, errors.UndecodableImage)}
+BY_CODE = {kind.code: kind for kind in (errors.TooLarge, errors.UnsupportedFormat, errors.UndecodableImage)}
 
 
 @contextmanager
 def connect(url: str, key: str | None) -> Iterator[Remote]:
-    """Raises RemoteError, SettingsError."""
+    """Connect to the service at `url`. Raise RemoteError, or SettingsError if leuko-client is missing."""
     try:
         import leuko_client
     except ImportError:
         raise SettingsError(
-            "--url needs Leuko's extra client, which is not installed here: make serve EXTRAS=client"
+            "--url needs leuko-client: in Leuko's checkout, run `make serve EXTRAS=client` once to install it"
         ) from None
     with leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3)) as client:
         try:
@@ -45,16 +45,16 @@ def connect(url: str, key: str | None) -> Iterator[Remote]:
 
 @dataclass(frozen=True)
 class Remote:
-    """A service and what it has loaded."""
+    """A running service. model, labels: of the bundle it has loaded; batch: images in one request."""
 
     client: Client
     model: ModelReference
     labels: tuple[str, ...]
     batch: int
 
-    def classify(self, sources: Iterable[StoredImage]) -> Iterator[Outcome]:
-        """One outcome a source, in order. Raises RemoteError."""
-        remaining = iter(sources)
+    def classify(self, images: Iterable[StoredImage]) -> Iterator[Outcome]:
+        """Yield one outcome for each image, in order. Raise RemoteError."""
+        remaining = iter(images)
         while batch := list(islice(remaining, self.batch)):
             yield from self._classify(batch)
 
@@ -62,34 +62,34 @@ class Remote:
         import leuko_client
 
         answers: dict[int, Answer | LeukoError] = {}
-        images: dict[int, bytes] = {}
-        for index, source in enumerate(batch):
+        files: dict[int, bytes] = {}
+        for index, image in enumerate(batch):
             try:
-                images[index] = source.read()
+                files[index] = image.read()
             except LeukoError as error:
                 answers[index] = error
         try:
-            found = self.client.predict_many(list(images.values()), concurrency=4)
-            for index, outcome in zip(images, found, strict=True):
+            outcomes = self.client.predict_many(list(files.values()), concurrency=4)
+            for index, outcome in zip(files, outcomes, strict=True):
                 if outcome.prediction is not None:
                     answers[index] = _answer(outcome.prediction, self.labels)
                 elif outcome.error is not None:
                     answers[index] = _error(outcome.error)
         except leuko_client.LeukoError as error:
             raise RemoteError(str(error)) from error
-        for index, source in enumerate(batch):
-            yield Outcome(source, answers[index])
+        for index, image in enumerate(batch):
+            yield Outcome(image, answers[index])
 
 
-def _answer(found: Answered, labels: Sequence[str]) -> Answer:
-    probabilities = tuple(found.probabilities[label] for label in labels)
+def _answer(remote: RemotePrediction, labels: Sequence[str]) -> Answer:
+    probabilities = tuple(remote.probabilities[label] for label in labels)
     prediction = Prediction(
-        found.label, found.confidence, probabilities, found.ood_score, tuple(found.review_reasons)
+        remote.label, remote.confidence, probabilities, remote.ood_score, tuple(remote.review_reasons)
     )
-    sides = found.frame
-    frame = Frame(sides.left, sides.top, sides.width, sides.height, sides.nucleus)
-    return Answer(found.image_sha256, frame, prediction)
+    left, top, width, height = remote.frame.left, remote.frame.top, remote.frame.width, remote.frame.height
+    frame = Frame(left, top, width, height, remote.frame.nucleus)
+    return Answer(remote.image_sha256, frame, prediction)
 
 
 def _error(problem: ProblemError) -> LeukoError:
-    return KINDS.get(problem.code, errors.EngineError)(problem.detail)
+    return BY_CODE.get(problem.code, errors.EngineError)(problem.detail)

@@ -1,4 +1,4 @@
-"""Which key each path asks for."""
+"""Which scope each path needs, and whether a request's key has it."""
 
 from __future__ import annotations
 
@@ -17,35 +17,37 @@ OPEN = "open"  # no key
 
 @dataclass(frozen=True)
 class Access:
-    """keys: None lets everybody in. needs: a path → a scope, ANY or OPEN; one that ends in / is a folder.
+    """Authorize requests by path.
 
-    What is not named needs ANY: nothing is open for having been forgotten.
+    keys: None if the service has no keys; then every request is authorized.
+    needs: path → scope, ANY or OPEN; a path that ends in / stands for all paths below it. A path that is not
+    listed needs ANY, so that nothing is open because it was forgotten.
     """
 
     keys: Keys | None
     needs: Mapping[str, str]
 
-    def admit(self, path: str, headers: Headers) -> Key | None:
-        """The key that was shown, where one is needed; raises Unauthenticated, Forbidden."""
+    def authorize(self, path: str, headers: Headers) -> Key | None:
+        """Return the request's key, or None where no key is needed. Raise Unauthenticated or Forbidden."""
         if self.keys is None or (need := self.need(path)) == OPEN:
             return None
-        key = self.keys.find(_secret(headers))
+        key = self.keys.find(_find_secret(headers))
         if key is None:
-            raise Unauthenticated("Show a key that is known: Authorization: Bearer leuko_…")
+            raise Unauthenticated("A valid key is needed: Authorization: Bearer leuko_…")
         if need != ANY and need not in key.scopes:
-            raise Forbidden(f"This key is not for {need}.", key.id)
+            raise Forbidden(f"The key lacks the scope {need}.", key.id)
         return key
 
     def need(self, path: str) -> str:
-        """A scope, ANY or OPEN."""
+        """Return the scope that a path needs, or ANY or OPEN."""
         if is_infer(path):
             return WORK["/predict"]
         folder = path.rpartition("/")[0] + "/"  # /problems/too_large → /problems/
         return self.needs.get(path) or (self.needs.get(folder, ANY) if folder != "/" else ANY)
 
 
-def access(keys: Keys | None, *, metrics: str, docs: str) -> Access:
-    """metrics, docs: `open` or `keyed`."""
+def access_rules(keys: Keys | None, *, metrics: str, docs: str) -> Access:
+    """Return the rules for all paths. metrics, docs: `open`, `keyed` or `closed`."""
     needs = dict.fromkeys((*PROBES, *PAGE), OPEN) | {"/metrics": OPEN if metrics == OPEN else "metrics"}
     if docs == OPEN:
         needs |= dict.fromkeys(DOCUMENTS, OPEN)
@@ -54,10 +56,13 @@ def access(keys: Keys | None, *, metrics: str, docs: str) -> Access:
     return Access(keys, needs)
 
 
-def _secret(headers: Headers) -> str:
-    """From `Authorization: Bearer` or `X-API-Key`; of several none counts, for a proxy may pick another."""
-    shown = headers.getlist("x-api-key")
+def _find_secret(headers: Headers) -> str:
+    """Return the key in `Authorization: Bearer` or `X-API-Key`, or "" if there is none or more than one.
+
+    Of several keys none counts: a proxy in front might check another one than we would.
+    """
+    secrets = headers.getlist("x-api-key")
     for value in headers.getlist("authorization"):
         scheme, _, secret = value.partition(" ")
-        shown.append(secret.strip() if scheme.lower() == "bearer" else "")
-    return shown[0] if len(shown) == 1 else ""
+        secrets.append(secret.strip() if scheme.lower() == "bearer" else "")
+    return secrets[0] if len(secrets) == 1 else ""

@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
-from app.observability.stages import Stages, current
+from app.observability.request_context import RequestContext
 from app.units import MIB
 
 # RFC 3986, section 3.2: a name, an IPv4 or IPv6 address, perhaps a port.
@@ -50,32 +49,27 @@ class Exchange:
         self.started = False
         self.status = 500
         self.key_id: str | None = None
-        self.findings: dict[str, Any] = {}  # of the application, for the audit log
-        self.stages = Stages()
         self.trace_id: str | None = None
         self._receive = receive
         self._send = send
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._linger_s = linger_s
-        self._began = asyncio.get_running_loop().time()
         self._received = 0
         self._complete = False
         self._gone = asyncio.Event()
         self._work = asyncio.timeout(None)
         self._watcher: asyncio.Task[None] | None = None
-        self.request_id = _matching(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex
-        self.traceparent = _matching(TRACEPARENT, self.headers.get("traceparent"))
-        state = scope.setdefault("state", {})
-        state["request_id"] = self.request_id
-        state["traceparent"] = self.traceparent
-        state["arrived"] = self._began
-        state["findings"] = self.findings
-        current.set(self.stages)
+        self.context = RequestContext(
+            _matching(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex,
+            arrived=asyncio.get_running_loop().time(),
+            traceparent=_matching(TRACEPARENT, self.headers.get("traceparent")),
+        )
+        scope.setdefault("state", {})["context"] = self.context
 
     @property
     def elapsed(self) -> float:
-        return asyncio.get_running_loop().time() - self._began
+        return asyncio.get_running_loop().time() - self.context.arrived
 
     @property
     def path(self) -> str:
@@ -171,16 +165,16 @@ class Exchange:
         return expects_body and not self._complete
 
     def _put_headers(self, headers: MutableHeaders) -> None:
-        headers["X-Request-ID"] = self.request_id
+        headers["X-Request-ID"] = self.context.request_id
         headers["X-Content-Type-Options"] = "nosniff"
-        if self.traceparent is not None:
-            headers["traceparent"] = self.traceparent
+        if self.context.traceparent is not None:
+            headers["traceparent"] = self.context.traceparent
         if self._unread or self.crowded or isinstance(self.failure, MalformedRequest):
             headers["Connection"] = "close"
 
     async def _receive_in_time(self) -> Message:
         try:
-            async with asyncio.timeout_at(self._began + self._body_timeout_s):
+            async with asyncio.timeout_at(self.context.arrived + self._body_timeout_s):
                 return await self._receive()
         except TimeoutError:
             self.failure = BodyTimeout(f"The body was not complete within {self._body_timeout_s:g} s.")

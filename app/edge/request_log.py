@@ -42,13 +42,13 @@ def entry(exchange: Exchange, route: str | None) -> dict[str, Any]:
     """No path, file name or address: a client may have put a patient's name into each."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "request_id": exchange.request_id,
+        "request_id": exchange.context.request_id,
         "key": exchange.key_id,
         "method": exchange.scope["method"] if exchange.scope["method"] in METHODS else "other",
         "route": route,
         "status": exchange.status,
         "seconds": round(exchange.elapsed, 4),
-        **exchange.findings,
+        **exchange.context.findings,
     }
 
 
@@ -56,8 +56,8 @@ def _log(level: int, exchange: Exchange, route: str | None) -> None:
     fields = entry(exchange, route)
     del fields["time"]  # each line of the log has it
     milliseconds = 1000 * fields.pop("seconds")
-    exchange.stages.respond()
-    fields["milliseconds"] = {"total": round(milliseconds, 1)} | exchange.stages.milliseconds()
+    exchange.context.stages.respond()
+    fields["milliseconds"] = {"total": round(milliseconds, 1)} | exchange.context.stages.milliseconds()
     if images := fields.pop("images", None):
         fields["image_sha256"] = [image["sha256"] for image in images]
     if exchange.trace_id is not None:

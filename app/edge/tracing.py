@@ -62,22 +62,22 @@ class _OpenTelemetry:
     def record(self, exchange: Exchange, route: str | None) -> str:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
-        exchange.stages.respond()
+        exchange.context.stages.respond()
         offset = time.time_ns() - time.monotonic_ns()
-        parent = {} if exchange.traceparent is None else {"traceparent": exchange.traceparent}
+        parent = {} if exchange.context.traceparent is None else {"traceparent": exchange.context.traceparent}
         method = exchange.scope["method"] if exchange.scope["method"] in METHODS else "_OTHER"
         span = self._tracer.start_span(
             f"{method} {route}" if route else method,
             self._extract(parent),
             SpanKind.SERVER,
-            start_time=_nanoseconds(exchange.stages.began, offset),
+            start_time=_nanoseconds(exchange.context.stages.began, offset),
         )
         if span.is_recording():
             span.set_attributes(_attributes(exchange, method, route))
             if exchange.status >= SERVER_ERROR:
                 span.set_status(Status(StatusCode.ERROR))
             context = set_span_in_context(span)
-            for name, intervals in exchange.stages.intervals().items():
+            for name, intervals in exchange.context.stages.intervals().items():
                 for began, ended in intervals:
                     child = self._tracer.start_span(name, context, start_time=_nanoseconds(began, offset))
                     child.end(_nanoseconds(ended, offset))
@@ -92,14 +92,14 @@ def _attributes(exchange: Exchange, method: str, route: str | None) -> dict[str,
     found: dict[str, str | int] = {
         "http.request.method": method,
         "http.response.status_code": exchange.status,
-        "leuko.request_id": exchange.request_id,
+        "leuko.request_id": exchange.context.request_id,
     }
     if route is not None:
         found["http.route"] = route
-    if "model_sha256" in exchange.findings:
-        found["leuko.model.sha256"] = exchange.findings["model_sha256"]
-    if "images" in exchange.findings:
-        found["leuko.images"] = len(exchange.findings["images"])
+    if "model_sha256" in exchange.context.findings:
+        found["leuko.model.sha256"] = exchange.context.findings["model_sha256"]
+    if "images" in exchange.context.findings:
+        found["leuko.images"] = len(exchange.context.findings["images"])
     return found
 
 

@@ -1,1 +1,1 @@
-"""From pixels to probabilities: a verified bundle, its classifier, and the OpenVINO and torch engines."""
+"""Pixels to probabilities: a verified bundle, its classifier, and the OpenVINO and torch engines."""

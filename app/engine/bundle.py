@@ -1,23 +1,28 @@
-"""Reads a model bundle, and believes nothing in it before its hash is right.
+"""Read and verify a model bundle: its configuration against a schema, its files against their hashes.
 
-A bundle is a folder. `config.json` names the sha256 of every other file that is used at run time, so
-the sha256 of `config.json` itself stands for the whole. Weights are never pickled.
+A bundle is a folder. `config.json` has the sha256 of every other file that is used at run time, so the
+sha256 of `config.json` itself identifies the whole bundle. Weights are never pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import reprlib
+from codecs import BOM_UTF8
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails
 
 from app.errors import BundleError
 from app.evaluation.answer_profile import AnswerProfile, parse
 from app.imaging.framing import Preprocessing
 
 FORMAT = 2
+CONFIG = "config.json"
 WEIGHTS, GRAPH, OOD, KNOWN_ANSWER = (
     "model.safetensors",
     "model.int8.onnx",
@@ -33,89 +38,44 @@ class Bundle:
     """A verified bundle."""
 
     path: Path
-    sha256: str  # of config.json, and so of everything
+    sha256: str  # of config.json, which identifies the whole bundle
     name: str
     version: str
     labels: tuple[str, ...]  # in the order of the logits
     preprocessing: Preprocessing
     temperature: float  # logits are divided by it
-    review_confidence: float  # review below
-    review_ood_score: float  # review above
+    review_confidence: float  # cells with a lower confidence go to review
+    review_ood_score: float  # cells with a higher OOD score go to review
     known_answer: tuple[float, ...]  # probabilities of known-answer.png
     files: Mapping[str, str]  # name → sha256
     training: Mapping[str, Any]  # recipe and data
-    scores: Mapping[str, Any]  # on which set → figures
-    reference: AnswerProfile | None = None  # what its answers were like; older bundles have none
+    scores: Mapping[str, Any]  # test set → figures
+    reference: AnswerProfile | None = None  # of the answers on the test set; older bundles have none
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Raises BundleError, naming the file, for anything missing, changed or not understood."""
-    raw = _read(path / "config.json")
-    try:
-        config = json.loads(raw)
-        _check(config)
-        verify(path, config["files"])
-        return _build(path, hashlib.sha256(raw).hexdigest(), config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path / 'config.json'} is not a bundle's configuration: {error!r}") from error
+    """Read the bundle in the folder `path`.
 
-
-def verify(path: Path, files: Mapping[str, str]) -> None:
-    """Compare every file's sha256 with its entry."""
-    if missing := sorted(set(FILES) - set(files)):
-        raise BundleError(f"{path / 'config.json'} names no hash for {', '.join(missing)}")
-    for name, expected in files.items():
-        if Path(name).name != name:
-            raise BundleError(f"{path / 'config.json'} names a file outside the bundle: {name!r}")
-        found = hashlib.sha256(_read(path / name)).hexdigest()
-        if found != expected:
-            raise BundleError(
-                f"{path / name} has sha256 {found}, config.json says {expected}: it was changed"
-            )
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    if config["format"] != FORMAT:
-        raise BundleError(
-            f"bundle format {config['format']!r} is not {FORMAT}; use a matching version of Leuko"
-        )
-    if tuple(config["labels"]) != CLASSES:
-        raise BundleError(f"labels must be {', '.join(CLASSES)} in this order, not {config['labels']}")
-    if len(config["known_answer"]) != len(CLASSES):
-        raise BundleError("known_answer needs one probability for each label")
-    if not config["temperature"] > 0:
-        raise BundleError(f"temperature must be positive, not {config['temperature']}")
-
-
-def _build(path: Path, sha256: str, config: Mapping[str, Any]) -> Bundle:
-    table = config["preprocessing"]
-    known = {field.name for field in fields(Preprocessing)}
-    if set(table) != known:
-        raise BundleError(
-            f"preprocessing must give {', '.join(sorted(known))}, not {', '.join(sorted(table))}"
-        )
-    if table["size"] != 224:
-        raise BundleError(f"preprocessing: size must be 224, not {table['size']}")
-    if table["framing"] not in ("nucleus", "whole"):
-        raise BundleError(f"preprocessing: framing must be nucleus or whole, not {table['framing']!r}")
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
-    }
+    Raises BundleError, which names the file, if a file is missing, altered or invalid.
+    """
+    raw = _read(path / CONFIG)
+    config = _parse(raw, path / CONFIG)
+    _verify(path, config.files)
     return Bundle(
         path=path,
-        sha256=sha256,
-        name=str(config["name"]),
-        version=str(config["version"]),
-        labels=tuple(config["labels"]),
-        preprocessing=Preprocessing(**values),
-        temperature=float(config["temperature"]),
-        review_confidence=float(config["review"]["confidence"]),
-        review_ood_score=float(config["review"]["ood_score"]),
-        known_answer=tuple(map(float, config["known_answer"])),
-        files=dict(config["files"]),
-        training=config["training"],
-        scores=config["scores"],
-        reference=parse(config["reference"], config["labels"]) if "reference" in config else None,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        name=config.name,
+        version=config.version,
+        labels=config.labels,
+        preprocessing=Preprocessing(**config.preprocessing.model_dump()),
+        temperature=config.temperature,
+        review_confidence=config.review.confidence,
+        review_ood_score=config.review.ood_score,
+        known_answer=config.known_answer,
+        files=config.files,
+        training=config.training,
+        scores=config.scores,
+        reference=config.reference,
     )
 
 
@@ -124,3 +84,115 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _verify(path: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        sha256 = hashlib.sha256(_read(path / name)).hexdigest()
+        if sha256 != expected:
+            raise BundleError(f"{path / name} has sha256 {sha256}, {CONFIG} says {expected}: it was changed")
+
+
+def _check_format(value: int) -> int:
+    if value != FORMAT:
+        raise ValueError(f"must be {FORMAT}, not {value}: use a matching version of Leuko")
+    return value
+
+
+def _check_labels(value: Any) -> tuple[str, ...]:
+    if value != list(CLASSES):
+        raise ValueError(f"must be {', '.join(CLASSES)} in this order, not {reprlib.repr(value)}")
+    return CLASSES
+
+
+def _check_known_answer(value: tuple[float, ...]) -> tuple[float, ...]:
+    if len(value) != len(CLASSES):
+        raise ValueError(f"must have one probability for each label ({len(CLASSES)}), not {len(value)}")
+    return value
+
+
+def _check_files(value: dict[str, str]) -> dict[str, str]:
+    if missing := [name for name in FILES if name not in value]:
+        raise ValueError(f"must have the sha256 of {', '.join(missing)}")
+    for name in value:
+        if Path(name).name != name or "\0" in name:
+            raise ValueError(f"must not name a file outside the bundle: {name!r}")
+    return value
+
+
+def _parse_reference(value: Any) -> AnswerProfile:
+    try:
+        return parse(value, CLASSES)
+    except (BundleError, OverflowError) as error:
+        raise ValueError(f"is invalid: {error}") from error
+
+
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Preprocessing(_Table, extra="forbid"):
+    """The fields of `Preprocessing`, all of them required."""
+
+    size: Literal[224]
+    framing: Literal["nucleus", "whole"]
+    margin: Positive
+    white_point: bool
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+
+
+class _Review(_Table):
+    confidence: float
+    ood_score: float
+
+
+class _Config(_Table):
+    """The parts of `config.json` that are read here; others are ignored."""
+
+    format: Annotated[int, AfterValidator(_check_format)]
+    name: str
+    version: str
+    labels: Annotated[tuple[str, ...], PlainValidator(_check_labels)]
+    preprocessing: _Preprocessing
+    temperature: Positive
+    review: _Review
+    known_answer: Annotated[tuple[Probability, ...], AfterValidator(_check_known_answer)]
+    files: Annotated[dict[str, str], AfterValidator(_check_files)]
+    training: dict[str, Any]
+    scores: dict[str, Any]
+    reference: Annotated[AnswerProfile | None, PlainValidator(_parse_reference)] = None
+
+
+def _parse(raw: bytes, path: Path) -> _Config:
+    """Raise one BundleError for all invalid fields."""
+    try:
+        return _Config.model_validate_json(raw.removeprefix(BOM_UTF8))
+    except ValidationError as error:
+        errors = error.errors()
+        # The fields of another format are unknown here.
+        errors = [item for item in errors if item["loc"] == ("format",) and "ctx" in item] or errors
+        raise BundleError(
+            f"{path} is not a valid bundle configuration: {'; '.join(map(_explain, errors))}"
+        ) from error
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Name the field, its allowed values and its present value."""
+    field, message = ".".join(map(str, error["loc"])) or "the document", error["msg"]
+    match error["type"]:
+        case "missing":
+            return f"{field} is missing"
+        case "extra_forbidden":
+            return f"{field} is unknown"
+        case "value_error":
+            return f"{field} {error['ctx']['error']}"
+        case "json_invalid":
+            return message
+    if message.startswith("Input should be"):
+        return f"{field} {message.replace('Input should', 'must')}, not {reprlib.repr(error['input'])}"
+    return f"{field}: {message}"

@@ -1,4 +1,4 @@
-"""Engine output → calibrated probabilities, review flags and class-activation maps."""
+"""Turn engine output into calibrated probabilities, review flags and class-activation maps."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from app.errors import BundleError, EngineError
 from app.imaging.decode import decode
 from app.imaging.framing import Cell, frame_cell
 
-KNOWN_ANSWER_TOLERANCE = 0.05  # int8 kernels differ a little from one processor to the next
+KNOWN_ANSWER_TOLERANCE = 0.05  # int8 kernels differ slightly between processors
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What Leuko says of one cell."""
+    """The answer for one cell."""
 
     label: str
     confidence: float  # the label's probability
     probabilities: tuple[float, ...]  # calibrated, in the order of the bundle's labels, sum 1
-    ood_score: float  # distance from the cells trained on; near 1 for a cell like them
+    ood_score: float  # distance from the training cells; near 1 for a cell like them
     review_reasons: tuple[str, ...]  # low_confidence, out_of_distribution
     cam: Floats | None = None  # [7, 7] in 0 to 1
 
@@ -41,32 +41,35 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How far a cell is from those trained on: from the k-th nearest in feature space (Sun et al. 2022)."""
+    """Out-of-distribution score: distance to the k-th nearest training cell in feature space.
 
-    bank: Floats  # [m, 512], features of cells trained on
+    Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors".
+    """
+
+    bank: Floats  # [m, 512], features of training cells
     k: int
-    scale: float  # the distance that is typical of the bank's own cells
+    scale: float  # typical distance among the bank's own cells
 
     def score(self, features: Floats) -> Floats:
-        """features [n, 512] → distances [n] over `scale`, Euclidean: near 1 for cells like the bank's."""
-        lengths = np.square(features).sum(1)[:, None] + self._lengths
-        squared = lengths - 2 * features @ self._columns
+        """features [n, 512] → Euclidean distances [n] ÷ `scale`: near 1 for cells like those of the bank."""
+        norms = np.square(features).sum(1)[:, None] + self._squared_norms
+        squared = norms - 2 * features @ self._columns
         nearest = np.partition(squared, self.k - 1, axis=1)[:, self.k - 1]
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
         return distances / np.float32(self.scale)
 
     @cached_property
     def _columns(self) -> Floats:
-        return np.ascontiguousarray(self.bank.T)  # a third of the time that BLAS takes with a view
+        return np.ascontiguousarray(self.bank.T)  # BLAS is three times as fast as with a view
 
     @cached_property
-    def _lengths(self) -> Floats:
-        lengths: Floats = np.square(self.bank).sum(1)
-        return lengths
+    def _squared_norms(self) -> Floats:
+        squared_norms: Floats = np.square(self.bank).sum(1)
+        return squared_norms
 
 
 class Classifier:
-    """A bundle on an engine; any number of threads may call."""
+    """A bundle and the engine that runs it; thread-safe."""
 
     def __init__(self, bundle: Bundle, engine: Engine, neighbours: Neighbours, head: Floats) -> None:
         self.bundle = bundle
@@ -75,7 +78,7 @@ class Classifier:
         self._head = head  # [classes, 512]
 
     def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
-        """One answer a cell, in order; a cell whose logits are not finite gets an error of its own."""
+        """Return one answer per cell, in order; an EngineError for a cell whose output is not finite."""
         pixels = np.stack([cell.pixels for cell in cells])
         output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), exclusive=exclusive)
         probabilities = softmax(output.logits / self.bundle.temperature)
@@ -110,21 +113,21 @@ class Classifier:
         )
 
     def warm_up(self, max_batch: int) -> None:
-        """Run every batch size that will occur, then the known answer; BundleError if that is wrong."""
+        """Run every batch size up to `max_batch`, then check the known answer. Raises BundleError."""
         self.engine.warm_up(max_batch, self.bundle.preprocessing.size)
         self.check()
 
     def check(self) -> None:
-        """Raises BundleError when the known answer does not come out."""
+        """Raise BundleError if the engine's answer to `known-answer.png` is not the bundle's."""
         image = decode((self.bundle.path / KNOWN_ANSWER).read_bytes())
         cell = frame_cell(image, self.bundle.preprocessing)
         answer = self.classify([cell])[0]
-        found = None if isinstance(answer, EngineError) else answer.probabilities
+        computed = None if isinstance(answer, EngineError) else answer.probabilities
         expected = self.bundle.known_answer
-        if found is None or np.abs(np.subtract(found, expected)).max() > KNOWN_ANSWER_TOLERANCE:
+        if computed is None or np.abs(np.subtract(computed, expected)).max() > KNOWN_ANSWER_TOLERANCE:
             raise BundleError(
-                f"{self.engine.name} on {self.engine.device} answers {found} to {KNOWN_ANSWER}, the bundle "
-                f"expects {expected}: this engine does not compute the bundle's network here"
+                f"{self.engine.name} on {self.engine.device} answers {computed} to {KNOWN_ANSWER}, the "
+                f"bundle expects {expected}: this engine does not compute the bundle's network here"
             )
 
 
@@ -137,10 +140,10 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def class_activation_map(maps: Floats, weights: Floats) -> Floats:
-    """maps [512, 7, 7], the class's row of the final layer [512] → [7, 7] scaled to 0 to 1.
+    """maps [512, 7, 7], the class's row of the final layer [512] → [7, 7], scaled to 0 to 1.
 
-    Global pooling makes the logit the mean of this map plus a bias, so it is exact and needs no
-    gradient (Zhou et al. 2016).
+    With global pooling the logit is the mean of the unscaled map plus a bias, so the map is exact and needs
+    no gradient (Zhou et al. 2016).
     """
     cam = np.tensordot(weights, maps, axes=1)
     low, high = cam.min(), cam.max()
@@ -149,16 +152,20 @@ def class_activation_map(maps: Floats, weights: Floats) -> Floats:
 
 
 def load_classifier(path: Path, engine: str = "auto", threads: int = 0) -> Classifier:
-    """Verify the bundle at `path` and put it on an engine: auto, openvino or torch."""
+    """Verify the bundle in the folder `path` and load it into an engine: auto, openvino or torch.
+
+    threads: 0 for the engine's default. Raises BundleError.
+    """
     bundle = load_bundle(path)
     neighbours, head = read_neighbours(path), read_head(path)
     if head.shape[1] != neighbours.bank.shape[1]:
         raise BundleError(f"{path}: {OOD} has shape {neighbours.bank.shape}, the final layer {head.shape}")
-    threadpool_limits(1, "blas")  # NumPy's own threads would take the cores from the engine's
+    threadpool_limits(1, "blas")  # NumPy's own threads would compete with the engine's
     return Classifier(bundle, load_engine(bundle, engine, threads), neighbours, head)
 
 
 def read_neighbours(path: Path) -> Neighbours:
+    """Read the bundle's bank of features. Raises BundleError."""
     arrays = _read_arrays(path / OOD, ("bank", "k", "scale"))
     bank, k, scale = arrays["bank"], int(arrays["k"].item()), float(arrays["scale"].item())
     if not (0 < k <= len(bank) and scale > 0):
@@ -167,7 +174,7 @@ def read_neighbours(path: Path) -> Neighbours:
 
 
 def read_head(path: Path) -> Floats:
-    """The final layer's weights [classes, 512]."""
+    """Read the final layer's weights [classes, 512]. Raises BundleError."""
     return _read_arrays(path / WEIGHTS, ("fc.weight",))["fc.weight"]
 
 
@@ -180,6 +187,7 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Floats]:
 
 
 def load_engine(bundle: Bundle, name: str, threads: int) -> Engine:
+    """Load the bundle's network into the engine `name`; auto: torch with CUDA, else openvino."""
     if name == "auto":
         name = "torch" if has_cuda() else "openvino"
     if name == "openvino":
@@ -189,7 +197,7 @@ def load_engine(bundle: Bundle, name: str, threads: int) -> Engine:
     if name == "torch":
         if find_spec("torch") is None:
             raise BundleError(
-                "engine torch is asked for but torch is not installed: install the extra `torch`"
+                "the engine torch needs torch, which is not installed: install the extra `torch`"
             )
         from app.engine.torch import TorchEngine
 
@@ -198,7 +206,7 @@ def load_engine(bundle: Bundle, name: str, threads: int) -> Engine:
 
 
 def has_cuda() -> bool:
-    """Without importing torch, which costs seconds, where no NVIDIA driver is loaded."""
+    """Tell whether torch can use a GPU; without an NVIDIA driver, do so without the slow import of torch."""
     if not Path("/dev/nvidiactl").exists() or find_spec("torch") is None:
         return False
     import torch

@@ -1,4 +1,4 @@
-"""What an engine is: pixels in, logits and features out."""
+"""The interface of an engine: pixels in, logits and features out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Output:
-    """A batch of n images after the network.
+    """The network's output for a batch of n images.
 
-    logits [n, classes]; features [n, 512], the pooled last layer; maps [n, 512, 7, 7], the same
-    layer before pooling, only when asked for.
+    logits [n, classes]; features [n, 512], the pooled last convolutional layer; maps [n, 512, 7, 7], the same
+    layer before pooling, only on request.
     """
 
     logits: Floats
@@ -31,13 +31,16 @@ class Engine(Protocol):
 
     name: str
     device: str
-    workers: int  # threads that decode and call, beyond which it is hardly busier
-    batch: int  # images in one call, beyond which it gets hardly faster
+    workers: int  # threads that decode and call `infer`; more hardly raise the throughput
+    batch: int  # images per call; more hardly raise the throughput
 
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:
-        """pixels: RGB uint8 [n, 224, 224, 3], n of any size; exclusive: no other call is under way."""
+        """Run the network on RGB uint8 [n, 224, 224, 3], n of any size.
+
+        exclusive: the caller expects no concurrent call, so this one may use all threads.
+        """
         ...
 
     def warm_up(self, batch: int, size: int) -> None:
-        """Run every number of images, up to `batch`, of size × size pixels, so that none is slow later."""
+        """Run every batch size from 1 to `batch` at size × size pixels, so that no later call is slow."""
         ...

@@ -1,4 +1,4 @@
-"""Runs a bundle's int8 graph on the CPU with OpenVINO."""
+"""Run a bundle's int8 graph on the CPU with OpenVINO."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from app.engine.interface import Output
 from app.errors import BundleError
 from app.imaging.framing import Pixels
 
-BATCH = 4  # within 3 % of the speed of 32; memory grows with every size of batch
-MOST_STREAMS = 8  # Python feeds hardly more
+BATCH = 4  # within 3 % of the throughput of 32; every batch size takes memory
+MOST_STREAMS = 8  # Python can hardly supply more
 OUTPUTS = ("logits", "features", "maps")
 
 
 class OpenVinoEngine:
-    """A call that is alone has all threads to itself; several at a time have a stream of threads each.
+    """An exclusive call uses all threads; concurrent calls get one stream of threads each.
 
-    What all threads share ends with the slowest of them, so that decoding beside it holds up every core.
+    A call on all threads ends with the slowest of them, so decoding beside it would delay every core.
     """
 
     name = "openvino"
@@ -34,27 +34,27 @@ class OpenVinoEngine:
         path = bundle.path / GRAPH
         try:
             model = self._core.read_model(path)
-            whole = self._compile(model, 1, threads)
-            streams = min(MOST_STREAMS, int(whole.get_property("INFERENCE_NUM_THREADS")))
+            single = self._compile(model, 1, threads)
+            streams = min(MOST_STREAMS, int(single.get_property("INFERENCE_NUM_THREADS")))
             self._streams = _Requests(self._compile(model, streams, threads), streams)
         except RuntimeError as error:
             raise BundleError(f"{path} is not a graph that OpenVINO can run: {error}") from error
-        self._whole = _Requests(whole, 1)
+        self._all_threads = _Requests(single, 1)
         self._changed = Condition()
         self._calls = 0
         self._exclusive = False
         self.batch = BATCH
-        self.workers = streams + 1  # one decodes while the streams are busy
+        self.workers = streams + 1  # one thread decodes while the streams are busy
         self.device = f"cpu ({self._core.get_property('CPU', 'FULL_DEVICE_NAME')})"
 
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:
-        with self._turn(exclusive) as requests, requests.one() as request:
+        with self._turn(exclusive) as requests, requests.take() as request:
             request.infer([pixels], share_inputs=True, share_outputs=True)
             logits, features, last = (request.get_tensor(name).data for name in OUTPUTS)
             return Output(logits.copy(), features.copy(), last.copy() if maps else None)
 
     def warm_up(self, batch: int, size: int) -> None:
-        self._whole.run(np.zeros((1, size, size, 3), np.uint8))
+        self._all_threads.run(np.zeros((1, size, size, 3), np.uint8))
         for n in range(1, batch + 1):
             self._streams.run(np.zeros((n, size, size, 3), np.uint8))
 
@@ -66,12 +66,13 @@ class OpenVinoEngine:
 
     @contextmanager
     def _turn(self, exclusive: bool) -> Iterator[_Requests]:
+        """Wait for an exclusive call to end; be exclusive only if no other call is running."""
         with self._changed:
             self._changed.wait_for(lambda: not self._exclusive)
             exclusive = self._exclusive = exclusive and not self._calls
             self._calls += 1
         try:
-            yield self._whole if exclusive else self._streams
+            yield self._all_threads if exclusive else self._streams
         finally:
             with self._changed:
                 self._calls -= 1
@@ -81,7 +82,7 @@ class OpenVinoEngine:
 
 
 class _Requests:
-    """As many as there are streams; who comes when all are taken waits."""
+    """A pool with one inference request per stream; callers wait for a free one."""
 
     def __init__(self, compiled: openvino.CompiledModel, count: int) -> None:
         self._count = count
@@ -90,7 +91,7 @@ class _Requests:
             self._free.put(compiled.create_infer_request())
 
     @contextmanager
-    def one(self) -> Iterator[openvino.InferRequest]:
+    def take(self) -> Iterator[openvino.InferRequest]:
         request = self._free.get()
         try:
             yield request
@@ -98,10 +99,10 @@ class _Requests:
             self._free.put(request)
 
     def run(self, pixels: Pixels) -> None:
-        """On every stream at once."""
+        """Run the pixels on every stream at once."""
 
         def infer(_: int) -> None:
-            with self.one() as request:
+            with self.take() as request:
                 request.infer([pixels], share_inputs=True)
 
         with ThreadPoolExecutor(self._count) as pool:

@@ -18,7 +18,7 @@ EPSILON = 1e-5  # torchvision's, in every batch normalisation
 
 
 class ResNet18(nn.Module):
-    """The network of He et al. 2016 from pixels, its parts named as torchvision's.
+    """The network of He et al. 2016, on unnormalised pixels; modules are named as in torchvision.
 
     RGB uint8 [n, h, w, 3] → logits [n, classes], features [n, 512], maps [n, 512, h/32, w/32].
     """
@@ -29,7 +29,7 @@ class ResNet18(nn.Module):
     def __init__(self, classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         mean, std = (channels(values) for values in (preprocessing.mean, preprocessing.std))
-        # This stays apart: the first convolution's padding is zero after it, not before.
+        # Not folded into the first convolution: its zero padding applies to normalised pixels.
         self.register_buffer("scale", 1 / std, persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.conv1 = Convolution(3, 64, side=7, stride=2)
@@ -48,6 +48,8 @@ class ResNet18(nn.Module):
 
 
 class Block(nn.Module):
+    """A residual block of two convolutions."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         stride = outputs // inputs
@@ -62,13 +64,15 @@ class Block(nn.Module):
 
 
 class Convolution(nn.Conv2d):
+    """A convolution with a bias, in place of torchvision's batch normalisation."""
+
     def __init__(self, inputs: int, outputs: int, side: int = 3, stride: int = 1) -> None:
         super().__init__(inputs, outputs, side, stride, padding=side // 2)
-        # Stride, padding, dilation and groups, as cuDNN's functions want them.
+        # Stride, padding, dilation and groups, in the order of cuDNN's functions.
         self._geometry = ((stride, stride), (side // 2, side // 2), (1, 1), 1)
 
     def relu(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """ReLU of the convolution, of its sum with the shortcut if there is one; on a GPU in one kernel."""
+        """Return ReLU(convolution + shortcut), the shortcut optional; on a GPU in one kernel."""
         if not x.is_cuda:
             return relu(self(x) if shortcut is None else self(x) + shortcut)
         if shortcut is None:
@@ -77,7 +81,7 @@ class Convolution(nn.Conv2d):
 
 
 def load_resnet18(bundle: Bundle) -> ResNet18:
-    """The bundle's network in float32, whatever precision it is stored in."""
+    """Load the bundle's network in float32, whatever the stored precision. Raises BundleError."""
     network = ResNet18(len(bundle.labels), bundle.preprocessing)
     try:
         network.load_state_dict(fold(load_file(bundle.path / WEIGHTS)))
@@ -87,7 +91,7 @@ def load_resnet18(bundle: Bundle) -> ResNet18:
 
 
 def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's state of a ResNet → that of the same function without batch normalisation."""
+    """Fold each batch normalisation of torchvision's ResNet into the convolution before it."""
     state = {key: value.float() for key, value in state.items() if not key.endswith("num_batches_tracked")}
     for norm in [key.removesuffix(".running_mean") for key in state if key.endswith(".running_mean")]:
         conv = convolution_of(norm)
@@ -98,10 +102,10 @@ def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convolution_of(norm: str) -> str:
-    """The convolution that a batch normalisation of torchvision's ResNet follows."""
+    """Return the name of the convolution before a batch normalisation in torchvision's ResNet."""
     return norm.replace("downsample.1", "downsample.0").replace("bn", "conv")
 
 
 def channels(values: Sequence[float]) -> Tensor:
-    """[3] in 0 to 1 → [3, 1, 1] in 0 to 255."""
+    """[3], of pixels in 0 to 1 → [3, 1, 1], of pixels in 0 to 255."""
     return torch.tensor(values, dtype=torch.float32).view(3, 1, 1) * 255

@@ -1,4 +1,4 @@
-"""Runs a bundle's network in torch: on CUDA or, without a GPU, on the CPU."""
+"""Run a bundle's network in torch, on CUDA or, without a GPU, on the CPU."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from app.engine.interface import Output
 from app.engine.resnet18 import ResNet18, load_resnet18
 from app.imaging.framing import Pixels
 
-WORKERS = 3  # Python decodes no more beside a GPU in one process, however many cores there are
+WORKERS = 3  # beside a GPU, more in one process add no throughput, on any number of cores
 LANES = 2  # on a GPU
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches on a GPU
-# torch captures one graph at a time in a process, and during it nobody may wait for the device or give memory
-# back, which it does before each and we do after the last: hence one model is prepared at a time.
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on a GPU
+# torch captures one CUDA graph at a time per process. During a capture no thread may synchronise the device
+# or release memory. torch does both before each capture, and `prepare` after the last: hence one model at a
+# time is prepared.
 PREPARING = Lock()
 
-Pool = Any  # of CUDA memory: torch keeps its type to itself
+Pool = Any  # a CUDA memory pool; torch exports no type for it
 Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # pixels → logits, features, maps
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What one call at a time uses."""
+    """The resources of one call: a CUDA stream and the network on it."""
 
     stream: torch.cuda.Stream | None
     run: Run
@@ -40,7 +41,7 @@ class Lane:
 class TorchEngine:
     """Half precision, channels-last and CUDA graphs on a GPU; float32 on the CPU.
 
-    On a GPU each of several calls has a lane, so that one copies while another computes.
+    On a GPU each concurrent call has a lane of its own, so that one copies while another computes.
     """
 
     name = "torch"
@@ -49,10 +50,9 @@ class TorchEngine:
         cuda = torch.cuda.is_available()
         self.device = f"cuda ({torch.cuda.get_device_name()})" if cuda else "cpu"
         self.batch = SIZES[-1] if cuda else 8
-        # While one of them runs the network, the others decode.
-        self.workers = WORKERS if cuda else 2
+        self.workers = WORKERS if cuda else 2  # one runs the network while the others decode
         if threads or cuda:
-            torch.set_num_threads(threads or 1)  # beside a GPU they would only copy, and spin
+            torch.set_num_threads(threads or 1)  # beside a GPU, more threads only copy and busy-wait
         torch.backends.cudnn.benchmark = cuda
         network = load_resnet18(bundle).to(memory_format=torch.channels_last)
         self._free: SimpleQueue[Lane] = SimpleQueue()
@@ -64,14 +64,14 @@ class TorchEngine:
         lane = self._free.get()
         try:
             with torch.cuda.stream(lane.stream):
-                # Each is read before the next, which overwrites what a graph takes and gives.
-                turns = [
-                    _read(*lane.run(turn), maps=maps)
-                    for turn in torch.split(torch.from_numpy(pixels), self.batch)
+                # Each output is copied before the next run, which overwrites the graph's input and output.
+                outputs = [
+                    _read(*lane.run(batch), maps=maps)
+                    for batch in torch.split(torch.from_numpy(pixels), self.batch)
                 ]
         finally:
             self._free.put(lane)
-        return turns[0] if len(turns) == 1 else _join(turns)
+        return outputs[0] if len(outputs) == 1 else _join(outputs)
 
     def warm_up(self, batch: int, size: int) -> None:
         for n in range(1, batch + 1):
@@ -80,12 +80,12 @@ class TorchEngine:
 
 @torch.inference_mode()
 def prepare(network: ResNet18, side: int) -> list[Lane]:
-    """On a GPU, where others may be answering."""
+    """Move the network to the GPU and make its lanes, while other models may be answering."""
     device = torch.device("cuda")
     with PREPARING:
         network.to(device).half()
         lanes = [Lane(_stream(), Sized(network, side, device)) for _ in range(LANES)]
-        torch.cuda.empty_cache()  # of what finding the fastest kernels took
+        torch.cuda.empty_cache()  # workspace of cuDNN's benchmark
     return lanes
 
 
@@ -111,22 +111,25 @@ def _join(outputs: Sequence[Output]) -> Output:
 
 
 class Sized:
-    """Runs n images as the next of `SIZES`, all prepared beforehand: nothing else may run meanwhile."""
+    """Run n images as a batch of the smallest sufficient size in `SIZES`, all prepared in advance.
+
+    One call at a time: the graphs share memory.
+    """
 
     def __init__(self, network: Run, side: int, device: torch.device) -> None:
-        # Graphs that never run at the same time may share their memory.
+        # Graphs that never run at the same time can share memory.
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._watchdog = {n: Fixed(network, side, device, n, pool) for n in SIZES}
+        self._batches = {n: Fixed(network, side, device, n, pool) for n in SIZES}
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._watchdog[next(size for size in SIZES if size >= len(pixels))](pixels)
+        return self._batches[next(size for size in SIZES if size >= len(pixels))](pixels)
 
 
 class Fixed:
-    """A batch whose memory never moves, as a CUDA graph needs it; on the CPU the network simply runs.
+    """A batch of n images in memory that never moves, as a CUDA graph needs it; on the CPU, without a graph.
 
-    Fewer than n images leave the last places as they were, and their outputs out. What it returns is
-    overwritten by the next call.
+    With fewer than n images, the remaining places keep their old content, and their outputs are dropped.
+    The next call overwrites the returned tensors.
     """
 
     def __init__(self, network: Run, side: int, device: torch.device, n: int, pool: Pool = None) -> None:
@@ -144,7 +147,10 @@ class Fixed:
 
 
 def _capture(network: Run, pixels: Tensor, pool: Pool) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-    """https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
+    """Capture the network on `pixels` as a CUDA graph; return a function that replays it.
+
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
     stream = _stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -152,8 +158,8 @@ def _capture(network: Run, pixels: Tensor, pool: Pool) -> Callable[[], tuple[Ten
             network(pixels)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # In the mode "global", what threads that answer meanwhile copy, allocate and wait for would be errors:
-    # theirs, and the capture's.
+    # In the mode "global", any copy, allocation or synchronisation in another thread would fail and would
+    # invalidate the capture.
     with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
         outputs = network(pixels)
 

@@ -1,1 +1,1 @@
-"""From labels and answers to figures: scores, intervals, answer profiles, differential counts."""
+"""Statistics of labels and answers: scores, intervals, answer profiles, differential counts."""

@@ -1,4 +1,8 @@
-"""What the answers on a set are like as a whole, which a bundle carries for later ones to be held against."""
+"""Answer profiles: the distribution of a model's answers on a set of images.
+
+A bundle carries the profile of its answers on its reference set (the key `reference` of config.json).
+`leuko drift` compares the answers of a period with it.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,31 @@ from typing import Any
 
 from app.errors import BundleError
 
-# Upper edges, each inclusive, as Prometheus has them; what is above the last is counted too.
+# Inclusive upper edges, as in Prometheus; values above the last edge have a bin of their own.
 CONFIDENCE_EDGES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 OOD_EDGES = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """counts: one for each of `edges`, and one above them."""
+    """counts: one for each of `edges` and one for values above the last."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     mean: float
 
     def below(self) -> list[int]:
-        """How many are at or below each edge, and how many there are."""
+        """Return the number of values at or below each edge, and the total."""
         return [*accumulate(self.counts)]
 
 
 @dataclass(frozen=True)
 class AnswerProfile:
-    """of: what the images were; labels: predicted class → images; review: images that a person must see."""
+    """Histograms of the labels, confidence and ood_score of a model's answers on a set of images.
+
+    of: description of the set; n: images in it; labels: predicted class → images; review: images marked
+    for review.
+    """
 
     of: str
     n: int
@@ -49,7 +57,7 @@ class AnswerProfile:
 
 @dataclass(frozen=True)
 class Seen:
-    """One answer, as far as it matters here."""
+    """The parts of one answer that a profile counts."""
 
     label: str
     confidence: float
@@ -58,7 +66,7 @@ class Seen:
 
 
 class Counts:
-    """A histogram that grows."""
+    """A histogram to which values are added one by one."""
 
     def __init__(self, edges: tuple[float, ...]) -> None:
         self._edges = edges
@@ -74,15 +82,18 @@ class Counts:
 
 
 def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> AnswerProfile:
-    """names: the classes, all of which are counted. The answers are not kept: there may be millions."""
+    """Return the profile of the answers, without storing them: there may be millions.
+
+    names: the classes, each of which gets a count; of: description of the images.
+    """
     labels = dict.fromkeys(names, 0)
     confidence, ood_score = Counts(CONFIDENCE_EDGES), Counts(OOD_EDGES)
     review = 0
-    for one in answers:
-        labels[one.label] += 1
-        confidence.add(one.confidence)
-        ood_score.add(one.ood_score)
-        review += one.review
+    for answer in answers:
+        labels[answer.label] += 1
+        confidence.add(answer.confidence)
+        ood_score.add(answer.ood_score)
+        review += answer.review
     return AnswerProfile(
         of=of,
         n=sum(labels.values()),
@@ -93,22 +104,22 @@ def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> AnswerP
     )
 
 
-def dump(reference: AnswerProfile) -> dict[str, Any]:
-    """For JSON; `parse` reads it."""
+def dump(profile: AnswerProfile) -> dict[str, Any]:
+    """Return a JSON-ready table, which `parse` reads; means are rounded to 4 digits."""
     return {
-        "of": reference.of,
-        "n": reference.n,
-        "labels": dict(reference.labels),
-        "review": reference.review,
-        "confidence": _dump(reference.confidence),
-        "ood_score": _dump(reference.ood_score),
+        "of": profile.of,
+        "n": profile.n,
+        "labels": dict(profile.labels),
+        "review": profile.review,
+        "confidence": _dump(profile.confidence),
+        "ood_score": _dump(profile.ood_score),
     }
 
 
 def parse(table: Mapping[str, Any], names: Sequence[str]) -> AnswerProfile:
-    """Raises BundleError for what `dump` would not write."""
+    """Read what `dump` returned. Raise BundleError if a value is missing or wrong."""
     try:
-        found = AnswerProfile(
+        profile = AnswerProfile(
             of=str(table["of"]),
             n=int(table["n"]),
             labels={name: int(table["labels"][name]) for name in names},
@@ -117,11 +128,11 @@ def parse(table: Mapping[str, Any], names: Sequence[str]) -> AnswerProfile:
             ood_score=_parse(table["ood_score"], OOD_EDGES),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"reference is not what answers were like: {error!r}") from error
-    sums = {sum(found.labels.values()), sum(found.confidence.counts), sum(found.ood_score.counts)}
-    if found.n < 1 or sums != {found.n} or not 0 <= found.review <= found.n:
-        raise BundleError(f"reference: its counts do not add up to its {found.n} images")
-    return found
+        raise BundleError(f"reference is not a valid answer profile: {error!r}") from error
+    sums = {sum(profile.labels.values()), sum(profile.confidence.counts), sum(profile.ood_score.counts)}
+    if profile.n < 1 or sums != {profile.n} or not 0 <= profile.review <= profile.n:
+        raise BundleError(f"reference is not a valid answer profile: its counts do not match n, {profile.n}")
+    return profile
 
 
 def _dump(histogram: Histogram) -> dict[str, Any]:
@@ -135,5 +146,5 @@ def _dump(histogram: Histogram) -> dict[str, Any]:
 def _parse(table: Mapping[str, Any], edges: tuple[float, ...]) -> Histogram:
     counts = tuple(int(count) for count in table["counts"])
     if tuple(table["edges"]) != edges or len(counts) != len(edges) + 1 or min(counts) < 0:
-        raise ValueError(f"a histogram has the edges {edges}, and a count more")
+        raise ValueError(f"a histogram must have the edges {edges}, and one count more than edges")
     return Histogram(edges, counts, float(table["mean"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +15,31 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Intervals:
     level: float
-    unit: str  # "image" | "group"
+    unit: Literal["image", "group"]
     accuracy: tuple[float, float]
     macro_f1: tuple[float, float]
 
 
 def confusion_tables(units: Ints, labels: Ints, predictions: Ints, classes: int) -> Ints:
-    """One confusion matrix per unit, [units, true, predicted]; units numbers the source of each image."""
+    """Return a confusion matrix per unit, [units, true, predicted]; units: the unit number of each image."""
     cells = (units * classes + labels) * classes + predictions
     size = (int(units.max()) + 1) * classes**2
     return np.bincount(cells, minlength=size).reshape(-1, classes, classes)
 
 
 def true_classes(tables: Ints) -> Ints:
-    """The class of each unit: its majority true label, the lowest index where two are equal."""
-    found: Ints = tables.sum(axis=2).argmax(axis=1)
-    return found
+    """Return the class of each unit: its most frequent true label, the lowest index in a tie."""
+    classes: Ints = tables.sum(axis=2).argmax(axis=1)
+    return classes
 
 
-def bootstrap(tables: Ints, *, unit: str, level: float, resamples: int, seed: int) -> Intervals:
-    """Intervals from resamples that keep the number of units of each class.
+def bootstrap(
+    tables: Ints, *, unit: Literal["image", "group"], level: float, resamples: int, seed: int
+) -> Intervals:
+    """Return percentile intervals from a bootstrap stratified by class: resamples keep the units per class.
 
-    Units are drawn whole, so images of one source stay together. A set without a single error, or
-    with one unit per class, has nothing to vary: its interval is a point.
+    Units are drawn whole, so that images of one source stay together. Without any error, or with one unit
+    per class, all resamples are equal and the interval is a point.
     """
     rng = np.random.default_rng(seed)
     strata = true_classes(tables)
@@ -48,7 +51,7 @@ def bootstrap(tables: Ints, *, unit: str, level: float, resamples: int, seed: in
 
 
 def _resample(rng: np.random.Generator, tables: Ints, resamples: int) -> Ints:
-    # Units with the same table are drawn as one: the same distribution, far fewer columns.
+    # Units with equal tables are drawn together: the same distribution with far fewer columns.
     kinds, counts = np.unique(tables.reshape(len(tables), -1), axis=0, return_counts=True)
     weights: Ints = rng.multinomial(len(tables), counts / len(tables), size=resamples)
     return (weights @ kinds).reshape(resamples, *tables.shape[1:])
@@ -59,8 +62,8 @@ def _macro_f1(tables: Ints) -> Floats:
     hits = np.diagonal(tables, axis1=1, axis2=2)
     present = support > 0
     f1 = 2 * hits / np.where(present, support + called, 1)
-    found: Floats = f1.sum(axis=1) / present.sum(axis=1)
-    return found
+    means: Floats = f1.sum(axis=1) / present.sum(axis=1)
+    return means
 
 
 def _percentiles(values: Floats, level: float) -> tuple[float, float]:

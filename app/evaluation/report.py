@@ -1,50 +1,53 @@
-"""Labels and predictions in, the full report out: pure functions over arrays."""
+"""The evaluation report, computed from labels and predictions by pure functions over arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from app.errors import BadLabels
 from app.evaluation.intervals import Floats, Intervals, Ints, bootstrap, confusion_tables, true_classes
 
 Indices = Sequence[int] | NDArray[Any]
 Rows = Sequence[Sequence[float]] | NDArray[Any]
-SUM_TOLERANCE = 1e-3  # how far a row of probabilities may be from 1 before it is refused
+Score = Annotated[float | None, Field(description="null if undefined for these data")]
+
+SUM_TOLERANCE = 1e-3  # a row of probabilities whose sum differs from 1 by more is refused
 
 
+# ClassScores, Average, GroupScores and Intervals are also the wire types: a docstring becomes the description
+# in the OpenAPI document.
+
+
+# One class against the rest. A score is None if its denominator is 0; F1 also without support.
 @dataclass(frozen=True)
 class ClassScores:
-    """One class against the rest; None where the denominator is 0, F1 also where there is no support."""
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    specificity: float | None
+    precision: Score
+    recall: Score
+    f1: Score
+    specificity: Score
     support: int
 
 
+# Means over the classes for which the score is defined; None if it is defined for none. A weighted mean
+# weights these classes by support. An undefined score is left out, not counted as 0: read a macro precision
+# together with `per_class`, which shows a class that was never predicted.
 @dataclass(frozen=True)
 class Average:
-    """Means over the classes where the score is defined; None where it is defined for none.
-
-    A weighted mean weighs those classes by support. An undefined score is left out, not taken as 0:
-    read a macro precision beside `per_class`, which shows the class that was never predicted.
-    """
-
-    precision: float | None
-    recall: float | None
-    f1: float | None
+    precision: Score
+    recall: Score
+    f1: Score
     support: int
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """Sources judged whole, each against its majority true label."""
+    """Scores of whole sources, each classified by the mean probabilities of its images."""
 
     n: int
     accuracy: float
@@ -53,7 +56,7 @@ class GroupScores:
 
 @dataclass(frozen=True)
 class Report:
-    """Field names are those of `POST /evaluate`; `dataclasses.asdict` makes it JSON-ready."""
+    """All metrics of one set, with the field names of `POST /evaluate`; `asdict` makes it JSON-ready."""
 
     n: int
     labels: tuple[str, ...]
@@ -64,13 +67,13 @@ class Report:
     mse: float
     rmse: float
     confusion_matrix: tuple[tuple[int, ...], ...]  # [true][predicted]
-    balanced_accuracy: float | None
-    cohen_kappa: float | None
-    matthews_corrcoef: float | None
-    log_loss: float | None
-    brier: float | None
-    ece: float | None
-    roc_auc_ovr: float | None
+    balanced_accuracy: Score
+    cohen_kappa: Score
+    matthews_corrcoef: Score
+    log_loss: Score
+    brier: Score
+    ece: Score
+    roc_auc_ovr: Score
     confidence_intervals: Intervals
     groups: GroupScores | None
 
@@ -86,21 +89,23 @@ def evaluate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Report:
-    """labels, predictions: class indices [n]; probabilities [n, classes]; groups: the source of each image.
+    """Return the report on labels and predictions, class indices [n], and probabilities [n, classes].
 
-    Predictions default to the most probable class; where both are given, log loss, Brier, ECE and
-    ROC AUC judge the probabilities, all else of images the predictions. Rows of probabilities are
-    rescaled to sum to 1. Raises BadLabels, naming the first bad row.
+    groups: the source of each image; the intervals are then over sources instead of images. Predictions
+    default to the most probable class. If predictions and probabilities are given, log loss, Brier, ECE,
+    ROC AUC and the scores of groups use the probabilities, all other scores the predictions. Rows of
+    probabilities are rescaled to sum to 1. Raise BadLabels, naming the first bad row.
     """
     true = _indices("labels", labels, len(names))
     soft = None if probabilities is None else _probabilities(probabilities, len(true), len(names))
     hard = _predictions(predictions, soft, len(true), len(names))
     units = np.arange(len(true)) if groups is None else _units(groups, len(true))
-    unit = "image" if groups is None else "group"
     tables = confusion_tables(units, true, hard, len(names))
-    intervals = bootstrap(tables, unit=unit, level=level, resamples=resamples, seed=seed)
-    sources = None if groups is None else _group_scores(tables, units, soft)
-    return _report(names, true, hard, soft, tables.sum(axis=0), intervals, sources)
+    intervals = bootstrap(
+        tables, unit="image" if groups is None else "group", level=level, resamples=resamples, seed=seed
+    )
+    group_scores = None if groups is None else _group_scores(tables, units, soft)
+    return _report(names, true, hard, soft, tables.sum(axis=0), intervals, group_scores)
 
 
 def _report(
@@ -110,9 +115,9 @@ def _report(
     soft: Floats | None,
     matrix: Ints,
     intervals: Intervals,
-    sources: GroupScores | None,
+    group_scores: GroupScores | None,
 ) -> Report:
-    # Imported late: scikit-learn costs a server a second or two and 100 MB that /predict never needs.
+    # Imported late: scikit-learn takes 1 to 2 s and 100 MB, which /predict never needs.
     from app.evaluation import scores
 
     per_class = {name: _class_scores(matrix, index) for index, name in enumerate(names)}
@@ -124,7 +129,7 @@ def _report(
         accuracy=float((true == hard).mean()),
         per_class=per_class,
         macro_avg=macro,
-        weighted_avg=_average(per_class.values(), lambda one: one.support),
+        weighted_avg=_average(per_class.values(), lambda scores: scores.support),
         mse=mse,
         rmse=mse**0.5,
         confusion_matrix=tuple(tuple(row) for row in matrix.tolist()),
@@ -133,57 +138,61 @@ def _report(
         matthews_corrcoef=scores.matthews_corrcoef(true, hard),
         **scores.judge(true, soft),
         confidence_intervals=intervals,
-        groups=sources,
+        groups=group_scores,
     )
 
 
 def _class_scores(matrix: Ints, index: int) -> ClassScores:
-    hit = int(matrix[index, index])
-    support, called = int(matrix[index].sum()), int(matrix[:, index].sum())
+    hits = int(matrix[index, index])
+    support, predicted = int(matrix[index].sum()), int(matrix[:, index].sum())
     others = int(matrix.sum()) - support
     return ClassScores(
-        precision=_ratio(hit, called),
-        recall=_ratio(hit, support),
-        f1=_ratio(2 * hit, support + called) if support else None,
-        specificity=_ratio(others - (called - hit), others),
+        precision=_ratio(hits, predicted),
+        recall=_ratio(hits, support),
+        f1=_ratio(2 * hits, support + predicted) if support else None,
+        specificity=_ratio(others - (predicted - hits), others),
         support=support,
     )
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None
 
 
 def _average(classes: Collection[ClassScores], weight: Callable[[ClassScores], int]) -> Average:
     def mean(field: str) -> float | None:
-        found = [(getattr(one, field), weight(one)) for one in classes]
-        defined = [(score, share) for score, share in found if score is not None]
+        weighted = [(getattr(scores, field), weight(scores)) for scores in classes]
+        defined = [(score, share) for score, share in weighted if score is not None]
         return _ratio(sum(score * share for score, share in defined), sum(share for _, share in defined))
 
-    return Average(mean("precision"), mean("recall"), mean("f1"), sum(one.support for one in classes))
+    return Average(mean("precision"), mean("recall"), mean("f1"), sum(scores.support for scores in classes))
 
 
 def _group_scores(tables: Ints, units: Ints, soft: Floats | None) -> GroupScores:
-    """The class of a source is that of its mean probability, or without probabilities its majority vote."""
+    """Score each source as a whole against its most frequent true label.
+
+    The predicted class of a source is that of the highest mean probability; without probabilities it is the
+    most frequent prediction.
+    """
     votes: NDArray[Any] = tables.sum(axis=1)
     if soft is not None:
         votes = np.zeros((len(tables), soft.shape[1]))
-        np.add.at(votes, units, soft)  # a sum points where the mean does
+        np.add.at(votes, units, soft)  # the sum has the same argmax as the mean
     correct = int((votes.argmax(axis=1) == true_classes(tables)).sum())
     return GroupScores(len(tables), correct / len(tables), correct)
 
 
 def _indices(what: str, values: Indices, classes: int) -> Ints:
-    found = np.asarray(values)
-    if not len(found):
+    indices = np.asarray(values)
+    if not len(indices):
         raise BadLabels(f"no {what}: there is nothing to evaluate")
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+    if indices.ndim != 1 or indices.dtype.kind not in "iu":
         raise BadLabels(f"{what} must be whole numbers, the indices of classes")
-    bad = (found < 0) | (found >= classes)
+    bad = (indices < 0) | (indices >= classes)
     if bad.any():
         row = int(bad.argmax())
-        raise BadLabels(f"{what}[{row}] is {found[row]}, not the index of one of {classes} classes")
-    return found.astype(np.int64)
+        raise BadLabels(f"{what}[{row}] is {indices[row]}, not the index of one of {classes} classes")
+    return indices.astype(np.int64)
 
 
 def _predictions(values: Indices | None, soft: Floats | None, n: int, classes: int) -> Ints:
@@ -192,8 +201,8 @@ def _predictions(values: Indices | None, soft: Floats | None, n: int, classes: i
         return _indices("predictions", values, classes)
     if soft is None:
         raise BadLabels("neither predictions nor probabilities are given")
-    found: Ints = soft.argmax(axis=1)
-    return found
+    most_probable: Ints = soft.argmax(axis=1)
+    return most_probable
 
 
 def _probabilities(values: Rows, n: int, classes: int) -> Floats:
@@ -201,16 +210,16 @@ def _probabilities(values: Rows, n: int, classes: int) -> Floats:
     for row, numbers in enumerate(values):
         if np.shape(numbers) != (classes,):
             raise BadLabels(f"probabilities[{row}] is not {classes} numbers, one for each class")
-    found = np.asarray(values, np.float64)
-    # Not a number is outside; huge numbers are clipped, for their sum would overflow.
-    inside = np.all((found >= 0) & (found <= 1 + SUM_TOLERANCE), axis=1)
-    sums = found.clip(0, 2).sum(axis=1, keepdims=True)
+    probabilities = np.asarray(values, np.float64)
+    # NaN is outside; large numbers are clipped, since their sum could overflow.
+    inside = np.all((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE), axis=1)
+    sums = probabilities.clip(0, 2).sum(axis=1, keepdims=True)
     usable = inside & (np.abs(sums[:, 0] - 1) <= SUM_TOLERANCE)
     if not usable.all():
         row = int(usable.argmin())
         fault = f"sums to {sums[row, 0]:.6g}, not to 1" if inside[row] else "has a number outside 0 to 1"
         raise BadLabels(f"probabilities[{row}] {fault}")
-    rescaled: Floats = found / sums
+    rescaled: Floats = probabilities / sums
     return rescaled
 
 
@@ -220,6 +229,6 @@ def _units(groups: Sequence[Hashable], n: int) -> Ints:
     return np.array([numbers[group] for group in groups])
 
 
-def _same_length(what: str, found: int, n: int) -> None:
-    if found != n:
-        raise BadLabels(f"{found} {what} for {n} labels: there must be one for each")
+def _same_length(what: str, length: int, n: int) -> None:
+    if length != n:
+        raise BadLabels(f"{length} {what} for {n} labels: there must be one for each")

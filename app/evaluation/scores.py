@@ -1,4 +1,4 @@
-"""Scores of a whole set in one number: agreement beyond chance, and what the probabilities are worth."""
+"""Scores of a whole set in one number: agreement beyond chance, and the quality of the probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Judgement(TypedDict):
 
 
 def judge(labels: Ints, probabilities: Floats | None) -> Judgement:
-    """What the probabilities [n, classes] are worth; all None without them."""
+    """Score the probabilities [n, classes]; all scores are None without them."""
     if probabilities is None:
         return Judgement(log_loss=None, brier=None, ece=None, roc_auc_ovr=None)
     return Judgement(
@@ -32,40 +32,40 @@ def judge(labels: Ints, probabilities: Floats | None) -> Judgement:
 
 
 def cohen_kappa(labels: Ints, predictions: Ints) -> float | None:
-    """None where labels and predictions are all one class: chance alone would agree fully."""
+    """Return Cohen's kappa; None if labels and predictions are all one class (chance agreement is 1)."""
     if len(np.union1d(labels, predictions)) == 1:
         return None
     return float(metrics.cohen_kappa_score(labels, predictions))
 
 
 def matthews_corrcoef(labels: Ints, predictions: Ints) -> float | None:
-    """None where labels or predictions do not vary; scikit-learn has 0 there."""
+    """Return the correlation; None if labels or predictions are all one class (scikit-learn returns 0)."""
     if len(np.unique(labels)) == 1 or len(np.unique(predictions)) == 1:
         return None
     return float(metrics.matthews_corrcoef(labels, predictions))
 
 
 def log_loss(labels: Ints, probabilities: Floats) -> float:
-    """Mean -ln of the true class's probability, which is held above 2e-16 so that the mean is finite."""
+    """Return the mean -ln of the true class's probability, clipped to at least 2e-16 to keep it finite."""
     return float(metrics.log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))
 
 
 def brier(labels: Ints, probabilities: Floats) -> float:
-    """Brier's own multi-class score: squared error summed over classes, 0 to 2, not halved."""
+    """Return Brier's original multi-class score: squared error summed over classes, 0 to 2, not halved."""
     truth = np.eye(probabilities.shape[1])[labels]
     return float(np.square(probabilities - truth).sum(axis=1).mean())
 
 
 def calibration_error(labels: Ints, probabilities: Floats, bins: int = 15) -> float:
-    """Expected calibration error of the most probable class, in bins of equal width, closed above."""
+    """Return the expected calibration error of the top class, over right-closed bins of equal width."""
     confidence = probabilities.max(axis=1)
     gap = (probabilities.argmax(axis=1) == labels) - confidence
-    place = np.ceil(confidence * bins).astype(np.int64)
-    return float(np.abs(np.bincount(place, weights=gap)).sum() / len(labels))
+    bin_index = np.ceil(confidence * bins).astype(np.int64)
+    return float(np.abs(np.bincount(bin_index, weights=gap)).sum() / len(labels))
 
 
 def roc_auc(labels: Ints, probabilities: Floats) -> float | None:
-    """Unweighted mean over classes of one-vs-rest areas; None where a class is absent."""
+    """Return the unweighted mean of the one-vs-rest areas of all classes; None if a class is absent."""
     classes = range(probabilities.shape[1])
     if len(np.unique(labels)) < max(2, len(classes)):
         return None

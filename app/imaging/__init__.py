@@ -1,1 +1,1 @@
-"""From bytes to framed pixels: decoding, DICOM, metadata removal, the crop to the cell."""
+"""Bytes to framed pixels: decoding, DICOM, metadata removal, the crop to the cell."""

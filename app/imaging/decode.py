@@ -1,19 +1,18 @@
-"""From untrusted bytes to RGB pixels, or to an error that says why not.
+"""Decode untrusted bytes to RGB pixels.
 
-What becomes of each kind of picture:
+Rules for each kind of image:
 
-- JPEG, PNG, WebP, TIFF, BMP, GIF and, with the extra `dicom`, DICOM are told by their first bytes,
-  whatever their name; anything else is `UnsupportedFormat`. Nothing at all, or the beginning of a
-  known format, is `UndecodableImage`.
-- The first frame of an animation, a multi-page TIFF or an MPO; the rest is never visited.
-- Grey, palette and 1-bit become RGB. 16-bit grey is scaled, not clipped: 65535 is white; 16-bit
-  colour keeps its upper 8 bits. 32-bit integer and float have no white of their own: see `_white`.
-  CMYK and YCCK by the plain formula.
-- Alpha, a palette's alpha and an 8-bit colour key are laid on white.
-- EXIF orientation is applied; a broken EXIF block counts as none. Colour profiles are ignored, so
-  a broken one does no harm.
+- The format is recognised by the first bytes, whatever the file name: JPEG, PNG, WebP, TIFF, BMP, GIF and,
+  with the extra `dicom`, DICOM. Any other format is `UnsupportedFormat`. An empty file or a truncated file
+  of a known format is `UndecodableImage`.
+- Of an animation, a multi-page TIFF or an MPO, only the first frame is read.
+- Grey, palette and 1-bit images are converted to RGB. 16-bit grey is scaled, not clipped: 65535 is white.
+  16-bit colour keeps its upper 8 bits. 32-bit integers and floats have no defined white: see `_white`.
+  CMYK and YCCK are converted by the plain formula, without a colour profile.
+- Alpha, a palette's alpha and an 8-bit colour key are composited on white.
+- EXIF orientation is applied; a broken EXIF block is ignored. Colour profiles are ignored, broken or not.
 - DICOM: `app/imaging/dicom.py` lists the transfer syntaxes.
-- Run-length coded BMP is refused: Pillow decodes it in Python, seconds for a few kilobytes.
+- Run-length encoded BMP is refused: Pillow decodes it in Python, which takes seconds for a few kilobytes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from app.imaging.dicom_elements import is_dicom
 from app.imaging.limits import DEFAULT_LIMITS, ImageLimits, check_bytes, check_size
 from app.imaging.strip_metadata import read_orientation, strip
 
-# format → the bytes it has at which offsets
+# format → alternatives, each a set of (offset, bytes)
 SIGNATURES: dict[str, tuple[tuple[tuple[int, bytes], ...], ...]] = {
     "JPEG": (((0, b"\xff\xd8\xff"),),),
     "PNG": (((0, b"\x89PNG\r\n\x1a\n"),),),
@@ -47,25 +46,25 @@ SIGNATURES: dict[str, tuple[tuple[tuple[int, bytes], ...], ...]] = {
 }
 ACCEPTED = tuple(SIGNATURES)
 
-# What Pillow was seen to raise on some hundred thousand broken pictures, and what its sources and
-# the modules under it say they raise on data.
+# Exceptions that Pillow raised on some hundred thousand broken images, and those that its source and the
+# modules it uses raise on invalid data.
 DECODER_ERRORS = (
     OSError,  # truncated or corrupt data; UnidentifiedImageError
     SyntaxError,  # broken headers and chunks
-    ValueError,  # dimensions, tiles outside the picture, oversized text
+    ValueError,  # dimensions, tiles outside the image, oversized text
     TypeError,  # TIFF tags of a wrong type
     ArithmeticError,  # rationals over zero; counts past a C long
     LookupError,  # short headers, missing tags
-    AttributeError,  # parts of a picture that a corrupt file lacks
+    AttributeError,  # missing parts of a corrupt file
     EOFError,
-    MemoryError,  # sizes that only a corrupt header claims
+    MemoryError,  # sizes claimed by a corrupt header
     NotImplementedError,
     AssertionError,
     struct.error,
     zlib.error,
 )
 
-NOISY = r"(PIL|pydicom)\."  # pydicom would repeat what a file says
+NOISY = r"(PIL|pydicom)\."  # pydicom's warnings quote the file's content
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,7 +78,7 @@ _TURNS = {
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """The picture as it is meant to be seen, in RGB.
+    """Return the image in RGB, upright by its EXIF orientation.
 
     Raises UnsupportedFormat, TooLarge or UndecodableImage.
     """
@@ -96,41 +95,46 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
 
 
 def recognise(data: bytes) -> str:
-    """Pillow's name of the format, by the first bytes."""
+    """Return Pillow's name of the format, recognised by the first bytes.
+
+    Raises UndecodableImage, UnsupportedFormat.
+    """
     if not data:
         raise UndecodableImage("the image is empty")
     for kind, variants in SIGNATURES.items():
-        if any(_begins(data, parts) for parts in variants):
+        if any(_begins(data, signature) for signature in variants):
             return kind
-    raise UnsupportedFormat(f"the image is none of {', '.join(ACCEPTED)}")
+    raise UnsupportedFormat(f"the image format is not supported; use {', '.join(ACCEPTED)}")
 
 
-def _begins(data: bytes, parts: tuple[tuple[int, bytes], ...]) -> bool:
-    # data that stops within the signature counts as a truncated picture
-    return all(part.startswith(data[place : place + len(part)]) for place, part in parts)
+def _begins(data: bytes, signature: tuple[tuple[int, bytes], ...]) -> bool:
+    # Data that ends within the signature counts as a truncated image.
+    return all(mark.startswith(data[offset : offset + len(mark)]) for offset, mark in signature)
 
 
 def _quieten() -> None:
-    # Set for good, not by catch_warnings, which would mix up the filters of threads: broken metadata
-    # is no news, and each warning's text would be remembered for ever.
+    # Permanent filters: catch_warnings is not thread-safe. Warnings about broken metadata are ignored: they
+    # need no action, and Python would keep the text of each for the life of the process.
     if ("ignore", None, UserWarning, re.compile(NOISY), 0) not in warnings.filters:
         warnings.filterwarnings("ignore", category=UserWarning, module=NOISY)
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 def _decode_dicom(data: bytes, limits: ImageLimits) -> Image.Image:
-    found = dicom.unwrap(data, limits)
-    if isinstance(found, Image.Image):
-        return to_rgb(found)
-    with _refusing(found.kind, limits):
-        image = _load(found.data, found.kind, limits)
-        if image.size != found.size or image.mode not in ("L", "RGB"):
-            raise UndecodableImage(f"the {found.kind} in the DICOM is not what the file says it is")
-        return to_rgb(ImageOps.invert(image) if found.inverted else image)
+    content = dicom.unwrap(data, limits)
+    if isinstance(content, Image.Image):
+        return to_rgb(content)
+    with _refusing(content.kind, limits):
+        image = _load(content.data, content.kind, limits)
+        if image.size != content.size or image.mode not in ("L", "RGB"):
+            raise UndecodableImage(
+                f"the {content.kind} frame does not match the size or colours that the DICOM file declares"
+            )
+        return to_rgb(ImageOps.invert(image) if content.inverted else image)
 
 
 def _load(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.ImageFile:
-    """With all its pixels. kind: Pillow's name of the format."""
+    """Decode all pixels. kind: Pillow's name of the format."""
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         _check(image, limits)
         image.load()
@@ -139,25 +143,28 @@ def _load(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.ImageFile:
 
 @contextmanager
 def _refusing(kind: str, limits: ImageLimits) -> Iterator[None]:
+    """Turn Pillow's exceptions into TooLarge and UndecodableImage."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the image has more than {limits.max_pixels} pixels") from error
     except DECODER_ERRORS as error:
-        raise UndecodableImage(f"the {kind} data is truncated, corrupt or of an unknown kind") from error
+        raise UndecodableImage(
+            f"the {kind} data is truncated, corrupt or of an unsupported variant"
+        ) from error
 
 
 def _check(image: ImageFile.ImageFile, limits: ImageLimits) -> None:
-    """What the header claims, before a pixel is decoded."""
+    """Check the sizes in the header, before any pixel is decoded."""
     check_size(*image.size, limits)
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
-        raise UndecodableImage("run-length coded BMP is not decoded")
+        raise UndecodableImage("run-length encoded BMP is not supported")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiles(image, limits)
 
 
 def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
-    # libtiff decodes whole tiles, and a tile may be far larger than the picture that it is cut to
+    # libtiff decodes whole tiles, and a tile may be far larger than the image.
     width = image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
     height = image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
     if width * height > limits.max_pixels:
@@ -165,7 +172,7 @@ def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> N
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes to RGB; 16-bit grey scaled to 8, alpha laid on white."""
+    """Convert any of Pillow's modes to RGB; 16-bit grey is scaled to 8 bits, alpha composited on white."""
     if image.mode.startswith("I;16"):
         return _scale(np.asarray(image), 65535)
     if image.mode in ("I", "F"):
@@ -174,21 +181,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert copies even RGB
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
-    """Upright, by the EXIF orientation that the picture had."""
+    """Turn the image upright. orientation: 1 to 8 as in EXIF."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _white(brightest: float, mode: str) -> float:
-    """The least customary white that no pixel exceeds: 1 for floats, then 8, 16 and 32 bits."""
+    """Return the lowest usual white that no pixel exceeds.
+
+    Integers: white in 8, 16 or 32 bits. Floats: 1, or white in 8 or 16 bits. Raises ValueError.
+    """
     whites = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0, 2.0**31)
     for white in whites:
         if brightest <= white:
             return white
-    raise ValueError("no customary white is as bright as this picture, or a pixel is no number")
+    raise ValueError("a pixel is brighter than every usual white, or not a number")
 
 
 def _scale(pixels: NDArray[np.generic], white: float) -> Image.Image:

@@ -1,13 +1,11 @@
-"""From DICOM files of single cells to what `decode` goes on with; needs the extra `dicom`.
+"""Read the pixels, or the compressed frame, of DICOM files of single cells; needs the extra `dicom`.
 
 - SOP classes: VL Microscopic Image and VL Slide-Coordinates Microscopic Image (PS3.3, C.8.12.1), one frame.
 - Transfer syntaxes: see NATIVE and ENCODED.
-- 8 bits a sample. Photometric interpretations: see PHOTOMETRIC. MONOCHROME1 is inverted, palettes are
-  looked up.
-  What a JPEG's own markers (JFIF, Adobe) say of its colours goes before the photometric interpretation, which
-  is used where there are none.
+- 8 bits a sample. Photometric interpretations: see PHOTOMETRIC. MONOCHROME1 is inverted, palette colours are
+  looked up. A JPEG's own colour markers (JFIF, Adobe) take precedence over the photometric interpretation.
 
-Anything else is refused by its name.
+Anything else is refused with an error that names it.
 """
 
 from __future__ import annotations
@@ -44,16 +42,16 @@ PHOTOMETRIC = {
     None: GREY | YBR | {"RGB", "PALETTE COLOR"},
 }
 
-# What pydicom raises on what it was not made for.
+# Exceptions that pydicom raises on invalid files.
 READER_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError, EOFError, struct.error)
 
 _MARKERS = (b"JFIF\0", b"Adobe")
-_NOT_TRANSFORMED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's marker: RGB as it is
+_NOT_TRANSFORMED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's marker: RGB, not YCbCr
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """kind: Pillow's name of the format; size: width and height in pixels, as the file has them."""
+    """A compressed frame. kind: Pillow's name of the format; size: width and height in the DICOM header."""
 
     kind: str
     data: bytes
@@ -62,7 +60,7 @@ class Encoded:
 
 
 def unwrap(data: bytes, limits: ImageLimits) -> Encoded | Image.Image:
-    """A picture in L or RGB, or the compressed one that the file holds.
+    """Return the image in L or RGB, or the compressed frame if the file holds one.
 
     Raises UnsupportedFormat, TooLarge or UndecodableImage.
     """
@@ -70,8 +68,7 @@ def unwrap(data: bytes, limits: ImageLimits) -> Encoded | Image.Image:
     syntax, _ = dicom_elements.read_syntax(data)
     kind = ENCODED.get(syntax)
     if kind is None and syntax not in NATIVE:
-        name = _name(syntax, "transfer syntax")
-        raise UnsupportedFormat(f"DICOM in the {name} is not accepted")
+        raise UnsupportedFormat(f"the DICOM file's transfer syntax is not supported: {_name(syntax)}")
     try:
         return _unwrap(dicom_elements.strip(data), kind, limits)
     except READER_ERRORS as error:
@@ -83,8 +80,9 @@ def installed() -> bool:
 
 
 def require() -> None:
+    """Raise UnsupportedFormat if pydicom is not installed."""
     if not installed():
-        raise UnsupportedFormat("DICOM needs Leuko's extra dicom, which is not installed here")
+        raise UnsupportedFormat("DICOM files need Leuko's extra dicom, which is not installed")
 
 
 def _unwrap(bare: bytes, kind: str | None, limits: ImageLimits) -> Encoded | Image.Image:
@@ -92,50 +90,51 @@ def _unwrap(bare: bytes, kind: str | None, limits: ImageLimits) -> Encoded | Ima
     from pydicom.encaps import get_frame
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    found = dcmread(io.BytesIO(bare))
-    _check_class(found)
-    photometric = _check_pixels(found, kind)
-    size = (int(found.Columns), int(found.Rows))
+    dataset = dcmread(io.BytesIO(bare))
+    _check_class(dataset)
+    photometric = _check_pixels(dataset, kind)
+    size = (int(dataset.Columns), int(dataset.Rows))
     check_size(*size, limits)
     if kind is None:
-        return _picture(found, photometric)
-    frame = get_frame(found.PixelData, 0, number_of_frames=1)
+        return _to_image(dataset, photometric)
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     if kind == "JPEG":
-        frame = _name_colours(strip_metadata.strip(frame, kind).data, photometric)
+        frame = _mark_rgb(strip_metadata.strip(frame, kind).data, photometric)
     return Encoded(kind, frame, size, photometric == "MONOCHROME1")
 
 
-def _check_class(found: Dataset) -> None:
-    if found.SOPClassUID not in (MICROSCOPIC, SLIDE_COORDINATES):
-        name = _name(found.SOPClassUID, "SOP class")
+def _check_class(dataset: Dataset) -> None:
+    if dataset.SOPClassUID not in (MICROSCOPIC, SLIDE_COORDINATES):
         raise UnsupportedFormat(
-            f"the DICOM is of the {name}; accepted are VL Microscopic and VL Slide-Coordinates"
-            " Microscopic Images of single cells"
+            f"the DICOM file's SOP class is not supported: {_name(dataset.SOPClassUID)}; use VL Microscopic"
+            " or VL Slide-Coordinates Microscopic Image Storage, with a single cell"
         )
 
 
-def _check_pixels(found: Dataset, kind: str | None) -> str:
-    """Its photometric interpretation."""
-    if (found.get("NumberOfFrames") or 1) != 1:
-        raise UndecodableImage("the DICOM has several frames; send each as an image of its own")
-    if (found.BitsAllocated, found.BitsStored, found.PixelRepresentation) != (8, 8, 0):
-        raise UndecodableImage("the DICOM has other samples than unsigned 8-bit ones, the only ones accepted")
-    photometric = str(found.PhotometricInterpretation)
+def _check_pixels(dataset: Dataset, kind: str | None) -> str:
+    """Check the elements that describe the pixels; return the photometric interpretation."""
+    if (dataset.get("NumberOfFrames") or 1) != 1:
+        raise UndecodableImage("the DICOM file has several frames; send each frame as a separate image")
+    if (dataset.BitsAllocated, dataset.BitsStored, dataset.PixelRepresentation) != (8, 8, 0):
+        raise UndecodableImage("the DICOM file's samples are not unsigned 8-bit integers")
+    photometric = str(dataset.PhotometricInterpretation)
     if photometric not in PHOTOMETRIC[kind]:
-        known = sorted(PHOTOMETRIC[kind])
-        raise UndecodableImage(f"the DICOM's photometric interpretation is none of {', '.join(known)}")
-    if found.SamplesPerPixel != (1 if photometric in GREY | {"PALETTE COLOR"} else 3):
-        raise UndecodableImage("the DICOM's samples do not match its photometric interpretation")
+        supported = ", ".join(sorted(PHOTOMETRIC[kind]))
+        raise UndecodableImage(f"the DICOM file's photometric interpretation is none of {supported}")
+    if dataset.SamplesPerPixel != (1 if photometric in GREY | {"PALETTE COLOR"} else 3):
+        raise UndecodableImage(
+            "the DICOM file's samples per pixel do not match its photometric interpretation"
+        )
     return photometric
 
 
-def _picture(found: Dataset, photometric: str) -> Image.Image:
+def _to_image(dataset: Dataset, photometric: str) -> Image.Image:
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    pixels = pixel_array(found)
+    pixels = pixel_array(dataset)
     if photometric == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, found)
+        pixels = apply_color_lut(pixels, dataset)
         if pixels.dtype == np.uint16:  # PS3.3, C.7.6.3.1.6: 16 bits an entry, white is 65535
             pixels = pixels >> 8
     elif photometric == "MONOCHROME1":
@@ -143,17 +142,17 @@ def _picture(found: Dataset, photometric: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels, np.uint8))
 
 
-def _name_colours(frame: bytes, photometric: str) -> bytes:
-    """A JPEG that does not say what its colours are, as what the file says they are."""
+def _mark_rgb(frame: bytes, photometric: str) -> bytes:
+    """Mark a JPEG as RGB if the DICOM file says that it is and the JPEG has no colour marker of its own."""
     head = frame[: frame.find(b"\xff\xda")]
     if photometric != "RGB" or any(mark in head for mark in _MARKERS):
         return frame
     return frame[:2] + _NOT_TRANSFORMED + frame[2:]
 
 
-def _name(uid: str, what: str) -> str:
-    """As the standard has it; never the identifier itself, which anybody may have chosen."""
+def _name(uid: str) -> str:
+    """Return the name in the standard, or unknown; never the UID itself, which can hold private data."""
     from pydicom._uid_dict import UID_dictionary
     from pydicom.uid import UID
 
-    return f"{what} {UID(uid).name}" if uid in UID_dictionary else f"unknown {what}"
+    return UID(uid).name if uid in UID_dictionary else "unknown"

@@ -1,8 +1,8 @@
-"""Takes what decides about pixels out of a DICOM file; what names a patient never leaves this module.
+"""Keep only the data elements of a DICOM file that determine its pixels; drop all patient data.
 
-PS3.5, section 7 (data elements, sequences) and PS3.10, section 7 (the file's head) in linear time, without
-recursion: what a parser builds of a hostile file can be a hundred times its size. Only the outermost elements
-are looked at, in the ascending order that PS3.5, section 7.1, asks for; sequences are passed over.
+Implements PS3.5, section 7 (data elements, sequences) and PS3.10, section 7 (file header) in linear time and
+without recursion, because a parser's objects can take a hundred times the size of a hostile file. Only the
+outermost elements are read, in the ascending order that PS3.5, section 7.1, requires; sequences are skipped.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from app.errors import TooLarge, UndecodableImage
 
-MAX_ELEMENTS = 100_000  # in the file, those in sequences too
-MAX_DEPTH = 32  # of sequences in sequences
+MAX_ELEMENTS = 100_000  # in the file, including those in sequences
+MAX_DEPTH = 32  # of nested sequences and items
 
-HEAD = 132  # bytes: a preamble of 128, and DICM
+HEAD = 132  # bytes: a preamble of 128, then DICM
 MARK = b"DICM"
 
 TRANSFER_SYNTAX = 0x0002_0010
@@ -35,8 +35,8 @@ KEPT = frozenset(
         0x0028_0101,  # bits stored
         0x0028_0102,  # high bit
         0x0028_0103,  # pixel representation
-        *(0x0028_1101 + channel for channel in range(3)),  # palette: descriptors
-        *(0x0028_1201 + channel for channel in range(3)),  # and colours
+        *(0x0028_1101 + channel for channel in range(3)),  # palette descriptors
+        *(0x0028_1201 + channel for channel in range(3)),  # palette colours
         PIXEL_DATA,
     }
 )
@@ -51,100 +51,105 @@ _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 
 @dataclass(frozen=True)
 class _Element:
+    """An element's tag, and the offsets of its start, its value and its end."""
+
     tag: int
     start: int
-    value: int  # where it begins
+    value: int
     end: int
 
 
 def is_dicom(data: bytes) -> bool:
-    """By PS3.10's mark; a file without it is taken for what its first bytes say."""
+    """Tell by PS3.10's DICM prefix. Files without it are not treated as DICOM."""
     return data[HEAD - len(MARK) : HEAD] == MARK
 
 
 def read_syntax(data: bytes) -> tuple[str, int]:
-    """The transfer syntax, and where the data set begins. Raises UndecodableImage, TooLarge."""
-    place = HEAD
+    """Return the transfer syntax and the offset of the data set. Raises UndecodableImage, TooLarge."""
+    offset = HEAD
     syntax = ""
     for element in _elements(data, HEAD, implicit=False, order="<", within_group=0x0002):
-        place = element.end
+        offset = element.end
         if element.tag == TRANSFER_SYNTAX:
             syntax = data[element.value : element.end].rstrip(b"\0 ").decode("ascii", "replace")
-    return syntax, place
+    return syntax, offset
 
 
 def strip(data: bytes) -> bytes:
-    """A DICOM file of nothing but the transfer syntax and what KEPT names.
+    """Return a DICOM file with only the transfer syntax and the elements in KEPT.
 
     Raises UndecodableImage, TooLarge.
     """
-    syntax, place = read_syntax(data)
+    syntax, offset = read_syntax(data)
     padded = syntax.encode() + b"\0" * (len(syntax) % 2)
-    kept = [bytes(HEAD - len(MARK)), MARK, struct.pack("<HH2sH", 2, 0x10, b"UI", len(padded)), padded]
+    pieces = [bytes(HEAD - len(MARK)), MARK, struct.pack("<HH2sH", 2, 0x10, b"UI", len(padded)), padded]
     order = ">" if syntax == BIG_ENDIAN else "<"
-    for element in _elements(data, place, implicit=syntax == IMPLICIT, order=order):
+    for element in _elements(data, offset, implicit=syntax == IMPLICIT, order=order):
         if element.tag in KEPT:
-            kept.append(data[element.start : element.end])
+            pieces.append(data[element.start : element.end])
         if element.tag == PIXEL_DATA:
-            return b"".join(kept)
+            return b"".join(pieces)
     raise UndecodableImage("the DICOM file has no pixel data")
 
 
 def _elements(
-    data: bytes, place: int, *, implicit: bool, order: str, within_group: int | None = None
+    data: bytes, offset: int, *, implicit: bool, order: str, within_group: int | None = None
 ) -> Iterator[_Element]:
-    """The outermost ones, from `place` to the end, or to the first of another group."""
+    """Yield the outermost elements from `offset` to the end, or to the first of another group.
+
+    implicit: without VR; order: byte order for `struct`. Raises UndecodableImage, TooLarge.
+    """
     try:
-        yield from _walk(data, place, implicit, order, within_group)
+        yield from _walk(data, offset, implicit, order, within_group)
     except struct.error:
         raise _corrupt() from None
 
 
 def _walk(
-    data: bytes, place: int, implicit: bool, order: str, within_group: int | None
+    data: bytes, offset: int, implicit: bool, order: str, within_group: int | None
 ) -> Iterator[_Element]:
     tag_of, length_of = struct.Struct(f"{order}HH"), struct.Struct(f"{order}L")
     previous = -1
-    within: list[bool] = []  # what is open and ends with a delimiter: whether it is in implicit VR
+    within: list[bool] = []  # for each open value of undefined length: whether its content is implicit VR
     outer = _Element(0, 0, 0, 0)
     for _ in range(MAX_ELEMENTS):
-        if place == len(data) and not within:
+        if offset == len(data) and not within:
             return
-        start = place
-        group, number = tag_of.unpack_from(data, place)
+        start = offset
+        group, number = tag_of.unpack_from(data, offset)
         if not within and within_group not in (None, group):
             return
         tag = group << 16 | number
-        kind = data[place + 4 : place + 6]
+        vr = data[offset + 4 : offset + 6]
         if group == 0xFFFE or (within[-1] if within else implicit):
-            (length,) = length_of.unpack_from(data, place + 4)
-            place += 8
-        elif kind in _LONG:
-            (length,) = length_of.unpack_from(data, place + 8)
-            place += 12
+            (length,) = length_of.unpack_from(data, offset + 4)
+            offset += 8
+        elif vr in _LONG:
+            (length,) = length_of.unpack_from(data, offset + 8)
+            offset += 12
         else:
-            (length,) = struct.unpack_from(f"{order}H", data, place + 6)
-            place += 8
+            (length,) = struct.unpack_from(f"{order}H", data, offset + 6)
+            offset += 8
         if not within:
             if tag <= previous:
                 raise _corrupt()
-            previous, outer = tag, _Element(tag, start, place, 0)
+            previous, outer = tag, _Element(tag, start, offset, 0)
         if tag in (_ITEM_END, _SEQUENCE_END):
             if not within:
                 raise _corrupt()
             within.pop()
         elif length == _UNDEFINED:
-            # PS3.5, section 6.2.2: what is in an UN of undefined length is in implicit VR.
+            # PS3.5, section 6.2.2: the content of an UN of undefined length is in implicit VR.
             inherited = within[-1] if within else implicit
-            within.append(inherited or kind == b"UN")
+            within.append(inherited or vr == b"UN")
             if len(within) > MAX_DEPTH:
                 raise TooLarge(f"the DICOM file nests sequences more than {MAX_DEPTH} deep")
         else:
-            place += length
-        if place > len(data):
+            offset += length
+        if offset > len(data):
             raise _corrupt()
         if not within:
-            yield _Element(outer.tag, outer.start, outer.value, place)
+            yield _Element(outer.tag, outer.start, outer.value, offset)
     raise TooLarge(f"the DICOM file has more than {MAX_ELEMENTS} elements")
 
 

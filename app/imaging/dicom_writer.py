@@ -1,4 +1,4 @@
-"""DICOM files of nobody, to try and to rehearse with; needs the extra `dicom`."""
+"""Write DICOM files without patient data, for demonstrations and tests; needs the extra `dicom`."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ COLOURS = {JPEG: "YBR_FULL_422", JPEG_2000: "YBR_ICT", JPEG_2000_LOSSLESS: "YBR_
 
 
 def write(image: Image.Image, syntax: str = EXPLICIT) -> bytes:
-    """A VL Microscopic Image (PS3.3, A.32.2) in any transfer syntax of `app.imaging.dicom`.
+    """Return a VL Microscopic Image (PS3.3, A.32.2) in any transfer syntax of `app.imaging.dicom`.
 
-    Raises UnsupportedFormat without the extra.
+    Raises UnsupportedFormat if the extra is not installed.
     """
     require()
     from pydicom import dcmwrite
     from pydicom.encaps import encapsulate
     from pydicom.pixels.utils import compress
 
-    found = _describe(image, syntax)
+    dataset = _describe(image, syntax)
     if kind := ENCODED.get(syntax):
         frame = io.BytesIO()
         options = {"no_jp2": True, "irreversible": syntax == JPEG_2000} if kind == "JPEG2000" else {}
         image.convert("RGB").save(frame, kind, **options)
-        found.PixelData = encapsulate([frame.getvalue()])
-        found["PixelData"].is_undefined_length = True
+        dataset.PixelData = encapsulate([frame.getvalue()])
+        dataset["PixelData"].is_undefined_length = True
     else:
-        found.PixelData = image.convert("RGB").tobytes()
-        found.PixelData += b"\0" * (len(found.PixelData) % 2)
+        dataset.PixelData = image.convert("RGB").tobytes()
+        dataset.PixelData += b"\0" * (len(dataset.PixelData) % 2)
     if syntax == RLE:
-        compress(found, syntax, generate_instance_uid=False)
+        compress(dataset, syntax, generate_instance_uid=False)
     file = io.BytesIO()
     encoding = {"implicit_vr": syntax == IMPLICIT, "little_endian": syntax != BIG_ENDIAN}
-    dcmwrite(file, found, enforce_file_format=True, **encoding)
+    dcmwrite(file, dataset, enforce_file_format=True, **encoding)
     return file.getvalue()
 
 
@@ -58,15 +58,17 @@ def _describe(image: Image.Image, syntax: str) -> Dataset:
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID, generate_uid
 
-    found = Dataset()
-    found.file_meta = FileMetaDataset()
-    found.file_meta.TransferSyntaxUID = UID(EXPLICIT if syntax == RLE else syntax)
-    found.SOPClassUID = MICROSCOPIC
-    found.SOPInstanceUID, found.StudyInstanceUID, found.SeriesInstanceUID = (generate_uid() for _ in range(3))
-    found.PatientName = found.PatientID = found.StudyID = ""
-    found.Modality = "GM"  # general microscopy
-    found.SamplesPerPixel, found.PlanarConfiguration = 3, 0
-    found.PhotometricInterpretation = COLOURS.get(syntax, "RGB")
-    found.Columns, found.Rows = image.size
-    found.BitsAllocated, found.BitsStored, found.HighBit, found.PixelRepresentation = 8, 8, 7, 0
-    return found
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(EXPLICIT if syntax == RLE else syntax)
+    dataset.SOPClassUID = MICROSCOPIC
+    dataset.SOPInstanceUID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
+        generate_uid() for _ in range(3)
+    )
+    dataset.PatientName = dataset.PatientID = dataset.StudyID = ""
+    dataset.Modality = "GM"  # general microscopy
+    dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
+    dataset.PhotometricInterpretation = COLOURS.get(syntax, "RGB")
+    dataset.Columns, dataset.Rows = image.size
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    return dataset

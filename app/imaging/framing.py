@@ -1,9 +1,9 @@
-"""From a decoded picture to the square of pixels that the network sees, centred on the cell.
+"""Crop a decoded image to the square around the cell that is the network's input.
 
-A leukocyte's nucleus is the one thing in a stained smear that absorbs red and green but little
-blue. `find_nucleus` looks for that colour in a thumbnail; `frame_cell` crops a square around it in
-proportion to its size, so that cells look alike whatever the magnification. Where no nucleus is
-found the whole picture is used, as in the paper.
+A leukocyte's nucleus is the only object in a stained smear that absorbs red and green but little blue.
+`find_nucleus` searches a thumbnail for that colour. `frame_cell` crops a square around the nucleus, in
+proportion to its size, so that cells look alike at any magnification. If no nucleus is found, the whole image
+is used, as in the paper.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from app.imaging.resize import resize
 
 THUMBNAIL = 96  # longer side in pixels; a nucleus is then 8 to 60 pixels wide
 MIN_CONTRAST = 6.0  # mean nuclear colour above threshold, of 255; plain backgrounds stay below
-MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ picture, by area
-BLACK = 40  # fill around a rotated picture, not background
+MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ image, by area
+BLACK = 40  # darker pixels are the fill around a rotated image, not background
 WHITE = 240.0  # where white-point normalisation puts the smear's background
 
 Pixels = NDArray[np.uint8]  # RGB [h, w, 3], or [n, h, w, 3] of a batch
@@ -32,28 +32,28 @@ Mask = NDArray[np.bool_]  # [h, w]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a bundle wants its pixels; part of `config.json`, the same in training and service."""
+    """A bundle's preprocessing, part of its `config.json`; the same in training and service."""
 
     size: int = 224  # pixels, width and height
     framing: Literal["nucleus", "whole"] = "nucleus"
     margin: float = 2.6  # side of the crop ÷ square root of the nucleus's area
     white_point: bool = True  # scale the channels so that the background is white
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0 to 1, folded into the graph
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0 to 1; applied by the network
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Nucleus:
-    """Centre and square root of the area, in pixels."""
+    """A nucleus in an image; lengths in pixels."""
 
-    x: float
+    x: float  # of the centre
     y: float
-    extent: float
+    extent: float  # square root of the area
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The part of the picture that was used, in its own pixels."""
+    """The part of the image that is used, in the image's pixels; nucleus: it is centred on a nucleus."""
 
     left: float
     top: float
@@ -68,7 +68,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Cell:
-    """One framed cell, ready for the engine: RGB uint8 [size, size, 3]."""
+    """The engine's input for one cell: RGB uint8 [size, size, 3]; cam: return a class-activation map."""
 
     pixels: Pixels
     frame: Frame
@@ -76,7 +76,7 @@ class Cell:
 
 
 def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:
-    """image: RGB of any size."""
+    """Crop and normalise an RGB image of any size."""
     thumbnail = shrink(image)
     frame = choose_frame(image, thumbnail, preprocessing)
     size = preprocessing.size
@@ -87,10 +87,10 @@ def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:
 
 
 def choose_frame(image: Image.Image, thumbnail: Thumbnail, preprocessing: Preprocessing) -> Frame:
-    """A square around the nucleus, moved to lie inside the picture; without a nucleus, all of it."""
+    """Return a square around the nucleus, shifted to lie inside the image; if none is found, the image."""
     width, height = image.size
-    wanted = preprocessing.framing == "nucleus"
-    nucleus = find_nucleus(thumbnail, scale=max(image.size) / THUMBNAIL) if wanted else None
+    search = preprocessing.framing == "nucleus"
+    nucleus = find_nucleus(thumbnail, scale=max(image.size) / THUMBNAIL) if search else None
     if nucleus is None:
         return Frame(0.0, 0.0, float(width), float(height), nucleus=False)
     side = min(nucleus.extent * preprocessing.margin, width, height)
@@ -100,15 +100,16 @@ def choose_frame(image: Image.Image, thumbnail: Thumbnail, preprocessing: Prepro
 
 
 def shrink(image: Image.Image) -> Thumbnail:
+    """Resize to a longer side of `THUMBNAIL` pixels."""
     scale = THUMBNAIL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     pixels = np.asarray(resize(image, size, Image.Resampling.BOX))
-    # Planes, because numpy is slow along an axis of three.
+    # Channels first, because NumPy is slow along an axis of length three.
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def find_nucleus(thumbnail: Thumbnail, scale: float = 1.0) -> Nucleus | None:
-    """The largest patch of nuclear colour, its measures multiplied by `scale`; None if there is none."""
+    """Find the densest patch of nuclear colour; None if there is none. Lengths are multiplied by `scale`."""
     colour = nuclear_colour(thumbnail)
     threshold = otsu(colour)
     mask = colour > threshold
@@ -122,7 +123,7 @@ def find_nucleus(thumbnail: Thumbnail, scale: float = 1.0) -> Nucleus | None:
 
 
 def nuclear_colour(thumbnail: Thumbnail) -> Colour:
-    """(B − G)·(255 − R)/255 [h, w]: high only where blue passes and red and green do not."""
+    """Return (B − G)·(255 − R)/255 [h, w]: high only where blue is transmitted and red and green are not."""
     red, green, blue = thumbnail.astype(np.float32)
     lit = np.maximum(red, blue) > BLACK
     colour: Colour = np.clip(blue - green, 0, None) * (255 - red) / 255 * lit
@@ -130,12 +131,12 @@ def nuclear_colour(thumbnail: Thumbnail) -> Colour:
 
 
 def otsu(values: Colour, bins: int = 64) -> float:
-    """The threshold with the greatest variance between the two sides (Otsu 1979)."""
+    """Return the threshold with the greatest variance between the two classes (Otsu 1979)."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         return high
-    places = ((values - low) * np.float32(bins / (high - low))).astype(np.intp)
-    counts = np.bincount(places.ravel(), minlength=bins + 1)
+    bin_of = ((values - low) * np.float32(bins / (high - low))).astype(np.intp)
+    counts = np.bincount(bin_of.ravel(), minlength=bins + 1)
     below = counts.cumsum()
     above = below[-1] - below
     total = (counts * np.arange(bins + 1)).cumsum()
@@ -145,7 +146,10 @@ def otsu(values: Colour, bins: int = 64) -> float:
 
 
 def densest_patch(mask: Mask, steps: int = 8) -> tuple[float, float, float]:
-    """Centre x, y and area of the patch: a mean shift from the densest spot, its window growing with it."""
+    """Return x and y of the centre, and the area, of the patch around the densest spot.
+
+    A mean shift of at most `steps` steps, whose window grows with the area.
+    """
     y, x = divmod(int(box_count(mask, 4).argmax()), mask.shape[1])
     rows, columns = np.nonzero(mask)
     centre_x, centre_y, radius, area = float(x), float(y), 10.0, 0.0
@@ -163,7 +167,10 @@ def densest_patch(mask: Mask, steps: int = 8) -> tuple[float, float, float]:
 
 
 def box_count(mask: Mask, reach: int) -> NDArray[np.uint8]:
-    """How many of the (2·reach + 1)² neighbours are set, `reach` at most 7; none are outside."""
+    """Count, for each pixel, the set pixels in the (2·reach + 1)² square around it.
+
+    Pixels outside the mask count as unset. reach: at most 7, so that the count fits a byte.
+    """
     height, width = mask.shape
     padded = np.pad(mask.view(np.uint8), reach)
     steps = range(2 * reach + 1)
@@ -172,7 +179,10 @@ def box_count(mask: Mask, reach: int) -> NDArray[np.uint8]:
 
 
 def whiten(image: Image.Image, thumbnail: Thumbnail) -> Image.Image:
-    """Scale the channels so that the lightest twentieth of the smear, its background, is white."""
+    """Scale each channel so that its 95th percentile in the thumbnail, the background, becomes `WHITE`.
+
+    The black fill around a rotated image is left out. Gains are limited to 0.8 to 1.6.
+    """
     lit = thumbnail.reshape(3, -1).compress(thumbnail.max(axis=0).ravel() > BLACK, axis=1)
     if lit.size == 0:
         return image
@@ -182,10 +192,13 @@ def whiten(image: Image.Image, thumbnail: Thumbnail) -> Image.Image:
 
 
 def percentile(rows: NDArray[np.uint8], share: float) -> NDArray[np.float32]:
-    """rows [m, n] → [m], as np.percentile along them, in a tenth of its time: bytes are sorted by radix."""
+    """rows [m, n] → [m]: the same as np.percentile(rows, share, axis=1), in a tenth of the time.
+
+    A stable sort of bytes is a radix sort.
+    """
     last = rows.shape[1] - 1
-    below, part = divmod(share / 100 * last, 1)
+    below, fraction = divmod(share / 100 * last, 1)
     low = int(below)
     ordered = np.sort(rows, axis=1, kind="stable")[:, low : low + 2].astype(np.float32)
-    found: NDArray[np.float32] = ordered[:, 0] + (ordered[:, -1] - ordered[:, 0]) * np.float32(part)
-    return found
+    values: NDArray[np.float32] = ordered[:, 0] + (ordered[:, -1] - ordered[:, 0]) * np.float32(fraction)
+    return values

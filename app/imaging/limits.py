@@ -1,4 +1,4 @@
-"""How large a picture may be, and the checks that need no decoder."""
+"""Limits on an image's size, and the checks that need no decoder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from app.units import MIB
 
 @dataclass(frozen=True)
 class ImageLimits:
+    """The largest image that is accepted."""
+
     max_bytes: int = 16 * MIB
     max_pixels: int = 25_000_000
     max_side: int = 12_000  # pixels
@@ -19,13 +21,13 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def check_bytes(data: bytes, limits: ImageLimits) -> None:
-    """Raises TooLarge."""
+    """Raise TooLarge if the file exceeds the limit."""
     if len(data) > limits.max_bytes:
         raise TooLarge(f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """What a header claims, before a pixel is decoded; raises TooLarge, UndecodableImage."""
+    """Check the width and height in a header, in pixels. Raises TooLarge, UndecodableImage."""
     if min(width, height) < 1:
         raise UndecodableImage("the image has no pixels")
     if max(width, height) > limits.max_side or width * height > limits.max_pixels:

@@ -1,8 +1,8 @@
-"""Pillow's antialiased resize, by vector instructions where a build of them is installed.
+"""Pillow's antialiased resize, with SIMD instructions where cykooz-resizer is installed.
 
-Both compute the same weighted sums, along rows and then along columns, in whole numbers of another
-precision, so that a value may differ by one level of 255, very rarely by one for each direction; where the
-edge of a BOX falls on the very middle of a pixel, they may put it on either side.
+Both compute the same weighted sums, along rows and then along columns, in integers of different precision.
+A value may therefore differ by one level of 255, very rarely by one level per direction. Where the edge of a
+BOX falls exactly on the middle of a pixel, the two may assign the pixel to different sides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from PIL import Image
 
 try:
     import cykooz_resizer as vectors
-except ImportError:  # not built for every machine
+except ImportError:  # there is no build for some platforms
     vectors = None
 
 FILTERS = {Image.Resampling.BOX: "box", Image.Resampling.BILINEAR: "bilinear"}
@@ -22,7 +22,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 def resize(
     image: Image.Image, size: tuple[int, int], resampling: Image.Resampling, box: Box | None = None
 ) -> Image.Image:
-    """image: RGB; size: width, height; resampling: BOX or BILINEAR; box: what to keep, else all."""
+    """Return the part `box` of an RGB image, by default all of it, resized to `size` (width, height).
+
+    resampling: BOX or BILINEAR.
+    """
     if vectors is None:
         return image.resize(size, resampling, box=box)
     left, top, right, bottom = box or (0.0, 0.0, *image.size)
@@ -32,6 +35,6 @@ def resize(
         crop_box=vectors.CropBox(left, top, right - left, bottom - top),
     )
     resized = Image.new("RGB", size)
-    # A new one each time: threads may not share it, and it keeps buffers as large as its largest image.
+    # A new Resizer per call: threads must not share one, and it never frees the buffers of its largest image.
     vectors.Resizer().resize_pil(image, resized, options)
     return resized

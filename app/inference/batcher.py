@@ -1,6 +1,6 @@
-"""Gathers single items into batches for a few threads that work them off.
+"""Gather single items into batches for a few worker threads.
 
-There is no timer: a batch is what gathered while all threads were busy.
+There is no timer: a batch is what gathered while all workers were busy.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-QUIET_S = 1.0  # without interactive items, after which bulk fills whole batches
+QUIET_S = 1.0  # after so long without interactive items, bulk items fill whole batches
 
 
 @dataclass(frozen=True)
 class BatchStats:
     size: int
     waits: tuple[float, ...]  # s in the queue, one per item
-    seconds: float  # from the queue to the answers, retries included
+    seconds: float  # from leaving the queue to the results, retries included
 
 
 @dataclass(eq=False)
 class Waiting(Generic[Item, Result]):
-    """An item in the queue; errors are outcomes too, so that none is left unretrieved."""
+    """An item in the queue. Errors are results of the future too, so that none is left unretrieved."""
 
     item: Item
     outcome: asyncio.Future[Result | LeukoError]
@@ -50,24 +50,24 @@ class Waiting(Generic[Item, Result]):
             self.outcome.set_result(outcome)
 
 
-# A queue that can also forget from its middle.
+# An ordered set: a queue from whose middle an item can be removed.
 Lane = dict[Waiting[Item, Result], None]
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs `run` on up to `max_batch` items at a time, in `workers` threads of its own.
+    """Call `run` on up to `max_batch` items at a time, in `workers` threads of its own.
 
-    `run` returns one result or LeukoError per item, in order; its second argument says that no other run
-    is under way and nothing waits, so that this one may have the whole machine. When it raises, the items
-    of that batch are tried again one by one, so that a bad one fails alone. `max_queue` counts items that
-    wait; those in a run are no longer in the queue.
+    `run` takes the items, whether this is the only run (then it may use the whole machine), and a heartbeat;
+    it returns one result or LeukoError per item, in order. When it raises, the items of that batch are
+    retried one by one, so that only the bad ones fail. `max_queue` limits the items that wait; items in a run
+    are no longer in the queue.
 
-    A run that does not call its third argument for `silence_s` is given up with its thread, and the batcher
-    dies: everybody who waits is told so. `on_suspicion` is called when runs fail one after another.
+    When a run gives no heartbeat for `silence_s`, the batcher stops and all waiting items fail with NotReady.
+    `on_suspicion` is called when several runs fail in a row.
 
-    Bulk items wait in a lane of their own for runs that interactive items do not want, but every second
-    run has a place for them. While interactive items come, bulk takes at most `bulk_batch` places and
-    leaves one worker free, so that the next of them waits for a short run at most.
+    Bulk items wait in a lane of their own, behind interactive items, but every second run has a place for
+    them. While interactive items arrive, bulk takes at most `bulk_batch` places in a run and leaves one
+    worker free, so that the next interactive item waits for a short run at most.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
-        # Calls, each of one image or of a batch; what waits is not read yet.
+        # Calls, each with one item or a batch. Their images are not read while they wait.
         self._bulk_places = asyncio.Semaphore(2 * max_batch * workers)
-        self._submitted = -math.inf  # when an interactive item last came, on the loop's clock
+        self._submitted = -math.inf  # when the last interactive item came, on the loop's clock
         self._bulk_ran = False
         self._running = 0
-        self._bulk_running = 0  # without an interactive item among theirs
+        self._bulk_running = 0  # runs with bulk items only
         self._arrived = asyncio.Event()
         self._draining = False
         self._seconds_per_item = 0.0
@@ -118,17 +118,17 @@ class Batcher(Generic[Item, Result]):
         self._task.add_done_callback(self._ended)
 
     async def died(self) -> None:
-        """Returns once no more is answered; raises nothing."""
+        """Return once the batcher has stopped; raise nothing."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     def abandon(self) -> None:
-        """Everybody who waits is told that the engine has stopped."""
+        """Stop now; all waiting items fail with NotReady."""
         if self._task is not None:
             self._task.cancel()
 
     async def drain(self) -> None:
-        """Admits nothing more, finishes what is queued, stops; cut short, it fails what is left."""
+        """Admit nothing more, finish the queue, then stop; if cancelled, fail the rest of the queue."""
         self._draining = True
         self._arrived.set()
         if self._task is not None:
@@ -138,7 +138,10 @@ class Batcher(Generic[Item, Result]):
                 self._task.cancel()
 
     async def submit(self, item: Item, *, deadline: float | None = None, bulk: bool = False) -> Result:
-        """deadline: on the loop's clock. Bulk items wait for room; others raise QueueFull."""
+        """Return the result of one item, or raise its error.
+
+        deadline: on the loop's clock. Bulk items wait for room; interactive ones raise QueueFull.
+        """
         [outcome] = await self.submit_many([item], deadline=deadline, bulk=bulk)
         if isinstance(outcome, LeukoError):
             raise outcome
@@ -147,7 +150,7 @@ class Batcher(Generic[Item, Result]):
     async def submit_many(
         self, items: Sequence[Item], *, deadline: float | None = None, bulk: bool = False
     ) -> list[Result | LeukoError]:
-        """Admits all items or none; what goes wrong with one of them stands in its place in the list."""
+        """Admit all items or none; return a result or an error for each, in order."""
         if bulk:
             async with self._room_for_bulk(deadline):
                 return await self._outcomes(self._bulk_lane, items, deadline)
@@ -159,14 +162,14 @@ class Batcher(Generic[Item, Result]):
         return await self._outcomes(self._lane, items, deadline) if items else []
 
     def check_room(self, items: int = 1) -> None:
-        """Raises QueueFull, with the seconds that the queue takes at its present pace."""
+        """Raise QueueFull; its `retry_after` is the time that the queue takes at its present pace."""
         if self.depth + items > self.capacity:
             seconds = math.ceil(self.depth * self._seconds_per_item / self.workers)
             raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
 
     def _check_open(self) -> None:
         if self._draining or not self.alive:
-            raise NotReady("No images are taken now: the service is starting, stopping or broken.")
+            raise NotReady("No images are accepted now: the service is starting, stopping or has failed.")
 
     @asynccontextmanager
     async def _room_for_bulk(self, deadline: float | None) -> AsyncIterator[None]:
@@ -220,7 +223,7 @@ class Batcher(Generic[Item, Result]):
             worker.stop()
 
     def _gather(self) -> list[Waiting[Item, Result]]:
-        """What one free worker takes: its share of what waits, with bulk in every second run."""
+        """Return the next batch for a free worker: its share of the queue, with bulk in every second run."""
         kept = bool(self._bulk_lane) and not self._bulk_ran
         batch = self._take(self._lane, min(self._share(self._lane), self.max_batch - kept))
         bulk = self._take(self._bulk_lane, self._bulk_share(len(batch))) if kept or not batch else []
@@ -264,28 +267,30 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._running -= 1
             self._bulk_running -= bulk
-        stats = BatchStats(len(batch), tuple(began - entry.since for entry in batch), loop.time() - began)
-        seconds_per_item = stats.seconds / stats.size
-        weight = 0.2 if self._seconds_per_item else 1.0
-        self._seconds_per_item += weight * (seconds_per_item - self._seconds_per_item)
-        if self._on_batch is not None:
-            self._on_batch(stats)
+        self._observe(batch, began, loop.time())
 
     async def _attempt(self, batch: list[Waiting[Item, Result]], exclusive: bool, worker: Worker) -> None:
-        loop = asyncio.get_running_loop()
+        """Run a batch; if it fails, retry its items one by one, so that only the bad ones fail."""
         try:
-            outcomes = await self._watchdog.answers(worker, [entry.item for entry in batch], exclusive)
+            outcomes = await self._watchdog.run(worker, [entry.item for entry in batch], exclusive)
         except EngineError as error:
             logger.error("The engine failed on a batch of %d.", len(batch), exc_info=error)
             if len(batch) == 1:
                 batch[0].settle(error)
                 return
             for entry in batch:
-                if entry.wanted(loop.time()):
+                if entry.wanted(asyncio.get_running_loop().time()):
                     await self._attempt([entry], False, worker)
         else:
             for entry, outcome in zip(batch, outcomes, strict=True):
                 entry.settle(outcome)
+
+    def _observe(self, batch: list[Waiting[Item, Result]], began: float, ended: float) -> None:
+        stats = BatchStats(len(batch), tuple(began - entry.since for entry in batch), ended - began)
+        weight = 0.2 if self._seconds_per_item else 1.0
+        self._seconds_per_item += weight * (stats.seconds / stats.size - self._seconds_per_item)
+        if self._on_batch is not None:
+            self._on_batch(stats)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         for entry in [*self._lane, *self._bulk_lane]:
@@ -293,6 +298,6 @@ class Batcher(Generic[Item, Result]):
         if not task.cancelled() and (error := task.exception()):
             hung = error.split(Hung)[0] if isinstance(error, BaseExceptionGroup) else None
             if hung is not None:
-                logger.critical("The batcher gives up. %s", hung.exceptions[0])
+                logger.critical("The batcher stops. %s", hung.exceptions[0])
             else:
                 logger.critical("The batcher died.", exc_info=error)

@@ -1,4 +1,4 @@
-"""Pictures to cells in processes of their own, so that a decoder's crash is one picture's error."""
+"""Decode images in processes of their own, so that a crash of a codec is the error of one image."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
 import numpy as np
 
-from app.errors import StartupError, UndecodableImage
+from app.errors import NotReady, StartupError, UndecodableImage
 from app.imaging.framing import Cell, Frame
 from app.imaging.limits import check_bytes
 from app.inference.decode_worker import CELL, DEFECT, ERRORS, READY, REPLY, REQUEST, DecoderConfig
@@ -28,69 +29,89 @@ Buffer = TypeVar("Buffer", bytearray, memoryview)
 
 logger = logging.getLogger(__name__)
 
-START_S = 30.0  # until the process that forks has imported everything
-SLICE_S = 1.0  # between two signs of life while a picture is decoded
-MARGIN_S = 1.0  # beyond its patience, for a decoder that cannot even end itself
-ATTEMPTS = 2  # a decoder may be killed by what has nothing to do with its picture
+START_S = 30.0  # for the fork server to import everything
+SLICE_S = 1.0  # between two heartbeats while an image is decoded
+MARGIN_S = 1.0  # beyond its own time limit, for a decoder that cannot end itself
+ATTEMPTS = 2  # a decoder may also be killed for reasons other than its image
 
 
-class Lost(Exception):
-    """A decoder is gone; late: because its picture took too long."""
+class DecoderLost(Exception):
+    """A decoder ended; late: because its image took too long."""
 
     def __init__(self, *, late: bool) -> None:
         self.late = late
 
 
-class Decoders:
-    """As many processes as may decode at a time; any number of threads may call.
+class DecodePool:
+    """A pool of decoder processes; any number of threads may use it.
 
-    on_loss: called whenever one is replaced.
+    on_loss: called whenever a decoder was lost and is replaced.
+    fork_server: by default the one of this process, which all pools share.
     """
 
     def __init__(
-        self, count: int, config: DecoderConfig, on_loss: Callable[[], object] = lambda: None
+        self,
+        count: int,
+        config: DecoderConfig,
+        on_loss: Callable[[], object] = lambda: None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self._count = count
         self._config = config
         self._on_loss = on_loss
+        self._fork_server = fork_server or _fork_server
         self._closed = False
         self._idle: deque[Decoder] = deque()
 
     def open(self) -> None:
-        """Raises StartupError. It may be closed meanwhile."""
+        """Start all decoders; the pool may be closed meanwhile. Raise StartupError."""
         for _ in range(self._count):
-            self._return(_forking.decoder(self._config))
+            self._return(self._fork_server.start_decoder(self._config))
 
     def frame(self, data: bytes, heartbeat: Heartbeat = lambda: None) -> Cell:
-        """What `decode` and `frame_cell` make of it; raises what they raise.
+        """Decode an image and crop it to its cell; raise what `decode` and `frame_cell` raise.
 
-        UndecodableImage also where the picture ends its decoder, or takes longer than its patience.
-        heartbeat: called at least every SLICE_S.
+        Raise UndecodableImage also when the image ends its decoder twice, or takes longer than the config's
+        time limit, and NotReady when no decoder can be started. heartbeat: called at least every SLICE_S.
         """
         check_bytes(data, self._config.limits)
         for _ in range(ATTEMPTS):
-            decoder = self._idle.pop() if self._idle else _forking.decoder(self._config)
+            decoder = self._take()
             try:
-                return decoder.frame(data, heartbeat)
-            except Lost as lost:
-                logger.error("a decoder %s and is replaced", "took too long" if lost.late else "ended")
+                cell = decoder.frame(data, heartbeat)
+            except DecoderLost as lost:
+                logger.error("replacing a decoder that %s", "took too long" if lost.late else "ended")
                 self._on_loss()
                 decoder.close()
-                decoder = _forking.decoder(self._config)
+                self._return(self._start())
                 if lost.late:
-                    patience_s = self._config.patience_s
-                    raise UndecodableImage(
-                        f"the image takes longer than {patience_s:g} s to decode"
-                    ) from None
-            finally:
+                    seconds = self._config.patience_s
+                    raise UndecodableImage(f"the image takes longer than {seconds:g} s to decode") from None
+            except BaseException:
                 self._return(decoder)
+                raise
+            else:
+                self._return(decoder)
+                return cell
         raise UndecodableImage("the image ends its decoder")
 
     def close(self) -> None:
-        """Ends them, those that are at work as soon as they are done."""
+        """End all decoders; busy ones end after their image."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
+
+    def _take(self) -> Decoder:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._start()
+
+    def _start(self) -> Decoder:
+        try:
+            return self._fork_server.start_decoder(self._config)
+        except StartupError as error:
+            raise NotReady(error.detail) from error
 
     def _return(self, decoder: Decoder) -> None:
         self._idle.append(decoder)
@@ -99,13 +120,13 @@ class Decoders:
 
 
 class Decoder:
-    """One process, by its socket; for one thread at a time."""
+    """One decoder process, reached through its socket; for one thread at a time."""
 
     def __init__(self, connection: socket.socket, config: DecoderConfig) -> None:
         self._connection = connection
         self._size = config.preprocessing.size
         self._patience_s = config.patience_s
-        # Blocking, with the kernel's own timeouts: then an answer wakes this thread once, not once a piece.
+        # Blocking, with the kernel's timeouts: a reply then wakes this thread once, not once per piece.
         for option, seconds in (
             (socket.SO_RCVTIMEO, min(SLICE_S, self._patience_s / 4)),
             (socket.SO_SNDTIMEO, self._patience_s),
@@ -113,23 +134,29 @@ class Decoder:
             connection.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
 
     def frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
-        """Raises Lost, and what `decode` raises."""
+        """Raise DecoderLost, and what `decode` raises."""
         began = time.monotonic()
         until = began + self._patience_s + MARGIN_S
         try:
-            self._connection.sendall(REQUEST.pack(len(data)) + data)
+            self._send(data)
             head = self._receive(bytearray(REPLY.size), until, heartbeat)
             kind, left, top, width, height, nucleus, length = REPLY.unpack(head)
             if kind == CELL:
                 pixels = np.empty((self._size, self._size, 3), np.uint8)
                 self._receive(pixels.data.cast("B"), until, heartbeat)
                 return Cell(pixels, Frame(left, top, width, height, nucleus))
-            words = self._receive(bytearray(length), until, heartbeat).decode()
+            text = self._receive(bytearray(length), until, heartbeat).decode()
         except (OSError, EOFError):
-            raise Lost(late=time.monotonic() - began > self._patience_s) from None
+            raise DecoderLost(late=time.monotonic() - began > self._patience_s) from None
         if kind == DEFECT:
-            raise RuntimeError(words)
-        raise ERRORS[kind - 1](words)
+            raise RuntimeError(text)
+        raise ERRORS[kind - 1](text)
+
+    def _send(self, data: bytes) -> None:
+        head = REQUEST.pack(len(data))
+        sent = self._connection.sendmsg([head, data])  # without a copy of the image
+        if sent < len(head) + len(data):
+            self._connection.sendall(memoryview(data)[sent - len(head) :])
 
     def _receive(self, into: Buffer, until: float, heartbeat: Heartbeat) -> Buffer:
         view, done = memoryview(into), 0
@@ -151,10 +178,13 @@ class Decoder:
 
 
 class ForkServer:
-    """The process that forks decoders; started when it is first wanted, and again should it end."""
+    """The process that forks decoders; started when first needed, and again if it ended.
+
+    -P keeps the working folder off its import path: a package named `app` there must not replace ours.
+    """
 
     def __init__(
-        self, command: Sequence[str] = (sys.executable, "-m", "app.inference.decode_worker")
+        self, command: Sequence[str] = (sys.executable, "-P", "-m", "app.inference.decode_worker")
     ) -> None:
         self._command = command
         self._lock = Lock()
@@ -162,13 +192,13 @@ class ForkServer:
         self._control: socket.socket | None = None
 
     def start(self) -> None:
-        """Raises StartupError."""
+        """Start the process, if it does not run. Raise StartupError."""
         with self._lock, self._starting():
             if self._control is None:
                 self._start()
 
-    def decoder(self, config: DecoderConfig) -> Decoder:
-        """Raises StartupError."""
+    def start_decoder(self, config: DecoderConfig) -> Decoder:
+        """Fork a decoder. Raise StartupError."""
         with self._lock, self._starting():
             if self._control is not None:
                 with suppress(OSError, EOFError):
@@ -182,20 +212,21 @@ class ForkServer:
             yield
         except (OSError, EOFError) as error:
             self._end()
-            raise StartupError(f"no decoder can be started: {error!r}") from error
+            raise StartupError(f"no decoder process can be started: {error}") from error
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
+        path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
         with theirs:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
         self._control = ours
-        _await(ours)
+        _await_ready(ours)
         atexit.register(self._end)
         return ours
 
@@ -203,7 +234,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(control, [config.dump()], [theirs.fileno()])
-        _await(ours)
+        _await_ready(ours)
         return ours
 
     def _end(self) -> None:
@@ -215,8 +246,8 @@ class ForkServer:
             self._process = None
 
 
-def _await(connection: socket.socket) -> None:
-    """The other end is ready; raises OSError or EOFError."""
+def _await_ready(connection: socket.socket) -> None:
+    """Wait until the process at the other end is ready. Raise OSError or EOFError."""
     connection.settimeout(START_S)
     if connection.recv(len(READY)) != READY:
         raise EOFError("it ended at once")
@@ -227,5 +258,5 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
-_forking = ForkServer()
-prepare = _forking.start  # it imports codecs for a second, which may be while something else loads
+_fork_server = ForkServer()
+prepare = _fork_server.start  # importing the codecs takes a second: start it while the model loads

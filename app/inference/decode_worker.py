@@ -31,21 +31,18 @@ from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
 
 CONFIG_BYTES = 4096  # at most, of the message that comes with a descriptor
-REQUEST = struct.Struct("=I")  # how long the picture is that follows
-# What it is; the frame: left, top, width, height, nucleus; how long what follows is.
+REQUEST = struct.Struct("=I")  # length of the image that follows
+# Kind of the reply; the frame: left, top, width, height, nucleus; length of the text that follows.
 REPLY = struct.Struct("=B4d?I")
 READY = b"\0"
-CELL, DEFECT = 0, 255  # RGB [size, size, 3] follows; a traceback does
-ERRORS: tuple[type[LeukoError], ...] = (
-    TooLarge,
-    UnsupportedFormat,
-    UndecodableImage,
-)  # 1, 2, 3: a detail does
+CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; a traceback follows
+# Kinds 1, 2, 3: the error's detail follows.
+ERRORS: tuple[type[LeukoError], ...] = (TooLarge, UnsupportedFormat, UndecodableImage)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder is told once; patience_s: for one picture, after which it ends itself."""
+    """What a decoder needs to know; patience_s: time limit for one image, after which the decoder ends."""
 
     limits: ImageLimits
     preprocessing: Preprocessing
@@ -56,19 +53,18 @@ class DecoderConfig:
 
     @classmethod
     def load(cls, text: bytes) -> DecoderConfig:
-        found = json.loads(text)
-        return cls(
-            ImageLimits(**found["limits"]), Preprocessing(**found["preprocessing"]), found["patience_s"]
-        )
+        document = json.loads(text)
+        limits, preprocessing = ImageLimits(**document["limits"]), Preprocessing(**document["preprocessing"])
+        return cls(limits, preprocessing, document["patience_s"])
 
 
 def main() -> int:
-    # Who started it ends it, by closing the socket: a signal to the whole group would be too early.
+    # The service ends this process by closing the socket: a signal to the whole group would be too early.
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     rehearse()
-    gc.freeze()  # else collections in the children would write to pages that they share
+    gc.freeze()  # else garbage collection in the children would write to pages that they share
     silence = os.open(os.devnull, os.O_WRONLY)
     control = socket.socket(fileno=0)
     try:
@@ -79,7 +75,7 @@ def main() -> int:
                 return 0
             if os.fork() == 0:
                 control.close()
-                os.dup2(silence, 2)  # libtiff complains there of broken pictures
+                os.dup2(silence, 2)  # libtiff writes there about broken images
                 run(socket.socket(fileno=descriptors[0]), DecoderConfig.load(text))
             os.close(descriptors[0])
     except ConnectionError:  # the service has ended without reading READY
@@ -100,7 +96,7 @@ def run(connection: socket.socket, config: DecoderConfig) -> NoReturn:
 
 
 def rehearse() -> None:
-    """Decode one picture of each format, so that nothing is imported once no file can be opened."""
+    """Decode an image of each format, so that all imports are done before no file can be opened."""
     white = Image.new("RGB", (16, 16), "white")
     for kind in ACCEPTED:
         file = io.BytesIO()
@@ -112,59 +108,59 @@ def rehearse() -> None:
 
 
 def confine() -> None:
-    """From here on: no file, no socket, no process, and no picture in a core file."""
+    """From here on: no file, no socket, no process, and no image in a core file."""
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
     sys.meta_path.insert(0, NoImports())
 
 
 class NoImports:
-    """A module that is missing only because no file can be opened must not pass for a broken picture."""
+    """Refuse imports: a module that cannot be opened must not look like a broken image."""
 
     def find_spec(self, name: str, *_: Any) -> None:
-        raise RuntimeError(f"a decoder wants to import {name}: rehearse() must")
+        raise RuntimeError(f"a decoder imports {name}: rehearse() must import it before")
 
 
 def serve(connection: socket.socket, config: DecoderConfig) -> None:
-    """One answer for each picture that comes, until the other end closes."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends C code too
+    """Reply to each image until the other end closes."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends C code too
     while True:
         head = receive(connection, REQUEST.size)
         if not head:
             return
         data = receive(connection, *REQUEST.unpack(head))
         signal.setitimer(signal.ITIMER_REAL, config.patience_s)
-        reply = answer(bytes(data), config)
+        reply = answer(data, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for part in reply:
             connection.sendall(part)
 
 
 def answer(data: bytes, config: DecoderConfig) -> Sequence[bytes | memoryview]:
-    """Head and body of the reply."""
+    """Decode an image and return the reply's head and body."""
     try:
         cell = frame_cell(decode(data, config.limits), config.preprocessing)
     except ERRORS as error:
-        return _words(1 + ERRORS.index(type(error)), error.detail)
-    except Exception:  # a defect of ours: it is told to who asked, and raised there
-        return _words(DEFECT, traceback.format_exc())
+        return _text(1 + ERRORS.index(type(error)), error.detail)
+    except Exception:  # a defect of ours: the service raises it
+        return _text(DEFECT, traceback.format_exc())
     frame, pixels = cell.frame, np.ascontiguousarray(cell.pixels)
     head = REPLY.pack(CELL, frame.left, frame.top, frame.width, frame.height, frame.nucleus, pixels.nbytes)
     return head, pixels.data.cast("B")
 
 
-def _words(kind: int, text: str) -> Sequence[bytes]:
+def _text(kind: int, text: str) -> Sequence[bytes]:
     body = text.encode()
     return REPLY.pack(kind, 0, 0, 0, 0, False, len(body)), body
 
 
-def receive(connection: socket.socket, size: int) -> bytearray:
-    """`size` bytes; fewer, where the other end has closed."""
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size and (got := connection.recv_into(view[done:], 0, socket.MSG_WAITALL)):
-        done += got
-    return data if done == size else bytearray()
+def receive(connection: socket.socket, size: int) -> bytes:
+    """Return `size` bytes, or none where the other end has closed."""
+    data = connection.recv(size, socket.MSG_WAITALL)  # all at once, except when a signal comes between
+    while 0 < len(data) < size:
+        rest = connection.recv(size - len(data), socket.MSG_WAITALL)
+        data = data + rest if rest else b""
+    return data
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Images on this machine → answers, in order and in bounded memory, without the service."""
+"""Classifies stored images without the service, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from app.inference.pipeline import Answer, FrameImage, InferenceItem, Pipeline
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one image."""
+    """The answer or the error for one image."""
 
-    source: StoredImage
+    image: StoredImage
     answer: Answer | LeukoError
 
 
 def classify(
-    classifier: Classifier, sources: Iterable[StoredImage], limits: ImageLimits, workers: int = 0
+    classifier: Classifier, images: Iterable[StoredImage], limits: ImageLimits, workers: int = 0
 ) -> Iterator[Outcome]:
-    """One outcome a source, in order."""
+    """Yield one outcome for each image, in order. workers: threads; 0: as many as suit the engine."""
     preprocessing = classifier.bundle.preprocessing
     yield from run(
-        classifier, sources, lambda data, _: frame_cell(decode(data, limits), preprocessing), workers
+        classifier, images, lambda data, _: frame_cell(decode(data, limits), preprocessing), workers
     )
 
 
 def run(
-    classifier: Classifier, sources: Iterable[StoredImage], frame: FrameImage, workers: int = 0
+    classifier: Classifier, images: Iterable[StoredImage], frame: FrameImage, workers: int = 0
 ) -> Iterator[Outcome]:
-    """As `classify`, decoded by `frame`; each worker has a batch, and the next one is ready for it."""
+    """As `classify`, with `frame` to decode. Each worker runs one batch; another waits for each worker."""
     pipeline = Pipeline(classifier, frame)
     workers = workers or classifier.engine.workers
-    remaining = iter(sources)
+    remaining = iter(images)
     ahead: deque[tuple[list[StoredImage], Future[list[Answer | LeukoError]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(islice(remaining, classifier.engine.batch)):
-            pictures = [InferenceItem(source.read) for source in batch]
-            ahead.append((batch, pool.submit(pipeline.run, pictures)))
+            items = [InferenceItem(image.read) for image in batch]
+            ahead.append((batch, pool.submit(pipeline.run, items)))
             if len(ahead) > 2 * workers:
                 yield from _outcomes(*ahead.popleft())
         while ahead:
@@ -54,5 +54,5 @@ def run(
 
 
 def _outcomes(batch: Sequence[StoredImage], answers: Future[list[Answer | LeukoError]]) -> Iterator[Outcome]:
-    for source, answer in zip(batch, answers.result(), strict=True):
-        yield Outcome(source, answer)
+    for image, answer in zip(batch, answers.result(), strict=True):
+        yield Outcome(image, answer)

@@ -1,4 +1,4 @@
-"""Pictures as they came → answers, from decoding to calibration, on the thread that asks."""
+"""From the bytes of a batch to its predictions, on one thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.imaging.framing import Cell, Frame
 from app.inference.threads import Heartbeat
 from app.observability.stages import Stages
 
-Timed = Callable[[str], AbstractContextManager[object]]  # a stage's name → what measures it
+Timed = Callable[[str], AbstractContextManager[object]]  # name of a stage → a context that times it
 FrameImage = Callable[[bytes, Heartbeat], Cell]  # decodes and crops; raises what `decode` raises
 
 
@@ -24,7 +24,7 @@ def untimed(_stage: str) -> AbstractContextManager[object]:
 
 @dataclass(frozen=True)
 class InferenceItem:
-    """An image not read yet; `cam` asks for a class-activation map."""
+    """An image in the queue, read when its batch runs; `cam` asks for a class-activation map."""
 
     read: Callable[[], bytes]
     cam: bool = False
@@ -34,44 +34,51 @@ class InferenceItem:
 
 @dataclass(frozen=True)
 class Answer:
-    image_sha256: str  # of the bytes as they were sent
+    image_sha256: str  # of the bytes as uploaded
     frame: Frame
     prediction: Prediction
 
 
 class Pipeline:
-    """For several threads at once: while one runs the network, another decodes."""
+    """Several threads may run it: while one runs the network, another decodes."""
 
-    def __init__(self, classifier: Classifier, frame: FrameImage, timed: Timed = untimed) -> None:
+    def __init__(self, classifier: Classifier, frame_image: FrameImage, timed: Timed = untimed) -> None:
         self._classifier = classifier
-        self._frame_picture = frame
+        self._frame_image = frame_image
         self._timed = timed
 
     def run(
         self, items: Sequence[InferenceItem], exclusive: bool = False, heartbeat: Heartbeat = lambda: None
     ) -> list[Answer | LeukoError]:
-        """What is wrong with a picture stands in its place; exclusive: nothing runs beside this.
+        """Return an answer per item, in order, or the error of an item that cannot be classified.
 
-        heartbeat: called while pictures are decoded, and as each is ready for the network.
+        exclusive: no other run is under way. heartbeat: called while images are decoded, and after each.
         """
         _add("queue", items, lambda item: item.since)
-        framed = []
+        framed: list[tuple[str, Cell] | LeukoError] = []
         for item in items:
             framed.append(self._frame(item, heartbeat))
             heartbeat()
-        cells = [found[1] for found in framed if not isinstance(found, LeukoError)]
+        cells = [image[1] for image in framed if not isinstance(image, LeukoError)]
         began = time.monotonic()
-        predictions = iter(self._classify(cells, exclusive) if cells else ())
+        results = iter(self._classify(cells, exclusive) if cells else ())
         _add("infer", items, lambda _: began)
-        return [
-            found if isinstance(found, LeukoError) else _answer(*found, next(predictions)) for found in framed
-        ]
+        answers: list[Answer | LeukoError] = []
+        for image in framed:
+            if isinstance(image, LeukoError):
+                answers.append(image)
+                continue
+            sha256, cell = image
+            result = next(results)
+            answers.append(result if isinstance(result, LeukoError) else Answer(sha256, cell.frame, result))
+        return answers
 
     def _frame(self, item: InferenceItem, heartbeat: Heartbeat) -> tuple[str, Cell] | LeukoError:
+        """Return the SHA-256 of the image and its framed cell."""
         try:
             data = item.read()
-            with self._timed("decode"), _time("decode", item):
-                cell = self._frame_picture(data, heartbeat)
+            with self._timed("decode"), item.stages.time("decode") if item.stages else nullcontext():
+                cell = self._frame_image(data, heartbeat)
         except LeukoError as error:
             return error
         return hashlib.sha256(data).hexdigest(), replace(cell, cam=item.cam)
@@ -81,16 +88,8 @@ class Pipeline:
             return self._classifier.classify(cells, exclusive=exclusive)
 
 
-def _time(stage: str, item: InferenceItem) -> AbstractContextManager[object]:
-    return nullcontext() if item.stages is None else item.stages.time(stage)
-
-
 def _add(stage: str, items: Sequence[InferenceItem], began: Callable[[InferenceItem], float]) -> None:
-    """Until now, for each request that has a picture here."""
+    """Record a stage that ends now, once for each request that has an item in the batch."""
     requests = {item.stages: item for item in items if item.stages is not None}
     for stages, item in requests.items():
         stages.add(stage, began(item), time.monotonic())
-
-
-def _answer(sha256: str, cell: Cell, result: Prediction | LeukoError) -> Answer | LeukoError:
-    return result if isinstance(result, LeukoError) else Answer(sha256, cell.frame, result)

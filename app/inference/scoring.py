@@ -14,6 +14,7 @@ from app.archives.images import StoredImage
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
 from app.inference.service import Service
+from app.observability.stages import Stages
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Mistake:
-    """index: into the sources; predicted: index of the class."""
+    """index: into the images; predicted: index of the class."""
 
     index: int
     predicted: int
@@ -44,31 +45,32 @@ class Mistake:
 class Scored:
     report: Report
     mistakes: list[Mistake]
-    failures: dict[int, LeukoError]  # by index into the sources
+    failures: dict[int, LeukoError]  # by index into the images
 
 
 async def score(
     service: Service,
-    sources: Sequence[StoredImage],
+    images: Sequence[StoredImage],
     groups: Sequence[str] | None,
     progress: Progress,
     *,
     deadline: float,
+    stages: Stages | None = None,
 ) -> Scored:
-    """Reads each source only when its turn is near, so that memory stays flat; cancelled, it stops at once.
+    """Reads each image only when its turn is near, so that memory stays flat; cancelled, it stops at once.
 
     Images that cannot be classified are left out and listed; Unusable where none is left.
     """
     labels = service.classifier.bundle.labels
-    probabilities = np.full((len(sources), len(labels)), np.nan)
+    probabilities = np.full((len(images), len(labels)), np.nan)
     failures: dict[int, LeukoError] = {}
     size = service.batcher.max_batch
-    starts = iter(range(0, len(sources), size))
+    starts = iter(range(0, len(images), size))
 
     async def work() -> None:
         for start in starts:
-            reads = [source.read for source in sources[start : start + size]]
-            found = await service.classify_bulk(reads, deadline=deadline)
+            reads = [image.read for image in images[start : start + size]]
+            found = await service.classify_bulk(reads, deadline=deadline, stages=stages)
             for index, one in enumerate(found, start):
                 if isinstance(one, LeukoError):
                     failures[index] = one
@@ -83,12 +85,12 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await asyncio.to_thread(judge, labels, sources, groups, probabilities, failures)
+    return await asyncio.to_thread(judge, labels, images, groups, probabilities, failures)
 
 
 def judge(
     names: Sequence[str],
-    sources: Sequence[StoredImage],
+    images: Sequence[StoredImage],
     groups: Sequence[str] | None,
     probabilities: NDArray[np.float64],
     failures: dict[int, LeukoError],
@@ -98,12 +100,12 @@ def judge(
     if not kept:
         first = next(iter(failures.values()))
         raise Unusable(
-            f"none of {len(sources)} images could be classified, so there is nothing to evaluate; "
+            f"none of {len(images)} images could be classified, so there is nothing to evaluate; "
             f"of the first: {first.detail}"
         )
     soft = probabilities[kept]
     hard = soft.argmax(axis=1)
-    true = np.array([sources[index].label for index in kept])
+    true = np.array([images[index].label for index in kept])
     units = None if groups is None else [groups[index] for index in kept]
     report = evaluate(true, hard, soft, names=names, groups=units)
     mistakes = [

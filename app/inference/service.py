@@ -13,12 +13,13 @@ from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
 from app.imaging.limits import ImageLimits
 from app.inference.batcher import Batcher
-from app.inference.decode_pool import Decoders
+from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.pipeline import Answer, InferenceItem, Pipeline, untimed
+from app.inference.runtime import Runtime
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
-from app.observability.stages import Stages, current
+from app.observability.stages import Stages
 from app.settings import Settings
 from app.units import MIB
 
@@ -37,14 +38,13 @@ class Service:
     telemetry: Telemetry
     classifier: Classifier
     batcher: Batcher[InferenceItem, Answer]
-    decoders: Decoders
+    decoders: DecodePool
     on_answer: OnAnswer
 
     @classmethod
     async def start(
         cls,
-        settings: Settings,
-        telemetry: Telemetry,
+        runtime: Runtime,
         classifier: Classifier,
         on_suspicion: Callable[[], object],
         on_answer: OnAnswer,
@@ -55,11 +55,12 @@ class Service:
 
         on_answer: of each answer of `classify`; counted: its runs are in the metrics.
         """
+        settings, telemetry = runtime.settings, runtime.telemetry
         workers = worker_count(settings, classifier)
         config = DecoderConfig(
             image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s
         )
-        decoders = Decoders(workers, config, telemetry.count_decoder_loss)
+        decoders = DecodePool(workers, config, telemetry.count_decoder_loss)
         pipeline = Pipeline(classifier, decoders.frame, telemetry.stage if counted else untimed)
         batcher: Batcher[InferenceItem, Answer] = Batcher(
             pipeline.run,
@@ -79,9 +80,9 @@ class Service:
         return cls(settings, telemetry, classifier, batcher, decoders, on_answer)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times a stage of the current request."""
-        with self.telemetry.stage(name), (current.get() or Stages()).time(name):
+    def stage(self, name: str, stages: Stages) -> Iterator[None]:
+        """Time a stage of a request."""
+        with self.telemetry.stage(name), stages.time(name):
             yield
 
     async def stop(self) -> None:
@@ -101,13 +102,12 @@ class Service:
             self.decoders.close()
 
     async def classify(
-        self, images: Sequence[bytes], *, cam: bool = False, deadline: float
+        self, images: Sequence[bytes], *, cam: bool = False, deadline: float, stages: Stages | None = None
     ) -> list[Answer | LeukoError]:
         """An answer or an error for each image, in order; QueueFull, NotReady are raised for all.
 
         deadline: on the loop's clock.
         """
-        stages = current.get()
         items = [InferenceItem(image.__bytes__, cam, stages) for image in images]
         answers = await self.batcher.submit_many(items, deadline=deadline)
         for image, answer in zip(images, answers, strict=True):
@@ -119,7 +119,7 @@ class Service:
         return answers
 
     async def classify_bulk(
-        self, reads: Sequence[Callable[[], bytes]], *, deadline: float
+        self, reads: Sequence[Callable[[], bytes]], *, deadline: float, stages: Stages | None = None
     ) -> list[Prediction | LeukoError]:
         """Images of a large set, behind those of `classify`, each read when its turn comes.
 
@@ -127,7 +127,6 @@ class Service:
         the archive are raised for all.
         """
         sources = [_Source(read) for read in reads]
-        stages = current.get()
         items = [InferenceItem(source.read, stages=stages) for source in sources]
         outcomes = await self.batcher.submit_many(items, deadline=deadline, bulk=True)
         return [self._settle(source, outcome) for source, outcome in zip(sources, outcomes, strict=True)]

@@ -1,4 +1,4 @@
-"""Threads that the end of the process does not wait for, since what runs on them may hang."""
+"""Daemon threads: the process can exit while one of them hangs."""
 
 from __future__ import annotations
 
@@ -7,64 +7,56 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-Heartbeat = Callable[[], object]  # what long work calls now and then, to say that it goes on
+Heartbeat = Callable[[], object]  # long work calls it regularly, to show that it makes progress
+Job = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 
 class Worker:
-    """One thread that does one piece of work after another."""
+    """One thread that runs one call after another."""
 
     def __init__(self, name: str) -> None:
-        self._queue: SimpleQueue[_Work[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
         Thread(target=self._serve, name=name, daemon=True).start()
 
     def run(self, call: Callable[[], Result]) -> asyncio.Future[Result]:
-        """For the running loop; whatever `call` raises, SystemExit too, is the future's."""
-        work = _Work(call, asyncio.get_running_loop())
-        self._queue.put(work)
-        return work.outcome
+        """Queue a call; return a future of the running loop with its result or exception."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._queue.put((call, future, loop))
+        return future
 
     def stop(self) -> None:
-        """Once what was asked for is done."""
+        """End the thread after the calls that are queued."""
         self._queue.put(None)
 
     def _serve(self) -> None:
-        while (work := self._queue.get()) is not None:
-            work.do()
-            del work  # or its result would live until the next
+        while (job := self._queue.get()) is not None:
+            call, future, loop = job
+            settle: Callable[[Any], object] = future.set_exception
+            value: Any
+            try:
+                value, settle = call(), future.set_result
+            except Exception as error:
+                value = error
+            except BaseException as error:  # SystemExit would end the thread and leave its caller waiting
+                value = RuntimeError(f"{type(error).__name__} in a thread")
+            with suppress(RuntimeError):  # the loop is closed, so nothing awaits the future
+                loop.call_soon_threadsafe(_settle, future, settle, value)
+            del job, call, future, settle, value  # else the result stays in memory until the next call
 
 
-class _Work(Generic[Result]):
-    def __init__(self, call: Callable[[], Result], loop: asyncio.AbstractEventLoop) -> None:
-        self.outcome: asyncio.Future[Result] = loop.create_future()
-        self._call = call
-        self._loop = loop
-
-    def do(self) -> None:
-        try:
-            result = self._call()
-        except Exception as error:
-            self._tell(self.outcome.set_exception, error)
-        except BaseException as error:  # a thread that only leaves would leave its caller waiting
-            self._tell(self.outcome.set_exception, RuntimeError(f"{type(error).__name__} in a thread"))
-        else:
-            self._tell(self.outcome.set_result, result)
-
-    def _tell(self, settle: Callable[[Any], object], value: Any) -> None:
-        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._settle, settle, value)
-
-    def _settle(self, settle: Callable[[Any], object], value: Any) -> None:
-        if not self.outcome.done():
-            settle(value)
+def _settle(future: asyncio.Future[Any], settle: Callable[[Any], object], value: Any) -> None:
+    if not future.done():
+        settle(value)
 
 
 def in_thread(call: Callable[[], Result]) -> asyncio.Future[Result]:
-    """As asyncio.to_thread, on a thread of its own."""
+    """Run a call as asyncio.to_thread does, but on a daemon thread of its own."""
     worker = Worker("loading")
-    outcome = worker.run(call)
+    future = worker.run(call)
     worker.stop()
-    return outcome
+    return future

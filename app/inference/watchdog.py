@@ -1,4 +1,4 @@
-"""Runs of the engine, each on a worker's thread: what fails, goes silent or always fails is noticed."""
+"""Watch runs of the engine: errors, silence for too long, and failures in a row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from app.errors import EngineError, LeukoError
@@ -14,17 +15,22 @@ from app.inference.threads import Heartbeat, Worker
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SUSPICIOUS = 8  # runs that fail one after another
+SUSPICIOUS = 8  # failed runs in a row
 
 Run = Callable[[list[Item], bool, Heartbeat], Sequence[Result | LeukoError]]
 
 
 class Hung(Exception):
-    """A run gave no sign of life for too long."""
+    """A run gave no heartbeat for too long."""
 
 
 class Watchdog(Generic[Item, Result]):
-    """`run` may be silent for silence_s; `on_suspicion` hears of SUSPICIOUS runs without any answer."""
+    """Run batches on a worker's thread and check the outcome.
+
+    run: called with the items, whether it is the only run, and a heartbeat to call at least every silence_s;
+    returns one result or LeukoError per item, in order.
+    on_suspicion: called after SUSPICIOUS runs in a row without a single result.
+    """
 
     def __init__(
         self, run: Run[Item, Result], *, silence_s: float, on_suspicion: Callable[[], object]
@@ -34,37 +40,41 @@ class Watchdog(Generic[Item, Result]):
         self._on_suspicion = on_suspicion
         self._failures = 0
 
-    async def answers(self, worker: Worker, items: list[Item], exclusive: bool) -> list[Result | LeukoError]:
-        """One a item, in order; raises EngineError, and Hung, after which the worker is of no use."""
-        heard = time.monotonic()
+    async def run(self, worker: Worker, items: list[Item], exclusive: bool) -> list[Result | LeukoError]:
+        """Return one outcome per item, in order.
+
+        Raise EngineError when the run fails as a whole. Raise Hung when it stays silent: its thread is still
+        blocked then, and the worker must not be used again.
+        """
+        last_heartbeat = time.monotonic()
 
         def heartbeat() -> None:
-            nonlocal heard
-            heard = time.monotonic()
+            nonlocal last_heartbeat
+            last_heartbeat = time.monotonic()
 
-        answers = worker.run(lambda: self._answer(items, exclusive, heartbeat))
-        while (left := heard + self._silence_s - time.monotonic()) > 0:
-            done, _ = await asyncio.wait([answers], timeout=None if left == math.inf else left)
+        future = worker.run(partial(self._call, items, exclusive, heartbeat))
+        while (left := last_heartbeat + self._silence_s - time.monotonic()) > 0:
+            done, _ = await asyncio.wait([future], timeout=None if left == math.inf else left)
             if done:
-                return self._judge(answers, len(items))
-        raise Hung(f"The engine was silent for {self._silence_s:g} s on a batch of {len(items)}.")
+                return self._judge(future, len(items))
+        raise Hung(f"The engine gave no heartbeat for {self._silence_s:g} s on a batch of {len(items)}.")
 
-    def _answer(self, items: list[Item], exclusive: bool, heartbeat: Heartbeat) -> list[Result | LeukoError]:
+    def _call(self, items: list[Item], exclusive: bool, heartbeat: Heartbeat) -> list[Result | LeukoError]:
         try:
             outcomes = list(self._run(items, exclusive, heartbeat))
-        except BaseException as error:  # what ends a thread must not end more than its own batch
+        except BaseException as error:  # SystemExit too: only this batch may fail
             raise EngineError("The engine failed on this image.") from error
         if len(outcomes) != len(items):
-            raise EngineError(f"The engine gave {len(outcomes)} answers to {len(items)} images.")
+            raise EngineError(f"The engine returned {len(outcomes)} results for {len(items)} images.")
         return outcomes
 
     def _judge(
-        self, answers: asyncio.Future[list[Result | LeukoError]], items: int
+        self, future: asyncio.Future[list[Result | LeukoError]], items: int
     ) -> list[Result | LeukoError]:
         try:
-            outcomes = answers.result()
+            outcomes = future.result()
         except EngineError:
-            if items == 1:  # several will be tried one by one
+            if items == 1:  # a larger batch is retried item by item, and counted then
                 self._count_failure()
             raise
         if all(isinstance(outcome, EngineError) for outcome in outcomes):

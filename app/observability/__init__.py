@@ -1,1 +1,1 @@
-"""What is measured and kept of requests: metrics, stage times, audit log, drift, log lines."""
+"""Measurements and records of requests: metrics, stage times, audit log, drift, log lines."""

@@ -1,4 +1,4 @@
-"""The audit log: one line of JSON for each request, added at the end of a file and never changed."""
+"""The audit log: one line of JSON per request, appended to a file and never changed."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from app.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
-MOST_KEPT = 10_000
+MAX_PENDING = 10_000  # lines kept in memory
 
 
 class AuditLog:
-    """A file that is moved away, as logrotate does, is begun anew. Lines that it does not take are kept.
+    """Append entries to a file, and create the file again after logrotate has moved it.
 
-    While any is kept, `failing` is true: then no work should be taken. Of MOST_KEPT lines and more, refusals
-    all of them, only the number is kept, and written in the end.
+    Lines that cannot be written are kept in memory; while there are any, `failing` is true and the service
+    should refuse work. Beyond MAX_PENDING lines, which are refusals by then, only their number is kept: it is
+    written as `{"lost": number}` after the pending lines.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises StartupError."""
+        """Open or create the file. Raise StartupError if that fails."""
         self._path = path
-        self._kept: deque[bytes] = deque()
+        self._pending: deque[bytes] = deque()
         self._lost = 0
-        self._complained = False
-        self._lock = Lock()  # the event loop writes; rendering the metrics, on a thread, tries again
+        self._reported = False
+        self._lock = Lock()  # the event loop writes; the thread that renders the metrics retries
         try:
             self._file = self._open()
         except OSError as error:
@@ -42,19 +43,20 @@ class AuditLog:
 
     @property
     def failing(self) -> bool:
-        with self._lock:  # or a line that is being written would look like one that cannot be
-            return bool(self._kept)
+        with self._lock:  # otherwise a line that is just being written would count as failed
+            return bool(self._pending)
 
     def write(self, entry: Mapping[str, Any]) -> None:
+        """Append an entry, or keep it until a later write or `retry` succeeds."""
         with self._lock:
-            if len(self._kept) < MOST_KEPT:
-                self._kept.append(_line(entry))
+            if len(self._pending) < MAX_PENDING:
+                self._pending.append(_line(entry))
             else:
                 self._lost += 1
             self._retry()
 
     def retry(self) -> None:
-        """Writes what is kept, if that is possible by now."""
+        """Write the pending lines, if possible."""
         with self._lock:
             self._retry()
 
@@ -64,28 +66,28 @@ class AuditLog:
 
     def _retry(self) -> None:
         try:
-            while self._kept:
-                self._follow()
-                self._append(self._kept[0])
-                self._kept.popleft()
-                if self._lost and not self._kept:
-                    self._kept.append(_line({"lost": self._lost}))
+            while self._pending:
+                self._reopen_if_moved()
+                self._append(self._pending[0])
+                self._pending.popleft()
+                if self._lost and not self._pending:
+                    self._pending.append(_line({"lost": self._lost}))
                     self._lost = 0
         except OSError as error:
-            if not self._complained:
+            if not self._reported:
                 logger.error("the audit log %s cannot be written: %s", self._path, error.strerror)
-            self._complained = True
+            self._reported = True
         else:
-            self._complained = False
+            self._reported = False
 
     def _append(self, line: bytes) -> None:
-        # In one call, so that lines of several processes never mix.
+        # In one call, so that the lines of several processes do not interleave.
         written = os.write(self._file, line)
         if written < len(line):
-            self._kept[0] = b"\n" + line.lstrip()  # what was begun ends there, and is written again
+            self._pending[0] = b"\n" + line.lstrip()  # ends the partial line, then repeats it whole
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _follow(self) -> None:
+    def _reopen_if_moved(self) -> None:
         with suppress(FileNotFoundError):
             if _identity(self._path.stat()) == self._identity:
                 return

@@ -1,4 +1,4 @@
-"""The answers of a while, as the audit log has them, held against a reference."""
+"""Drift: the answers in audit logs compared with a reference profile."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from app.engine.bundle import CLASSES
 from app.errors import BundleError, Unusable
 from app.evaluation.answer_profile import AnswerProfile, Histogram, Seen, parse
 
-SHIFTED = 0.1  # of a stability index, by the convention of credit scoring (Siddiqi 2006)
-DRIFTED = 0.25
-CHANCE = 0.001  # how often a shift may be named where there is none
+SHIFTED = 0.1  # stability index above which a measure is "shifted"; credit scoring convention (Siddiqi 2006)
+DRIFTED = 0.25  # likewise "drifted"
+CHANCE = 0.001  # rate of false alarms allowed per measure
 VERDICTS = ("stable", "shifted", "drifted")
 
 
 @dataclass
 class Window:
-    """since, until: the first moment within and the first after it; model_sha256: whose answers count.
+    """The answers of a period, read from audit logs; the counters say what was skipped.
 
-    A request that a proxy gave to two replicas is in the logs of both, and counts once.
+    since, until: start (inclusive) and end (exclusive) of the period; model_sha256: only answers of this
+    model count. A request that a proxy sent to two replicas is in the logs of both and counts once.
     """
 
     since: datetime | None = None
     until: datetime | None = None
     model_sha256: str | None = None
-    other_models: int = 0  # answers that were not counted for that
-    repeated: int = 0  # answers whose request was counted before
-    broken: int = 0  # lines that a full disk cut short (the log writes those again), and of older versions
-    _requests: set[str] = field(default_factory=set, repr=False)  # ids: 125 bytes each
+    other_models: int = 0  # answers of other models
+    repeated: int = 0  # answers whose request was already counted
+    broken: int = 0  # lines truncated by a full disk (the log repeats those), or written by older versions
+    _requests: set[str] = field(default_factory=set, repr=False)  # ids; 125 bytes each
 
     def read(self, paths: Sequence[Path]) -> Iterator[Seen]:
-        """The answers of the audit logs `paths`, plain or .gz. Raises Unusable for what is no audit log."""
+        """Yield the answers in the audit logs `paths`, plain or .gz.
+
+        Raise Unusable if a file cannot be read or has no line of a request.
+        """
         for path in paths:
             lines, broken = 0, self.broken
             try:
@@ -49,42 +53,45 @@ class Window:
             except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
                 raise Unusable(f"{path} cannot be read: {error}") from None
             if lines and self.broken - broken == lines:
-                raise Unusable(f"{path} is no audit log: none of its {lines} lines is one of a request")
+                raise Unusable(
+                    f"{path} is not an audit log: none of its {lines} lines is the entry of a request"
+                )
 
     def _answers(self, line: str) -> list[Seen]:
         try:
             entry = json.loads(line)
             moment, images = _moment(entry["time"]), entry.get("images", ())
-            found = [_seen(image) for image in images if "label" in image]
+            answers = [_seen(image) for image in images if "label" in image]
             request, model = str(entry["request_id"]), entry.get("model_sha256")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.broken += 1
             return []
-        if not found or not self._holds(moment):
+        if not answers or not self._includes(moment):
             return []
         if self.model_sha256 not in (None, model):
-            self.other_models += len(found)
+            self.other_models += len(answers)
             return []
         if request in self._requests:
-            self.repeated += len(found)
+            self.repeated += len(answers)
             return []
         self._requests.add(request)
-        return found
+        return answers
 
-    def _holds(self, moment: datetime) -> bool:
+    def _includes(self, moment: datetime) -> bool:
         return (self.since is None or self.since <= moment) and (self.until is None or moment < self.until)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far one measure went from the reference.
+    """How far one measure is from the reference.
 
-    index: population stability index, Σ (p − q) ln (p / q) over its classes or bins; chance: what it exceeds
-    in CHANCE of all windows of this size where nothing has changed.
+    reference, found: mean or share of the measure in the reference and in the window; index: population
+    stability index, Σ (p − q) ln (p / q) over classes or bins; chance: the value that the index exceeds in a
+    fraction CHANCE of windows of this size if nothing has changed.
     """
 
     measure: str
-    reference: float | None  # mean, or share; of all classes together there is neither
+    reference: float | None  # None for all classes together
     found: float | None
     index: float
     chance: float
@@ -96,46 +103,50 @@ class Shift:
         return "shifted" if self.index <= max(DRIFTED, self.chance) else "drifted"
 
 
-def compare(reference: AnswerProfile, found: AnswerProfile) -> list[Shift]:
-    """Each class against all others, all classes together, confidence, distance and review."""
-    old, new = reference.labels, found.labels
+def compare(reference: AnswerProfile, window: AnswerProfile) -> list[Shift]:
+    """Return the shifts of each class, of all classes together, confidence, ood_score and review share."""
+    old, new = reference.labels, window.labels
     return [
         *(
-            _shift(f"share of {name}", reference.share(name), found.share(name), *_split(old, new, name))
+            _shift(f"share of {name}", reference.share(name), window.share(name), *_split(old, new, name))
             for name in old
         ),
         _shift("all classes", None, None, [*old.values()], [new[name] for name in old]),
-        _of_means("confidence", reference.confidence, found.confidence),
-        _of_means("ood_score", reference.ood_score, found.ood_score),
+        _histogram_shift("confidence", reference.confidence, window.confidence),
+        _histogram_shift("ood_score", reference.ood_score, window.ood_score),
         _shift(
             "review share",
             reference.review_share,
-            found.review_share,
+            window.review_share,
             [reference.review, reference.n - reference.review],
-            [found.review, found.n - found.review],
+            [window.review, window.n - window.review],
         ),
     ]
 
 
 def worst(shifts: Iterable[Shift]) -> str:
+    """Return the most severe verdict."""
     return max((shift.verdict for shift in shifts), key=VERDICTS.index)
 
 
-def stability_index(expected: Sequence[int], found: Sequence[int]) -> float:
-    """Of counts; half an image is added to each bin, so that an empty one does not make it infinite."""
-    p, q = _shares(expected), _shares(found)
-    return sum((a - b) * math.log(a / b) for a, b in zip(q, p, strict=True))
+def stability_index(expected: Sequence[int], observed: Sequence[int]) -> float:
+    """Return the population stability index of counts; 0.5 is added to each bin to keep it finite."""
+    q, p = _shares(expected), _shares(observed)
+    return sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
-def chance(bins: int, expected: int, found: int) -> float:
-    """The index is about χ²(bins − 1) times (1/n + 1/m) where nothing has changed (Yurdakul 2018)."""
+def chance(bins: int, expected: int, observed: int) -> float:
+    """Return the index exceeded with probability CHANCE by samples of n and m images if nothing has changed.
+
+    The index is then distributed as about (1/n + 1/m) χ²(bins − 1) (Yurdakul 2018).
+    """
     from scipy.special import chdtri
 
-    return float(chdtri(bins - 1, CHANCE)) * (1 / expected + 1 / found)
+    return float(chdtri(bins - 1, CHANCE)) * (1 / expected + 1 / observed)
 
 
 def read_reference(path: Path) -> AnswerProfile:
-    """What `leuko drift --save` wrote. Raises BundleError."""
+    """Read a profile that `leuko drift --save` wrote. Raise BundleError."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")), CLASSES)
     except (OSError, ValueError) as error:
@@ -146,8 +157,8 @@ def _split(old: Mapping[str, int], new: Mapping[str, int], name: str) -> tuple[l
     return [old[name], sum(old.values()) - old[name]], [new[name], sum(new.values()) - new[name]]
 
 
-def _of_means(measure: str, reference: Histogram, found: Histogram) -> Shift:
-    return _shift(measure, reference.mean, found.mean, reference.counts, found.counts)
+def _histogram_shift(measure: str, reference: Histogram, window: Histogram) -> Shift:
+    return _shift(measure, reference.mean, window.mean, reference.counts, window.counts)
 
 
 def _shift(
@@ -155,10 +166,10 @@ def _shift(
     reference: float | None,
     found: float | None,
     expected: Sequence[int],
-    counted: Sequence[int],
+    observed: Sequence[int],
 ) -> Shift:
-    index = stability_index(expected, counted)
-    return Shift(measure, reference, found, index, chance(len(expected), sum(expected), sum(counted)))
+    index = stability_index(expected, observed)
+    return Shift(measure, reference, found, index, chance(len(expected), sum(expected), sum(observed)))
 
 
 def _shares(counts: Sequence[int]) -> list[float]:
@@ -173,14 +184,14 @@ def _open(path: Path) -> TextIO:
 
 
 def _moment(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    if found.tzinfo is None:
-        raise ValueError(f"{text} is a time of nowhere")
-    return found
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"the time {text} has no time zone")
+    return moment
 
 
 def _seen(image: Mapping[str, Any]) -> Seen:
     label, confidence, ood_score = image["label"], float(image["confidence"]), float(image["ood_score"])
     if label not in CLASSES or not math.isfinite(confidence) or not math.isfinite(ood_score):
-        raise ValueError(f"no answer: {image}")
+        raise ValueError(f"not a valid answer: {image}")
     return Seen(label, confidence, ood_score, bool(image["review"]))

@@ -1,4 +1,4 @@
-"""The log, on standard error: lines of JSON for programs, or text for a person at a terminal."""
+"""The log on standard error: JSON lines for programs, text for a person at a terminal."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ TEXT = "text"
 
 
 def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
-    """stream: in place of standard error."""
+    """Set the level and format of the root logger. stream: instead of standard error."""
     stream = stream or sys.stderr
     text = settings.log_format == TEXT or (settings.log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each bad form
-    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what images say of themselves
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs a warning for each malformed form
+    logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines contain image metadata
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line; `extra={"fields": …}` goes into it."""
+    """Format a record as one JSON object per line, including `extra={"fields": …}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Of a request its id, key and how long each stage took; hashes are for programs."""
+    """Format a record as text; for a request with its stage times, key and id, without hashes."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -49,11 +49,11 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's)
         fields = _fields(record)
         times = [f"{name} {value:.1f}" for name, value in fields.get("milliseconds", {}).items()]
-        rest = [", ".join(times) + " ms"] if times else []
-        rest += [f"{name} {fields[name]}" for name in ("key", "request_id") if fields.get(name)]
-        return "  ".join([super().formatMessage(record), *rest])
+        details = [", ".join(times) + " ms"] if times else []
+        details += [f"{name} {fields[name]}" for name in ("key", "request_id") if fields.get(name)]
+        return "  ".join([super().formatMessage(record), *details])
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(record, "fields", {})
-    return found
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields

@@ -1,7 +1,8 @@
-"""The Prometheus instruments; every label comes from a bounded set.
+"""Prometheus metrics; every label has a bounded set of values.
 
-Several processes behind one port share a folder, which must be in the environment as SHARED before this
-module is imported: the client library keeps the values of each there, in files, and each can render the sums.
+Several processes behind one port share a folder, whose path must be in the environment variable SHARED before
+this module is imported. The client library keeps the values of each process there, in files, so that any
+process can render the sums.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from prometheus_client.registry import Collector
 from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, AnswerProfile
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
-REFRESH_S = 1.0  # how old another process's gauges may be
+REFRESH_S = 1.0  # maximum age of another process's gauges
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -40,7 +41,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Batch(Protocol):
-    """What `observe_batch` reads of a `batching.BatchStats`."""
+    """The fields of a `batcher.BatchStats` that `observe_batch` reads."""
 
     @property
     def size(self) -> int: ...
@@ -65,51 +66,76 @@ class Telemetry:
 
         self.http_request_duration = latency(
             "leuko_http_request_duration_seconds",
-            "From the head of a request to the end of its answer.",
+            "Time from the head of a request to the end of its response.",
             ["route", "method", "code"],
         )
-        self.queue_depth = total("leuko_queue_depth", "Images waiting.")
-        self.queue_capacity = total("leuko_queue_capacity", "Images that may wait.")
-        self.queue_wait = latency("leuko_queue_wait_seconds", "Wait of an image in the queue.")
-        self.stage_duration = latency("leuko_stage_duration_seconds", "One stage of the work.", ["stage"])
+        self.queue_depth = total("leuko_queue_depth", "Images in the queue.")
+        self.queue_capacity = total("leuko_queue_capacity", "Most images that the queue holds.")
+        self.queue_wait = latency("leuko_queue_wait_seconds", "Time that an image spent in the queue.")
+        self.stage_duration = latency(
+            "leuko_stage_duration_seconds", "Time spent in a stage of a request.", ["stage"]
+        )
         self.batch_size = histogram("leuko_batch_size", "Images in a batch.", buckets=SIZE_BUCKETS)
-        self.images = counter("leuko_images_total", "Images, by `ok` or an error's code.", ["outcome"])
-        self.rejected = counter("leuko_rejected_total", "Requests refused, by an error's code.", ["reason"])
-        self.predictions = counter("leuko_predictions_total", "Predictions, by class.", ["label"])
+        self.images = counter(
+            "leuko_images_total", "Images processed; `outcome` is `ok` or an error code.", ["outcome"]
+        )
+        self.rejected = counter(
+            "leuko_rejected_total", "Requests rejected; `reason` is an error code.", ["reason"]
+        )
+        self.predictions = counter("leuko_predictions_total", "Predictions by class.", ["label"])
         self.prediction_confidence = histogram(
             "leuko_prediction_confidence",
             "Calibrated probability of the predicted class.",
             buckets=CONFIDENCE_EDGES,
         )
         self.ood_score = histogram(
-            "leuko_ood_score", "Distance from the cells trained on, near 1 for those.", buckets=OOD_EDGES
+            "leuko_ood_score",
+            "Out-of-distribution score: distance from the training cells, about 1 for those.",
+            buckets=OOD_EDGES,
         )
-        self.reviews = counter("leuko_reviews_total", "Predictions that a person must look at.")
+        self.reviews = counter("leuko_reviews_total", "Predictions flagged for review.")
         self.reference_share = any_of(
-            "leuko_reference_share", "A class's share of the reference's answers.", ["label"]
+            "leuko_reference_share", "Share of each class in the drift reference; NaN without one.", ["label"]
         )
-        self.reference_confidence = any_of("leuko_reference_confidence", "Mean of the reference's answers.")
-        self.reference_ood_score = any_of("leuko_reference_ood_score", "Mean of the reference's answers.")
+        self.reference_confidence = any_of(
+            "leuko_reference_confidence", "Mean confidence in the drift reference; NaN without one."
+        )
+        self.reference_ood_score = any_of(
+            "leuko_reference_ood_score", "Mean ood_score in the drift reference; NaN without one."
+        )
         self.reference_review = any_of(
-            "leuko_reference_review_share", "Share of the reference's answers that a person must look at."
+            "leuko_reference_review_share",
+            "Share flagged for review in the drift reference; NaN without one.",
         )
-        self.model = any_of("leuko_model_info", "1 for a bundle that answers.", ["name", "version", "sha256"])
-        self.model_ready = all_of("leuko_model_ready", "1 when requests are welcome.")
-        self.restarts = counter("leuko_engine_restarts_total", "Times that the engine was started again.")
-        self.decoder_losses = counter("leuko_decoders_lost_total", "Decoding processes that ended or hung.")
-        self.keys_stale = any_of("leuko_keys_stale", "1 when the keys could not be read again.")
-        self.models_stale = any_of("leuko_models_stale", "1 when LEUKO_MODELS is not what is served.")
+        self.model = any_of(
+            "leuko_model_info",
+            "1 for each bundle that answers requests, 0 for one that did.",
+            ["name", "version", "sha256"],
+        )
+        self.model_ready = all_of("leuko_model_ready", "1 if the service is ready for requests.")
+        self.restarts = counter("leuko_engine_restarts_total", "Engine restarts.")
+        self.decoder_losses = counter(
+            "leuko_decoders_lost_total", "Decoder processes that crashed, hung or were killed."
+        )
+        self.keys_stale = any_of(
+            "leuko_keys_stale", "1 if the key file cannot be reloaded; the previous keys stay valid."
+        )
+        self.models_stale = any_of(
+            "leuko_models_stale", "1 if the file LEUKO_MODELS was rejected; the previous models keep serving."
+        )
         self.shadow_images = counter(
             "leuko_shadow_images_total",
-            "Images tried on a shadow: agreed, disagreed, failed or skipped.",
+            "Images for a shadow model; `outcome` is agreed, disagreed, failed or skipped.",
             ["name", "version", "outcome"],
         )
         self.shadow_disagreements = counter(
             "leuko_shadow_disagreements_total",
-            "Images that a shadow calls otherwise, by the class answered and its own.",
+            "Images for which the shadow (`shadow_label`) disagreed with the response (`label`).",
             ["name", "version", "label", "shadow_label"],
         )
-        self.audit_failing = any_of("leuko_audit_failing", "1 when the audit log cannot be written.")
+        self.audit_failing = any_of(
+            "leuko_audit_failing", "1 if the audit log cannot be written; requests then get 503."
+        )
         self._exposed = CollectorRegistry() if self.shared else self.registry
         parent = parent_process()
         if self.shared:
@@ -129,7 +155,7 @@ class Telemetry:
         models_stale: Callable[[], bool] = lambda: False,
         audit_failing: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Has the gauges take these values at each `refresh`."""
+        """Set the functions that each `refresh` reads the gauges from."""
 
         def refresh() -> None:
             self.queue_depth.set(depth())
@@ -141,26 +167,26 @@ class Telemetry:
         self._refresh = refresh
 
     def refresh(self) -> None:
-        """Each scrape does it; where others are scraped in this process's place, call it every REFRESH_S."""
+        """Update the gauges. Each scrape does so; with several processes, call it every REFRESH_S as well."""
         self._refresh()
 
     def describe_models(self, models: Collection[tuple[str, str, str]]) -> None:
-        """models: name, version and sha256 of each that answers; those before are 0."""
+        """Set 1 for each model (name, version, sha256) that answers requests, and 0 for earlier ones."""
         self._models |= {*models}
         for model in self._models:
             self.model.labels(*model).set(model in models)
 
     def describe_reference(self, reference: AnswerProfile | None, labels: Sequence[str]) -> None:
-        """What answers are expected to be like; NaN where that is not known."""
+        """Set the expected distribution of predictions; NaN without a reference."""
         for label in labels:
-            self.predictions.labels(label)  # from 0, for Prometheus does not count what a series begins with
+            self.predictions.labels(label)  # from 0: Prometheus ignores a counter's first value
             self.reference_share.labels(label).set(reference.share(label) if reference else math.nan)
         self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
         self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)
         self.reference_review.set(reference.review_share if reference else math.nan)
 
     def observe_request(self, route: str | None, method: str, code: int, seconds: float) -> None:
-        """route: the template that matched, None when none did; never a path that a client chose."""
+        """route: the template that matched, or None; never the path itself, which the client chooses."""
         bounded = method if method in METHODS else "other"
         self.http_request_duration.labels(route or "unmatched", bounded, str(code)).observe(seconds)
 
@@ -203,26 +229,26 @@ class Telemetry:
 
 
 class _Processes(Collector):
-    """What ProcessCollector says of a process and of its children, added up; Linux, as that is."""
+    """The metrics of ProcessCollector, summed over a process and its children; on Linux only."""
 
     def __init__(self, parent: int, registry: CollectorRegistry) -> None:
         self._parent = parent
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        found: dict[str, Metric] = {}
-        for pid in self._family():
-            for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
-                if family.name not in found:
-                    found[family.name] = family
+        totals: dict[str, Metric] = {}
+        for pid in self._pids():
+            for metric in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                if metric.name not in totals:
+                    totals[metric.name] = metric
                     continue
-                [kept], [sample] = found[family.name].samples, family.samples
-                least = family.name in ("process_start_time_seconds", "process_max_fds")
-                value = min(kept.value, sample.value) if least else kept.value + sample.value
-                found[family.name].samples = [kept._replace(value=value)]
-        return found.values()
+                [total], [sample] = totals[metric.name].samples, metric.samples
+                least = metric.name in ("process_start_time_seconds", "process_max_fds")
+                value = min(total.value, sample.value) if least else total.value + sample.value
+                totals[metric.name].samples = [total._replace(value=value)]
+        return totals.values()
 
-    def _family(self) -> list[int]:
+    def _pids(self) -> list[int]:
         try:
             children = Path(f"/proc/{self._parent}/task/{self._parent}/children").read_text()
         except OSError:

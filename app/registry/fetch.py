@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 from urllib.request import Request, build_opener
 
+import app
 from app.engine.bundle import FILES
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
@@ -24,6 +25,8 @@ from app.settings import Settings
 from app.units import GIB, MIB
 
 CONFIG = "config.json"
+SHIPPED = Settings.bundle  # the default
+PACKAGE = Path(app.__file__).parent
 DRAFT = "fetching-"
 PATIENCE_S = 60.0  # without a byte
 CHUNK = MIB
@@ -59,13 +62,27 @@ def locate(settings: Settings, bounds: Bounds = BOUNDS) -> Path:
     """
     address = settings.bundle
     if "://" not in address:
-        return Path(address)
+        return _find_folder(address)
     cache = _expand(settings.cache)
     if address.startswith("https://"):
         return _from_https(address, cache, bounds)
     if (match := HUB.fullmatch(address)) is not None:
         return _from_hub(match[1], match[2], cache)
     raise BundleError(f"{address} is no folder, https://…#sha256=… or hf://OWNER/NAME@REVISION")
+
+
+def _find_folder(address: str) -> Path:
+    """Return a local bundle's folder; the shipped one is also found in our checkout or wheel."""
+    folder = Path(address)
+    if address != SHIPPED or folder.exists():
+        return folder
+    for place in (PACKAGE.parent / SHIPPED, PACKAGE / "shipped" / folder.name):
+        if (place / CONFIG).is_file():
+            return place
+    raise BundleError(
+        f"{address} is not in this folder, and this installation has no bundle: set LEUKO_BUNDLE to the "
+        "folder, https:// or hf:// address of one, or install Leuko from its repository, which has one"
+    )
 
 
 def _expand(cache: str) -> Path:

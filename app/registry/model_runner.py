@@ -11,14 +11,12 @@ from app.engine.bundle import Bundle
 from app.engine.classifier import Classifier
 from app.errors import BundleError, NotReady, StartupError
 from app.inference.decode_pool import prepare
+from app.inference.runtime import Runtime
 from app.inference.service import OnAnswer, Service, batch_size, ignore_answer
 from app.inference.threads import in_thread
-from app.observability.metrics import Telemetry
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-Load = Callable[[Settings], Classifier]
 
 LOADING = "the model is being loaded"
 WARMING = "the engine is warming up"
@@ -39,19 +37,15 @@ class ModelRunner:
 
     def __init__(
         self,
-        settings: Settings,
-        telemetry: Telemetry,
-        load: Load,
+        runtime: Runtime,
         *,
         on_engine_failed: Callable[[ModelRunner], bool],
         on_failure: Callable[[ModelRunner, Exception], object],
         on_answer: OnAnswer = ignore_answer,
         counted: bool = True,
     ) -> None:
-        self.settings = settings
+        self._runtime = runtime
         self._obstacle: str | None = LOADING
-        self._telemetry = telemetry
-        self._load = load
         self.on_engine_failed = on_engine_failed
         self.on_failure = on_failure
         self._on_answer = on_answer
@@ -63,6 +57,10 @@ class ModelRunner:
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
+
+    @property
+    def settings(self) -> Settings:
+        return self._runtime.settings
 
     @property
     def obstacle(self) -> str | None:
@@ -137,19 +135,14 @@ class ModelRunner:
 
     async def _start(self) -> Service:
         forking = in_thread(prepare)
-        classifier = await in_thread(lambda: self._load(self.settings))
+        classifier = await in_thread(lambda: self._runtime.load(self.settings))
         self._obstacle = WARMING
         await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
         await forking
         if self._service is not None and classifier.bundle.sha256 != self.bundle.sha256:
             raise BundleError(f"{self.settings.bundle} holds another bundle than the one that is served")
         service = await Service.start(
-            self.settings,
-            self._telemetry,
-            classifier,
-            self._suspected.set,
-            self._on_answer,
-            counted=self._counted,
+            self._runtime, classifier, self._suspected.set, self._on_answer, counted=self._counted
         )
         self._service = service
         self._obstacle = None
@@ -184,6 +177,6 @@ class ModelRunner:
         now = asyncio.get_running_loop().time()
         self._restarts = [when for when in self._restarts if now - when < RESTARTS_S] + [now]
         if self._counted:
-            self._telemetry.count_restart()
+            self._runtime.telemetry.count_restart()
         if len(self._restarts) > RESTARTS:
             raise StartupError(f"the engine failed {len(self._restarts)} times within {RESTARTS_S:g} s")

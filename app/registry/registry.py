@@ -14,12 +14,12 @@ from typing import Any
 from app.errors import LeukoError, SettingsError, StartupError
 from app.evaluation.answer_profile import AnswerProfile
 from app.inference.pipeline import Answer
+from app.inference.runtime import Runtime
 from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
-from app.observability.metrics import Telemetry
 from app.registry.fetch import CONFIG, locate
 from app.registry.lineup import Lineup, Place
-from app.registry.model_runner import LOADING, Load, ModelRunner
+from app.registry.model_runner import LOADING, ModelRunner
 from app.registry.models_file import ModelEntry, parse_models
 from app.registry.shadow import Shadow
 from app.settings import NONE, Settings
@@ -37,15 +37,13 @@ class ModelRegistry:
     what may be gone back to, change in `_serve` alone.
     """
 
-    def __init__(
-        self, settings: Settings, telemetry: Telemetry, load: Load, reference: AnswerProfile | None = None
-    ) -> None:
+    def __init__(self, runtime: Runtime, reference: AnswerProfile | None = None) -> None:
         """reference: in place of the default bundle's own. Raises SettingsError."""
         self.stale = False
+        self._runtime = runtime
+        self._settings = settings = runtime.settings
+        self._telemetry = runtime.telemetry
         self.reread_s = REREAD_S
-        self._settings = settings
-        self._telemetry = telemetry
-        self._load = load
         self._reference = reference
         self._file = None if settings.models == NONE else WatchedFile(Path(settings.models))
         self._entries = (ModelEntry(settings.bundle),) if self._file is None else _read_first(self._file)
@@ -164,9 +162,7 @@ class ModelRegistry:
 
     def _runner(self, place: Place, settings: Settings) -> ModelRunner:
         return ModelRunner(
-            settings,
-            self._telemetry,
-            self._load,
+            replace(self._runtime, settings=settings),
             on_engine_failed=self._is_kept,
             on_failure=self._give_up,
             on_answer=self._on_answer if place.default else ignore_answer,

@@ -1,4 +1,4 @@
-"""A differential as FHIR R4: a Bundle around a preliminary DiagnosticReport (https://hl7.org/fhir/R4)."""
+"""A differential count as FHIR R4: a Bundle with a preliminary DiagnosticReport (https://hl7.org/fhir/R4)."""
 
 from __future__ import annotations
 
@@ -25,91 +25,93 @@ _LABORATORY = {
 _HAEMATOLOGY = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "HM"}]}
 
 
-def bundle(found: Differential, *, method: str, software: str, at: datetime) -> Resource:
-    """method: the setting `loinc_method`; software: this service's version."""
+def bundle(differential: Differential, *, method: str, software: str, at: datetime) -> Resource:
+    """Return a Bundle. method: the setting `loinc_method`; software: the version of the service."""
     issued = at.isoformat(timespec="seconds")
-    device = _device(found, software)
-    specimen = _specimen(found)
-    cells = [_observation(found, label, CODES[method][label], issued) for label in found.counts]
-    report = _report(found, issued)
-    parts = [report, *cells, device, *([specimen] if specimen else [])]
+    device = _device(differential, software)
+    specimen = _specimen(differential)
+    cells = [_observation(differential, label, CODES[method][label], issued) for label in differential.counts]
+    report = _report(differential, issued)
+    resources = [report, *cells, device, *([specimen] if specimen else [])]
     return {
         "resourceType": "Bundle",
         "meta": {"security": [_ASSERTED_BY_AI]},
-        "identifier": {"system": "urn:ietf:rfc:3986", "value": identify(found, "Bundle").urn},
+        "identifier": {"system": "urn:ietf:rfc:3986", "value": identify(differential, "Bundle").urn},
         "type": "collection",
         "timestamp": issued,
-        "entry": [{"fullUrl": f"urn:uuid:{part['id']}", "resource": part} for part in parts],
+        "entry": [{"fullUrl": f"urn:uuid:{resource['id']}", "resource": resource} for resource in resources],
     }
 
 
-def _report(found: Differential, issued: str) -> Resource:
-    return _resource(found, "DiagnosticReport") | {
+def _report(differential: Differential, issued: str) -> Resource:
+    return _resource(differential, "DiagnosticReport") | {
         "meta": {"security": [_ASSERTED_BY_AI]},
         "status": "preliminary",
         "category": [_HAEMATOLOGY],
         "code": _code(PANEL, PANEL_NAME),
         "issued": issued,
-        "result": [_reference(found, f"Observation {label}") for label in found.counts],
-        "conclusion": " ".join(remarks(found)),
-        **_of_specimen(found, several=True),
+        "result": [_reference(differential, f"Observation {label}") for label in differential.counts],
+        "conclusion": " ".join(remarks(differential)),
+        **_of_specimen(differential, several=True),
     }
 
 
-def _observation(found: Differential, label: str, code: str, issued: str) -> Resource:
-    return _resource(found, "Observation", label) | {
+def _observation(differential: Differential, label: str, code: str, issued: str) -> Resource:
+    return _resource(differential, "Observation", label) | {
         "meta": {"security": [_ASSERTED_BY_AI]},
         "status": "preliminary",
         "category": [_LABORATORY],
         "code": _code(code, name(label)),
         "issued": issued,
         "valueQuantity": {
-            "value": round(found.percent[label], 2),
+            "value": round(differential.percent[label], 2),
             "unit": "%",
             "system": "http://unitsofmeasure.org",
             "code": "%",
         },
         "method": {"text": METHOD},
-        "note": [{"text": note(found, label)}, {"text": NOTICE}],
-        "device": _reference(found, "Device"),
-        **_of_specimen(found),
+        "note": [{"text": note(differential, label)}, {"text": NOTICE}],
+        "device": _reference(differential, "Device"),
+        **_of_specimen(differential),
     }
 
 
-def _device(found: Differential, software: str) -> Resource:
-    return _resource(found, "Device") | {
-        "identifier": [{"type": {"text": "SHA-256 of the model"}, "value": found.model.sha256}],
-        "deviceName": [{"name": found.model.name, "type": "model-name"}],
+def _device(differential: Differential, software: str) -> Resource:
+    return _resource(differential, "Device") | {
+        "identifier": [{"type": {"text": "SHA-256 of the model"}, "value": differential.model.sha256}],
+        "deviceName": [{"name": differential.model.name, "type": "model-name"}],
         "type": {"text": "Classifier of white blood cells"},
         "version": [
-            {"type": {"text": "model"}, "value": found.model.version},
+            {"type": {"text": "model"}, "value": differential.model.version},
             {"type": {"text": "Leuko"}, "value": software},
         ],
     }
 
 
-def _specimen(found: Differential) -> Resource | None:
-    if found.specimen is None and found.accession is None:
+def _specimen(differential: Differential) -> Resource | None:
+    if differential.specimen is None and differential.accession is None:
         return None
-    said = {"accessionIdentifier": {"value": found.accession}} if found.accession else {}
-    if found.specimen:
-        said["identifier"] = [{"value": found.specimen}]  # type: ignore[assignment]
-    return _resource(found, "Specimen") | said
+    resource = _resource(differential, "Specimen")
+    if differential.accession:
+        resource["accessionIdentifier"] = {"value": differential.accession}
+    if differential.specimen:
+        resource["identifier"] = [{"value": differential.specimen}]
+    return resource
 
 
-def _of_specimen(found: Differential, *, several: bool = False) -> Resource:
-    if _specimen(found) is None:
+def _of_specimen(differential: Differential, *, several: bool = False) -> Resource:
+    if _specimen(differential) is None:
         return {}
-    reference = _reference(found, "Specimen")
+    reference = _reference(differential, "Specimen")
     return {"specimen": [reference] if several else reference}
 
 
-def _resource(found: Differential, kind: str, which: str = "") -> Resource:
-    return {"resourceType": kind, "id": str(identify(found, f"{kind} {which}".strip()))}
+def _resource(differential: Differential, kind: str, which: str = "") -> Resource:
+    return {"resourceType": kind, "id": str(identify(differential, f"{kind} {which}".strip()))}
 
 
-def _reference(found: Differential, part: str) -> Resource:
-    return {"reference": identify(found, part).urn}
+def _reference(differential: Differential, part: str) -> Resource:
+    return {"reference": identify(differential, part).urn}
 
 
 def _code(code: str, text: str) -> Resource:

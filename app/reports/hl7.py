@@ -1,4 +1,4 @@
-"""A differential as HL7 v2.5.1: an ORU^R01 message, results all preliminary."""
+"""A differential count as HL7 v2.5.1: an ORU^R01 message whose results are all preliminary."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ MEDIA_TYPE = "application/hl7-v2"
 _ESCAPES = str.maketrans(
     {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
     | {"\r": "\\X0D\\", "\n": "\\X0A\\"}
-)  # 2.7.1
+)  # escape sequences of section 2.7.1
 
 
-def message(found: Differential, *, method: str, at: datetime) -> str:
-    """Segments end with a carriage return; the encoding is UTF-8, as MSH-18 says.
+def message(differential: Differential, *, method: str, at: datetime) -> str:
+    """Return an ORU^R01 message. Segments end with a carriage return; the encoding is UTF-8 (MSH-18).
 
-    There is no PID: who the patient is, only the order knows, which the accession number names.
+    There is no PID segment: only the order, identified by the accession number, identifies the patient.
+    method: the setting `loinc_method`.
     """
     when = at.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000")
-    control = identify(found, "Message").hex[:20]  # MSH-10 holds no more
+    control = identify(differential, "Message").hex[:20]  # the maximum length of MSH-10
     segments = [
         _segment("MSH", "^~\\&", "LEUKO", "", "", "", when, "", "ORU^R01^ORU_R01", control, "P", "2.5.1")
         + "||||||UNICODE UTF-8",
-        _segment("OBR", 1, "", escape(found.accession or ""), _code(PANEL, PANEL_NAME), "", "", when)
+        _segment("OBR", 1, "", escape(differential.accession or ""), _code(PANEL, PANEL_NAME), "", "", when)
         + "|" * 15
         + f"{when}|||P",
-        *_notes(remarks(found)),
+        *_notes(remarks(differential)),
     ]
-    for number, label in enumerate(found.counts, 1):
-        segments.append(_result(found, number, label, CODES[method][label], when))
-        segments += _notes([note(found, label)])
-    if found.specimen is not None:
-        segments.append(_segment("SPM", 1, f"{escape(found.specimen)}", "", "119297000^Blood specimen^SCT"))
+    for number, label in enumerate(differential.counts, 1):
+        segments.append(_result(differential, number, label, CODES[method][label], when))
+        segments += _notes([note(differential, label)])
+    if differential.specimen is not None:
+        segments.append(
+            _segment("SPM", 1, f"{escape(differential.specimen)}", "", "119297000^Blood specimen^SCT")
+        )
     return "".join(f"{segment}\r" for segment in segments)
 
 
@@ -43,11 +46,11 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def _result(found: Differential, number: int, label: str, code: str, when: str) -> str:
-    model = found.model
+def _result(differential: Differential, number: int, label: str, code: str, when: str) -> str:
+    model = differential.model
     equipment = f"{escape(model.name)} {escape(model.version)}^Leuko^{model.sha256}^L"
-    before = _segment("OBX", number, "NM", _code(code, name(label)), "", f"{found.percent[label]:.2f}")
-    return f"{before}|%^percent^UCUM|||||P|||{when}|||^{escape(METHOD)}|{equipment}"
+    start = _segment("OBX", number, "NM", _code(code, name(label)), "", f"{differential.percent[label]:.2f}")
+    return f"{start}|%^percent^UCUM|||||P|||{when}|||^{escape(METHOD)}|{equipment}"
 
 
 def _notes(texts: Sequence[str]) -> list[str]:

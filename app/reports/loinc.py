@@ -1,4 +1,4 @@
-"""What a report to a laboratory says, in whatever format: codes, texts and identifiers."""
+"""Codes, texts and identifiers of laboratory reports, common to all formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.wire.specimen import Differential
 
 LOINC = "http://loinc.org"
 PANEL = "69738-3"  # differential panel, method unspecified, blood
-# Per 100 leukocytes in blood, by the setting `loinc_method`. 26508-2, often taken for neutrophils, is bands.
+# Per 100 leukocytes in blood, by the setting loinc_method. 26508-2, often used for neutrophils, is for bands.
 CODES = {
     "none": {
         "neutrophil": "26511-6",
@@ -40,25 +40,34 @@ def name(label: str) -> str:
     return f"{label.capitalize()}s/100 leukocytes in Blood"
 
 
-def note(found: Differential, label: str) -> str:
-    """How certain a percentage is."""
-    (low, high), (least, most) = found.intervals.wilson[label], found.intervals.exact[label]
-    level = f"{100 * found.intervals.level:g} % interval"
+def note(differential: Differential, label: str) -> str:
+    """Return the count of a class and the confidence intervals of its percentage."""
+    (low, high), (least, most) = differential.intervals.wilson[label], differential.intervals.exact[label]
+    level = f"{100 * differential.intervals.level:g} % interval"
     return (
-        f"{found.counts[label]} of {found.n} classified cells; {level} {low:.1f} to {high:.1f} (Wilson),"
-        f" {least:.1f} to {most:.1f} (exact)"
+        f"{differential.counts[label]} of {differential.n} classified cells;"
+        f" {level} {low:.1f} to {high:.1f} (Wilson), {least:.1f} to {most:.1f} (exact)"
     )
 
 
-def remarks(found: Differential) -> list[str]:
-    """What goes with the whole report."""
-    said = [NOTICE, *(caution.detail for caution in found.warnings)]
-    if found.review:
-        said.append(f"{len(found.review)} of {found.n} cells are marked for review.")
-    return said
+def remarks(differential: Differential) -> list[str]:
+    """Return the notes on the whole report."""
+    notes = [NOTICE, *(caution.detail for caution in differential.warnings)]
+    if differential.review:
+        notes.append(f"{len(differential.review)} of {differential.n} cells are marked for review.")
+    return notes
 
 
-def identify(found: Differential, part: str) -> UUID:
-    """Of a part of the report: the same whenever the same images of a specimen are reported again."""
-    whose = (found.specimen or "", found.accession or "", found.fingerprint or found.request_id, part)
-    return uuid5(_NAMESPACE, "\n".join(whose))
+def identify(differential: Differential, part: str) -> UUID:
+    """Return the identifier of a part of the report.
+
+    It is the same if the same images of a specimen are reported again; without hashes of the images, each
+    request has identifiers of its own.
+    """
+    identity = (
+        differential.specimen or "",
+        differential.accession or "",
+        differential.fingerprint or differential.request_id,
+        part,
+    )
+    return uuid5(_NAMESPACE, "\n".join(identity))

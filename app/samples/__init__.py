@@ -1,1 +1,1 @@
-"""Synthetic smears: pictures to try the service with, without any patient's data."""
+"""Synthetic smears: images to try the service with, without patient data."""

@@ -1,6 +1,6 @@
-"""Draws a made-up Wright–Giemsa smear with one leukocyte, for demonstrations and tests.
+"""Draw a synthetic Wright–Giemsa smear with one leukocyte, for demonstrations and tests.
 
-Sizes and colours are those of the BCCD photographs; lengths are in pixels of a picture 320 wide.
+Sizes and colours are those of the BCCD photographs; lengths are in pixels of an image 320 pixels wide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from app.samples.shapes import Blob, Patch, Plane, Stain, rough
 
 Rng = np.random.Generator
-Mark = Callable[[Patch, Plane], None]  # what a dot does to its surroundings, given its cover
+Mark = Callable[[Patch, Plane], None]  # draws a dot, given its surroundings and its cover
 
 BACKGROUND = (209.0, 211.0, 206.0)
 BROWN_RED_CELL, PINK_RED_CELL = np.array([0.12, 0.31, 0.32]), np.array([0.10, 0.28, 0.19])
@@ -23,9 +23,9 @@ GRANULE: Stain = (0.03, 0.40, 0.33)
 
 
 def draw_smear(label: str, *, seed: int = 0, width: int = 320, height: int = 240) -> Image.Image:
-    """RGB; the same arguments give the same picture. Raises ValueError for an unknown class."""
+    """Return an RGB image; the same arguments give the same image. Raises ValueError for an unknown class."""
     if label not in LEUKOCYTES:
-        raise ValueError(f"{label!r} is none of {', '.join(LEUKOCYTES)}")
+        raise ValueError(f"{label!r} is not a class; use {', '.join(LEUKOCYTES)}")
     rng = np.random.default_rng([seed, *label.encode()])
     draw, radius = LEUKOCYTES[label]
     scale = min(width / 320, height / 240)
@@ -39,7 +39,7 @@ def draw_smear(label: str, *, seed: int = 0, width: int = 320, height: int = 240
 
 
 def _develop(smear: Patch, rng: Rng, scale: float) -> Image.Image:
-    """Density to light, through a lens a little out of focus, onto a noisy sensor."""
+    """Turn density into light, seen through a slightly unfocused lens by a noisy sensor."""
     tint = np.asarray(BACKGROUND) * rng.uniform(0.98, 1.04) + rng.normal(0, 1.5, 3)
     across, down = rng.uniform(-1e-4, 1e-4, 2)
     lamp = 1 + across * (smear.x - 160) + down * (smear.y - 120)
@@ -50,13 +50,13 @@ def _develop(smear: Patch, rng: Rng, scale: float) -> Image.Image:
 
 
 def _spots(smear: Patch, rng: Rng, tries: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Random points over the picture and a little beyond, [tries, 2]."""
+    """Return random points over the image and up to 20 pixels beyond its edges, [tries, 2]."""
     edge = (float(smear.x[0, -1]) + 20, float(smear.y[-1, 0]) + 20)
     return rng.uniform(-20, edge, (tries, 2))
 
 
 def _draw_red_cells(smear: Patch, rng: Rng, cell: Blob) -> None:
-    pallor = float(rng.uniform(0.4, 0.9))  # how pale the centres of this smear are
+    pallor = float(rng.uniform(0.4, 0.9))  # how pale the red cells' centres are
     stain = PINK_RED_CELL + float(rng.random()) * (BROWN_RED_CELL - PINK_RED_CELL)
     taken = [(cell.x, cell.y, cell.radius)]
     for x, y in _spots(smear, rng, 110).tolist():
@@ -68,7 +68,7 @@ def _draw_red_cells(smear: Patch, rng: Rng, cell: Blob) -> None:
 
 
 def _draw_red_cell(patch: Patch, rng: Rng, blob: Blob, pallor: float, stain: Stain) -> None:
-    """A biconcave disc: thin in the middle, thickest near the rim, a bright line of refraction outside."""
+    """Draw a biconcave disc: thin in the middle, thickest near the rim, with a bright line around it."""
     reach = patch.reach(blob)
     pale = float(np.clip(pallor + rng.normal(0, 0.25), 0, 0.9))
     thickness = patch.cover(blob, 3.0) * (1 - pale * np.exp(-((reach / 0.6) ** 4)))
@@ -85,7 +85,7 @@ def _draw_platelets(smear: Patch, rng: Rng, cell: Blob) -> None:
 
 
 def _draw_lymphocyte(patch: Patch, rng: Rng, cell: Blob) -> None:
-    """A small round cell that its dense nucleus all but fills."""
+    """Draw a small round cell, almost filled by its dense nucleus."""
     _fill(patch, rng, patch.cover(cell), (0.36, 0.32, -0.03), uneven=0.1)
     ((x, y),) = _arc(rng, cell, 1, distance=0.07, step=0.0)
     nucleus = patch.cover(rough(rng, x, y, cell.radius * 0.92, dent=0.012, stretch=0.08))
@@ -93,7 +93,7 @@ def _draw_lymphocyte(patch: Patch, rng: Rng, cell: Blob) -> None:
 
 
 def _draw_monocyte(patch: Patch, rng: Rng, cell: Blob) -> None:
-    """The largest cell: a folded nucleus, grey-blue cytoplasm, vacuoles."""
+    """Draw the largest cell: folded nucleus, grey-blue cytoplasm, vacuoles."""
     _fill(patch, rng, patch.cover(cell, 4.0), (0.20, 0.18, 0.0), uneven=0.2)
     places = _arc(rng, cell, 4, distance=0.42, step=float(rng.uniform(0.7, 0.95)))
     lobes = [rough(rng, x, y, cell.radius * float(rng.uniform(0.36, 0.44)), dent=0.05) for x, y in places]
@@ -102,7 +102,7 @@ def _draw_monocyte(patch: Patch, rng: Rng, cell: Blob) -> None:
 
 
 def _draw_neutrophil(patch: Patch, rng: Rng, cell: Blob) -> None:
-    """Three or four lobes on threads, in pale pink with a fine dust of granules."""
+    """Draw three or four lobes joined by threads, in pale pink cytoplasm with fine granules."""
     _fill(patch, rng, patch.cover(cell), (0.05, 0.18, -0.02), uneven=0.15)
     _dot(patch, rng, cell, 130, 0.9, lambda spot, cover: spot.add(cover, (0.05, 0.17, 0.02)))
     count = int(rng.integers(3, 5))
@@ -112,7 +112,7 @@ def _draw_neutrophil(patch: Patch, rng: Rng, cell: Blob) -> None:
 
 
 def _draw_eosinophil(patch: Patch, rng: Rng, cell: Blob) -> None:
-    """Two lobes among coarse orange-pink granules."""
+    """Draw two lobes among coarse orange-pink granules."""
     _fill(patch, rng, patch.cover(cell), (0.06, 0.31, 0.17), uneven=0.15)
     _dot(patch, rng, cell, 170, 2.1, lambda spot, cover: spot.add(cover * 0.5, GRANULE))
     places = _arc(rng, cell, 2, distance=0.48, step=float(rng.uniform(1.9, 2.7)))
@@ -120,7 +120,7 @@ def _draw_eosinophil(patch: Patch, rng: Rng, cell: Blob) -> None:
     _fill(patch, rng, patch.fuse([*lobes, *_threads(lobes)]), (0.44, 0.76, -0.02), uneven=0.12)
 
 
-LEUKOCYTES: dict[str, tuple[Callable[[Patch, Rng, Blob], None], float]] = {  # how, and with what radius
+LEUKOCYTES: dict[str, tuple[Callable[[Patch, Rng, Blob], None], float]] = {  # how to draw it, and its radius
     "eosinophil": (_draw_eosinophil, 37),
     "lymphocyte": (_draw_lymphocyte, 27),
     "monocyte": (_draw_monocyte, 46),
@@ -134,7 +134,10 @@ def _fill(patch: Patch, rng: Rng, cover: Plane, stain: Stain, uneven: float) -> 
 
 
 def _arc(rng: Rng, cell: Blob, count: int, *, distance: float, step: float) -> list[tuple[float, float]]:
-    """Points round the cell's centre, `step` radians apart from a random start; distance ÷ radius."""
+    """Return points around the cell's centre, `step` radians apart from a random angle.
+
+    distance: from the centre ÷ the cell's radius.
+    """
     start = float(rng.uniform(0, 2 * np.pi))
     angles = [start + step * n for n in range(count)]
     length = distance * cell.radius
@@ -142,12 +145,12 @@ def _arc(rng: Rng, cell: Blob, count: int, *, distance: float, step: float) -> l
 
 
 def _threads(lobes: Sequence[Blob]) -> list[Blob]:
-    """Thin bridges half way between neighbouring lobes."""
+    """Return thin bridges, half way between neighbouring lobes."""
     return [Blob((a.x + b.x) / 2, (a.y + b.y) / 2, 0.4 * a.radius) for a, b in pairwise(lobes)]
 
 
 def _dot(patch: Patch, rng: Rng, cell: Blob, count: int, radius: float, mark: Mark) -> None:
-    """Small round things all over the cell."""
+    """Draw `count` dots all over the cell with `mark`."""
     for angle, place in rng.uniform((0, 0), (2 * np.pi, 1), (count, 2)).tolist():
         length = 0.92 * cell.radius * place**0.5
         dot = Blob(

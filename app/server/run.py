@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Protocol, cast
@@ -21,9 +22,9 @@ from app.api import problem_responses
 from app.api.application import create_app
 from app.edge.connection import Bounds, Connection
 from app.edge.descriptors import most_connections, raise_file_limit
+from app.inference.runtime import Load
 from app.inference.service import Service
 from app.observability.metrics import Telemetry
-from app.registry.model_runner import Load
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -33,18 +34,27 @@ BACKLOG = 2048  # connections not accepted yet
 KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, or it would meet closed connections
 
 
-def run(
-    settings: Settings,
-    load: Load,
-    listener: socket.socket,
-    on_ready: Callable[[Service], object],
-    *,
-    accept_when_ready: bool = False,
-) -> int:
-    """patient: no connection is accepted before the application is ready."""
+@dataclass(frozen=True)
+class Launch:
+    """What each process of a service is started with; pickled for all but the first.
+
+    load: how a bundle becomes a classifier; tests put a fake in its place.
+    """
+
+    settings: Settings
+    load: Load
+    listener: socket.socket
+
+
+def run(launch: Launch, on_ready: Callable[[Service], object], *, accept_when_ready: bool = False) -> int:
+    """Serve until a signal, then return 0; return 1 if the application fails.
+
+    accept_when_ready: accept no connection before the application is ready.
+    """
     raise_file_limit()
     failures: list[Exception] = []
-    app = create_app(settings, load, on_failure=failures.append)
+    settings = launch.settings
+    app = create_app(settings, launch.load, on_failure=failures.append)
     lifecycle = app.state.lifecycle
     lifecycle.accept_when_ready = accept_when_ready
 
@@ -61,7 +71,7 @@ def run(
         failed=lambda: bool(failures),
         on_ready=ready,
     )
-    server.run([listener])
+    server.run([launch.listener])
     return 1 if failures else 0
 
 

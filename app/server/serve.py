@@ -8,9 +8,9 @@ from pathlib import Path
 
 from app.edge.keys import Keys
 from app.errors import SettingsError, StartupError
+from app.inference.runtime import Load
 from app.observability.logs import configure_logging
-from app.registry.model_runner import Load
-from app.server.run import BACKLOG, announce, run
+from app.server.run import BACKLOG, Launch, announce, run
 from app.server.supervisor import supervise
 from app.settings import NONE, Settings
 
@@ -19,10 +19,11 @@ def serve(settings: Settings, load: Load) -> int:
     """Until a signal: 0. Until the application fails: 1. Raises StartupError."""
     check_exposure(settings)
     configure_logging(settings)
-    listener = bind(settings.host, settings.port)
+    launch = Launch(settings, load, bind(settings.host, settings.port))
+    address = url(launch.listener)
     if settings.processes > 1:
-        return supervise(settings, load, listener, url(listener))
-    return run(settings, load, listener, lambda service: announce(service, url(listener)))
+        return supervise(launch, address)
+    return run(launch, lambda service: announce(service, address))
 
 
 def check_exposure(settings: Settings) -> None:

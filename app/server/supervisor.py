@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from app.observability.logs import configure_logging
 from app.observability.metrics import SHARED
-from app.registry.model_runner import Load
-from app.server.run import run, say
-from app.settings import Settings
+from app.server.run import Launch, run, say
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +33,19 @@ class Member:
     ready: Event
 
 
-def supervise(settings: Settings, load: Load, listener: socket.socket, address: str) -> int:
+def supervise(launch: Launch, address: str) -> int:
     """Until a signal: 0. Until a service cannot start and no other is there: 1."""
     with tempfile.TemporaryDirectory(prefix="leuko-metrics-") as folder:
         # Read by the services as they import the client library, so that /metrics adds them up.
         os.environ[SHARED] = folder
-        return Supervisor(settings, load, listener, address, folder).run()
+        return Supervisor(launch, address, folder).run()
 
 
 class Supervisor:
     """The first SIGTERM or SIGINT has every service drain and stop; a second ends them at once."""
 
-    def __init__(
-        self, settings: Settings, load: Load, listener: socket.socket, address: str, folder: str
-    ) -> None:
-        self._settings = settings
-        self._load = load
-        self._listener = listener
+    def __init__(self, launch: Launch, address: str, folder: str) -> None:
+        self._launch = launch
         self._address = address
         self._folder = folder
         self._members: dict[int, Member] = {}
@@ -61,8 +54,8 @@ class Supervisor:
 
     def run(self) -> int:
         for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, self._on_answer)
-        for slot in range(self._settings.processes):
+            signal.signal(sig, self._on_signal)
+        for slot in range(self._launch.settings.processes):
             self._start(slot)
         announced = False
         while self._members:
@@ -80,8 +73,8 @@ class Supervisor:
 
     def _start(self, slot: int, *, accept_when_ready: bool = False) -> None:
         ready = get_context("spawn").Event()
-        share = cores_of(slot, self._settings.processes)
-        arguments = (self._settings, self._load, self._listener, ready, share, accept_when_ready)
+        share = cores_of(slot, self._launch.settings.processes)
+        arguments = (self._launch, ready, share, accept_when_ready)
         process = get_context("spawn").Process(target=work, args=arguments, name=f"service-{slot}")
         with _without_interrupts():
             process.start()
@@ -104,7 +97,7 @@ class Supervisor:
             self._status = 1
             self._stop()
 
-    def _on_answer(self, sig: int, _: FrameType | None) -> None:
+    def _on_signal(self, sig: int, _: FrameType | None) -> None:
         if self._stopping:
             for member in self._members.values():
                 member.process.kill()
@@ -118,9 +111,7 @@ class Supervisor:
 
 
 def work(
-    settings: Settings,
-    load: Load,
-    listener: socket.socket,
+    launch: Launch,
     ready: Event,
     share: Sequence[int],
     accept_when_ready: bool,
@@ -129,10 +120,10 @@ def work(
     Thread(target=_end_with_parent, name="orphanage", daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
-    elif settings.threads == 0:
-        settings = replace(settings, threads=len(share))
-    configure_logging(settings)
-    sys.exit(run(settings, load, listener, lambda _: ready.set(), accept_when_ready=accept_when_ready))
+    elif launch.settings.threads == 0:
+        launch = replace(launch, settings=replace(launch.settings, threads=len(share)))
+    configure_logging(launch.settings)
+    sys.exit(run(launch, lambda _: ready.set(), accept_when_ready=accept_when_ready))
 
 
 def cores_of(slot: int, processes: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP statuses, and RFC 9457 problem documents."""
+"""Map errors to HTTP statuses, and make RFC 9457 problem documents of them."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ STATUS: Mapping[type[LeukoError], int] = {
     errors.DeadlinePassed: 504,
 }
 MEANINGS: Mapping[str, str] = {
-    "malformed_request": "The bytes are not the HTTP, multipart or JSON that they claim to be.",
-    "unauthenticated": "The request shows no key, or none that is known.",
-    "forbidden": "The key that was shown is not for this route.",
-    "not_found": "There is nothing at this path.",
-    "unknown_model": "There is no model of this name or version; leuko_model_info in /metrics lists them.",
-    "method_not_allowed": "The path exists; the Allow header says which methods it has.",
-    "not_acceptable": "The answer does not exist in any format that the Accept header allows.",
-    "body_timeout": "The body did not arrive in time.",
-    "too_large": "Bytes, pixels, parts or archive entries are over a limit; GET /model lists the limits.",
-    "unsupported_format": "The body, or an image in it, is not in a format that is accepted.",
-    "invalid_request": "A parameter or field is missing, unknown or of the wrong type; errors says which.",
-    "unusable": "The request is well formed, but nothing can be done with it.",
-    "undecodable_image": "The image is of an accepted format, but truncated or corrupt.",
-    "bad_archive": "The archive is broken, unsafe, or not sorted into one folder per class.",
-    "bad_labels": "Labels, predictions or groups do not fit the images or the classes.",
-    "queue_full": "More work is waiting than may wait; try again after Retry-After seconds.",
+    "malformed_request": "The request is not valid HTTP, multipart, JSON or tensor data.",
+    "unauthenticated": "The request has no key, or an unknown one.",
+    "forbidden": "The key lacks the scope that this path requires.",
+    "not_found": "No resource has this path.",
+    "unknown_model": "No model has this name or version; leuko_model_info in /metrics lists the models.",
+    "method_not_allowed": "The path does not support this method; the Allow header lists those it does.",
+    "not_acceptable": "The Accept header allows none of the formats of the response.",
+    "body_timeout": "The head or the body of the request did not arrive in time.",
+    "too_large": "Bytes, pixels, images, parts or entries exceed a limit; GET /model lists the limits.",
+    "unsupported_format": "The format or encoding of the body, or of an image in it, is not accepted.",
+    "invalid_request": "A parameter or field is missing, unknown or of the wrong type; errors names it.",
+    "unusable": "The request is well formed, but its content cannot be used; detail says why.",
+    "undecodable_image": "The image has an accepted format, but is truncated or corrupt.",
+    "bad_archive": "The archive is corrupt, unsafe, or not sorted into one folder per class.",
+    "bad_labels": "Labels, predictions or groups do not match the images or the classes.",
+    "queue_full": "The queue is full, or too many requests are in flight; retry after Retry-After seconds.",
     "internal_error": "A defect of the service; its log has the request id.",
-    "engine_error": "The network failed on this very image.",
-    "not_ready": "The model is loading, has failed, or the service is stopping.",
-    "deadline_passed": "The answer was not ready within the time that a request may take.",
+    "engine_error": "The engine failed on this image.",
+    "not_ready": "The model is loading or has failed, or the service is stopping or has no free connection.",
+    "deadline_passed": "The response was not ready within the time limit of the request.",
 }
-# Errors that are not Leuko's own: Starlette's and FastAPI's.
+# Codes for the errors that Starlette and FastAPI raise.
 GENERIC: Mapping[int, str] = {
     400: "malformed_request",
     404: "not_found",
@@ -63,13 +63,18 @@ GENERIC: Mapping[int, str] = {
 }
 
 
-# The code that stands for all refusals of a status, for metrics: the first of STATUS.
+# The one code that counts every refusal of a status in the metrics: the first in STATUS.
 REASONS: Mapping[int, str] = {status: kind.code for kind, status in reversed([*STATUS.items()])}
 
 _STATUSES = {code: status for status, code in GENERIC.items()} | {
     kind.code: status for kind, status in STATUS.items()
 }
 _TITLES = {kind.code: kind.title for kind in STATUS}
+
+
+def status_for(error: LeukoError) -> int:
+    """Return the status of the error's class, or of the nearest base class in STATUS; without one, 500."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
 def status_of(code: str) -> int:
@@ -100,7 +105,7 @@ def image_problem(error: LeukoError, index: int, filename: str | None) -> ImageP
     return ImageProblem(
         type=uri(error.code),
         title=error.title,
-        status=STATUS[type(error)],
+        status=status_for(error),
         detail=error.detail,
         code=error.code,
         index=index,
@@ -109,7 +114,7 @@ def image_problem(error: LeukoError, index: int, filename: str | None) -> ImageP
 
 
 def problem(error: LeukoError, request_id: str, faults: Sequence[Fault] = ()) -> Problem:
-    return document(error.code, STATUS[type(error)], error.detail, request_id, faults)
+    return document(error.code, status_for(error), error.detail, request_id, faults)
 
 
 def unexpected(request_id: str) -> Problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from app.archives.images import StoredImage
@@ -45,17 +45,18 @@ def differential(
     request_id: str,
     bundle: Bundle,
     specimen: Specimen,
-    cells: Sequence[ClassifiedCell],
+    cells: Mapping[int, Prediction | ClassifiedCell],
     faults: Sequence[ImageProblem] = (),
-    places: Sequence[int] | None = None,
 ) -> Differential:
-    """places: of the cells in the request, where images without an answer lie between. Raises BadLabels."""
-    labels = [cell.label for cell in cells]
-    for index, label in enumerate(labels):
-        if label not in bundle.labels:
+    """Count classified cells. Raise BadLabels for a label that is not the bundle's.
+
+    cells: by position in the request; faults: the images that could not be classified.
+    """
+    for index, cell in cells.items():
+        if cell.label not in bundle.labels:
             raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
-    found = count(labels, bundle.labels)
-    hashes = [cell.image_sha256 for cell in cells if cell.image_sha256 is not None]
+    counts = count([cell.label for cell in cells.values()], bundle.labels)
+    hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
     return Differential(
         request_id=request_id,
         model=model_reference(bundle),
@@ -63,24 +64,24 @@ def differential(
         accession=specimen.accession,
         fingerprint=fingerprint(bundle.sha256, hashes) if len(hashes) == len(cells) else None,
         n=len(cells),
-        counts={name: one.n for name, one in found.items()},
-        percent={name: one.percent for name, one in found.items()},
+        counts={label: one.n for label, one in counts.items()},
+        percent={label: one.percent for label, one in counts.items()},
         intervals=Proportions(
             level=LEVEL,
             unit="percent",
-            wilson={name: one.wilson for name, one in found.items()},
-            exact={name: one.exact for name, one in found.items()},
+            wilson={label: one.wilson for label, one in counts.items()},
+            exact={label: one.exact for label, one in counts.items()},
         ),
         review=[
             ReviewedCell(
-                index=place,
+                index=index,
                 filename=cell.filename,
                 image_sha256=cell.image_sha256,
                 label=cell.label,
                 confidence=cell.confidence,
                 reasons=cell.review_reasons,
             )
-            for place, cell in zip(places or range(len(cells)), cells, strict=True)
+            for index, cell in cells.items()
             if cell.review_reasons
         ],
         warnings=_cautions(len(cells), len(faults), len(hashes) - len(set(hashes))),
@@ -111,18 +112,18 @@ def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
 
 
 def evaluation(
-    request_id: str, bundle: Bundle, sources: Sequence[StoredImage], scored: Scored, progress: Progress
+    request_id: str, bundle: Bundle, images: Sequence[StoredImage], scored: Scored, progress: Progress
 ) -> Evaluation:
     mistakes = [
         Mistake(
-            filename=sources[one.index].name,
-            label=bundle.labels[sources[one.index].label],
+            filename=images[one.index].name,
+            label=bundle.labels[images[one.index].label],
             predicted=bundle.labels[one.predicted],
             confidence=one.confidence,
         )
         for one in scored.mistakes
     ]
-    failures = [image_problem(error, i, sources[i].name) for i, error in scored.failures.items()]
+    failures = [image_problem(error, i, images[i].name) for i, error in scored.failures.items()]
     return Evaluation(
         **asdict(scored.report),
         request_id=request_id,

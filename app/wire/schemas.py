@@ -1,4 +1,4 @@
-"""Wire types: what goes over HTTP, field by field."""
+"""Types of request and response bodies."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-Score = Annotated[float | None, Field(description="null where it is not defined")]
+from app.evaluation.intervals import Intervals
+from app.evaluation.report import Average, ClassScores, GroupScores, Score
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Matrix = list[list[int]]
 Reason = Literal["low_confidence", "out_of_distribution"]
 
 
 class ImageProblem(BaseModel):
-    """What is wrong with one image of a request."""
+    """An error of one image in a request."""
 
     type: str
     title: str
@@ -25,7 +27,7 @@ class ImageProblem(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one parameter or field of a request."""
+    """An error of one parameter or field of a request."""
 
     field: str
     detail: str
@@ -33,7 +35,7 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457; `type` leads to a description, `code` is stable and meant for programs."""
+    """Problem document (RFC 9457). `type` is the URL of a description; `code` is stable, for programs."""
 
     type: str
     title: str
@@ -51,17 +53,17 @@ class ModelReference(BaseModel):
 
 
 class Frame(BaseModel):
-    """The part of the image that was classified, in its own upright pixels."""
+    """The part of the image that was classified, in pixels of the upright image."""
 
     left: float
     top: float
     width: float
     height: float
-    nucleus: bool = Field(description="false: no nucleus was found and the whole image was used")
+    nucleus: bool = Field(description="false: no nucleus was found, so the whole image was classified")
 
 
 class ActivationMap(BaseModel):
-    """Where in the frame the label was seen, 0 to 1, row by row."""
+    """How much each place in the frame supports the label, from 0 to 1, row by row."""
 
     shape: tuple[int, int]
     values: list[list[float]]
@@ -74,8 +76,8 @@ class Prediction(BaseModel):
     label: str
     confidence: Probability
     probabilities: dict[str, Probability]
-    ood_score: float = Field(description="distance from the cells that the model was trained on")
-    review: bool = Field(description="true: a person must look")
+    ood_score: float = Field(description="distance from the training cells; 1 is typical of them")
+    review: bool = Field(description="true: a person must look at this cell")
     review_reasons: list[Reason]
     frame: Frame
     cam: ActivationMap | None = None
@@ -88,36 +90,6 @@ class Predictions(BaseModel):
     errors: list[ImageProblem]
 
 
-class ClassScores(BaseModel):
-    precision: Score
-    recall: Score
-    f1: Score
-    specificity: Score
-    support: int
-
-
-class Average(BaseModel):
-    precision: Score
-    recall: Score
-    f1: Score
-    support: int
-
-
-class Intervals(BaseModel):
-    level: float
-    unit: Literal["image", "group"]
-    accuracy: tuple[float, float]
-    macro_f1: tuple[float, float]
-
-
-class GroupScores(BaseModel):
-    """Sources judged whole, by the mean probability of their images."""
-
-    n: int
-    accuracy: float
-    correct: int
-
-
 class Report(BaseModel):
     request_id: str
     n: int
@@ -126,9 +98,9 @@ class Report(BaseModel):
     per_class: dict[str, ClassScores]
     macro_avg: Average
     weighted_avg: Average
-    mse: float = Field(description="of class indices")
+    mse: float = Field(description="mean squared error of class indices")
     rmse: float
-    confusion_matrix: Matrix = Field(description="rows are true classes, columns predicted")
+    confusion_matrix: Matrix = Field(description="rows: true classes; columns: predicted classes")
     balanced_accuracy: Score
     cohen_kappa: Score
     matthews_corrcoef: Score
@@ -162,19 +134,21 @@ class EvaluationProgress(BaseModel):
 
 
 class Outcomes(BaseModel):
-    """Classes by name, in any case, or by index; one row for each image."""
+    """Labels and predictions, one item per image; classes by name (any case) or index."""
 
     model_config = ConfigDict(extra="forbid")
 
     labels: list[StrictStr | StrictInt] = Field(min_length=1)
     predictions: list[StrictStr | StrictInt] | None = None
     probabilities: list[list[float]] | None = None
-    groups: list[StrictStr | StrictInt] | None = Field(None, description="source photo or patient of each")
+    groups: list[StrictStr | StrictInt] | None = Field(
+        None, description="source photo or patient of each image"
+    )
 
 
 class ReviewThresholds(BaseModel):
-    confidence: float = Field(description="review below")
-    ood_score: float = Field(description="review above")
+    confidence: float = Field(description="review cells with a lower confidence")
+    ood_score: float = Field(description="review cells with a higher score")
 
 
 class Limits(BaseModel):
@@ -196,8 +170,8 @@ class Model(BaseModel):
     preprocessing: dict[str, Any]
     temperature: float
     review: ReviewThresholds
-    training: dict[str, Any] = Field(description="recipe and data")
-    scores: dict[str, Any] = Field(description="by data set")
+    training: dict[str, Any] = Field(description="training recipe and data")
+    scores: dict[str, Any] = Field(description="scores by data set")
     engine: str
     device: str
     service_version: str

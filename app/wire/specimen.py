@@ -1,4 +1,4 @@
-"""Wire types of a specimen and its differential count."""
+"""Types of a specimen and its differential count, as sent and returned."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from app.wire.schemas import ImageProblem, ModelReference, Probability, Reason
 
-MAX_CELLS = 10_000  # that were classified before
+MAX_CELLS = 10_000  # predictions in one request
 
 
 def _printable(text: str) -> str:
     if not text.isprintable() or not text.strip():
-        raise ValueError("must be printable, and not blank")
+        raise ValueError("must consist of printable characters and must not be blank")
     return text
 
 
@@ -25,14 +25,14 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Specimen(BaseModel):
-    """Whose cells they are, in the caller's own terms; echoed, and kept nowhere."""
+    """The caller's identifiers of a specimen; returned unchanged, never stored."""
 
     specimen: Identifier = Field(None, description="identifier of the specimen")
     accession: Identifier = Field(None, description="accession number of the order")
 
 
 class ClassifiedCell(BaseModel):
-    """A prediction of `/predict`, or what matters of it."""
+    """A prediction of `/predict`, or at least its label."""
 
     label: str
     confidence: Probability | None = None
@@ -42,18 +42,18 @@ class ClassifiedCell(BaseModel):
 
 
 class ClassifiedCells(Specimen):
-    """A specimen's cells that were classified before."""
+    """A specimen and the predictions of its cells."""
 
     predictions: list[ClassifiedCell] = Field(min_length=1, max_length=MAX_CELLS)
 
 
 class Proportions(BaseModel):
-    """By class: least and most, in percent."""
+    """Confidence intervals by class: lower and upper bound, in percent."""
 
     level: float
     unit: Literal["percent"]
     wilson: dict[str, tuple[float, float]]
-    exact: dict[str, tuple[float, float]] = Field(description="Clopper–Pearson")
+    exact: dict[str, tuple[float, float]] = Field(description="Clopper–Pearson intervals")
 
 
 class ReviewedCell(BaseModel):
@@ -68,7 +68,7 @@ class ReviewedCell(BaseModel):
 
 
 class Caution(BaseModel):
-    """What a reader of the counts must know."""
+    """A limit of the count that its reader must know."""
 
     code: Literal["few_cells", "classified_cells_only", "images_left_out", "duplicate_images"]
     detail: str
@@ -80,11 +80,11 @@ class Differential(BaseModel):
     specimen: str | None
     accession: str | None
     fingerprint: Sha256 | None = Field(
-        description="the same for the same images, in any order, and the same model; null without hashes"
+        description="equal for the same images in any order and the same model; null if hashes are missing"
     )
-    n: int = Field(description="cells that were classified")
+    n: int = Field(description="number of classified cells")
     counts: dict[str, int]
-    percent: dict[str, float] = Field(description="of the classified cells")
+    percent: dict[str, float] = Field(description="percent of the classified cells")
     intervals: Proportions
     review: list[ReviewedCell]
     warnings: list[Caution]

@@ -1,4 +1,4 @@
-"""Leuko beside other model servers on the same machine in the same run: `make bench-peers`."""
+"""Compare Leuko with other model servers on the same machine in the same run: `make bench-peers`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
 CONNECTIONS = (1, 16, 64)
 SECONDS = 6.0  # for each load
-WARM_UP_S = 4.0  # BentoML learns for a while how large its batches should be
+WARM_UP_S = 4.0  # BentoML first learns how large its batches should be
 
 
 @dataclass(frozen=True)
 class Peer:
     name: str
-    package: str  # of its environment
-    arguments: Sequence[str]  # its own, PORT filled in
+    package: str  # name of its environment in .venv-peers
+    arguments: Sequence[str]  # PORT stands for the port
     ready: str  # path that answers GET with 200 once the model is loaded
 
 
@@ -66,7 +66,7 @@ def main() -> int:
     for index, connections in enumerate(CONNECTIONS):
         best = max(one.loads[index].images_per_second for one in int8)
         ratio = ours.loads[index].images_per_second / best
-        console.print(f"{connections} connections, Leuko ÷ the best of them with int8: {ratio:.2f}")
+        console.print(f"{connections} connections, Leuko ÷ the best peer with int8: {ratio:.2f}")
     return 0
 
 
@@ -92,7 +92,7 @@ def measure(name: str, start: Command, ready: str, images: Sequence[bytes]) -> M
 def table(lines: Sequence[Measured]) -> Table:
     result = Table("service", "1 connection", "p50 ms", "16", "64", "RSS MiB", "failures")
     for one in lines:
-        speeds = [f"{found.images_per_second:.0f}" for found in one.loads]
+        speeds = [f"{result.images_per_second:.0f}" for result in one.loads]
         memory = "unknown" if one.memory_mib is None else f"{one.memory_mib:.0f}"
         latency = f"{one.loads[0].p50_ms:.1f}"
         result.add_row(one.name, speeds[0], latency, *speeds[1:], memory, str(one.failures))

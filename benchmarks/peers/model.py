@@ -1,4 +1,4 @@
-"""The bundle as a peer serves it: bytes → pixels, and batches of pixels → probabilities."""
+"""The model that the peers serve: bytes → pixels, and batches of pixels → probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT_S = 0.005  # for a batch to fill
 
 
 class Model:
-    """PEER_ENGINE: openvino, the int8 graph, or torch in float32."""
+    """The bundle with the engine in PEER_ENGINE: openvino (int8 graph) or torch (float32)."""
 
     def __init__(self) -> None:
         self.bundle = load_bundle(locate(Settings.from_environ(os.environ)))

@@ -1,4 +1,4 @@
-"""BentoML: a batchable endpoint. `bentoml serve benchmarks.peers.with_bentoml:Cells --port PORT`."""
+"""BentoML with a batchable endpoint. `bentoml serve benchmarks.peers.with_bentoml:Cells --port PORT`."""
 
 from pathlib import Path
 

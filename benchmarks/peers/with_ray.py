@@ -1,4 +1,4 @@
-"""Ray Serve: FastAPI around a deployment that batches. `python -m benchmarks.peers.with_ray PORT`."""
+"""Ray Serve with FastAPI and a deployment that batches. `python -m benchmarks.peers.with_ray PORT`."""
 
 import signal
 import sys

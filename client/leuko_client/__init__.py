@@ -1,4 +1,4 @@
-"""A typed client of Leuko: `Client`, and `AsyncClient` for asyncio."""
+"""A typed client for Leuko: `Client`, and `AsyncClient` for asyncio."""
 
 from leuko_client.aio import AsyncClient
 from leuko_client.client import Client

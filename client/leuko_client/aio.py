@@ -1,28 +1,32 @@
-"""The client for asyncio."""
+"""The client for asyncio. `client.py` is generated from this file: `make format`."""
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Sized
-from itertools import count
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
 
 from leuko_client import protocol
-from leuko_client.client import URL
-from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer
+from leuko_client.errors import LeukoError, ProblemError, UnexpectedAnswer
 from leuko_client.models import Differential, Evaluation, Model, Prediction, Progress, Report
 from leuko_client.progress import Bar, counted
-from leuko_client.protocol import Call, Format, Image, Outcome, Result, Retries
+from leuko_client.protocol import URL, Attempts, Call, Format, Image, Outcome, Result, Retries
+from leuko_client.tasks import Sleep, map_ahead, sleep
 
 
 class AsyncClient:
-    """As `Client`, with `await` and `async for`."""
+    """A client of one service. Its methods may be called concurrently and raise LeukoError.
+
+    Use it as a context manager or call `close`, so that its connections are closed.
+
+    url: of the service, including a path prefix if it has one. key: the secret that `leuko key` printed.
+    timeout: seconds for one response. transport: an httpx transport, for tests and proxies. sleep, clock:
+    used between attempts; for tests.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,7 @@ class AsyncClient:
         timeout: float = 60.0,
         retries: Retries = Retries(),  # noqa: B008 (it is frozen)
         transport: httpx.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        sleep: Sleep = sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url
@@ -61,8 +65,10 @@ class AsyncClient:
         await self._http.aclose()
 
     async def predict(self, image: Image, *, explain: Literal["cam"] | None = None) -> Prediction:
-        (found,) = (await self._call(protocol.predict([protocol.read(image)], explain))).predictions
-        return found
+        """Classify one image. explain: `cam` adds an activation map."""
+        response = await self._call(protocol.predict([protocol.read(image)], explain))
+        (prediction,) = response.predictions
+        return prediction
 
     async def predict_many(
         self,
@@ -73,36 +79,39 @@ class AsyncClient:
         concurrency: int = 8,
         progress: bool = False,
     ) -> AsyncIterator[Outcome]:
+        """Classify images; yield one outcome for each, in order. A bad image does not fail the others.
+
+        batch: images in one request. concurrency: requests in flight. progress: show a progress bar on a
+        terminal. Images are read shortly before they are sent.
+        """
         bar = Bar(len(images) if isinstance(images, Sized) else None) if progress else None
-        ahead: deque[asyncio.Task[list[Outcome]]] = deque()
+        batches = protocol.batches(images, batch)
         try:
-            for some in protocol.batches(images, batch):
-                ahead.append(asyncio.create_task(self._outcomes(some, explain)))
-                if len(ahead) >= concurrency:
-                    for outcome in counted(await ahead.popleft(), bar):
+            async with aclosing(
+                map_ahead(lambda some: self._outcomes(some, explain), batches, concurrency)
+            ) as results:
+                async for outcomes in results:
+                    for outcome in counted(outcomes, bar):
                         yield outcome
-            while ahead:
-                for outcome in counted(await ahead.popleft(), bar):
-                    yield outcome
         finally:
-            for task in ahead:
-                task.cancel()
             if bar is not None:
                 bar.close()
 
     async def differential(
         self, images: Sequence[Image], *, specimen: str | None = None, accession: str | None = None
     ) -> Differential:
-        read = [protocol.read(image) for image in images]
-        found: Differential = await self._call(protocol.differential(read, specimen, accession, "json"))
-        return found
+        """Classify the images of one specimen and return its differential count."""
+        files = [protocol.read(image) for image in images]
+        count: Differential = await self._call(protocol.differential(files, specimen, accession, "json"))
+        return count
 
     async def differential_of(
         self, predictions: Iterable[Prediction], *, specimen: str | None = None, accession: str | None = None
     ) -> Differential:
+        """Return the differential count of predictions from `predict` or `predict_many`; sends no image."""
         call = protocol.differential_of(predictions, specimen, accession, "json")
-        found: Differential = await self._call(call)
-        return found
+        count: Differential = await self._call(call)
+        return count
 
     async def report(
         self,
@@ -112,6 +121,7 @@ class AsyncClient:
         specimen: str | None = None,
         accession: str | None = None,
     ) -> Any:
+        """Return the differential count as a report. `fhir`: a Bundle as parsed JSON; `hl7`: a str."""
         return await self._call(protocol.differential_of(predictions, specimen, accession, format))
 
     async def evaluate(
@@ -123,8 +133,19 @@ class AsyncClient:
         on_progress: Callable[[Progress], object] = lambda _: None,
         timeout: float | None = None,
     ) -> Evaluation:
+        """Classify a labelled archive and score the predictions.
+
+        archive: a ZIP with one folder for each class. groups: source of each file, by file name.
+        group_pattern: regular expression whose first group is the source. on_progress: called with each
+        progress event. timeout: seconds between two events.
+        """
         options = protocol.evaluate(protocol.read(archive), groups, group_pattern)
-        return await self._again(lambda: self._evaluate(options, on_progress, timeout))
+        attempts = self._attempts()
+        while True:
+            try:
+                return await self._evaluate(options, on_progress, timeout)
+            except (LeukoError, httpx.TransportError) as error:
+                await self._sleep(attempts.wait_s(error))
 
     async def evaluate_predictions(
         self,
@@ -134,6 +155,7 @@ class AsyncClient:
         probabilities: Sequence[Sequence[float]] | None = None,
         groups: Sequence[str | int] | None = None,
     ) -> Report:
+        """Score predictions made elsewhere; the report is the same as that of `evaluate`."""
         document = {
             "labels": labels,
             "predictions": predictions,
@@ -143,72 +165,58 @@ class AsyncClient:
         return await self._call(protocol.evaluate_predictions(document))
 
     async def model(self) -> Model:
+        """Describe the model that the service has loaded."""
         return await self._call(protocol.model())
 
     async def ready(self) -> bool:
+        """Return whether the service accepts traffic; False if it cannot be reached."""
         return await self._probe("/readyz")
 
     async def live(self) -> bool:
+        """Return whether the service runs; False if it cannot be reached."""
         return await self._probe("/healthz")
 
     async def _probe(self, path: str) -> bool:
         try:
-            return (await self._http.get(path)).is_success
+            response = await self._http.get(path)
         except httpx.TransportError:
             return False
+        return response.is_success
 
     async def _outcomes(self, images: Sequence[Image], explain: Literal["cam"] | None) -> list[Outcome]:
-        read = [protocol.read(image) for image in images]
-        names = [name for name, _ in read]
+        files = [protocol.read(image) for image in images]
+        names = [name for name, _ in files]
         try:
-            found = await self._call(protocol.predict(read, explain))
+            predictions = await self._call(protocol.predict(files, explain))
         except ProblemError as problem:
             return protocol.outcomes(names, problem)
-        return protocol.outcomes(names, found)
+        return protocol.outcomes(names, predictions)
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self.url, self._retries, self._clock)
 
     async def _call(self, call: Call[Result]) -> Result:
-        async def attempt() -> Result:
-            return call.parse(await self._send(call))
-
-        return await self._again(attempt)
-
-    async def _send(self, call: Call[Any]) -> httpx.Response:
-        answer = await self._http.request(call.method, call.path, **call.options)
-        if not answer.is_success:
-            raise protocol.refusal(answer)
-        return answer
+        attempts = self._attempts()
+        while True:
+            try:
+                response = await self._http.request(call.method, call.path, **call.options)
+                return call.result(response)
+            except (LeukoError, httpx.TransportError) as error:
+                await self._sleep(attempts.wait_s(error))
 
     async def _evaluate(
         self, options: Mapping[str, Any], on_progress: Callable[[Progress], object], timeout: float | None
     ) -> Evaluation:
         events = protocol.Events()
-        wait = httpx.Timeout(self._http.timeout if timeout is None else timeout)
-        async with self._http.stream("POST", "/evaluate", timeout=wait, **options) as answer:
-            if not answer.is_success:
-                await answer.aread()
-                raise protocol.refusal(answer)
-            async for line in answer.aiter_lines():
+        limits = httpx.Timeout(self._http.timeout if timeout is None else timeout)
+        async with self._http.stream("POST", "/evaluate", timeout=limits, **options) as response:
+            if not response.is_success:
+                await response.aread()
+                raise protocol.problem(response)
+            async for line in response.aiter_lines():
                 event = events.feed(line)
                 if isinstance(event, Evaluation):
                     return event
                 if event is not None:
                     on_progress(event)
         raise UnexpectedAnswer("the evaluation broke off before its result")
-
-    async def _again(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        began = self._clock()
-        for number in count(1):
-            try:
-                return await attempt()
-            except httpx.UnsupportedProtocol as fault:
-                raise TransportError(f"{self.url} is no address of a service: {fault}") from fault
-            except httpx.TransportError as fault:
-                error: LeukoError = TransportError(f"no answer from {self.url}: {fault!r}")
-                error.__cause__ = fault
-            except LeukoError as refused:
-                error = refused
-            wait = self._retries.wait(number, self._clock() - began, error, random.random())
-            if wait is None or isinstance(error, UnexpectedAnswer):
-                raise error
-            await self._sleep(wait)
-        raise AssertionError("count ends never")

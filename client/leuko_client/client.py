@@ -1,32 +1,31 @@
-"""The client for ordinary code."""
+"""The client for ordinary code. Generated from `aio.py`: edit that, then `make format`."""
 
 from __future__ import annotations
 
-import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
 
 from leuko_client import protocol
-from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer
+from leuko_client.errors import LeukoError, ProblemError, UnexpectedAnswer
 from leuko_client.models import Differential, Evaluation, Model, Prediction, Progress, Report
 from leuko_client.progress import Bar, counted
-from leuko_client.protocol import Call, Format, Image, Outcome, Result, Retries
-
-URL = "http://127.0.0.1:8000"
+from leuko_client.protocol import URL, Attempts, Call, Format, Image, Outcome, Result, Retries
+from leuko_client.threads import Sleep, map_ahead, sleep
 
 
 class Client:
-    """May be used by several threads. Closes its connections as a context manager, or by `close`.
+    """A client of one service. Its methods may be called concurrently and raise LeukoError.
 
-    url: of the service, with a prefix where it has one. key: as `leuko key` printed it. timeout: seconds for
-    one answer. transport: of httpx, for tests and proxies. Every method raises LeukoError.
+    Use it as a context manager or call `close`, so that its connections are closed.
+
+    url: of the service, including a path prefix if it has one. key: the secret that `leuko key` printed.
+    timeout: seconds for one response. transport: an httpx transport, for tests and proxies. sleep, clock:
+    used between attempts; for tests.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Client:
         timeout: float = 60.0,
         retries: Retries = Retries(),  # noqa: B008 (it is frozen)
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Sleep = sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url = url
@@ -66,9 +65,10 @@ class Client:
         self._http.close()
 
     def predict(self, image: Image, *, explain: Literal["cam"] | None = None) -> Prediction:
-        """explain: `cam` adds an activation map."""
-        (found,) = self._call(protocol.predict([protocol.read(image)], explain)).predictions
-        return found
+        """Classify one image. explain: `cam` adds an activation map."""
+        response = self._call(protocol.predict([protocol.read(image)], explain))
+        (prediction,) = response.predictions
+        return prediction
 
     def predict_many(
         self,
@@ -79,43 +79,38 @@ class Client:
         concurrency: int = 8,
         progress: bool = False,
     ) -> Iterator[Outcome]:
-        """An outcome an image, in order, as they come; an image that fails fails alone.
+        """Classify images; yield one outcome for each, in order. A bad image does not fail the others.
 
-        batch: images in a request. concurrency: requests at once. Images are read when their turn comes.
+        batch: images in one request. concurrency: requests in flight. progress: show a progress bar on a
+        terminal. Images are read shortly before they are sent.
         """
         bar = Bar(len(images) if isinstance(images, Sized) else None) if progress else None
-        ahead: deque[Future[list[Outcome]]] = deque()
-        with ThreadPoolExecutor(concurrency) as pool:
-            try:
-                for some in protocol.batches(images, batch):
-                    ahead.append(pool.submit(self._outcomes, some, explain))
-                    if len(ahead) >= 2 * concurrency:
-                        yield from counted(ahead.popleft().result(), bar)
-                while ahead:
-                    yield from counted(ahead.popleft().result(), bar)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-                if bar is not None:
-                    bar.close()
+        batches = protocol.batches(images, batch)
+        try:
+            with closing(
+                map_ahead(lambda some: self._outcomes(some, explain), batches, concurrency)
+            ) as results:
+                for outcomes in results:
+                    yield from counted(outcomes, bar)
+        finally:
+            if bar is not None:
+                bar.close()
 
     def differential(
-        self,
-        images: Sequence[Image],
-        *,
-        specimen: str | None = None,
-        accession: str | None = None,
+        self, images: Sequence[Image], *, specimen: str | None = None, accession: str | None = None
     ) -> Differential:
-        """The cells of one specimen, counted."""
-        read = [protocol.read(image) for image in images]
-        found: Differential = self._call(protocol.differential(read, specimen, accession, "json"))
-        return found
+        """Classify the images of one specimen and return its differential count."""
+        files = [protocol.read(image) for image in images]
+        count: Differential = self._call(protocol.differential(files, specimen, accession, "json"))
+        return count
 
     def differential_of(
         self, predictions: Iterable[Prediction], *, specimen: str | None = None, accession: str | None = None
     ) -> Differential:
-        """Of cells that `predict` or `predict_many` classified; no image is sent again."""
-        found: Differential = self._call(protocol.differential_of(predictions, specimen, accession, "json"))
-        return found
+        """Return the differential count of predictions from `predict` or `predict_many`; sends no image."""
+        call = protocol.differential_of(predictions, specimen, accession, "json")
+        count: Differential = self._call(call)
+        return count
 
     def report(
         self,
@@ -125,7 +120,7 @@ class Client:
         specimen: str | None = None,
         accession: str | None = None,
     ) -> Any:
-        """`fhir`: a Bundle as parsed JSON; `hl7`: a message as text."""
+        """Return the differential count as a report. `fhir`: a Bundle as parsed JSON; `hl7`: a str."""
         return self._call(protocol.differential_of(predictions, specimen, accession, format))
 
     def evaluate(
@@ -137,9 +132,19 @@ class Client:
         on_progress: Callable[[Progress], object] = lambda _: None,
         timeout: float | None = None,
     ) -> Evaluation:
-        """archive: a ZIP with a folder for each class. timeout: seconds between two signs of life."""
+        """Classify a labelled archive and score the predictions.
+
+        archive: a ZIP with one folder for each class. groups: source of each file, by file name.
+        group_pattern: regular expression whose first group is the source. on_progress: called with each
+        progress event. timeout: seconds between two events.
+        """
         options = protocol.evaluate(protocol.read(archive), groups, group_pattern)
-        return self._again(lambda: self._evaluate(options, on_progress, timeout))
+        attempts = self._attempts()
+        while True:
+            try:
+                return self._evaluate(options, on_progress, timeout)
+            except (LeukoError, httpx.TransportError) as error:
+                self._sleep(attempts.wait_s(error))
 
     def evaluate_predictions(
         self,
@@ -149,7 +154,7 @@ class Client:
         probabilities: Sequence[Sequence[float]] | None = None,
         groups: Sequence[str | int] | None = None,
     ) -> Report:
-        """The same report, of predictions made elsewhere."""
+        """Score predictions made elsewhere; the report is the same as that of `evaluate`."""
         document = {
             "labels": labels,
             "predictions": predictions,
@@ -159,70 +164,58 @@ class Client:
         return self._call(protocol.evaluate_predictions(document))
 
     def model(self) -> Model:
+        """Describe the model that the service has loaded."""
         return self._call(protocol.model())
 
     def ready(self) -> bool:
-        """It wants traffic; one that cannot be reached does not."""
+        """Return whether the service accepts traffic; False if it cannot be reached."""
         return self._probe("/readyz")
 
     def live(self) -> bool:
+        """Return whether the service runs; False if it cannot be reached."""
         return self._probe("/healthz")
 
     def _probe(self, path: str) -> bool:
         try:
-            return self._http.get(path).is_success
+            response = self._http.get(path)
         except httpx.TransportError:
             return False
+        return response.is_success
 
     def _outcomes(self, images: Sequence[Image], explain: Literal["cam"] | None) -> list[Outcome]:
-        read = [protocol.read(image) for image in images]
-        names = [name for name, _ in read]
+        files = [protocol.read(image) for image in images]
+        names = [name for name, _ in files]
         try:
-            found = self._call(protocol.predict(read, explain))
+            predictions = self._call(protocol.predict(files, explain))
         except ProblemError as problem:
             return protocol.outcomes(names, problem)
-        return protocol.outcomes(names, found)
+        return protocol.outcomes(names, predictions)
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self.url, self._retries, self._clock)
 
     def _call(self, call: Call[Result]) -> Result:
-        return self._again(lambda: call.parse(self._send(call)))
-
-    def _send(self, call: Call[Any]) -> httpx.Response:
-        answer = self._http.request(call.method, call.path, **call.options)
-        if not answer.is_success:
-            raise protocol.refusal(answer)
-        return answer
+        attempts = self._attempts()
+        while True:
+            try:
+                response = self._http.request(call.method, call.path, **call.options)
+                return call.result(response)
+            except (LeukoError, httpx.TransportError) as error:
+                self._sleep(attempts.wait_s(error))
 
     def _evaluate(
         self, options: Mapping[str, Any], on_progress: Callable[[Progress], object], timeout: float | None
     ) -> Evaluation:
         events = protocol.Events()
-        wait = httpx.Timeout(self._http.timeout if timeout is None else timeout)
-        with self._http.stream("POST", "/evaluate", timeout=wait, **options) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise protocol.refusal(answer)
-            for line in answer.iter_lines():
+        limits = httpx.Timeout(self._http.timeout if timeout is None else timeout)
+        with self._http.stream("POST", "/evaluate", timeout=limits, **options) as response:
+            if not response.is_success:
+                response.read()
+                raise protocol.problem(response)
+            for line in response.iter_lines():
                 event = events.feed(line)
                 if isinstance(event, Evaluation):
                     return event
                 if event is not None:
                     on_progress(event)
         raise UnexpectedAnswer("the evaluation broke off before its result")
-
-    def _again(self, attempt: Callable[[], Result]) -> Result:
-        began = self._clock()
-        for number in count(1):
-            try:
-                return attempt()
-            except httpx.UnsupportedProtocol as fault:
-                raise TransportError(f"{self.url} is no address of a service: {fault}") from fault
-            except httpx.TransportError as fault:
-                error: LeukoError = TransportError(f"no answer from {self.url}: {fault!r}")
-                error.__cause__ = fault
-            except LeukoError as refused:
-                error = refused
-            wait = self._retries.wait(number, self._clock() - began, error, random.random())
-            if wait is None or isinstance(error, UnexpectedAnswer):
-                raise error
-            self._sleep(wait)
-        raise AssertionError("count ends never")

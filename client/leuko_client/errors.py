@@ -1,9 +1,9 @@
-"""What can go wrong, as exceptions.
+"""The exceptions that the clients raise.
 
 LeukoError
-├── TransportError      no answer came
-├── UnexpectedAnswer    an answer, but not of Leuko
-└── ProblemError        what the service says (RFC 9457): status, code, title, detail, request_id, errors
+├── TransportError      no response
+├── UnexpectedAnswer    a response that is not Leuko's
+└── ProblemError        the service refused (RFC 9457): status, code, title, detail, request_id, errors
     ├── Unauthenticated, Forbidden, TooLarge, UnsupportedFormat
     ├── Unusable        UndecodableImage, BadArchive, BadLabels
     ├── QueueFull, NotReady, DeadlinePassed
@@ -29,7 +29,7 @@ class UnexpectedAnswer(LeukoError):
 
 
 class ProblemError(LeukoError):
-    """retry_after: seconds, where the service names them. errors: one mapping a bad image or field."""
+    """retry_after: seconds, if the service sent it. errors: one mapping for each bad image or field."""
 
     def __init__(self, problem: Mapping[str, Any], retry_after: float | None = None) -> None:
         self.status = int(problem["status"])
@@ -90,7 +90,7 @@ class ServerError(ProblemError):
     pass
 
 
-KINDS: Mapping[str, type[ProblemError]] = {
+BY_CODE: Mapping[str, type[ProblemError]] = {
     "unauthenticated": Unauthenticated,
     "forbidden": Forbidden,
     "too_large": TooLarge,
@@ -107,6 +107,6 @@ KINDS: Mapping[str, type[ProblemError]] = {
 
 
 def problem_error(problem: Mapping[str, Any], retry_after: float | None = None) -> ProblemError:
-    """By its code; one that this version does not know is a ServerError or plain ProblemError by status."""
+    """Return the exception for a problem document; ServerError or ProblemError if its code is unknown."""
     other = ServerError if int(problem["status"]) >= 500 else ProblemError
-    return KINDS.get(str(problem["code"]), other)(problem, retry_after)
+    return BY_CODE.get(str(problem["code"]), other)(problem, retry_after)

@@ -1,4 +1,4 @@
-"""What the service answers. Fields that later versions add are passed over; a missing one is an error."""
+"""The documents that the service sends. Unknown fields are ignored; a missing field is an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from leuko_client.errors import UnexpectedAnswer
 
-Answer = TypeVar("Answer")
+Document = TypeVar("Document")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class ModelReference:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The part of the image that was classified, in its upright pixels."""
+    """The part of the image that was classified, in pixels of the upright image."""
 
     left: float
     top: float
@@ -32,7 +32,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class ActivationMap:
-    """Where in the frame the label was seen, 0 to 1, row by row."""
+    """Class activation map of the label over the frame: 0 to 1, row by row."""
 
     shape: tuple[int, int]
     values: list[list[float]]
@@ -40,7 +40,7 @@ class ActivationMap:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """review: a person must look."""
+    """review: a person must look at the cell."""
 
     index: int
     filename: str | None
@@ -75,7 +75,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Proportions:
-    """By class, in percent."""
+    """Intervals of each class's proportion, in percent. level: of confidence."""
 
     level: float
     wilson: dict[str, tuple[float, float]]
@@ -148,7 +148,7 @@ class GroupScores:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """confusion_matrix: rows are true classes. mse, rmse: of class indices. None: not defined."""
+    """confusion_matrix: rows are true classes. mse, rmse: of class indices. None: undefined."""
 
     request_id: str
     n: int
@@ -230,10 +230,10 @@ class Model:
     limits: Limits
 
 
-def build(kind: type[Answer], value: object) -> Answer:
-    """A model from parsed JSON. Raises UnexpectedAnswer, naming the field."""
-    found: Answer = _build(kind, value, kind.__name__)
-    return found
+def build(kind: type[Document], value: object) -> Document:
+    """Convert parsed JSON. Raise UnexpectedAnswer, naming the field that does not fit."""
+    document: Document = _build(kind, value, kind.__name__)
+    return document
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -243,32 +243,33 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return None if value is None else _build(inner[0], value, where)
     if is_dataclass(kind):
-        return _build_model(kind, _expect(Mapping, value, where), where)
+        return _build_dataclass(kind, _expect(Mapping, value, where), where)
     if origin is dict:
-        return {key: _build(inner[1], one, where) for key, one in _expect(Mapping, value, where).items()}
+        return {key: _build(inner[1], entry, where) for key, entry in _expect(Mapping, value, where).items()}
     if origin is list:
-        return [_build(inner[0], one, where) for one in _expect(list, value, where)]
+        return [_build(inner[0], element, where) for element in _expect(list, value, where)]
     if origin is tuple:
         if len(_expect(list, value, where)) != len(inner):
-            raise UnexpectedAnswer(f"{where} has {len(value)} elements, not {len(inner)}")
-        return tuple(_build(one, part, where) for one, part in zip(inner, value, strict=True))
+            raise UnexpectedAnswer(f"{where} has {len(value)} elements, expected {len(inner)}")
+        return tuple(_build(part, element, where) for part, element in zip(inner, value, strict=True))
     if kind is float:
         return float(_expect((int, float), value, where))
     return _expect(kind, value, where)
 
 
-def _build_model(kind: Any, value: Mapping[str, Any], where: str) -> Any:
+def _build_dataclass(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
-    given = {}
+    values = {}
     for field in fields(kind):
         if field.name in value:
-            given[field.name] = _build(hints[field.name], value[field.name], f"{where}.{field.name}")
+            values[field.name] = _build(hints[field.name], value[field.name], f"{where}.{field.name}")
         elif field.default is MISSING:
-            raise UnexpectedAnswer(f"{where} has no {field.name}")
-    return kind(**given)
+            raise UnexpectedAnswer(f"{where} lacks {field.name}")
+    return kind(**values)
 
 
 def _expect(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UnexpectedAnswer(f"{where} is {type(value).__name__}")
+        expected = "number" if isinstance(kind, tuple) else kind.__name__
+        raise UnexpectedAnswer(f"{where} has type {type(value).__name__}, expected {expected}")
     return value

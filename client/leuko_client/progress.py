@@ -1,4 +1,4 @@
-"""A progress bar on standard error, where that is a terminal."""
+"""A progress bar on standard error, shown only if that is a terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from typing import TextIO, TypeVar
 
-Image = TypeVar("Image")
+Item = TypeVar("Item")
 
 WIDTH = 30
 
 
 class Bar:
-    """Erases itself when it is closed."""
+    """A bar of the images done; `close` erases it. total: None if unknown."""
 
     def __init__(
         self, total: int | None, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
@@ -47,8 +47,8 @@ class Bar:
             self._stream.flush()
 
 
-def counted(images: list[Image], bar: Bar | None) -> list[Image]:
-    """The same, once the bar has advanced by as many."""
+def counted(items: list[Item], bar: Bar | None) -> list[Item]:
+    """Advance the bar by the number of items; return the items."""
     if bar is not None:
-        bar.advance(len(images))
-    return images
+        bar.advance(len(items))
+    return items

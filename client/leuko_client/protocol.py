@@ -1,8 +1,9 @@
-"""Requests, answers and retries without a connection: what both clients have in common."""
+"""Requests, responses and retries without input or output: what both clients share."""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import httpx
 
-from leuko_client.errors import LeukoError, ProblemError, UnexpectedAnswer, problem_error
+from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer, problem_error
 from leuko_client.models import (
     Differential,
     Evaluation,
@@ -27,6 +28,8 @@ Result = TypeVar("Result")
 Image = str | PathLike[str] | bytes | BinaryIO
 Format = Literal["json", "fhir", "hl7"]
 
+URL = "http://127.0.0.1:8000"
+
 ACCEPT: Mapping[Format, str] = {
     "json": "application/json",
     "fhir": "application/fhir+json",
@@ -36,17 +39,23 @@ ACCEPT: Mapping[Format, str] = {
 
 @dataclass(frozen=True)
 class Call(Generic[Result]):
-    """A request and what becomes of its answer."""
+    """A request, and how to parse its response."""
 
     method: str
     path: str
     parse: Callable[[httpx.Response], Result]
-    options: Mapping[str, Any] = field(default_factory=dict)  # of httpx
+    options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for httpx
+
+    def result(self, response: httpx.Response) -> Result:
+        """Return the parsed response. Raise LeukoError if it is not a success or cannot be parsed."""
+        if not response.is_success:
+            raise problem(response)
+        return self.parse(response)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one image; either a prediction or an error."""
+    """The result for one image: either a prediction or an error."""
 
     name: str
     prediction: Prediction | None
@@ -55,13 +64,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Retries:
-    """attempts: requests in all. longest_s: no wait begins that would end later than this after the first."""
+    """When to try again. attempts: at most, including the first. longest_s: between the first and the last.
+
+    HTTP statuses 429 and 503 and connection errors are retried.
+    """
 
     attempts: int = 6
     longest_s: float = 120.0
 
     def wait(self, attempt: int, elapsed_s: float, error: LeukoError, chance: float) -> float | None:
-        """Seconds until the next attempt; None: give up. attempt: from 1. chance: 0 to 1."""
+        """Return the seconds until the next attempt; None: give up.
+
+        Retry-After if the service sent it, else exponential backoff from 1 s. attempt: the one that failed,
+        from 1. chance: 0 to 1, the random part of the backoff.
+        """
         if attempt >= self.attempts:
             return None
         seconds = 2.0 ** (attempt - 1) * (0.5 + chance / 2)
@@ -72,8 +88,35 @@ class Retries:
         return seconds if elapsed_s + seconds <= self.longest_s else None
 
 
+class Attempts:
+    """The attempts at one call, counted and timed against `Retries`."""
+
+    def __init__(self, url: str, retries: Retries, clock: Callable[[], float]) -> None:
+        self._url = url
+        self._retries = retries
+        self._clock = clock
+        self._began = clock()
+        self._failed = 0
+
+    def wait_s(self, error: LeukoError | httpx.TransportError) -> float:
+        """Return the seconds until the next attempt. Raise `error` as a LeukoError if there is none."""
+        self._failed += 1
+        if isinstance(error, httpx.UnsupportedProtocol):
+            raise TransportError(f"{self._url} is not the address of a service: {error}") from error
+        failure: LeukoError
+        if isinstance(error, LeukoError):
+            failure = error
+        else:
+            failure = TransportError(f"no answer from {self._url}: {error!r}")
+            failure.__cause__ = error
+        seconds = self._retries.wait(self._failed, self._clock() - self._began, failure, random.random())
+        if seconds is None or isinstance(failure, UnexpectedAnswer):
+            raise failure
+        return seconds
+
+
 def read(image: Image) -> tuple[str, bytes]:
-    """Its name and bytes."""
+    """Return the name and the bytes of an image or archive."""
     if isinstance(image, bytes):
         return "image", image
     if isinstance(image, str | PathLike):
@@ -83,7 +126,7 @@ def read(image: Image) -> tuple[str, bytes]:
 
 def predict(images: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> Call[Predictions]:
     options = {"files": _files(images), "params": {"explain": explain} if explain else {}}
-    return Call("POST", "/predict", lambda answer: build(Predictions, _json(answer)), options)
+    return Call("POST", "/predict", lambda response: build(Predictions, _json(response)), options)
 
 
 def differential(
@@ -97,7 +140,7 @@ def differential(
 def differential_of(
     predictions: Iterable[Prediction], specimen: str | None, accession: str | None, format: Format
 ) -> Call[Any]:
-    cells = [asdict(one) for one in predictions]
+    cells = [asdict(prediction) for prediction in predictions]
     document = {"predictions": cells, "specimen": specimen, "accession": accession}
     options = {"json": document, "headers": {"Accept": ACCEPT[format]}}
     return Call("POST", "/differential", _differential(format), options)
@@ -106,7 +149,7 @@ def differential_of(
 def evaluate(
     archive: tuple[str, bytes], groups: Mapping[str, str] | None, pattern: str | None
 ) -> Mapping[str, Any]:
-    """httpx's options of the request; its answer is an event stream."""
+    """Return keyword arguments for httpx; the response is an event stream."""
     data = {} if groups is None else {"groups": json.dumps(dict(groups))}
     if pattern is not None:
         data["group_pattern"] = pattern
@@ -115,45 +158,50 @@ def evaluate(
 
 def evaluate_predictions(document: Mapping[str, Any]) -> Call[Report]:
     given = {name: value for name, value in document.items() if value is not None}
-    return Call("POST", "/evaluate/predictions", lambda answer: build(Report, _json(answer)), {"json": given})
+    return Call(
+        "POST", "/evaluate/predictions", lambda response: build(Report, _json(response)), {"json": given}
+    )
 
 
 def model() -> Call[Model]:
-    return Call("GET", "/model", lambda answer: build(Model, _json(answer)))
+    return Call("GET", "/model", lambda response: build(Model, _json(response)))
 
 
-def refusal(answer: httpx.Response) -> LeukoError:
-    """What an answer that is no success says; its body has been read."""
+def problem(response: httpx.Response) -> LeukoError:
+    """Return the error that an unsuccessful response describes. Its body must have been read."""
     try:
-        seconds = answer.headers.get("Retry-After", "")
-        return problem_error(answer.json(), float(seconds) if seconds.isdigit() else None)
+        seconds = response.headers.get("Retry-After", "")
+        return problem_error(response.json(), float(seconds) if seconds.isdigit() else None)
     except (ValueError, KeyError, TypeError):
-        return UnexpectedAnswer(f"{answer.status_code} without a problem document, from {answer.url}")
+        return UnexpectedAnswer(
+            f"status {response.status_code} without a problem document from {response.url}"
+        )
 
 
-def outcomes(names: Sequence[str], found: Predictions | ProblemError) -> list[Outcome]:
-    """One a name. Raises what is no fault of an image."""
-    if isinstance(found, ProblemError):
-        items = {int(one["index"]): problem_error(one) for one in found.errors if "index" in one}
-        if sorted(items) != list(range(len(names))):
-            raise found
-        return [Outcome(name, None, items[index]) for index, name in enumerate(names)]
-    made = {one.index: Outcome(names[one.index], one, None) for one in found.predictions}
-    made |= {one.index: Outcome(names[one.index], None, problem_error(asdict(one))) for one in found.errors}
-    if sorted(made) != list(range(len(names))):
-        raise UnexpectedAnswer("the answer is not of the images that were sent")
-    return [made[index] for index in range(len(names))]
+def outcomes(names: Sequence[str], response: Predictions | ProblemError) -> list[Outcome]:
+    """Return one outcome for each name. Raise a problem that is not about single images."""
+    if isinstance(response, ProblemError):
+        errors = {int(error["index"]): problem_error(error) for error in response.errors if "index" in error}
+        if sorted(errors) != list(range(len(names))):
+            raise response
+        return [Outcome(name, None, errors[index]) for index, name in enumerate(names)]
+    by_index = {good.index: Outcome(names[good.index], good, None) for good in response.predictions}
+    for bad in response.errors:
+        by_index[bad.index] = Outcome(names[bad.index], None, problem_error(asdict(bad)))
+    if sorted(by_index) != list(range(len(names))):
+        raise UnexpectedAnswer("the response does not have one result for each image sent")
+    return [by_index[index] for index in range(len(names))]
 
 
 class Events:
-    """Server-sent events of /evaluate, line by line."""
+    """Parses the server-sent events of /evaluate (WHATWG HTML, section 9.2)."""
 
     def __init__(self) -> None:
         self._name = ""
         self._data: list[str] = []
 
     def feed(self, line: str) -> Progress | Evaluation | None:
-        """Raises ProblemError."""
+        """Take one line; return the event that it completes. Raise ProblemError for an error event."""
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "event":
@@ -170,6 +218,7 @@ class Events:
 
 
 def batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
+    """Cut into lists of `size`; the last one may be shorter."""
     batch: list[Image] = []
     for image in images:
         batch.append(image)
@@ -190,14 +239,14 @@ def _files(images: Sequence[tuple[str, bytes]]) -> list[tuple[str, tuple[str, by
 
 def _differential(format: Format) -> Callable[[httpx.Response], Any]:
     if format == "hl7":
-        return lambda answer: answer.content.decode()
+        return lambda response: response.content.decode()
     if format == "fhir":
         return _json
-    return lambda answer: build(Differential, _json(answer))
+    return lambda response: build(Differential, _json(response))
 
 
-def _json(answer: httpx.Response) -> Any:
+def _json(response: httpx.Response) -> Any:
     try:
-        return answer.json()
+        return response.json()
     except ValueError:
-        raise UnexpectedAnswer(f"the answer of {answer.url} is no JSON") from None
+        raise UnexpectedAnswer(f"the response from {response.url} is not JSON") from None

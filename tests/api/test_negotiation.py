@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.negotiation import choose
+from app.api.negotiation import accepts_events, choose
 from app.errors import NotAcceptable
 
 OFFERED = ("application/json", "application/fhir+json", "application/hl7-v2")
@@ -41,6 +41,21 @@ def test_the_best_of_what_is_offered_is_chosen(accept: str, chosen: str) -> None
 def test_what_is_not_offered_is_not_acceptable(accept: str) -> None:
     with pytest.raises(NotAcceptable, match=r"application/fhir\+json"):
         choose(accept, OFFERED)
+
+
+@pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        ("text/event-stream", True),
+        ("application/json, Text/Event-Stream;q=0.5", True),
+        ("text/event-stream;q=0", False),
+        ("*/*", False),
+        ("", False),
+        ("text/event-streams", False),
+    ],
+)
+def test_events_are_sent_only_to_who_names_them(accept: str, events: bool) -> None:
+    assert accepts_events(accept) == events
 
 
 @given(st.text(alphabet='aplicton/*jsfhr+;q=.01, "nan') | st.text())

@@ -77,10 +77,10 @@ def test_groups_are_the_first_group_of_a_pattern_found_anywhere_in_the_name() ->
     assert assign_groups(names, r"_(\d+)_(\d+)\.jpe?g$") == ["40", "7"]
 
 
-@pytest.mark.parametrize("source", [{"a-1": "s"}, r"-(\d)", r"^\w+(?:-(\d))?", r"^\w+-?(\d*)$"])
-def test_names_without_a_source_are_counted_and_not_repeated(source: dict[str, str] | str) -> None:
+@pytest.mark.parametrize("grouping", [{"a-1": "s"}, r"-(\d)", r"^\w+(?:-(\d))?", r"^\w+-?(\d*)$"])
+def test_names_without_a_source_are_counted_and_not_repeated(grouping: dict[str, str] | str) -> None:
     with pytest.raises(BadLabels, match=r"^2 of 3 file names") as caught:
-        assign_groups(["a-1", "secret", "other"], source)
+        assign_groups(["a-1", "secret", "other"], grouping)
     assert "secret" not in caught.value.detail
 
 

@@ -12,7 +12,7 @@ from app.errors import BadArchive, TooLarge, UndecodableImage
 from tests.pictures import real
 from tests.zips import DIRECTORY, LABELS, declare, pack, patch
 
-CONTENT = b"the bytes of a picture " * 20
+CONTENT = b"the bytes of an image " * 20
 
 
 def opened(files: dict[str, bytes], method: int = ZIP_DEFLATED) -> LabelledArchive:
@@ -20,13 +20,13 @@ def opened(files: dict[str, bytes], method: int = ZIP_DEFLATED) -> LabelledArchi
 
 
 def labels(*names: str) -> dict[str, str]:
-    """path → class of the entries of an archive of those paths."""
+    """Return path → class of the entries of an archive with these paths."""
     return {entry.name: LABELS[entry.label] for entry in opened(dict.fromkeys(names, b"1")).entries}
 
 
 def test_the_class_is_the_nearest_folder_named_after_one_in_any_case() -> None:
-    found = labels("a/b/EOSINOPHIL/1.jpeg", "Lymphocyte/2.png", "monocyte/neutrophil/deep/3.tif")
-    assert list(found.values()) == ["eosinophil", "lymphocyte", "neutrophil"]
+    classes = labels("a/b/EOSINOPHIL/1.jpeg", "Lymphocyte/2.png", "monocyte/neutrophil/deep/3.tif")
+    assert list(classes.values()) == ["eosinophil", "lymphocyte", "neutrophil"]
 
 
 def test_a_file_named_after_a_class_has_no_class_by_it() -> None:
@@ -41,7 +41,7 @@ def test_every_file_in_a_class_folder_is_an_entry() -> None:
     }
 
 
-def test_what_operating_systems_leave_behind_is_passed_over() -> None:
+def test_files_of_operating_systems_are_ignored() -> None:
     litter = [
         "__MACOSX/monocyte/._a.png",
         "monocyte/.DS_Store",
@@ -52,17 +52,17 @@ def test_what_operating_systems_leave_behind_is_passed_over() -> None:
     assert set(labels("monocyte/a.png", *litter)) == {"monocyte/a.png"}
 
 
-def test_other_files_beside_the_class_folders_are_passed_over() -> None:
+def test_other_files_outside_the_class_folders_are_ignored() -> None:
     assert set(labels("set/labels.csv", "README", "set/monocyte/a.png")) == {"set/monocyte/a.png"}
 
 
-def test_a_picture_outside_the_class_folders_is_refused_and_says_how_to_mend_it() -> None:
-    with pytest.raises(BadArchive, match=r"2 pictures .* eosinophil, lymphocyte, monocyte, neutrophil"):
+def test_an_image_outside_the_class_folders_is_refused_and_says_how_to_fix_it() -> None:
+    with pytest.raises(BadArchive, match=r"2 images .* eosinophil, lymphocyte, monocyte, neutrophil"):
         labels("monocyte/a.png", "b.PNG", "basophil/c.jpg")
 
 
 @pytest.mark.parametrize("names", [(), ("labels.csv",), ("monocyte/",), ("basophil/notes.txt",)])
-def test_an_archive_without_pictures_is_refused_and_says_which_folders_it_needs(names: tuple[str]) -> None:
+def test_an_archive_without_images_is_refused_and_says_which_folders_it_needs(names: tuple[str]) -> None:
     with pytest.raises(BadArchive, match="eosinophil, lymphocyte, monocyte, neutrophil"):
         labels(*names)
 
@@ -89,7 +89,7 @@ def test_the_file_is_closed_with_the_archive() -> None:
     assert file.closed
 
 
-def test_a_corrupt_entry_is_that_entrys_error_alone() -> None:
+def test_a_corrupt_entry_fails_alone() -> None:
     data = bytearray(pack({"monocyte/a.png": CONTENT, "monocyte/b.png": CONTENT}, ZIP_STORED))
     data[data.index(CONTENT) + 5] ^= 1
     archive = open_archive(io.BytesIO(bytes(data)), LABELS)

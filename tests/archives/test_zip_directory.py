@@ -22,7 +22,7 @@ NAME = "monocyte/a.png"
 
 
 def refuse(data: bytes, error: type[RequestError], limits: ArchiveLimits = LIMITS) -> str:
-    """What is said of an archive that must be refused."""
+    """Return the detail of the error with which the archive is refused."""
     with pytest.raises(error) as caught:
         read_directory(io.BytesIO(data), limits)
     return caught.value.detail

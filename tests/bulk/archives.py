@@ -1,4 +1,4 @@
-"""Archives of every kind with the same images, scored by a worker in this process."""
+"""Archives of every kind with the same images, and a worker in this process that scores them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, cast
 import pyarrow as pa
 from pyarrow import parquet
 
-from app.bulk.destination import ABOUT, Destination, Written
+from app.bulk.destination import ABOUT, Destination, ScoredPart
 from app.bulk.location import Location
 from app.bulk.plan import Part, plan
 from app.bulk.worker import Scorer
@@ -30,7 +30,7 @@ Make = Callable[[Path], Path]
 
 
 def contents() -> dict[str, bytes]:
-    """25 images of known greys, one cut short, one empty."""
+    """Return 25 images of known greys, a truncated one and an empty one."""
     return {name: png(int(name[:3])) for name in NAMES} | {"cut.png": CUT, "empty.png": b""}
 
 
@@ -68,17 +68,23 @@ def shards(at: Path) -> Path:
 
 
 def table(at: Path) -> Path:
-    found = contents()
-    columns = {"path": [*found], "bytes": [*found.values()], "id": range(len(found))}
+    images_by_name = contents()
+    columns = {
+        "path": [*images_by_name],
+        "bytes": [*images_by_name.values()],
+        "id": range(len(images_by_name)),
+    }
     parquet.write_table(pa.table(columns), at / "all.parquet", row_group_size=10)
     return at / "all.parquet"
 
 
 def hugging_face(at: Path) -> Path:
     (at / "rows").mkdir()
-    found = contents()
-    images = [{"bytes": data, "path": name} for name, data in found.items()]
-    parquet.write_table(pa.table({"image": images, "label": range(len(found))}), at / "rows/0.parquet")
+    images_by_name = contents()
+    images = [{"bytes": data, "path": name} for name, data in images_by_name.items()]
+    parquet.write_table(
+        pa.table({"image": images, "label": range(len(images_by_name))}), at / "rows/0.parquet"
+    )
     return at / "rows"
 
 
@@ -92,31 +98,31 @@ def scorer(source: object, destination: object, begin: bool = True) -> Iterator[
         Destination(place).begin({})
     with closing(
         Scorer(cast(Classifier, FakeClassifier()), str(source), str(destination), ImageLimits(), 10)
-    ) as found:
-        yield found
+    ) as worker:
+        yield worker
 
 
-def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[Written]]:
-    """All parts, or some, in this process."""
+def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[ScoredPart]]:
+    """Score all parts, or those with `indices`, in this process."""
     parts = plan(Location.of(source))
-    with scorer(source, destination) as one:
-        return parts, [one.score(index, parts[index]) for index in indices or range(len(parts))]
+    with scorer(source, destination) as worker:
+        return parts, [worker.score(index, parts[index]) for index in indices or range(len(parts))]
 
 
 def rows(destination: str) -> list[dict[str, Any]]:
     place = Location.of(destination)
     parts = [io.BytesIO((place / name).read()) for name in place.files() if name.startswith("part-")]
-    found = pa.concat_tables(parquet.read_table(part) for part in parts)
-    assert found.schema.names == COLUMNS
-    return cast(list[dict[str, Any]], found.to_pylist())
+    table = pa.concat_tables(parquet.read_table(part) for part in parts)
+    assert table.schema.names == COLUMNS
+    return cast(list[dict[str, Any]], table.to_pylist())
 
 
-def check(found: list[dict[str, Any]]) -> None:
-    assert len(found) == len({row["path"] for row in found}) == len(contents())
-    bad = [row for row in found if row["error"] is not None]
+def check(table_rows: list[dict[str, Any]]) -> None:
+    assert len(table_rows) == len({row["path"] for row in table_rows}) == len(contents())
+    bad = [row for row in table_rows if row["error"] is not None]
     assert len(bad) == 2
     assert all(row["label"] is row["confidence"] is row["review"] is None for row in bad)
-    labels = [row["label"] for row in found if row["error"] is None]
+    labels = [row["label"] for row in table_rows if row["error"] is None]
     assert sorted(labels) == sorted(CLASSES[int(name[:3]) // 64] for name in NAMES)
-    good = next(row for row in found if row["label"] == "monocyte")
+    good = next(row for row in table_rows if row["label"] == "monocyte")
     assert (good["confidence"], good["monocyte"], good["ood_score"], good["review"]) == (0.7, 0.7, 1.5, True)

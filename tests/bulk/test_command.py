@@ -1,4 +1,4 @@
-"""What `leuko score` refuses, reckons and says, before and beside Ray."""
+"""`leuko score` apart from Ray: its checks, estimates and messages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from app.bulk import command
-from app.bulk.cluster import Unread, divide
+from app.bulk.cluster import FailedPart, divide
 from app.bulk.command import Tally
-from app.bulk.destination import Written
+from app.bulk.destination import ScoredPart
 from app.cli.main import main
 from tests.fake_classifier import png
 
@@ -20,17 +20,17 @@ def test_images_to_come_are_reckoned_from_those_that_were_read() -> None:
 
     tally = Tally(parts=4, expected=None)
     assert state() == (None, 0, 0)
-    tally.add(Written(10, 1))
+    tally.add(ScoredPart(10, 1))
     assert state() == (40, 10, 1)
-    tally.add(Unread("a.tar: gone"))
-    tally.add(Written(30, 0))
+    tally.add(FailedPart("a.tar: gone"))
+    tally.add(ScoredPart(30, 0))
     assert state() == (80, 40, 1)
     assert tally.unread == ["a.tar: gone"]
     assert Tally(parts=4, expected=7).total == 7
 
 
 @pytest.mark.parametrize(
-    ("cores", "workers", "threads", "found"),
+    ("cores", "workers", "threads", "expected"),
     [
         ([2], None, 0, (1, 2)),
         ([16], None, 0, (4, 4)),
@@ -42,17 +42,17 @@ def test_images_to_come_are_reckoned_from_those_that_were_read() -> None:
     ],
 )
 def test_cores_are_shared_out(
-    cores: list[int], workers: int | None, threads: int, found: tuple[int, int]
+    cores: list[int], workers: int | None, threads: int, expected: tuple[int, int]
 ) -> None:
-    assert divide(cores, workers, threads) == found
+    assert divide(cores, workers, threads) == expected
 
 
 @pytest.mark.parametrize(
     ("destination", "more", "said"),
     [
-        ("in/rows", [], "lies within the source"),
-        ("in", [], "lies within the source"),
-        ("out", ["--address", "ray://head:10001"], "name HOST:PORT"),
+        ("in/rows", [], "is inside the source"),
+        ("in", [], "is inside the source"),
+        ("out", ["--address", "ray://head:10001"], "must be HOST:PORT"),
         ("notes", [], "not empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Archives as they are found: cut, joined, linked, changed. No image goes missing without a word."""
+"""Damaged and unusual archives: cut, joined, linked, changed. No image goes missing silently."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import ArrowException, parquet
 
-from app.bulk.destination import ABOUT, ATTEMPTS, Destination, Written
-from app.bulk.location import Local, Location, shown
+from app.bulk.destination import ABOUT, ATTEMPTS, Destination, ScoredPart
+from app.bulk.location import Local, Location, without_credentials
 from app.bulk.plan import Part, dump, fingerprint, parse, plan
 from app.bulk.reading import ROWS, open_part
 from app.errors import EngineError, StartupError, Unusable
@@ -33,13 +33,13 @@ LOST = """
 import os, sys
 from app.bulk.destination import Destination
 from app.bulk.location import Location
-with Destination(Location.of(sys.argv[1])).trying(0):
+with Destination(Location.of(sys.argv[1])).attempt(0):
     os._exit(9)
 """
 
 
 def tar(*greys: int) -> bytes:
-    """Each image is one header and one block."""
+    """Return a tar file in which each image is one header and one block."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for grey in greys:
@@ -59,8 +59,8 @@ def flip(at: int) -> Callable[[bytes], bytes]:
     return lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def found_in(source: Path, destination: Path) -> dict[str, str | None]:
-    """path → error"""
+def errors_in(source: Path, destination: Path) -> dict[str, str | None]:
+    """Score a source. Return the error of each path; None: no error."""
     score(str(source), str(destination))
     return {row["path"]: row["error"] for row in rows(str(destination))}
 
@@ -72,11 +72,11 @@ def found_in(source: Path, destination: Path) -> dict[str, str | None]:
 )
 def test_a_shard_that_ends_too_early_says_so(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     (tmp_path / "a.tar").write_bytes(damage(tar(0, 1, 2, 3, 4)))
-    found = found_in(tmp_path / "a.tar", tmp_path / "out")
-    assert found.pop("a.tar/0.png") is found.pop("a.tar/1.png") is None
-    rest = str(found.pop("a.tar"))
+    errors = errors_in(tmp_path / "a.tar", tmp_path / "out")
+    assert errors.pop("a.tar/0.png") is errors.pop("a.tar/1.png") is None
+    rest = str(errors.pop("a.tar"))
     assert rest.startswith("bad_archive: the rest of this archive cannot be read: ")
-    assert found == {}
+    assert errors == {}
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
@@ -86,22 +86,22 @@ def test_shards_that_were_joined_are_read_to_the_end(
 ) -> None:
     file = tmp_path / f"a.{suffix}"
     file.write_bytes(pack(tar(0, 1)) + pack(tar(2)) + pack(tar(3, 4)))
-    assert found_in(file, tmp_path / "out") == {f"{file.name}/{grey}.png": None for grey in range(5)}
+    assert errors_in(file, tmp_path / "out") == {f"{file.name}/{grey}.png": None for grey in range(5)}
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
 def test_a_compressed_shard_that_is_cut_says_so(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     packed = pack(tar(*range(200)))
     (tmp_path / "a.tgz").write_bytes(packed[: len(packed) // 2])
-    found = found_in(tmp_path / "a.tgz", tmp_path / "out")
-    assert "cannot be read" in str(found["a.tgz"])
+    errors = errors_in(tmp_path / "a.tgz", tmp_path / "out")
+    assert "cannot be read" in str(errors["a.tgz"])
 
 
 def test_a_shard_that_is_empty_says_so_and_one_of_nothing_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/empty.tar").touch()
     (tmp_path / "in/nothing.tar").write_bytes(tar())
-    assert [*found_in(tmp_path / "in", tmp_path / "out")] == ["empty.tar"]
+    assert [*errors_in(tmp_path / "in", tmp_path / "out")] == ["empty.tar"]
 
 
 def test_links_within_a_shard_are_rows(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_links_within_a_shard_are_rows(tmp_path: Path) -> None:
             member.type, member.linkname = kind, "1.png"
             archive.addfile(member)
         archive.addfile(tarfile.TarInfo("folder.png/x.txt"))
-    refused = "bad_archive: it is a link or a special file"
-    found = found_in(tmp_path / "a.tar", tmp_path / "out")
-    assert found == {"a.tar/hard.png": refused, "a.tar/soft.png": refused}
+    refused = "bad_archive: the entry is a link or a special file"
+    errors = errors_in(tmp_path / "a.tar", tmp_path / "out")
+    assert errors == {"a.tar/hard.png": refused, "a.tar/soft.png": refused}
 
 
 def test_links_of_a_folder_neither_double_images_nor_hide_them(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_links_of_a_folder_neither_double_images_nor_hide_them(tmp_path: Path) -
     (source / "gone.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(source / "pipe.png")
     missing = "unusable: the file cannot be read: No such file or directory"
-    assert found_in(source, tmp_path / "out") == {"a/1.png": None, "b/2.png": None, "gone.png": missing}
+    assert errors_in(source, tmp_path / "out") == {"a/1.png": None, "b/2.png": None, "gone.png": missing}
 
 
 def test_a_name_outside_utf_8_is_scored_and_written_with_escapes(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_name_outside_utf_8_is_scored_and_written_with_escapes(tmp_path: Path)
     Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.PNG")).write_bytes(png(1))
     parts = plan(Location.of(str(source)))
     assert parse(dump(parts[0])) == parts[0]
-    assert found_in(source, tmp_path / "out") == {"caf\\udce9.PNG": None}
+    assert errors_in(source, tmp_path / "out") == {"caf\\udce9.PNG": None}
 
 
 def test_a_zip_is_read_entry_by_entry_whatever_else_it_has(tmp_path: Path) -> None:
@@ -153,13 +153,13 @@ def test_a_zip_is_read_entry_by_entry_whatever_else_it_has(tmp_path: Path) -> No
         link.external_attr = 0o120777 << 16
         archive.writestr(link, b"1.png")
         archive.writestr("last.png", png(1))
-    assert found_in(tmp_path / "a.zip", tmp_path / "out") == {
+    assert errors_in(tmp_path / "a.zip", tmp_path / "out") == {
         "1.png": None,
         "windows\\2.png": None,
         "../3.png": None,
         "last.png": None,
         "big.bmp": f"too_large: the image has more than {2**24} bytes",
-        "other.png": "bad_archive: the entry is packed by a method other than store and deflate",
+        "other.png": "bad_archive: the entry is compressed by a method other than store and deflate",
         "link.png": "bad_archive: the entry is a link or a special file",
     }
 
@@ -171,9 +171,9 @@ def test_an_entry_that_is_not_where_the_directory_says_is_a_row(tmp_path: Path) 
             archive.writestr(f"{grey}.png", png(grey))
     data = file.getvalue()
     (tmp_path / "a.zip").write_bytes(b"XX" + data[2:])
-    found = found_in(tmp_path / "a.zip", tmp_path / "out")
-    assert "not where the directory says" in str(found.pop("0.png"))
-    assert found == {"1.png": None, "2.png": None}
+    errors = errors_in(tmp_path / "a.zip", tmp_path / "out")
+    assert "does not start where the central directory says" in str(errors.pop("0.png"))
+    assert errors == {"1.png": None, "2.png": None}
 
 
 def test_an_archive_that_cannot_be_used_is_a_row_beside_the_others(tmp_path: Path) -> None:
@@ -183,10 +183,10 @@ def test_an_archive_that_cannot_be_used_is_a_row_beside_the_others(tmp_path: Pat
     (source / "bad.parquet").write_bytes(b"PAR1")
     (source / "bad.zip").write_bytes(b"PK")
     parquet.write_table(pa.table({"a": [1]}), source / "numbers.parquet")
-    found = found_in(source, tmp_path / "out")
-    assert found.pop("1.png") is None
-    assert [*found] == ["bad.parquet", "bad.zip", "numbers.parquet"]
-    assert all(str(error).startswith("bad_archive: ") for error in found.values())
+    errors = errors_in(source, tmp_path / "out")
+    assert errors.pop("1.png") is None
+    assert [*errors] == ["bad.parquet", "bad.zip", "numbers.parquet"]
+    assert all(str(error).startswith("bad_archive: ") for error in errors.values())
 
 
 @pytest.mark.parametrize("column", ["bytes", "of.slide"])
@@ -196,9 +196,9 @@ def test_a_row_group_is_read_in_batches(tmp_path: Path, column: str) -> None:
     images[ROWS] = None
     table = pa.table({column: images, "path": [None, *(f"{index}.png" for index in range(1, count))]})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=count - 1)
-    found = found_in(tmp_path / "a.parquet", tmp_path / "out")
-    assert [*found] == ["a.parquet#0", *(f"{index}.png" for index in range(1, count))]
-    assert [path for path, error in found.items() if error] == [f"{ROWS}.png"]
+    errors = errors_in(tmp_path / "a.parquet", tmp_path / "out")
+    assert [*errors] == ["a.parquet#0", *(f"{index}.png" for index in range(1, count))]
+    assert [path for path, error in errors.items() if error] == [f"{ROWS}.png"]
 
 
 def test_another_content_under_the_same_name_is_another_source(tmp_path: Path) -> None:
@@ -222,14 +222,17 @@ def test_a_source_that_is_not_there_on_a_worker_writes_nothing(tmp_path: Path) -
         (source / f"{grey}.png").write_bytes(png(grey))
     [part] = plan(Location.of(str(source)))
     source.rename(tmp_path / "unmounted")
-    with scorer(source, tmp_path / "out") as one, pytest.raises(FileNotFoundError, match="none of 3 files"):
-        one.score(0, part)
+    with (
+        scorer(source, tmp_path / "out") as worker,
+        pytest.raises(FileNotFoundError, match="none of the 3 files"),
+    ):
+        worker.score(0, part)
     assert Destination(Location.of(str(tmp_path / "out"))).parts() == []
 
 
 def test_a_worker_that_does_not_see_the_destination_does_not_begin(tmp_path: Path) -> None:
     with (
-        pytest.raises(StartupError, match="does not see"),
+        pytest.raises(StartupError, match="has no access"),
         scorer(tmp_path, tmp_path / "out", begin=False),
     ):
         pass
@@ -243,8 +246,8 @@ def test_a_table_whose_bytes_are_damaged_is_no_part(tmp_path: Path) -> None:
     data[4:40] = b"\xff" * 36
     [part] = plan(Location.of(str(file)))
     file.write_bytes(data)
-    with scorer(file, tmp_path / "out") as one, pytest.raises((OSError, ArrowException)):
-        one.score(0, part)
+    with scorer(file, tmp_path / "out") as worker, pytest.raises((OSError, ArrowException)):
+        worker.score(0, part)
 
 
 def test_a_part_that_was_cut_is_scored_again(tmp_path: Path) -> None:
@@ -261,16 +264,16 @@ def test_a_part_that_was_cut_is_scored_again(tmp_path: Path) -> None:
 def test_a_part_that_ends_its_workers_is_given_up_until_the_next_run(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar(1, 2))
     [part] = plan(Location.of(str(tmp_path / "a.tar")))
-    with scorer(tmp_path / "a.tar", tmp_path / "out") as one:
+    with scorer(tmp_path / "a.tar", tmp_path / "out") as worker:
         for _ in range(ATTEMPTS):
             assert subprocess.run([sys.executable, "-c", LOST, tmp_path / "out"], cwd=ROOT).returncode == 9
         with pytest.raises(EngineError, match=f"{ATTEMPTS} workers were lost"):
-            one.score(0, part)
-        assert one.score(0, part) == Written(2, 0)
+            worker.score(0, part)
+        assert worker.score(0, part) == ScoredPart(2, 0)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {ABOUT, "part-000000.parquet"}
 
 
-def test_what_a_killed_worker_left_is_in_nobody_s_way(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_worker_are_ignored(tmp_path: Path) -> None:
     destination = tmp_path / "out"
     destination.mkdir()
     (destination / "_0123.draft").write_bytes(b"half")
@@ -288,14 +291,14 @@ def test_files_are_read_ahead_and_their_errors_stay_theirs(tmp_path: Path) -> No
     for name in names:
         (source / name).write_bytes(name.encode())
     (source / names[30]).unlink()
-    with open_part(Location.of(str(source)), Part("images", images=names), 100) as found:
-        for name, one in zip(names, found, strict=True):
-            assert one.name == name
+    with open_part(Location.of(str(source)), Part("images", images=names), 100) as images:
+        for name, image in zip(names, images, strict=True):
+            assert image.name == name
             if name == names[30]:
                 with pytest.raises(Unusable):
-                    one.read()
+                    image.read()
             else:
-                assert one.read() == name.encode()
+                assert image.read() == name.encode()
 
 
 def test_a_place_holds_itself_and_what_is_below() -> None:
@@ -311,6 +314,6 @@ def test_a_place_holds_itself_and_what_is_below() -> None:
 
 
 def test_credentials_are_not_shown() -> None:
-    assert shown("s3://KEY:SECRET@slides/a@b") == "s3://slides/a@b"
-    assert shown("s3://slides/a@b") == "s3://slides/a@b"
-    assert shown("/data/a@b") == "/data/a@b"
+    assert without_credentials("s3://KEY:SECRET@slides/a@b") == "s3://slides/a@b"
+    assert without_credentials("s3://slides/a@b") == "s3://slides/a@b"
+    assert without_credentials("/data/a@b") == "/data/a@b"

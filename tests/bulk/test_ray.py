@@ -1,4 +1,4 @@
-"""`leuko score` with Ray: embedded, killed and gone on with, and on a cluster that loses a machine."""
+"""`leuko score` with Ray: on this machine, killed and continued, and on a cluster that loses a machine."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def draw(folder: Path, count: int) -> Path:
 
 
 def paths(destination: Path) -> list[str]:
-    found = pyarrow.dataset.dataset(destination, format="parquet").to_table(columns=["path"])
-    return sorted(found["path"].to_pylist())
+    table = pyarrow.dataset.dataset(destination, format="parquet").to_table(columns=["path"])
+    return sorted(table["path"].to_pylist())
 
 
 def written(destination: Path) -> dict[str, int]:
@@ -87,14 +87,14 @@ def test_a_part_that_cannot_be_read_is_left_out_and_tried_again(tmp_path: Path) 
 
 
 def listening(pid: int) -> set[str]:
-    """Addresses on which a process and all that it started wait for others."""
-    found = set()
+    """Return the addresses on which a process and its descendants listen."""
+    addresses = set()
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 sockets = process.net_connections("tcp")
-                found |= {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
-    return found
+                addresses |= {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+    return addresses
 
 
 @pytest.mark.ops
@@ -111,7 +111,7 @@ command = [*{LEUKO!r}, {str(source)!r}, {str(destination)!r}, "--json", "--addre
 job = subprocess.Popen(command)
 while len(list(Path({str(destination)!r}).glob("part-*"))) < 3 and job.poll() is None:
     time.sleep(0.1)
-assert job.poll() is None, "it was over before a machine was lost"
+assert job.poll() is None, "the job ended before a machine was lost"
 cluster.remove_node(nodes[0], allow_graceful=False)
 status = job.wait()
 cluster.shutdown()

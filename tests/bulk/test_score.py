@@ -1,4 +1,4 @@
-"""Parts of every kind of source, their rows, and going on; Ray is in test_ray.py."""
+"""Parts of every kind of source, their rows, and continuing a run. Ray is in test_ray.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import parquet
 
-from app.bulk.destination import ABOUT, Destination, Written
+from app.bulk.destination import ABOUT, Destination, ScoredPart
 from app.bulk.location import Location, Remote
 from app.bulk.plan import fingerprint, plan
 from app.errors import BadArchive, Unusable
@@ -24,8 +24,8 @@ def test_every_image_is_one_row_whatever_holds_it(tmp_path: Path, kind: str) -> 
     source, destination = str(MAKERS[kind](tmp_path)), str(tmp_path / "out")
     parts, written = score(source, destination)
     check(rows(destination))
-    assert sum(one.rows for one in written) == len(contents())
-    assert sum(one.errors for one in written) == 2
+    assert sum(part.rows for part in written) == len(contents())
+    assert sum(part.errors for part in written) == 2
     assert len(parts) > 1 or kind == "hugging face"
 
 
@@ -60,7 +60,7 @@ def test_a_destination_of_something_else_is_refused(tmp_path: Path) -> None:
     destination = Destination(Location.of(str(tmp_path / "out")))
     assert destination.begin({"source": "a", "parts": "b"}) == {}
     assert destination.begin({"source": "a", "parts": "b"}) == {}
-    with pytest.raises(Unusable, match="another parts"):
+    with pytest.raises(Unusable, match="different parts"):
         destination.begin({"source": "a", "parts": "c"})
     (tmp_path / "out" / ABOUT).unlink()
     (tmp_path / "out" / "thesis.tex").touch()
@@ -80,17 +80,17 @@ def test_a_shard_that_is_cut_gives_its_images_and_one_row_for_the_rest(tmp_path:
     shard = shards(tmp_path) / "0.tar"
     shard.write_bytes(shard.read_bytes()[:6000])
     score(str(shard), str(tmp_path / "out"))
-    found = rows(str(tmp_path / "out"))
-    assert (found[-1]["path"], found[-1]["error"][:12]) == ("0.tar", "bad_archive:")
-    assert found[0]["label"] == "eosinophil"
+    table_rows = rows(str(tmp_path / "out"))
+    assert (table_rows[-1]["path"], table_rows[-1]["error"][:12]) == ("0.tar", "bad_archive:")
+    assert table_rows[0]["label"] == "eosinophil"
 
 
 def test_a_file_that_went_away_meanwhile_is_a_row_with_its_error(tmp_path: Path) -> None:
     source = folder(tmp_path)
     parts = plan(Location.of(str(source)))
     (source / "deep/000.png").unlink()
-    with scorer(source, tmp_path / "out") as one:
-        assert one.score(0, parts[0]) == Written(7, 1)
+    with scorer(source, tmp_path / "out") as worker:
+        assert worker.score(0, parts[0]) == ScoredPart(7, 1)
     [first, *_] = rows(str(tmp_path / "out"))
     assert first["error"] == "unusable: the file cannot be read: No such file or directory"
 
@@ -98,7 +98,7 @@ def test_a_file_that_went_away_meanwhile_is_a_row_with_its_error(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("a.txt", b"text", "no folder"),
+        ("a.txt", b"text", "not a folder"),
         ("a.parquet", b"PAR1", "Parquet"),
         ("a.zip", b"PK", "ZIP"),
     ],
@@ -126,7 +126,7 @@ def test_an_address_of_no_known_kind_is_refused(address: str) -> None:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a bucket of an S3 on loopback, with the query that says where that is."""
+    """Serve S3 on loopback with a bucket; yield the query of a URL that leads there."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

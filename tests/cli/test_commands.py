@@ -64,8 +64,8 @@ def test_predict_prints_what_the_route_answers(tmp_path: Path, capsys: pytest.Ca
     document = printed_json(capsys)
     Predictions.model_validate({"request_id": "x", **document}, extra="forbid")
     assert document["model"] == {"name": "fake", "version": "1.2", "sha256": "f" * 64}
-    assert [one["label"] for one in document["predictions"]] == ["eosinophil", "neutrophil"]
-    assert [one["filename"] for one in document["predictions"]] == files
+    assert [prediction["label"] for prediction in document["predictions"]] == ["eosinophil", "neutrophil"]
+    assert [prediction["filename"] for prediction in document["predictions"]] == files
     assert document["predictions"][0]["probabilities"] == dict(
         zip(CLASSES, (0.7, 0.1, 0.1, 0.1), strict=True)
     )
@@ -88,9 +88,11 @@ def test_predict_lists_what_fails_and_exits_with_1(
     document = printed_json(capsys)
     Predictions.model_validate({"request_id": "x", **document}, extra="forbid")
     codes = ["unsupported_format", "undecodable_image", "unusable", "engine_error", "too_large"]
-    assert [one["code"] for one in document["errors"]] == codes
-    assert [one["index"] for one in document["errors"]] == [0, 1, 2, 3, 4]
-    assert [(one["index"], one["label"]) for one in document["predictions"]] == [(5, "lymphocyte")]
+    assert [error["code"] for error in document["errors"]] == codes
+    assert [error["index"] for error in document["errors"]] == [0, 1, 2, 3, 4]
+    assert [(prediction["index"], prediction["label"]) for prediction in document["predictions"]] == [
+        (5, "lymphocyte")
+    ]
 
 
 def test_predict_takes_every_picture_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +102,7 @@ def test_predict_takes_every_picture_of_a_folder(tmp_path: Path, capsys: pytest.
     write(tmp_path / "sub/notes.txt", b"no picture")
     write(tmp_path / "sub/.hidden.png", b"no picture")
     assert main(["predict", str(tmp_path)], load=load) == 0
-    assert [Path(one["filename"]).name for one in printed_json(capsys)["predictions"]] == names
+    assert [Path(prediction["filename"]).name for prediction in printed_json(capsys)["predictions"]] == names
 
 
 def test_predict_says_that_a_folder_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +151,7 @@ def test_evaluate_prints_what_the_route_answers(
     assert document["confusion_matrix"][0] == [2, 0, 1, 0]
     wrong = {"filename": "set/EOSINOPHIL/2-a.png", "label": "eosinophil", "predicted": "monocyte"}
     assert document["misclassified"] == [{**wrong, "confidence": 0.7}]
-    assert [one["filename"] for one in document["errors"]] == ["set/Neutrophil/5-a.png"]
+    assert [error["filename"] for error in document["errors"]] == ["set/Neutrophil/5-a.png"]
     assert document["confidence_intervals"]["unit"] == "image"
     assert document["groups"] is None
 
@@ -184,7 +186,7 @@ def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
     ):
         assert expected in text
     assert "4 whole sources" in text
-    assert "1 of 6 images were left out" in text
+    assert "1 of 6 images could not be classified" in text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from app.archives.images import StoredImage
-from app.cli.console import MOST_LINES, left_out, predictions_table, printable, track
+from app.cli.console import MOST_LINES, failures, predictions_table, printable, track
 from app.engine.bundle import CLASSES
 from app.engine.classifier import Prediction
 from app.errors import UndecodableImage
@@ -49,9 +49,9 @@ def test_a_table_of_predictions_keeps_names_and_numbers_whole_in_eighty_columns(
         assert text in file.getvalue()
 
 
-def test_what_is_left_out_is_named_up_to_a_limit_and_counted() -> None:
-    lines = [text.plain for text in left_out(outcomes(MOST_LINES + 5))]
+def test_images_that_failed_are_named_up_to_a_limit_and_counted() -> None:
+    lines = [text.plain for text in failures(outcomes(MOST_LINES + 5))]
     assert lines[0] == "0.png: broken"
     assert len(lines) == MOST_LINES + 1
-    assert lines[-1] == f"{MOST_LINES + 5} of {MOST_LINES + 5} images were left out"
-    assert list(left_out([])) == []
+    assert lines[-1] == f"{MOST_LINES + 5} of {MOST_LINES + 5} images could not be classified"
+    assert list(failures([])) == []

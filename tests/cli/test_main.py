@@ -113,11 +113,11 @@ def test_sample_writes_the_format_that_the_name_asks_for(tmp_path: Path) -> None
         assert image.format == "JPEG"
 
 
-def test_a_sample_in_dicom_is_the_same_picture(tmp_path: Path) -> None:
+def test_a_sample_in_dicom_is_the_same_image(tmp_path: Path) -> None:
     for name in ("cell.dcm", "cell.png"):
         assert main(["sample", "monocyte", "-o", str(tmp_path / name), "--size", "64x48"]) == 0
-    one, other = (decode((tmp_path / name).read_bytes()) for name in ("cell.dcm", "cell.png"))
-    assert one.tobytes() == other.tobytes()
+    dicom, png = (decode((tmp_path / name).read_bytes()) for name in ("cell.dcm", "cell.png"))
+    assert dicom.tobytes() == png.tobytes()
 
 
 def test_sample_draws_all_classes_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,3 +152,10 @@ def test_a_sample_can_be_piped_into_predict(
 def test_sample_knows_only_its_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "basophil"]) == 1
     assert_one_line(capsys, "basophil")
+
+
+def test_python_m_app_is_leuko() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"leuko {__version__}\n"

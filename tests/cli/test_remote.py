@@ -1,4 +1,4 @@
-"""`leuko predict --url`: what a running service says, as if it had been said here."""
+"""`leuko predict --url` prints what `leuko predict` prints."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_key_comes_from_the_environment(
     image = str(folder / "cells/00.png")
     with running(FAKE, "--keys", str(tmp_path / "keys")) as service:
         assert main(["predict", "--url", service.address, image]) == 1
-        assert "Key needed (401)" in capsys.readouterr().err
+        assert "Valid key required (401)" in capsys.readouterr().err
         monkeypatch.setitem(os.environ, "LEUKO_KEY", secret)
         code, document = said(capsys, "--url", service.address, image)
     assert (code, document["predictions"][0]["label"]) == (0, "eosinophil")

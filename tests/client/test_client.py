@@ -1,4 +1,4 @@
-"""Both clients against a running service, and a made-up one where no service would do it."""
+"""Both clients against a running service, and against scripted responses that no service would give."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
 
 
 class Blocking:
-    """The asynchronous client with the manners of the other, so that one test serves both."""
+    """The asynchronous client with the interface of the synchronous one, so that one test covers both."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self._url, self._options = url, options
@@ -41,8 +41,8 @@ class Blocking:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         async def run(*args: Any, **kwargs: Any) -> Any:
             async with AsyncClient(self._url, **self._options) as client:
-                found = getattr(client, name)(*args, **kwargs)
-                return await found if isinstance(found, Awaitable) else [one async for one in found]
+                result = getattr(client, name)(*args, **kwargs)
+                return await result if isinstance(result, Awaitable) else [item async for item in result]
 
         return lambda *args, **kwargs: asyncio.run(run(*args, **kwargs))
 
@@ -56,9 +56,13 @@ def test_one_image_is_classified(kind: Any, service: Running, tmp_path: Path) ->
     path.write_bytes(png(GREYS[3]))
     with kind(service.address) as client:
         for image in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
-            found = client.predict(image)
-            assert isinstance(found, Prediction)
-            assert (found.label, found.probabilities["neutrophil"], found.review) == ("neutrophil", 0.7, True)
+            prediction = client.predict(image)
+            assert isinstance(prediction, Prediction)
+            assert (prediction.label, prediction.probabilities["neutrophil"], prediction.review) == (
+                "neutrophil",
+                0.7,
+                True,
+            )
         assert client.predict(path).filename == "cell.png"
 
 
@@ -66,9 +70,9 @@ def test_one_image_is_classified(kind: Any, service: Running, tmp_path: Path) ->
 def test_many_images_are_classified_in_order_and_fail_alone(kind: Any, service: Running) -> None:
     images = [CUT if number % 10 == 3 else png(GREYS[number % 4]) for number in range(45)]
     with kind(service.address) as client:
-        found: list[Outcome] = list(client.predict_many(images, batch=4, concurrency=3))
-    assert len(found) == 45
-    for number, outcome in enumerate(found):
+        outcomes: list[Outcome] = list(client.predict_many(images, batch=4, concurrency=3))
+    assert len(outcomes) == 45
+    for number, outcome in enumerate(outcomes):
         if number % 10 == 3:
             assert isinstance(outcome.error, leuko_client.UndecodableImage)
         else:
@@ -79,18 +83,18 @@ def test_many_images_are_classified_in_order_and_fail_alone(kind: Any, service: 
 @KINDS
 def test_a_batch_of_bad_images_is_an_outcome_each(kind: Any, service: Running) -> None:
     with kind(service.address) as client:
-        found = list(client.predict_many([CUT, b"MZ"], batch=2))
-    assert [type(one.error).__name__ for one in found] == ["UndecodableImage", "UnsupportedFormat"]
+        outcomes = list(client.predict_many([CUT, b"MZ"], batch=2))
+    assert [type(outcome.error).__name__ for outcome in outcomes] == ["UndecodableImage", "UnsupportedFormat"]
 
 
 @KINDS
 def test_a_specimen_is_counted_and_reported(kind: Any, service: Running) -> None:
     with kind(service.address) as client:
         sent = client.differential([png(grey) for grey in GREYS], specimen="S-1")
-        found = [one.prediction for one in client.predict_many([png(grey) for grey in GREYS])]
-        counted = client.differential_of(found, specimen="S-1")
-        fhir = client.report(found, "fhir", accession="A-1")
-        hl7 = client.report(found, "hl7", accession="A-1")
+        predictions = [outcome.prediction for outcome in client.predict_many([png(grey) for grey in GREYS])]
+        counted = client.differential_of(predictions, specimen="S-1")
+        fhir = client.report(predictions, "fhir", accession="A-1")
+        hl7 = client.report(predictions, "hl7", accession="A-1")
     assert sent.counts == counted.counts == dict.fromkeys(LABELS, 1)
     assert (sent.specimen, sent.fingerprint) == ("S-1", counted.fingerprint)
     low, high = sent.intervals.wilson["monocyte"]
@@ -108,7 +112,7 @@ def test_an_archive_is_evaluated_with_progress(kind: Any, service: Running) -> N
         report = client.evaluate(archive, on_progress=seen.append, group_pattern="([0-9x])[.]")
     assert isinstance(report, Evaluation)
     assert (report.n, report.accuracy, report.per_class["monocyte"].support) == (8, 1.0, 2)
-    assert [one.code for one in report.errors] == ["undecodable_image"]
+    assert [error.code for error in report.errors] == ["undecodable_image"]
     assert seen[0].total == 9
 
 
@@ -150,7 +154,7 @@ def test_errors_of_the_service_are_exceptions(kind: Any, service: Running) -> No
 
 
 @KINDS
-def test_a_key_is_shown_and_never_told(kind: Any, tmp_path: Path) -> None:
+def test_a_key_is_sent_and_never_printed(kind: Any, tmp_path: Path) -> None:
     secret = add_key(tmp_path / "keys", "lab", ["predict"])
     with running(FAKE, "--keys", str(tmp_path / "keys")) as service:
         with kind(service.address) as client, pytest.raises(leuko_client.Unauthenticated):
@@ -162,18 +166,18 @@ def test_a_key_is_shown_and_never_told(kind: Any, tmp_path: Path) -> None:
     assert secret not in f"{caught.value}{caught.value!r}{Client(key=secret)!r}{AsyncClient(key=secret)!r}"
 
 
-# --- what no service would do -----------------------------------------------------------------------
+# --- scripted responses ------------------------------------------------------------------------------
 
 
 def scripted(kind: Any, *answers: httpx.Response | Exception, **options: Any) -> tuple[Any, list[float]]:
-    """A client to which these answers come, one after another, and how long it waited."""
+    """Return a client that gets these responses in turn, and the list of its waits in seconds."""
     left, waited = list(answers), []
 
     def answer(_: httpx.Request) -> httpx.Response:
-        found = left.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return httpx.Response(found.status_code, content=found.content, headers=found.headers)
+        response = left.pop(0)
+        if isinstance(response, Exception):
+            raise response
+        return httpx.Response(response.status_code, content=response.content, headers=response.headers)
 
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
@@ -206,7 +210,7 @@ GOOD = httpx.Response(200, json=MODEL)
 
 
 @KINDS
-def test_it_waits_as_long_as_the_service_says(kind: Any) -> None:
+def test_the_client_waits_for_retry_after(kind: Any) -> None:
     client, waited = scripted(
         kind,
         refusal(429, "queue_full", **{"Retry-After": "3"}),
@@ -228,7 +232,7 @@ def test_a_lost_connection_is_tried_again_after_growing_waits(kind: Any) -> None
 
 
 @KINDS
-def test_it_gives_up_in_the_end(kind: Any) -> None:
+def test_the_client_gives_up_after_its_attempts(kind: Any) -> None:
     client, waited = scripted(kind, *[refusal(429, "queue_full", **{"Retry-After": "1"})] * 6)
     with client, pytest.raises(leuko_client.QueueFull) as caught:
         client.model()
@@ -261,7 +265,7 @@ def test_anything_else_is_raised_at_once(kind: Any, answer: httpx.Response, erro
 
 
 @KINDS
-def test_an_evaluation_that_breaks_off_is_told(kind: Any) -> None:
+def test_an_evaluation_that_breaks_off_is_an_error(kind: Any) -> None:
     client, _ = scripted(
         kind,
         httpx.Response(
@@ -297,7 +301,7 @@ def test_progress_is_drawn_on_a_terminal_and_erased() -> None:
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
-def test_progress_says_nothing_where_nobody_looks() -> None:
+def test_progress_prints_nothing_without_a_terminal() -> None:
     stream = io.StringIO()
     bar = Bar(None, stream)
     bar.advance(3)
@@ -306,7 +310,7 @@ def test_progress_says_nothing_where_nobody_looks() -> None:
     assert bar.line().startswith("3 images")
 
 
-def test_it_needs_httpx_and_nothing_else() -> None:
+def test_the_client_needs_only_httpx() -> None:
     for path in (ROOT / "client/leuko_client").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from starlette.datastructures import Headers
 
-from app.edge.access import Access, access
+from app.edge.access import Access, access_rules
 from app.edge.keys import SCOPES, Keys, add_key
 from app.errors import Forbidden, Unauthenticated
 
@@ -25,12 +25,12 @@ def bearer(secret: str) -> Headers:
 
 def made(file: Path, scope: str, *, metrics: str = "keyed", docs: str = "open") -> tuple[Access, Headers]:
     secret = add_key(file, "lab", [scope])
-    return access(Keys(file), metrics=metrics, docs=docs), bearer(secret)
+    return access_rules(Keys(file), metrics=metrics, docs=docs), bearer(secret)
 
 
 def admits(who: Access, path: str, shown: Headers) -> bool:
     try:
-        return who.admit(path, shown) is not None
+        return who.authorize(path, shown) is not None
     except Forbidden:
         return False
 
@@ -60,7 +60,7 @@ PRIVATE = "/predict /predict/ //predict //// /PREDICT /v1/predict /v1/healthz /h
 def test_without_a_key_nothing_is_open_but_what_is_named(file: Path, path: str) -> None:
     who, _ = made(file, "predict")
     with pytest.raises(Unauthenticated):
-        who.admit(path, headers())
+        who.authorize(path, headers())
 
 
 @pytest.mark.parametrize(
@@ -69,30 +69,30 @@ def test_without_a_key_nothing_is_open_but_what_is_named(file: Path, path: str) 
 )
 def test_probes_and_documents_need_no_key(file: Path, path: str) -> None:
     who, _ = made(file, "predict")
-    assert who.admit(path, headers()) is None
+    assert who.authorize(path, headers()) is None
 
 
 def test_documents_can_be_keyed_and_metrics_can_be_open(file: Path) -> None:
     who, shown = made(file, "predict", metrics="open", docs="keyed")
-    assert who.admit("/metrics", headers()) is None
-    assert who.admit("/", headers()) is None
+    assert who.authorize("/metrics", headers()) is None
+    assert who.authorize("/", headers()) is None
     for path in ("/docs", "/openapi.json", "/swagger/a.js", "/problems/x"):
         with pytest.raises(Unauthenticated):
-            who.admit(path, headers())
+            who.authorize(path, headers())
         assert admits(who, path, shown)
 
 
 def test_a_key_comes_as_a_bearer_or_in_a_header_of_its_own_but_once(file: Path) -> None:
     secret = add_key(file, "lab", ["predict"])
-    who = access(Keys(file), metrics="keyed", docs="open")
+    who = access_rules(Keys(file), metrics="keyed", docs="open")
     good = ("authorization", f"bearer {secret}"), ("x-api-key", secret)
     for one in good:
         assert admits(who, "/predict", headers(one))
     basic, bare = ("authorization", f"Basic {secret}"), ("authorization", secret)
     for wrong in (good, (good[0], good[0]), (basic,), (bare,)):
         with pytest.raises(Unauthenticated):
-            who.admit("/predict", headers(*wrong))
+            who.authorize("/predict", headers(*wrong))
 
 
 def test_without_keys_everybody_comes_in() -> None:
-    assert access(None, metrics="keyed", docs="keyed").admit("/predict", headers()) is None
+    assert access_rules(None, metrics="keyed", docs="keyed").authorize("/predict", headers()) is None

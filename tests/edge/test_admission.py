@@ -11,9 +11,9 @@ import httpx
 import pytest
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.edge.admission import Admission
+from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.exchange import Exchange
 from app.errors import (
     BodyTimeout,
@@ -54,19 +54,24 @@ class Service:
         self.bodies: list[bytes] = []
         self.arrived = asyncio.Semaphore(0)
         self.go = asyncio.Event()
-        self.admission = Admission(self.application(), **self.defaults() | options)
+        self.admission = self.admit(self.application(), **options)
 
-    def defaults(self) -> dict[str, Any]:
-        return {
-            "problem": problem,
-            "ready": lambda: self.ready,
-            "observe": self.observe,
+    def admit(self, application: ASGIApp, **options: Any) -> Admission:
+        rules = {name: options.pop(name) for name in ("named", "queued", "check_queue") if name in options}
+        limits = {
             "max_body_bytes": 100,
             "max_reserved_bytes": 1000,
             "max_requests": 10,
             "body_timeout_s": 1000.0,
             "linger_s": 0.0,
         }
+        return Admission(
+            application,
+            AdmissionLimits(**limits | options),
+            AdmissionRules(ready=lambda: self.ready, **rules),
+            problem,
+            self.observe,
+        )
 
     def observe(self, exchange: Exchange, route: str | None) -> None:
         self.observed.append((route, exchange.scope["method"], exchange.status))
@@ -78,7 +83,7 @@ class Service:
         @application.post("/v2/models/{name}/infer")
         async def raw(request: Request) -> str:
             self.bodies.append(await request.body())
-            return str(request.state.request_id)
+            return str(request.state.context.request_id)
 
         @application.post("/declared")
         async def declared(body: dict[str, int] = Body()) -> int:  # noqa: B008
@@ -100,7 +105,7 @@ class Service:
 
         @application.exception_handler(LeukoError)
         async def render(request: Request, error: LeukoError) -> JSONResponse:
-            return problem(error, request.state.request_id)
+            return problem(error, request.state.context.request_id)
 
         return application
 
@@ -408,7 +413,7 @@ def test_what_is_not_http_passes_untouched() -> None:
         async def application(scope: Scope, _: Receive, __: Send) -> None:
             seen.append(scope)
 
-        admission = Admission(application, **Service().defaults())
+        admission = Service().admit(application)
         await call(admission, {"type": "lifespan"}, gone)
         assert seen == [{"type": "lifespan"}]
 

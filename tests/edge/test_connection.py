@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from app.api import problem_responses
-from app.edge.admission import Admission
+from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.connection import (
     LINGER_S,
     MAX_FRAMING,
@@ -422,13 +422,10 @@ def test_what_is_gone_has_no_clock() -> None:
 def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered() -> None:
     admission = Admission(
         ok,
-        problem=problem_responses.answer,
-        ready=lambda: True,
-        observe=lambda *_: None,
-        max_body_bytes=100,
-        max_reserved_bytes=100,
-        max_requests=10,
-        body_timeout_s=1,
+        AdmissionLimits(max_body_bytes=100, max_reserved_bytes=100, max_requests=10, body_timeout_s=1),
+        AdmissionRules(ready=lambda: True),
+        problem_responses.answer,
+        lambda *_: None,
     )
     state = ServerState()
     welcome = [Client(admission, state), Client(admission, state)]

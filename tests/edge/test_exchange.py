@@ -79,8 +79,17 @@ def test_a_safe_request_id_is_kept_and_echoed(value: str) -> None:
         exchange = client.exchange()
         await read(exchange)
         await answer(exchange)
-        assert exchange.scope["state"]["request_id"] == value
+        assert exchange.scope["state"]["context"].request_id == value
         assert client.answer_headers()["x-request-id"] == value
+
+    run(scenario)
+
+
+def test_requests_at_the_same_time_have_contexts_of_their_own() -> None:
+    async def scenario() -> None:
+        contexts = [Client().exchange().context for _ in range(2)]
+        assert contexts[0].stages is not contexts[1].stages
+        assert contexts[0].findings is not contexts[1].findings
 
     run(scenario)
 
@@ -89,14 +98,14 @@ def test_a_safe_request_id_is_kept_and_echoed(value: str) -> None:
 def test_an_unsafe_request_id_is_replaced(value: str) -> None:
     async def scenario() -> None:
         client = Client(b"", headers={"x-request-id": value})
-        assert re.fullmatch("[0-9a-f]{32}", client.exchange().request_id)
+        assert re.fullmatch("[0-9a-f]{32}", client.exchange().context.request_id)
 
     run(scenario)
 
 
 def test_two_requests_without_ids_are_told_apart() -> None:
     async def scenario() -> None:
-        assert Client().exchange().request_id != Client().exchange().request_id
+        assert Client().exchange().context.request_id != Client().exchange().context.request_id
 
     run(scenario)
 
@@ -106,7 +115,7 @@ def test_a_traceparent_is_passed_on_and_echoed() -> None:
         client = Client(b"", headers={"traceparent": TRACE})
         exchange = client.exchange()
         await answer(exchange)
-        assert exchange.scope["state"]["traceparent"] == TRACE
+        assert exchange.scope["state"]["context"].traceparent == TRACE
         assert client.answer_headers()["traceparent"] == TRACE
 
     run(scenario)
@@ -120,7 +129,7 @@ def test_a_malformed_traceparent_is_dropped(value: str) -> None:
         client = Client(b"", headers={"traceparent": value})
         exchange = client.exchange()
         await answer(exchange)
-        assert exchange.scope["state"]["traceparent"] is None
+        assert exchange.scope["state"]["context"].traceparent is None
         assert "traceparent" not in client.answer_headers()
 
     run(scenario)
@@ -143,7 +152,7 @@ def test_headers_that_the_application_has_set_are_not_doubled() -> None:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         names = [name for name, _ in client.sent[0]["headers"]]
         assert sorted(names) == [b"x-content-type-options", b"x-request-id"]
-        assert client.answer_headers()["x-request-id"] == exchange.request_id
+        assert client.answer_headers()["x-request-id"] == exchange.context.request_id
 
     run(scenario)
 

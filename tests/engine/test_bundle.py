@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,34 +11,37 @@ from typing import Any
 
 import pytest
 
-from app.engine.bundle import CLASSES, FILES, load_bundle
+from app.engine.bundle import CLASSES, FILES, WEIGHTS, load_bundle
 from app.errors import BundleError
 from app.imaging.framing import Preprocessing
 
 Write = Callable[..., Path]
 
+PREPROCESSING = asdict(Preprocessing())
+HASHES = {name: hashlib.sha256(name.encode()).hexdigest() for name in FILES}
+CONFIG: dict[str, Any] = {
+    "format": 2,
+    "name": "wbc",
+    "version": "1.0.0",
+    "labels": list(CLASSES),
+    "preprocessing": PREPROCESSING,
+    "temperature": 1.5,
+    "review": {"confidence": 0.6, "ood_score": 1.4},
+    "known_answer": [0.1, 0.2, 0.3, 0.4],
+    "files": HASHES,
+    "training": {},
+    "scores": {},
+}
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a bundle whose files hold nothing of use but whose hashes are right."""
+    """Return a function that writes a bundle of dummy files with correct hashes."""
 
     def write_bundle(**changes: Any) -> Path:
         for name in FILES:
             (tmp_path / name).write_bytes(name.encode())
-        config = {
-            "format": 2,
-            "name": "wbc",
-            "version": "1.0.0",
-            "labels": list(CLASSES),
-            "preprocessing": asdict(Preprocessing()),
-            "temperature": 1.5,
-            "review": {"confidence": 0.6, "ood_score": 1.4},
-            "known_answer": [0.1, 0.2, 0.3, 0.4],
-            "files": {name: hashlib.sha256(name.encode()).hexdigest() for name in FILES},
-            "training": {},
-            "scores": {},
-        }
-        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG | changes))
         return tmp_path
 
     return write_bundle
@@ -71,38 +76,111 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "bundle format 1 is not 2"),
-        ({"labels": list(reversed(CLASSES))}, "labels must be eosinophil"),
-        ({"labels": ["a", "b"]}, "labels must be eosinophil"),
-        ({"known_answer": [1.0]}, "one probability for each label"),
-        ({"temperature": 0}, "temperature must be positive"),
-        ({"temperature": "hot"}, "not a bundle's configuration"),
-        ({"preprocessing": {"size": 224}}, "preprocessing must give"),
-        ({"preprocessing": {**asdict(Preprocessing()), "size": 256}}, "size must be 224"),
+        ({"format": 1}, "format must be 2, not 1: use a matching version of Leuko"),
+        ({"format": "2"}, "format must be a valid integer, not '2'"),
+        ({"name": 5}, "name must be a valid string, not 5"),
+        ({"labels": list(reversed(CLASSES))}, "labels must be eosinophil, lymphocyte"),
+        ({"labels": ["a", "b"]}, "labels must be eosinophil, lymphocyte"),
+        ({"labels": "eosinophil"}, "labels must be eosinophil, .* in this order, not 'eosinophil'"),
+        ({"known_answer": [1.0]}, r"known_answer must have one probability for each label \(4\), not 1"),
+        ({"known_answer": [0.1, 0.2, 0.3, 4]}, "known_answer.3 must be less than or equal to 1, not 4"),
+        ({"temperature": 0}, "temperature must be greater than 0, not 0"),
+        ({"temperature": -1.5}, "temperature must be greater than 0, not -1.5"),
+        ({"temperature": math.nan}, "temperature must be a finite number, not nan"),
+        ({"temperature": math.inf}, "temperature must be a finite number, not inf"),
+        ({"temperature": 10**400}, "temperature must be a finite number"),
+        ({"temperature": True}, "temperature must be a valid number, not True"),
+        ({"temperature": "hot"}, "temperature must be a valid number, not 'hot'"),
         (
-            {"preprocessing": {**asdict(Preprocessing()), "framing": "cell"}},
-            "framing must be nucleus or whole",
+            {"preprocessing": {"size": 224}},
+            "preprocessing.framing is missing; preprocessing.margin is missing",
         ),
-        ({"files": {}}, "names no hash for"),
-        ({"files": {**dict.fromkeys(FILES, "0"), "../../etc/passwd": "0"}}, "has sha256|outside the bundle"),
-        ({"review": {}}, "not a bundle's configuration"),
+        ({"preprocessing": PREPROCESSING | {"zoom": 2}}, "preprocessing.zoom is unknown"),
+        ({"preprocessing": PREPROCESSING | {"size": 256}}, "preprocessing.size must be 224, not 256"),
+        ({"preprocessing": PREPROCESSING | {"framing": "cell"}}, "framing must be 'nucleus' or 'whole'"),
+        ({"preprocessing": PREPROCESSING | {"std": [1, 1, 0]}}, "std.2 must be greater than 0, not 0"),
+        (
+            {"preprocessing": PREPROCESSING | {"mean": [0] * 4}},
+            "preprocessing.mean: .* at most 3 items .* not 4$",
+        ),
+        ({"files": {}}, "files must have the sha256 of model.safetensors, model.int8.onnx"),
+        ({"files": ["model.safetensors"]}, r"files must be an object, not \['model.safetensors'\]"),
+        ({"files": HASHES | {WEIGHTS: 0}}, "files.model.safetensors must be a valid string, not 0"),
+        ({"files": HASHES | {"../../etc/passwd": "0"}}, "outside the bundle: '../../etc/passwd'"),
+        ({"files": HASHES | {"a\0b": "0"}}, "outside the bundle"),
+        ({"review": {}}, "review.confidence is missing; review.ood_score is missing"),
+        ({"review": []}, r"review must be an object, not \[\]"),
+        ({"training": []}, r"training must be an object, not \[\]"),
+        ({"scores": None}, "scores must be an object, not None"),
+        ({"reference": None}, "reference is invalid"),
+        ({"reference": {"of": "cells", "n": math.inf}}, "reference is invalid"),
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_refused(
+def test_an_invalid_field_is_named_with_what_is_allowed(
     write: Write, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(BundleError, match=f"config.json is not a valid bundle configuration: .*{message}"):
         load_bundle(write(**change))
 
 
-def test_a_configuration_that_is_not_json_is_refused(write: Write) -> None:
+@pytest.mark.parametrize("field", CONFIG)
+def test_a_missing_field_is_named(write: Write, field: str) -> None:
     path = write()
-    (path / "config.json").write_text("{")
-    with pytest.raises(BundleError, match="not a bundle's configuration"):
+    table = json.loads((path / "config.json").read_text())
+    del table[field]
+    (path / "config.json").write_text(json.dumps(table))
+    with pytest.raises(
+        BundleError, match=f"config.json is not a valid bundle configuration: {field} is missing$"
+    ):
         load_bundle(path)
 
 
+def test_one_error_names_every_invalid_field(write: Write) -> None:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(write(labels="x", temperature=-1, review={"confidence": 0.5}, files=[], reference=[]))
+    for field in ("labels", "temperature", "review.ood_score", "files", "reference"):
+        assert f" {field} " in caught.value.detail
+
+
+def test_another_format_is_the_only_complaint_about_a_bundle_of_that_format(write: Write) -> None:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(write(format=3, temperature=None))
+    assert caught.value.detail.endswith(
+        "configuration: format must be 2, not 3: use a matching version of Leuko"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"{", "Invalid JSON"),
+        (b"", "Invalid JSON"),
+        (b'{"format": ' + b"[" * 100_000, "Invalid JSON: recursion limit"),
+        (json.dumps({"name": "wbc"}).encode("utf-16"), "Invalid JSON"),
+        ('{"name": "Zürich"}'.encode("latin-1"), "Invalid JSON: invalid unicode"),
+        (b"[]", r"the document must be an object, not \[\]"),
+        (b"null", "the document must be an object, not None"),
+    ],
+    ids=["cut", "empty", "deep", "UTF-16", "Latin-1", "list", "null"],
+)
+def test_a_configuration_that_is_not_a_json_object_is_refused(write: Write, raw: bytes, message: str) -> None:
+    path = write()
+    (path / "config.json").write_bytes(raw)
+    with pytest.raises(BundleError, match=f"config.json is not a valid bundle configuration: {message}"):
+        load_bundle(path)
+
+
+def test_additional_fields_and_a_byte_order_mark_are_ignored(write: Write) -> None:
+    path = write(architecture="resnet18", review={"confidence": 0.6, "ood_score": 1.4, "share": 0.05})
+    (path / "config.json").write_bytes(BOM_UTF8 + (path / "config.json").read_bytes())
+    assert load_bundle(path).review_ood_score == 1.4
+
+
+def test_figures_may_be_any_json_that_python_writes(write: Write) -> None:
+    bundle = load_bundle(write(scores={"test": {"auroc": math.nan}}))
+    assert math.isnan(bundle.scores["test"]["auroc"])
+
+
 def test_a_file_outside_the_bundle_is_never_read(write: Write) -> None:
-    files = {"../secret": "0" * 64, **{name: hashlib.sha256(name.encode()).hexdigest() for name in FILES}}
     with pytest.raises(BundleError, match="outside the bundle"):
-        load_bundle(write(files=files))
+        load_bundle(write(files={"../secret": "0" * 64, **HASHES}))

@@ -24,18 +24,17 @@ from app.imaging.framing import Cell, Frame, Pixels, Preprocessing
 
 
 class StubEngine:
-    """Logits are ten times the first pixel's place in the classes; red 255 gives NaN."""
+    """Give logit 10 to the class whose index is the first pixel's red level modulo 4; red 255 gives NaN.
+
+    The features are the first pixel's green level.
+    """
 
     name = "stub"
     device = "none"
     batch = 8
     workers = 1
 
-    def __init__(self) -> None:
-        self.asked_for_maps: list[bool] = []
-
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:  # noqa: ARG002
-        self.asked_for_maps.append(maps)
         n = len(pixels)
         logits = np.zeros((n, 4), np.float32)
         logits[np.arange(n), pixels[:, 0, 0, 0] % 4] = 10
@@ -53,14 +52,14 @@ def bundle(path: Path = Path(), known_answer: tuple[float, ...] = (1.0, 0.0, 0.0
     )  # fmt: skip
 
 
-def classifier(of: Bundle | None = None) -> Classifier:
+def classifier(model: Bundle | None = None) -> Classifier:
     neighbours = Neighbours(np.zeros((4, 8), np.float32), 2, 8**0.5)
-    return Classifier(of or bundle(), StubEngine(), neighbours, np.ones((4, 8), np.float32))
+    return Classifier(model or bundle(), StubEngine(), neighbours, np.ones((4, 8), np.float32))
 
 
-def cell(level: int, strangeness: int = 0, *, cam: bool = False) -> Cell:
+def cell(level: int, distance: int = 0, *, cam: bool = False) -> Cell:
     pixels = np.zeros((224, 224, 3), np.uint8)
-    pixels[0, 0] = level, strangeness, 0
+    pixels[0, 0] = level, distance, 0
     return Cell(pixels, Frame(0, 0, 224, 224, nucleus=False), cam)
 
 
@@ -83,7 +82,7 @@ def test_an_answer_does_not_depend_on_its_neighbours() -> None:
     assert together == [predict(cell(level))[0] for level in range(8)]
 
 
-def test_a_cell_far_from_those_trained_on_is_sent_to_review() -> None:
+def test_a_cell_far_from_the_training_cells_is_sent_to_review() -> None:
     near, far = predict(cell(0, 1), cell(0, 9))
     assert near.ood_score == pytest.approx(1)
     assert far.ood_score == pytest.approx(9)
@@ -91,7 +90,7 @@ def test_a_cell_far_from_those_trained_on_is_sent_to_review() -> None:
     assert far.review_reasons == ("out_of_distribution",)
 
 
-def test_strangeness_is_the_distance_to_the_kth_nearest_cell_over_its_scale() -> None:
+def test_the_ood_score_is_the_distance_to_the_kth_nearest_cell_over_the_scale() -> None:
     rng = np.random.default_rng(0)
     bank, features = rng.random((50, 8), np.float32), rng.random((6, 8), np.float32)
     distances = np.sort(np.linalg.norm(features[:, None] - bank, axis=2), axis=1)
@@ -100,20 +99,20 @@ def test_strangeness_is_the_distance_to_the_kth_nearest_cell_over_its_scale() ->
 
 
 @pytest.mark.parametrize(("k", "scale"), [(0, 1.0), (5, 1.0), (2, 0.0)])
-def test_neighbours_that_make_no_sense_are_refused(tmp_path: Path, k: int, scale: float) -> None:
+def test_invalid_neighbours_are_refused(tmp_path: Path, k: int, scale: float) -> None:
     arrays = {"bank": np.zeros((4, 8), np.float32), "k": np.array([k]), "scale": np.array([scale])}
     save_file(arrays, tmp_path / OOD)
     with pytest.raises(BundleError, match=f"k = {k} .* do not fit 4 cells"):
         read_neighbours(tmp_path)
 
 
-def test_logits_that_are_not_finite_are_that_cells_error_alone() -> None:
+def test_logits_that_are_not_finite_are_an_error_of_that_cell_only() -> None:
     answers = classifier().classify([cell(1), cell(255), cell(3)])
     assert isinstance(answers[1], EngineError)
     assert [a.label for a in answers if isinstance(a, Prediction)] == ["lymphocyte", "neutrophil"]
 
 
-def test_a_map_is_made_only_for_the_cells_that_ask() -> None:
+def test_a_map_is_made_only_for_the_cells_that_request_it() -> None:
     with_map, without = predict(cell(0, cam=True), cell(0))
     assert with_map.cam is not None
     assert with_map.cam.shape == (7, 7)

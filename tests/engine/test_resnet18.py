@@ -16,10 +16,10 @@ from training.network import Network
 
 @pytest.fixture
 def network() -> Network:
-    """With statistics in its batch normalisations, as training leaves them."""
+    """A network whose batch normalisations have statistics, as after training."""
     torch.manual_seed(0)
-    made = Network(4, Preprocessing())
-    for module in made.modules():
+    network = Network(4, Preprocessing())
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
@@ -27,7 +27,7 @@ def network() -> Network:
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
-    return made.eval()
+    return network.eval()
 
 
 def bundle(folder: Path, state: dict[str, Tensor]) -> Bundle:
@@ -35,18 +35,16 @@ def bundle(folder: Path, state: dict[str, Tensor]) -> Bundle:
     return Bundle(folder, "", "wbc", "1", CLASSES, Preprocessing(), 1.0, 0.5, 2.0, (0.25,) * 4, {}, {}, {})
 
 
-def test_it_is_the_network_that_was_trained(network: Network, tmp_path: Path) -> None:
+def test_the_loaded_network_computes_the_same_as_the_trained_one(network: Network, tmp_path: Path) -> None:
     served = load_resnet18(bundle(tmp_path, network.trunk.state_dict()))
     images = torch.randint(256, (3, 224, 224, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        for found, expected in zip(served(images), network(images), strict=True):
-            assert found.shape == expected.shape
-            assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        for output, expected in zip(served(images), network(images), strict=True):
+            assert output.shape == expected.shape
+            assert torch.allclose(output, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_weights_stored_in_half_precision_are_computed_with_in_single(
-    network: Network, tmp_path: Path
-) -> None:
+def test_weights_stored_in_half_precision_are_loaded_in_single(network: Network, tmp_path: Path) -> None:
     network.half()
     served = load_resnet18(bundle(tmp_path, network.trunk.state_dict()))
     assert {parameter.dtype for parameter in served.parameters()} == {torch.float32}
@@ -73,7 +71,7 @@ def test_weights_of_another_network_are_refused(
 
 
 def test_a_pickle_in_place_of_the_weights_is_refused_unread(tmp_path: Path) -> None:
-    made = bundle(tmp_path, {"fc.weight": torch.zeros(4, 512)})
+    pickled = bundle(tmp_path, {"fc.weight": torch.zeros(4, 512)})
     torch.save({"fc.weight": torch.zeros(4, 512)}, tmp_path / "model.safetensors")
     with pytest.raises(BundleError, match="does not hold a ResNet18"):
-        load_resnet18(made)
+        load_resnet18(pickled)

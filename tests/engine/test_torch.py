@@ -46,18 +46,18 @@ def test_maps_are_left_out_unless_asked_for(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3, 4])
-def test_a_batch_of_fixed_size_answers_for_the_images_that_it_has(n: int) -> None:
+def test_a_batch_of_fixed_size_returns_outputs_for_its_images_only(n: int) -> None:
     network = Network(4, Preprocessing()).eval()
     images = torch.from_numpy(pixels(5))
     with torch.inference_mode():
         fixed = Fixed(network, 224, torch.device("cpu"), 4)
         fixed(images[1:5])
-        for found, expected in zip(fixed(images[:n]), network(images[:n]), strict=True):
-            assert torch.allclose(found, expected, atol=1e-4)
+        for output, expected in zip(fixed(images[:n]), network(images[:n]), strict=True):
+            assert torch.allclose(output, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (3, 4), (64, 64)])
-def test_any_number_of_images_runs_as_the_next_size_and_in_order(n: int, size: int) -> None:
+def test_images_run_as_the_smallest_sufficient_batch_and_in_order(n: int, size: int) -> None:
     def first(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         sizes.append(len(images))
         return (images[:, 0, 0].float(),) * 3  # the first pixel
@@ -77,64 +77,64 @@ def test_more_images_than_a_batch_are_answered_in_order(bundle: Bundle) -> None:
     together = engine.infer(images, maps=True)
     assert together.maps is not None
     for index in (0, engine.batch, len(images) - 1):
-        exclusive = engine.infer(images[index : index + 1], maps=True)
-        assert exclusive.maps is not None
-        assert np.allclose(together.logits[index], exclusive.logits[0], atol=1e-4)
-        assert np.allclose(together.features[index], exclusive.features[0], atol=1e-4)
-        assert np.allclose(together.maps[index], exclusive.maps[0], atol=1e-4)
+        single = engine.infer(images[index : index + 1], maps=True)
+        assert single.maps is not None
+        assert np.allclose(together.logits[index], single.logits[0], atol=1e-4)
+        assert np.allclose(together.features[index], single.features[0], atol=1e-4)
+        assert np.allclose(together.maps[index], single.maps[0], atol=1e-4)
 
 
-def test_several_threads_get_each_their_own_answers(bundle: Bundle) -> None:
+def test_each_thread_gets_the_answers_to_its_own_images(bundle: Bundle) -> None:
     engine = TorchEngine(bundle)
     images = pixels(12)
     expected = [engine.infer(images[i : i + 1]).logits for i in range(len(images))]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: engine.infer(images[i : i + 1]).logits, range(len(images))))
-    assert np.allclose(found, expected, atol=1e-4)
+        logits = list(pool.map(lambda i: engine.infer(images[i : i + 1]).logits, range(len(images))))
+    assert np.allclose(logits, expected, atol=1e-4)
 
 
 class Refusing:
-    """A network that says whether another could be prepared meanwhile, and does not go to a GPU."""
+    """A network that records whether the lock was held while it was moved to the GPU, which fails."""
 
-    exclusive: bool | None = None
+    locked: bool | None = None
 
     def to(self, _: torch.device) -> None:
-        self.exclusive = PREPARING.locked()
-        raise RuntimeError("no GPU is wanted here")
+        self.locked = PREPARING.locked()
+        raise RuntimeError("no GPU in this test")
 
 
-def test_one_model_is_prepared_for_a_gpu_at_a_time_and_one_that_fails_stops_no_other() -> None:
+def test_one_model_at_a_time_is_prepared_for_a_gpu_and_a_failure_does_not_block_the_next() -> None:
     for _ in range(2):
         network = Refusing()
-        with pytest.raises(RuntimeError, match="no GPU is wanted"):
+        with pytest.raises(RuntimeError, match="no GPU in this test"):
             prepare(cast(ResNet18, network), 224)
-        assert network.exclusive
+        assert network.locked
 
 
 @pytest.mark.gpu
 def test_models_are_loaded_on_a_gpu_while_another_answers(bundle: Bundle) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here: no graph is captured while others answer")
+        pytest.skip("no CUDA device: capturing a graph while other models answer is not tested")
     live, loaded = TorchEngine(bundle), Event()
     images = pixels(7)
     expected = live.infer(images).logits
-    near = 0.02 * np.abs(expected).max()  # each lane has the kernels that were fastest when it was prepared
+    near = 0.02 * np.abs(expected).max()  # lanes may use different kernels: each was benchmarked on its own
 
     def answer() -> int:
-        turns = 0
+        calls = 0
         while not loaded.is_set():
             assert np.abs(live.infer(images).logits - expected).max() < near
-            turns += 1
-        return turns
+            calls += 1
+        return calls
 
     with ThreadPoolExecutor(5) as pool:
         answering = [pool.submit(answer) for _ in range(3)]
         loading = [pool.submit(TorchEngine, bundle) for _ in range(2)]
         try:
-            engines = [one.result() for one in loading]
+            engines = [future.result() for future in loading]
         finally:
             loaded.set()
-        assert all(one.result() for one in answering)
+        assert all(future.result() for future in answering)
     for engine in engines:
         assert np.abs(engine.infer(images).logits - expected).max() < near
 
@@ -142,7 +142,7 @@ def test_models_are_loaded_on_a_gpu_while_another_answers(bundle: Bundle) -> Non
 @pytest.mark.gpu
 def test_half_precision_on_a_gpu_gives_the_cpus_answers(bundle: Bundle) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here: the GPU engine is not run")
+        pytest.skip("no CUDA device: the GPU engine is not tested")
     engine = TorchEngine(bundle)
     images = (pixels(200) * np.linspace(0.1, 1, 200).reshape(-1, 1, 1, 1)).astype(np.uint8)
     with torch.inference_mode():
@@ -150,5 +150,5 @@ def test_half_precision_on_a_gpu_gives_the_cpus_answers(bundle: Bundle) -> None:
     spread = np.abs(expected - expected.mean(0)).max()
     with ThreadPoolExecutor(4) as pool:
         for n in (200, 64, 4, 1) * 4:
-            for found in pool.map(engine.infer, [images[:n]] * 4):
-                assert np.abs(found.logits - expected[:n]).max() < 0.02 * spread
+            for output in pool.map(engine.infer, [images[:n]] * 4):
+                assert np.abs(output.logits - expected[:n]).max() < 0.02 * spread

@@ -1,4 +1,4 @@
-"""Made-up sets for the tests of evaluation."""
+"""Synthetic labels and probabilities for the tests of evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.evaluation.intervals import Floats, Ints
 
 
 def random_case(seed: int = 0, n: int = 300, classes: int = 4) -> tuple[Ints, Floats]:
-    """Labels with every class present, and probabilities that lean towards them."""
+    """Return labels that include every class, and probabilities that lean towards them."""
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), rng.integers(0, classes, n - classes)])
     logits = rng.normal(size=(n, classes)) + 1.5 * np.eye(classes)[labels]

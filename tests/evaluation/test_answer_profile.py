@@ -18,29 +18,29 @@ TABLE = dump(summarise([Seen("monocyte", 0.9, 1.2, review=True)], CLASSES, "one 
 
 @given(st.lists(seen, min_size=1))
 def test_every_answer_is_counted_once_in_each_measure(answers: list[Seen]) -> None:
-    found = summarise(answers, CLASSES, "some")
-    assert found.n == sum(found.labels.values()) == sum(found.confidence.counts)
-    assert found.n == sum(found.ood_score.counts)
-    assert found.review == sum(one.review for one in answers)
-    assert sum(map(found.share, CLASSES)) == pytest.approx(1)
+    profile = summarise(answers, CLASSES, "some")
+    assert profile.n == sum(profile.labels.values()) == sum(profile.confidence.counts)
+    assert profile.n == sum(profile.ood_score.counts)
+    assert profile.review == sum(answer.review for answer in answers)
+    assert sum(map(profile.share, CLASSES)) == pytest.approx(1)
 
 
 @given(st.lists(seen, min_size=1))
-def test_what_is_written_is_read_again(answers: list[Seen]) -> None:
-    found = summarise(answers, CLASSES, "some")
-    again = parse(json.loads(json.dumps(dump(found))), CLASSES)
-    assert dump(again) == dump(found)
+def test_a_profile_survives_being_written_and_read(answers: list[Seen]) -> None:
+    profile = summarise(answers, CLASSES, "some")
+    again = parse(json.loads(json.dumps(dump(profile))), CLASSES)
+    assert dump(again) == dump(profile)
 
 
 def test_edges_belong_to_the_bin_below_as_in_prometheus() -> None:
     growing = Counts(CONFIDENCE_EDGES)
     for value in (0.3, 0.30001, 1.0, 1.5):
         growing.add(value)
-    found = growing.histogram()
-    assert found.counts[0] == 1
-    assert found.counts[1] == 1
-    assert found.counts[bisect_left(CONFIDENCE_EDGES, 1.0)] == 1
-    assert found.counts[-1] == 1
+    histogram = growing.histogram()
+    assert histogram.counts[0] == 1
+    assert histogram.counts[1] == 1
+    assert histogram.counts[bisect_left(CONFIDENCE_EDGES, 1.0)] == 1
+    assert histogram.counts[-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,6 @@ def test_edges_belong_to_the_bin_below_as_in_prometheus() -> None:
         {"ood_score": 3},
     ],
 )
-def test_a_reference_that_cannot_be_true_is_refused(change: dict[str, Any]) -> None:
+def test_an_invalid_profile_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="reference"):
         parse(TABLE | change, CLASSES)

@@ -1,4 +1,4 @@
-"""The counts of a specimen, and how certain they are."""
+"""Differential counts and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ def test_intervals_of_rümke_are_as_published() -> None:
 
 @given(st.lists(st.sampled_from(CLASSES), min_size=1))
 def test_counts_add_up_and_so_do_percentages(labels: list[str]) -> None:
-    found = count(labels, CLASSES)
-    assert list(found) == list(CLASSES)
-    assert sum(one.n for one in found.values()) == len(labels)
-    assert sum(one.percent for one in found.values()) == pytest.approx(100)
+    counts = count(labels, CLASSES)
+    assert list(counts) == list(CLASSES)
+    assert sum(of_class.n for of_class in counts.values()) == len(labels)
+    assert sum(of_class.percent for of_class in counts.values()) == pytest.approx(100)
 
 
-def test_a_fingerprint_is_of_the_images_and_the_model_not_of_their_order() -> None:
-    found = fingerprint("m", ["a", "b"])
-    assert found == fingerprint("m", ["b", "a"])
-    assert (
-        len({found, fingerprint("n", ["a", "b"]), fingerprint("m", ["a"]), fingerprint("m", ["a", "b", "b"])})
-        == 4
-    )
+def test_a_fingerprint_depends_on_the_images_and_the_model_but_not_on_the_order() -> None:
+    pair = fingerprint("m", ["a", "b"])
+    assert pair == fingerprint("m", ["b", "a"])
+    others = {fingerprint("n", ["a", "b"]), fingerprint("m", ["a"]), fingerprint("m", ["a", "b", "b"])}
+    assert len({pair, *others}) == 4

@@ -23,7 +23,7 @@ def test_each_unit_has_its_own_confusion_matrix() -> None:
     assert tables.tolist() == [[[1, 0], [0, 1]], [[0, 2], [0, 0]]]
 
 
-def test_a_unit_has_its_majority_class_and_the_lowest_of_equals() -> None:
+def test_a_unit_has_its_majority_class_and_the_lowest_in_a_tie() -> None:
     pairs = [(2, 0), (2, 0), (0, 0), (1, 0), (2, 0)]
     assert true_classes(tables_of(pairs, units=[0, 0, 0, 1, 1])).tolist() == [2, 1]
 
@@ -38,9 +38,9 @@ def test_an_image_bootstrap_agrees_with_one_written_as_a_loop() -> None:
         drawn = np.concatenate([rng.choice(each, len(each)) for each in images])
         accuracy.append((labels[drawn] == predictions[drawn]).mean())
         macro_f1.append(_macro_f1(labels[drawn], predictions[drawn]))
-    found = intervals_of(confusion_tables(np.arange(120), labels, predictions, 3))
-    assert found.accuracy == pytest.approx(np.quantile(accuracy, [0.025, 0.975]), abs=0.012)
-    assert found.macro_f1 == pytest.approx(np.quantile(macro_f1, [0.025, 0.975]), abs=0.012)
+    intervals = intervals_of(confusion_tables(np.arange(120), labels, predictions, 3))
+    assert intervals.accuracy == pytest.approx(np.quantile(accuracy, [0.025, 0.975]), abs=0.012)
+    assert intervals.macro_f1 == pytest.approx(np.quantile(macro_f1, [0.025, 0.975]), abs=0.012)
 
 
 def _macro_f1(labels: Ints, predictions: Ints) -> float:
@@ -76,8 +76,8 @@ def test_a_class_that_a_resample_loses_is_left_out_of_its_macro_f1() -> None:
 
 
 def test_perfect_predictions_have_a_point_for_an_interval() -> None:
-    found = intervals_of(tables_of([(0, 0), (1, 1), (2, 2)] * 5))
-    assert found.accuracy == found.macro_f1 == (1.0, 1.0)
+    intervals = intervals_of(tables_of([(0, 0), (1, 1), (2, 2)] * 5))
+    assert intervals.accuracy == intervals.macro_f1 == (1.0, 1.0)
 
 
 def test_a_higher_level_is_wider() -> None:
@@ -100,15 +100,15 @@ pairs_of_classes = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min
 def test_the_order_of_units_does_not_matter(pairs: list[tuple[int, int]], random: object) -> None:
     shuffled = list(pairs)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    found, again = (intervals_of(tables_of(each), resamples=50) for each in (pairs, shuffled))
-    assert found == again
+    ordered, reordered = (intervals_of(tables_of(each), resamples=50) for each in (pairs, shuffled))
+    assert ordered == reordered
 
 
 @settings(deadline=None)
 @given(pairs_of_classes)
-def test_intervals_are_ordered_and_within_nought_and_one(pairs: list[tuple[int, int]]) -> None:
-    found = intervals_of(tables_of(pairs), resamples=50)
-    for low, high in (found.accuracy, found.macro_f1):
+def test_intervals_are_ordered_and_within_0_and_1(pairs: list[tuple[int, int]]) -> None:
+    intervals = intervals_of(tables_of(pairs), resamples=50)
+    for low, high in (intervals.accuracy, intervals.macro_f1):
         assert 0 <= low <= high <= 1
 
 

@@ -30,7 +30,7 @@ def report_on(
     names: Sequence[str] = ABC,
     groups: Sequence[str] | None = None,
 ) -> Report:
-    """A report with few resamples: intervals have tests of their own."""
+    """Evaluate with few resamples: intervals are tested in test_intervals.py."""
     return evaluate(labels, predictions, probabilities, names=names, groups=groups, resamples=20)
 
 
@@ -84,8 +84,8 @@ def test_hard_scores_are_scikit_learns() -> None:
     rows: list[Average | ClassScores] = [*report.per_class.values(), report.macro_avg, report.weighted_avg]
     expected = metrics.precision_recall_fscore_support(labels, predictions)
     for position, field in enumerate(("precision", "recall", "f1", "support")):
-        found = [getattr(row, field) for row in rows[:4]]
-        assert found == pytest.approx(expected[position].tolist())
+        values = [getattr(row, field) for row in rows[:4]]
+        assert values == pytest.approx(expected[position].tolist())
     for row, average in zip(rows[4:], ("macro", "weighted"), strict=True):
         wanted = metrics.precision_recall_fscore_support(labels, predictions, average=average)[:3]
         assert (row.precision, row.recall, row.f1) == pytest.approx(wanted)
@@ -213,13 +213,17 @@ def test_sources_of_one_image_each_give_the_intervals_of_images() -> None:
 def test_a_report_is_json_with_the_fields_of_the_api() -> None:
     labels, probabilities = random_case()
     report = report_on(labels, None, probabilities, names="abcd", groups=["s", "t", "u"] * 100)
-    found = json.loads(json.dumps(asdict(report), allow_nan=False))
-    assert list(found) == ["n", "labels", *SCORES, "confidence_intervals", "groups"]
-    assert list(found["per_class"]) == found["labels"] == ["a", "b", "c", "d"]
-    assert list(found["per_class"]["a"]) == ["precision", "recall", "f1", "specificity", "support"]
-    assert list(found["macro_avg"]) == list(found["weighted_avg"]) == ["precision", "recall", "f1", "support"]
-    assert list(found["confidence_intervals"]) == ["level", "unit", "accuracy", "macro_f1"]
-    assert list(found["groups"]) == ["n", "accuracy", "correct"]
+    document = json.loads(json.dumps(asdict(report), allow_nan=False))
+    assert list(document) == ["n", "labels", *SCORES, "confidence_intervals", "groups"]
+    assert list(document["per_class"]) == document["labels"] == ["a", "b", "c", "d"]
+    assert list(document["per_class"]["a"]) == ["precision", "recall", "f1", "specificity", "support"]
+    assert (
+        list(document["macro_avg"])
+        == list(document["weighted_avg"])
+        == ["precision", "recall", "f1", "support"]
+    )
+    assert list(document["confidence_intervals"]) == ["level", "unit", "accuracy", "macro_f1"]
+    assert list(document["groups"]) == ["n", "accuracy", "correct"]
 
 
 def test_importing_evaluation_does_not_import_scikit_learn() -> None:

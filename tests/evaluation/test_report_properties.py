@@ -26,7 +26,7 @@ def report_on_case(case: Case) -> Report:
 
 
 def flat(value: Any) -> list[Any]:
-    """All the leaves of a report, in order."""
+    """Return all leaves of a report, in order."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, list | tuple):

@@ -28,7 +28,7 @@ def test_agreement_of_a_single_class_is_none() -> None:
 
 
 @pytest.mark.parametrize(("labels", "predictions"), [([0, 1], [0, 0]), ([0, 0], [0, 1]), ([0, 0], [1, 1])])
-def test_mcc_is_none_where_one_side_does_not_vary_but_kappa_is_nought(
+def test_mcc_is_none_where_one_side_does_not_vary_but_kappa_is_0(
     labels: list[int], predictions: list[int]
 ) -> None:
     assert scores.matthews_corrcoef(np.array(labels), np.array(predictions)) is None
@@ -42,7 +42,7 @@ def test_log_loss_and_roc_auc_are_scikit_learns() -> None:
     assert scores.log_loss(labels, probabilities) == pytest.approx(metrics.log_loss(labels, probabilities))
 
 
-def test_brier_is_nought_when_sure_and_right_and_two_when_sure_and_wrong() -> None:
+def test_brier_is_0_when_sure_and_right_and_two_when_sure_and_wrong() -> None:
     assert scores.brier(np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]])) == 0
     assert scores.brier(np.array([0, 1]), np.array([[0.0, 1.0], [1.0, 0.0]])) == 2
 
@@ -50,8 +50,8 @@ def test_brier_is_nought_when_sure_and_right_and_two_when_sure_and_wrong() -> No
 def test_calibration_error_pools_the_images_of_a_bin() -> None:
     # One bin holds 0.61 right and 0.65 wrong, another 0.9 right: (|0.39 - 0.65| + 0.1) / 3.
     probabilities = np.array([[0.61, 0.39], [0.65, 0.35], [0.1, 0.9]])
-    found = scores.calibration_error(np.array([0, 1, 1]), probabilities)
-    assert found == pytest.approx((0.26 + 0.1) / 3)
+    error = scores.calibration_error(np.array([0, 1, 1]), probabilities)
+    assert error == pytest.approx((0.26 + 0.1) / 3)
 
 
 def test_calibration_error_agrees_with_one_written_as_a_loop() -> None:
@@ -65,9 +65,9 @@ def test_calibration_error_agrees_with_one_written_as_a_loop() -> None:
     assert scores.calibration_error(labels, probabilities) == pytest.approx(expected)
 
 
-def test_a_true_class_of_probability_nought_leaves_log_loss_finite() -> None:
-    found = scores.log_loss(np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]]))
-    assert 17 < found < 20  # half of -ln 2.2e-16
+def test_a_true_class_of_probability_0_leaves_log_loss_finite() -> None:
+    loss = scores.log_loss(np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]]))
+    assert 17 < loss < 20  # half of -ln 2.2e-16
 
 
 def test_roc_auc_is_none_where_a_class_is_absent() -> None:
@@ -76,5 +76,5 @@ def test_roc_auc_is_none_where_a_class_is_absent() -> None:
     assert scores.roc_auc(np.array([0, 0]), probabilities[:, :2]) is None
 
 
-def test_without_probabilities_there_is_no_judgement() -> None:
+def test_without_probabilities_their_scores_are_none() -> None:
     assert set(scores.judge(np.array([0, 1]), None).values()) == {None}

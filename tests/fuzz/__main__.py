@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --seconds 60`: random bytes against everything that reads strangers' files."""
+"""`python -m tests.fuzz --seconds 60`: fuzzes the code that reads untrusted files."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from random import Random
 from tests.fuzz import fuzz_archive, fuzz_decode
 from tests.fuzz.campaign import Campaign
 
-TURN = 500  # inputs before the other target's turn
+TURN = 500  # inputs for one target before the next one
 
 
 def main() -> int:
-    """1 where something was found; an input that ends the process is left in `--out` as *.latest."""
+    """Return 1 if there are findings. An input that ends the process stays in `--out` as *.latest."""
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=time.time_ns(), help="repeats a run")
-    parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="folder for what is found")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--seconds", type=float, default=60, help="length of the run [%(default)s]")
+    parser.add_argument("--seed", type=int, default=time.time_ns(), help="of an earlier run, to repeat it")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/fuzz"), help="folder for inputs with findings [%(default)s]"
+    )
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("error")
-    random = Random(given.seed)
-    campaigns = [Campaign(module.target(), random, given.out) for module in (fuzz_decode, fuzz_archive)]
-    end = time.monotonic() + given.seconds
+    random = Random(arguments.seed)
+    campaigns = [Campaign(module.target(), random, arguments.out) for module in (fuzz_decode, fuzz_archive)]
+    end = time.monotonic() + arguments.seconds
     while time.monotonic() < end:
         for campaign in campaigns:
             campaign.run(TURN)
-    return _report(campaigns, given.seed)
+    return _report(campaigns, arguments.seed)
 
 
 def _report(campaigns: list[Campaign], seed: int) -> int:

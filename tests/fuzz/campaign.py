@@ -1,4 +1,4 @@
-"""Inputs without end through one target; what is neither a result nor a documented error is kept."""
+"""Runs mutated inputs through one target; keeps those that end in an undocumented error."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from random import Random
 from app.errors import LeukoError
 from tests.fuzz.mutations import mutate
 
-MOST_KEPT = 2000  # inputs that showed something new
+MOST_KEPT = 2000  # inputs with a new outcome
 
 
 @dataclass(frozen=True)
 class Target:
-    """`run` gives an outcome's name or raises; of what it raises, `allowed` is documented."""
+    """What is fuzzed. run: returns the name of an outcome or raises; allowed: its documented errors."""
 
     name: str
     run: Callable[[bytes], str]
@@ -29,7 +29,7 @@ class Target:
 
 @dataclass
 class Campaign:
-    """`out` takes each finding's bytes; without it they are only counted."""
+    """out: folder for the input of each finding; None: findings are only counted."""
 
     target: Target
     random: Random
@@ -45,11 +45,11 @@ class Campaign:
     def run(self, inputs: int) -> None:
         for _ in range(inputs):
             data = mutate(self.random, self._corpus())
-            self._leave(data)
+            self._write_latest(data)
             began = time.perf_counter()
             trait = self.attempt(data)
-            self._clock(time.perf_counter() - began, data)
-            # What fails in a new way is nearer to the next new way than a seed is.
+            self._note_time(time.perf_counter() - began, data)
+            # An input that fails in a new way is closer to other new ways than a seed is.
             if trait not in self._traits and len(self._traits) < MOST_KEPT:
                 self._traits.add(trait)
                 self._new.append(data)
@@ -58,7 +58,7 @@ class Campaign:
         return self._new if self._new and self.random.random() < 0.5 else self.target.seeds
 
     def attempt(self, data: bytes) -> str:
-        """What became of one input; for an error with the line that raised it first."""
+        """Run one input. Return its outcome; for an error, with the line that raised it."""
         try:
             trait = outcome = self.target.run(data)
         except self.target.allowed as error:
@@ -84,18 +84,18 @@ class Campaign:
         if self._latest is not None:
             self._latest.unlink(missing_ok=True)
 
-    def _leave(self, data: bytes) -> None:
-        # All that a crash of the whole process would leave behind.
+    def _write_latest(self, data: bytes) -> None:
+        # If the process crashes, only this file shows the input.
         if self._latest is not None:
             self._latest.write_bytes(data)
 
     def _keep(self, data: bytes, trace: str, trait: str) -> None:
-        if trait in self._traits:  # one example of each
+        if trait in self._traits:  # keep one example of each
             return
         self.findings.append(trace)
         self._save(data, f"{self.target.name}-{sha256(data).hexdigest()[:16]}")
 
-    def _clock(self, seconds: float, data: bytes) -> None:
+    def _note_time(self, seconds: float, data: bytes) -> None:
         if seconds > self.slowest_s:
             self.slowest_s = seconds
             self._save(data, f"{self.target.name}-slowest")

@@ -1,4 +1,4 @@
-"""Untrusted bytes → the archive of an `/evaluate`, every entry of it read."""
+"""Fuzzes the archive of `/evaluate`: its directory, and reading each entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PICTURES = {f"set/{label}/{number}.png": bytes([number]) * 90 for number, label 
 
 
 def seeds() -> list[bytes]:
-    """Archives that are read, and some that only just are not."""
+    """Return archives that are accepted, and some that are just refused."""
     folders = {f"{label}/": b"" for label in LABELS}
     return [
         pack(PICTURES, ZIP_STORED),
@@ -33,7 +33,7 @@ def run(data: bytes) -> str:
     form: Form = {name: [] for name in ("files", "labels", "groups", "group_pattern")}
     labelled = read_labelled(form | {"archive": [Part("set.zip", data)]}, LABELS, LIMITS)
     corrupt = 0
-    for source in labelled.sources:
+    for source in labelled.images:
         try:
             assert len(source.read()) <= LIMITS.max_entry_bytes
         except UndecodableImage:
@@ -46,7 +46,7 @@ def target() -> Target:
 
 
 def _with_extras() -> bytes:
-    """Fields that most archives lack: ZIP64 sizes, a comment, a name beyond ASCII."""
+    """Return an archive with unusual fields: ZIP64 sizes, a comment, a name beyond ASCII."""
     info = ZipInfo("monocyte/\N{LATIN SMALL LETTER E WITH ACUTE}.png")
     info.extra = bytes.fromhex("0100 1000 5a00000000000000 5a00000000000000".replace(" ", ""))
     info.comment = b"a comment"

@@ -1,4 +1,4 @@
-"""Untrusted bytes → `app.imaging.decode.decode`."""
+"""Fuzzes `app.imaging.decode.decode`."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def seeds() -> list[bytes]:
-    """A small picture in every format, mode and way of packing that is accepted."""
+    """Return a small image in every accepted format, mode and compression."""
     syntaxes = (*dicom.NATIVE, *dicom.ENCODED)
-    return [_seed(*kind) for kind in KINDS] + [dicom_writer.write(picture(24, 16), one) for one in syntaxes]
+    return [_seed(*kind) for kind in KINDS] + [
+        dicom_writer.write(picture(24, 16), syntax) for syntax in syntaxes
+    ]
 
 
 def run(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Valid files, spoiled in the ways that storage, networks and attackers spoil them."""
+"""Damages valid files as storage, networks and attackers do."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from random import Random
 
 Mutation = Callable[[Random, bytes, Sequence[bytes]], bytes]
 
-EDGE = 64  # bytes; headers and directories lie at the ends
-SPAN = 256  # most bytes that move at once
-# Lengths, offsets and sizes that code forgets; negative ones wrap.
+EDGE = 64  # bytes at either end, where headers and directories are
+SPAN = 256  # most bytes that one mutation copies or removes
+# Lengths, offsets and sizes at the limits of integer types.
 EXTREMES = (0, 1, 2, 7, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def mutate(random: Random, corpus: Sequence[bytes], most: int = 4) -> bytes:
-    """One of the corpus after one to `most` mutations."""
+    """Return an input from the corpus after one to `most` mutations."""
     data = random.choice(corpus)
     for _ in range(min(random.randint(1, most), random.randint(1, most))):
         data = random.choice(MUTATIONS)(random, data, corpus)
@@ -36,7 +36,7 @@ def flip(random: Random, data: bytes, __: Sequence[bytes]) -> bytes:
 
 
 def edit_number(random: Random, data: bytes, _: Sequence[bytes]) -> bytes:
-    """A length, an offset, a size, or what happens to lie there."""
+    """Overwrite a random place with an extreme number, as if it were a length, offset or size."""
     packing = random.choice(("<H", ">H", "<L", ">L", "B"))
     width = struct.calcsize(packing)
     number = struct.pack(packing, random.choice(EXTREMES) % 256**width)
@@ -44,7 +44,7 @@ def edit_number(random: Random, data: bytes, _: Sequence[bytes]) -> bytes:
 
 
 def splice(random: Random, data: bytes, corpus: Sequence[bytes]) -> bytes:
-    """Begins as one file and goes on as another."""
+    """Join the start of one file and the end of another."""
     other = random.choice(corpus)
     return data[: _place(random, data)] + other[_place(random, other) :]
 
@@ -72,7 +72,7 @@ MUTATIONS: tuple[Mutation, ...] = (cut, flip, edit_number, edit_number, splice, 
 
 
 def mend(data: bytes) -> bytes:
-    """A PNG with true checksums, so that what is wrong in its chunks is reached."""
+    """Correct the checksums of a PNG, so that errors inside its chunks are reached."""
     mended, place = [data[:8]], 8
     while place + 8 <= len(data):
         end = place + 8 + int.from_bytes(data[place : place + 4])
@@ -83,7 +83,7 @@ def mend(data: bytes) -> bytes:
 
 
 def _place(random: Random, data: bytes) -> int:
-    """Anywhere, but as often near an end; 0 in nothing."""
+    """Return a random offset, half of the time near an end; 0 for no data."""
     size = len(data)
     near = random.randrange(min(EDGE, size) or 1)
     return random.choice(

@@ -93,7 +93,7 @@ def test_pixels_and_sides_are_limited() -> None:
 
 
 @pytest.mark.parametrize("side", [6_000, 10_000, 50_000], ids=["ours", "pillow-warns", "pillow-raises"])
-def test_a_flood_of_pixels_is_refused_by_its_header(side: int) -> None:
+def test_too_many_pixels_are_refused_by_the_header(side: int) -> None:
     with pytest.raises(TooLarge):
         decode(png(side, side))
 
@@ -135,7 +135,7 @@ def test_run_length_coded_bmp_is_refused() -> None:
 
 
 def cuts(data: bytes) -> Iterator[tuple[int, Image.Image]]:
-    """The pictures that come out of `data` cut at every offset; all else must be undecodable."""
+    """Yield offset and image for every offset at which `data`, cut there, decodes; else it is undecodable."""
     for end in range(1, len(data)):
         try:
             yield end, decode(data[:end])
@@ -170,7 +170,7 @@ def test_a_compressed_tiff_cut_anywhere_is_an_error_or_the_whole_picture(compres
         assert np.array_equal(pixels(image), whole), end
 
 
-def test_pillow_is_not_told_to_forgive_truncation() -> None:
+def test_pillow_does_not_load_truncated_images() -> None:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
@@ -188,7 +188,7 @@ def test_flipped_bytes_give_a_picture_or_a_named_error(kind: str) -> None:
             continue
 
 
-def test_errors_say_nothing_of_the_files_bytes() -> None:
+def test_errors_do_not_quote_the_file() -> None:
     data = encode(picture(), "PNG")
     for broken in (data[:60] + b"Doe^John" + data[60:], b"Doe^John", b"BMDoe^John" * 9, b"II*\0Doe^John" * 9):
         with pytest.raises(LeukoError) as caught:
@@ -196,10 +196,10 @@ def test_errors_say_nothing_of_the_files_bytes() -> None:
         assert "Doe" not in caught.value.detail
 
 
-# --- the surroundings -------------------------------------------------------------------------------
+# --- side effects -----------------------------------------------------------------------------------
 
 
-def test_warnings_of_broken_metadata_reach_nobody() -> None:
+def test_warnings_about_broken_metadata_are_suppressed() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = tiff(grey_tags(4, 8) | {315: 9}, bytes(16))
@@ -219,9 +219,9 @@ def test_the_malformed_collection_gives_pictures_or_named_errors() -> None:
     outcomes = {"RGB": 0}
     for path in filter(Path.is_file, real("malformed").rglob("*")):
         try:
-            name = decode(path.read_bytes()).mode
+            outcome = decode(path.read_bytes()).mode
         except (UnsupportedFormat, TooLarge, UndecodableImage) as error:
-            name = error.code
-        outcomes[name] = outcomes.get(name, 0) + 1
+            outcome = error.code
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
     assert set(outcomes) == {"RGB", "unsupported_format", "too_large", "undecodable_image"}
     assert outcomes["RGB"] > 300

@@ -33,7 +33,7 @@ def test_an_mpo_is_read_as_the_jpeg_that_it_begins_with() -> None:
     assert decode(data).size == (48, 32)
 
 
-# --- one conversion ---------------------------------------------------------------------------------
+# --- conversion -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_a_cmyk_jpeg_has_the_colours_of_the_plain_formula() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("profile", ["true", "broken"])
+@pytest.mark.parametrize("profile", ["valid", "broken"])
 def test_a_colour_profile_changes_nothing(kind: str, profile: str) -> None:
-    true = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    data = encode(picture(), kind, icc_profile={"true": true, "broken": b"\xff" * 300}[profile])
+    valid = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encode(picture(), kind, icc_profile={"valid": valid, "broken": b"\xff" * 300}[profile])
     assert np.array_equal(pixels(decode(data)), pixels(decode(encode(picture(), kind))))
 
 
@@ -140,6 +140,6 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     "block",
     [b"", b"II*\0\xff\xff\xff\xff", b"\xff" * 90, b"MM\0*\0\0\0\x08\xff\xff"],
 )
-def test_a_broken_exif_block_is_no_harm(kind: str, block: bytes) -> None:
+def test_a_broken_exif_block_is_ignored(kind: str, block: bytes) -> None:
     data = encode(picture(), kind, exif=b"Exif\0\0" + block)
     assert np.array_equal(pixels(decode(data)), pixels(decode(encode(picture(), kind))))

@@ -1,4 +1,4 @@
-"""DICOM: what pydicom writes and ships is read as pydicom reads it, or refused by name."""
+"""DICOM: files that pydicom writes and ships are decoded as pydicom decodes them, or refused by name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SYNTAXES = (*sorted(NATIVE), *ENCODED)
 MARK = "DOE^JANE"
 
 
-def saved(found: Dataset) -> bytes:
+def saved(dataset: Dataset) -> bytes:
     file = io.BytesIO()
-    found.save_as(file, enforce_file_format=True)
+    dataset.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
@@ -43,31 +43,31 @@ def parsed(image: Image.Image | None = None, syntax: str = dicom.EXPLICIT) -> Da
 
 
 def changed(syntax: str = dicom.EXPLICIT, **values: Any) -> bytes:
-    """A picture's file with other values; None leaves the element out."""
-    found = parsed(syntax=syntax)
+    """Return a valid file with some elements changed; None removes an element."""
+    dataset = parsed(syntax=syntax)
     for name, value in values.items():
         if value is None:
-            delattr(found, name)
+            delattr(dataset, name)
         else:
-            setattr(found, name, value)
-    return saved(found)
+            setattr(dataset, name, value)
+    return saved(dataset)
 
 
 def grey(photometric: str, values: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    found = parsed()
-    found.Rows, found.Columns = values.shape
-    found.SamplesPerPixel = 1
-    found.PhotometricInterpretation = photometric
-    del found.PlanarConfiguration
-    found.PixelData = values.tobytes()
-    return saved(found)
+    dataset = parsed()
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = photometric
+    del dataset.PlanarConfiguration
+    dataset.PixelData = values.tobytes()
+    return saved(dataset)
 
 
 def microscopic(name: str) -> tuple[Dataset, bytes]:
-    """A file that pydicom ships, as if it were of a single cell."""
-    found = dcmread(str(get_testdata_file(name, download=False)))
-    found.SOPClassUID = found.file_meta.MediaStorageSOPClassUID = UID(MICROSCOPIC)
-    return found, saved(found)
+    """Return a file that pydicom ships, with the SOP class of a single cell."""
+    dataset = dcmread(str(get_testdata_file(name, download=False)))
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID(MICROSCOPIC)
+    return dataset, saved(dataset)
 
 
 # --- what is accepted -------------------------------------------------------------------------------
@@ -111,17 +111,17 @@ def test_both_classes_of_single_cells_are_accepted(kind: str) -> None:
         "examples_palette.dcm",
     ],
 )
-def test_what_pydicom_ships_is_read_as_pydicom_reads_it(name: str) -> None:
-    found, data = microscopic(name)
-    expected = found.pixel_array
-    if found.PhotometricInterpretation == "PALETTE COLOR":
-        expected = apply_color_lut(expected, found)
+def test_files_that_pydicom_ships_are_decoded_as_pydicom_decodes_them(name: str) -> None:
+    dataset, data = microscopic(name)
+    expected = dataset.pixel_array
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        expected = apply_color_lut(expected, dataset)
         expected = expected >> 8 if expected.dtype == np.uint16 else expected
     assert levels_apart(expected.astype(np.uint8), decode(data)) == 0
 
 
 @pytest.mark.parametrize(("photometric", "white"), [("MONOCHROME2", 255), ("MONOCHROME1", 0)])
-def test_white_is_what_the_photometric_interpretation_says(photometric: str, white: int) -> None:
+def test_the_photometric_interpretation_defines_white(photometric: str, white: int) -> None:
     values = np.full((4, 6), 255 - white, np.uint8)
     values[0, 0] = white
     image = decode(grey(photometric, values))
@@ -135,33 +135,33 @@ def test_compressed_grey_is_inverted_as_plain_grey_is(photometric: str, syntax: 
     file = io.BytesIO()
     options = {"no_jp2": True} if ENCODED[syntax] == "JPEG2000" else {}
     Image.new("L", (16, 16), 250).save(file, ENCODED[syntax], **options)
-    found = parsed(Image.new("RGB", (16, 16)), syntax)
-    found.SamplesPerPixel, found.PhotometricInterpretation = 1, photometric
-    found.PixelData = encapsulate([file.getvalue()])
-    ((_, value),) = decode(saved(found)).getcolors(1) or []
+    dataset = parsed(Image.new("RGB", (16, 16)), syntax)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
+    dataset.PixelData = encapsulate([file.getvalue()])
+    ((_, value),) = decode(saved(dataset)).getcolors(1) or []
     assert value == ((250,) * 3 if photometric == "MONOCHROME2" else (5,) * 3)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_palettes_are_looked_up(bits: int) -> None:
-    found = parsed()
-    found.Rows, found.Columns, found.SamplesPerPixel = 1, 2, 1
-    found.PhotometricInterpretation = "PALETTE COLOR"
-    del found.PlanarConfiguration
+    dataset = parsed()
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 1, 2, 1
+    dataset.PhotometricInterpretation = "PALETTE COLOR"
+    del dataset.PlanarConfiguration
     for channel, levels in enumerate(([0, 200], [0, 100], [255, 0])):
         table = np.array(levels, np.uint8) if bits == 8 else np.array(levels, np.uint16) * 257
-        found.add_new(0x0028_1101 + channel, "US", [2, 0, bits])
-        found.add_new(0x0028_1201 + channel, "OW", table.tobytes())
-    found.PixelData = b"\0\1"
-    image = decode(saved(found))
+        dataset.add_new(0x0028_1101 + channel, "US", [2, 0, bits])
+        dataset.add_new(0x0028_1201 + channel, "OW", table.tobytes())
+    dataset.PixelData = b"\0\1"
+    image = decode(saved(dataset))
     assert [image.getpixel((x, 0)) for x in range(2)] == [(0, 0, 255), (200, 100, 0)]
 
 
 @pytest.mark.parametrize("planar", [0, 1])
 def test_colours_may_lie_pixel_by_pixel_or_plane_by_plane(planar: int) -> None:
     levels = np.asarray(picture())
-    lying = levels if planar == 0 else levels.transpose(2, 0, 1)
-    data = changed(PlanarConfiguration=planar, PixelData=np.ascontiguousarray(lying).tobytes())
+    stored = levels if planar == 0 else levels.transpose(2, 0, 1)
+    data = changed(PlanarConfiguration=planar, PixelData=np.ascontiguousarray(stored).tobytes())
     assert levels_apart(decode(data), picture()) == 0
 
 
@@ -169,48 +169,48 @@ def test_rgb_in_a_jpeg_that_does_not_say_so_stays_rgb() -> None:
     file = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 30, 60)).save(file, "JPEG", keep_rgb=True, quality=95)
     frame = without_markers(file.getvalue())
-    found = parsed(Image.new("RGB", (16, 16)), JPEG)
-    found.PhotometricInterpretation, found.PixelData = "RGB", encapsulate([frame])
-    assert levels_apart(decode(saved(found)), Image.new("RGB", (16, 16), (200, 30, 60))) <= 4
+    dataset = parsed(Image.new("RGB", (16, 16)), JPEG)
+    dataset.PhotometricInterpretation, dataset.PixelData = "RGB", encapsulate([frame])
+    assert levels_apart(decode(saved(dataset)), Image.new("RGB", (16, 16), (200, 30, 60))) <= 4
 
 
 def without_markers(jpeg: bytes) -> bytes:
-    """Without APPn, and with numbers for names of the components, as scanners write them."""
-    place, kept = 2, [jpeg[:2]]
+    """Return the JPEG without APPn segments, its components named 1, 2 and 3, as scanners write it."""
+    place, pieces = 2, [jpeg[:2]]
     while jpeg[place + 1] != 0xDA:
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
         segment = bytearray(jpeg[place:end])
         if segment[1] == 0xC0:
             segment[10::3] = bytes((1, 2, 3))
         if not 0xE0 <= segment[1] <= 0xEF:
-            kept.append(bytes(segment))
+            pieces.append(bytes(segment))
         place = end
     scan = bytearray(jpeg[place:])
     scan[5:11:2] = bytes((1, 2, 3))
-    return b"".join([*kept, bytes(scan)])
+    return b"".join([*pieces, bytes(scan)])
 
 
-def test_private_and_nested_elements_are_passed_over() -> None:
-    inner, middle, found = Dataset(), Dataset(), parsed()
+def test_private_and_nested_elements_are_skipped() -> None:
+    inner, middle, dataset = Dataset(), Dataset(), parsed()
     inner.PatientID = inner.PatientName = MARK
     middle.ReferencedPatientSequence = Sequence([inner])
-    found.AcquisitionContextSequence = Sequence([middle, Dataset()])
-    found.private_block(0x0009, MARK, create=True).add_new(1, "LO", MARK)
+    dataset.AcquisitionContextSequence = Sequence([middle, Dataset()])
+    dataset.private_block(0x0009, MARK, create=True).add_new(1, "LO", MARK)
     for undefined in (False, True):
         for syntax in (dicom_elements.IMPLICIT, dicom.EXPLICIT, dicom_elements.BIG_ENDIAN):
-            found["AcquisitionContextSequence"].is_undefined_length = undefined
+            dataset["AcquisitionContextSequence"].is_undefined_length = undefined
             file = io.BytesIO()
-            found.file_meta.TransferSyntaxUID = UID(syntax)
+            dataset.file_meta.TransferSyntaxUID = UID(syntax)
             options = {
                 "implicit_vr": syntax == dicom_elements.IMPLICIT,
                 "little_endian": syntax != dicom_elements.BIG_ENDIAN,
             }
-            pydicom.dcmwrite(file, found, enforce_file_format=True, **options)
+            pydicom.dcmwrite(file, dataset, enforce_file_format=True, **options)
             assert levels_apart(decode(file.getvalue()), picture()) == 0
 
 
-def test_a_sequence_that_somebody_rewrote_as_unknown_is_passed_over() -> None:
-    # PS3.5, section 6.2.2: UN of undefined length, implicit VR within
+def test_a_sequence_rewritten_with_an_unknown_vr_is_skipped() -> None:
+    # PS3.5, section 6.2.2: the content of UN of undefined length is in implicit VR.
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff" + b"\x10\x00\x20\x00\x04\x00\x00\x00DOE^"
     item += b"\xfe\xff\x0d\xe0\x00\x00\x00\x00"
     unknown = b"\x40\x00\x55\x05UN\0\0\xff\xff\xff\xff" + item + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
@@ -223,7 +223,7 @@ def test_a_sequence_that_somebody_rewrote_as_unknown_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         ("JPEGLSNearLossless_08.dcm", "JPEG-LS"),
         ("JPGExtended.dcm", "JPEG Extended"),
@@ -232,9 +232,9 @@ def test_a_sequence_that_somebody_rewrote_as_unknown_is_passed_over() -> None:
         ("SC_rgb_jls_lossy_line.dcm", "JPEG-LS"),
     ],
 )
-def test_other_transfer_syntaxes_are_refused_by_name(name: str, said: str) -> None:
+def test_other_transfer_syntaxes_are_refused_by_name(name: str, reason: str) -> None:
     _, data = microscopic(name)
-    with pytest.raises(UnsupportedFormat, match=said):
+    with pytest.raises(UnsupportedFormat, match=reason):
         decode(data)
 
 
@@ -246,7 +246,7 @@ def test_whole_slides_and_other_objects_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "reason"),
     [
         ({"NumberOfFrames": 2}, "several frames"),
         ({"BitsAllocated": 16}, "8-bit"),
@@ -264,24 +264,26 @@ def test_whole_slides_and_other_objects_are_refused_by_name() -> None:
         ({"Rows": 0}, "no pixels"),
     ],
 )
-def test_what_is_no_picture_of_ours_is_refused_with_a_reason(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UndecodableImage, match=said):
+def test_unsupported_or_incomplete_pixel_data_is_refused_with_a_reason(
+    values: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UndecodableImage, match=reason):
         decode(changed(**values))
 
 
-def test_a_frame_that_is_not_what_the_file_says_is_refused() -> None:
+def test_a_frame_that_does_not_match_the_header_is_refused() -> None:
     other = io.BytesIO()
     picture(64, 64).save(other, "JPEG")
-    with pytest.raises(UndecodableImage, match="not what the file says"):
+    with pytest.raises(UndecodableImage, match="does not match the size or colours"):
         decode(changed(JPEG, PixelData=encapsulate([other.getvalue()])))
     four = io.BytesIO()
     picture().convert("CMYK").save(four, "JPEG")
-    with pytest.raises(UndecodableImage, match="not what the file says"):
+    with pytest.raises(UndecodableImage, match="does not match the size or colours"):
         decode(changed(JPEG, PixelData=encapsulate([four.getvalue()])))
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_sizes_are_refused_from_the_head(syntax: str) -> None:
+def test_too_large_sizes_are_refused_by_the_header(syntax: str) -> None:
     limits = ImageLimits(max_pixels=48 * 32 - 1)
     with pytest.raises(TooLarge, match="48 by 32"):
         decode(dicom_writer.write(picture(), syntax), limits)
@@ -290,16 +292,16 @@ def test_sizes_are_refused_from_the_head(syntax: str) -> None:
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_cut_anywhere_it_is_never_a_picture(syntax: str) -> None:
+def test_a_file_cut_anywhere_is_refused(syntax: str) -> None:
     data = dicom_writer.write(picture(24, 16), syntax)
-    # A pad byte after a frame of odd length, and the delimiter after it, are not the picture.
+    # The last 9 bytes can be padding of a frame of odd length and the delimiter after it, not image data.
     for end in (*range(132, len(data) - 9, 7), *range(max(132, len(data) - 64), len(data) - 9)):
         with pytest.raises((UndecodableImage, UnsupportedFormat)):
             decode(data[:end])
 
 
 @pytest.mark.parametrize("syntax", [JPEG, JPEG_2000])
-def test_a_frame_cut_inside_a_whole_file_is_no_picture(syntax: str) -> None:
+def test_a_truncated_frame_in_a_complete_file_is_refused(syntax: str) -> None:
     frame = get_frame(parsed(syntax=syntax).PixelData, 0, number_of_frames=1)
     for end in range(0, len(frame) - 20, 31):
         with pytest.raises(UndecodableImage):
@@ -313,7 +315,7 @@ def nest(depth: int) -> bytes:
 
 
 def beginning(inserted: bytes) -> bytes:
-    """A good file with something before its first element of the image."""
+    """Return a valid file with bytes inserted before the patient's name."""
     data = dicom_writer.write(picture())
     at = data.index(b"\x10\x00\x10\x00PN")
     return data[:at] + inserted + data[at:]
@@ -335,7 +337,7 @@ def test_nesting_and_elements_are_bounded() -> None:
 @pytest.mark.parametrize(
     "inserted",
     [
-        b"\xfe\xff\xdd\xe0\x00\x00\x00\x00",  # a delimiter of nothing
+        b"\xfe\xff\xdd\xe0\x00\x00\x00\x00",  # a delimiter without a sequence
         b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff",  # a sequence without end
         b"\x08\x00\x05\x00CS\x04\x00ISO ",  # (0008,0005) after (0008,0016)
         b"\x09\x00\x10\x00LO\xff\xff",  # a length beyond the file
@@ -355,18 +357,18 @@ def test_hostile_text_where_numbers_belong_is_refused() -> None:
             decode(data[:at] + tag[:4] + b"LO" + data[at + 6 :])
 
 
-# --- whose picture it is ----------------------------------------------------------------------------
+# --- patient data -----------------------------------------------------------------------------------
 
 
 def marked(syntax: str = dicom.EXPLICIT, **values: Any) -> bytes:
-    found = parsed(syntax=syntax)
-    found.PatientName = found.PatientID = found.AccessionNumber = found.ImageComments = MARK
+    dataset = parsed(syntax=syntax)
+    dataset.PatientName = dataset.PatientID = dataset.AccessionNumber = dataset.ImageComments = MARK
     for name, value in values.items():
-        setattr(found, name, value)
-    return saved(found)
+        setattr(dataset, name, value)
+    return saved(dataset)
 
 
-def test_what_goes_on_holds_no_identifier() -> None:
+def test_a_stripped_file_holds_no_identifier() -> None:
     for syntax in SYNTAXES:
         stripped = dicom_elements.strip(marked(syntax))
         assert MARK.encode() not in stripped
@@ -384,8 +386,8 @@ def test_what_goes_on_holds_no_identifier() -> None:
         lambda: marked().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.DOE^JANE.1.1"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # for the test's own writing
-def test_no_error_repeats_what_a_file_says(spoil: Callable[[], bytes]) -> None:
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # from writing the test's file
+def test_no_error_quotes_the_file(spoil: Callable[[], bytes]) -> None:
     with pytest.raises((UndecodableImage, UnsupportedFormat)) as caught:
         decode(spoil())
     assert "DOE" not in caught.value.detail

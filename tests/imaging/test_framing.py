@@ -12,7 +12,7 @@ SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
 
 
 def smear(x: float, y: float, radius: float, size: tuple[int, int] = (320, 240)) -> Image.Image:
-    """A nucleus at (x, y) among red cells."""
+    """Return an image with a nucleus at (x, y) among red cells."""
     image = Image.new("RGB", size, SMEAR)
     draw = ImageDraw.Draw(image)
     for cx in range(20, size[0], 70):
@@ -69,7 +69,7 @@ def test_without_a_nucleus_the_whole_picture_is_used(image: Image.Image) -> None
     assert cell.pixels.dtype == np.uint8
 
 
-def test_framing_whole_is_pillows_resize_to_the_bit_where_pillow_does_it(
+def test_framing_whole_is_exactly_pillows_resize_without_cykooz_resizer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resize, "vectors", None)
@@ -84,7 +84,7 @@ def test_framing_whole_resizes_the_whole_picture_and_changes_no_colour() -> None
     assert levels_apart(cell.pixels, image.resize((224, 224), Image.Resampling.BILINEAR)) <= 1
 
 
-def test_the_white_point_takes_a_tint_off_the_background() -> None:
+def test_the_white_point_removes_a_tint_from_the_background() -> None:
     tinted = smear(160, 120, 24).point([round(v * g) for g in (1.0, 0.9, 0.8) for v in range(256)])
     pixels = frame_cell(tinted, Preprocessing()).pixels
     assert np.ptp(np.median(pixels.reshape(-1, 3), axis=0)) <= 4
@@ -101,7 +101,7 @@ def test_percentile_is_numpys(n: int) -> None:
     assert percentile(rows, 95) == pytest.approx(np.percentile(rows, 95, axis=1), rel=1e-6)
 
 
-def test_box_count_finds_nothing_outside() -> None:
+def test_box_count_treats_pixels_outside_as_unset() -> None:
     mask = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(bool)
     padded = np.pad(mask, 2)
     expected = [[padded[y : y + 5, x : x + 5].sum() for x in range(13)] for y in range(9)]

@@ -40,7 +40,7 @@ def test_a_thumbnail_is_pillows_within_one_level(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("resampling", [Image.Resampling.BOX, Image.Resampling.BILINEAR])
-def test_where_no_build_is_installed_pillow_does_it(
+def test_pillow_resizes_where_cykooz_resizer_is_not_installed(
     resampling: Image.Resampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "vectors", None)

@@ -1,4 +1,4 @@
-"""Decoders in processes of their own: the same cells and the same errors."""
+"""DecodePool in processes of their own: the same cells and the same errors."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.errors import LeukoError, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
+from app.errors import LeukoError, NotReady, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
-from app.inference.decode_pool import Decoders, ForkServer
+from app.inference.decode_pool import DecodePool, Decoder, ForkServer
 from app.inference.decode_worker import READY, REQUEST, DecoderConfig, receive
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests.pictures import encode, picture
-from tests.running import linux, runs_decoder, wait_until
+from tests.running import ROOT, linux, runs_decoder, wait_until
 
 LIMITS = ImageLimits(max_bytes=300_000, max_pixels=100_000)
-ORDERS = DecoderConfig(LIMITS, Preprocessing(), patience_s=30)
+CONFIG = DecoderConfig(LIMITS, Preprocessing(), patience_s=30)
 LARGE = ImageLimits(max_bytes=10**8, max_pixels=10**8)
 SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # to decode: some tenths of a second
 
 
 @pytest.fixture(scope="module")
-def decoders() -> Iterator[Decoders]:
-    found = Decoders(1, ORDERS)
+def decoders() -> Iterator[DecodePool]:
+    found = DecodePool(1, CONFIG)
     found.open()
     yield found
     found.close()
 
 
 def here(data: bytes) -> Cell:
-    return frame_cell(decode(data, LIMITS), ORDERS.preprocessing)
+    return frame_cell(decode(data, LIMITS), CONFIG.preprocessing)
 
 
 @pytest.mark.parametrize("kind", ACCEPTED)
-def test_a_cell_is_the_same_as_from_this_process(decoders: Decoders, kind: str) -> None:
+def test_a_cell_is_the_same_as_from_this_process(decoders: DecodePool, kind: str) -> None:
     data = encode(draw_smear("monocyte", seed=3), kind)
     found, expected = decoders.frame(data), here(data)
     assert np.array_equal(found.pixels, expected.pixels)
@@ -62,7 +63,7 @@ def test_a_cell_is_the_same_as_from_this_process(decoders: Decoders, kind: str) 
     ids=["empty", "text", "cut", "pixels", "bytes"],
 )
 def test_an_error_is_the_same_as_from_this_process(
-    decoders: Decoders, data: bytes, kind: type[LeukoError]
+    decoders: DecodePool, data: bytes, kind: type[LeukoError]
 ) -> None:
     with pytest.raises(kind) as there:
         decoders.frame(data)
@@ -72,21 +73,56 @@ def test_an_error_is_the_same_as_from_this_process(
 
 
 def test_a_defect_is_raised_with_the_place_where_it_is() -> None:
-    decoders = Decoders(1, DecoderConfig(LIMITS, Preprocessing(size=-1), 30))
+    decoders = DecodePool(1, DecoderConfig(LIMITS, Preprocessing(size=-1), 30))
     with pytest.raises(RuntimeError, match="in frame_cell"):
         decoders.frame(encode(picture(), "PNG"))
     decoders.close()
 
 
 def test_what_cannot_be_started_is_a_startup_error() -> None:
-    with pytest.raises(StartupError, match="no decoder can be started"):
-        ForkServer(["false"]).decoder(ORDERS)
+    with pytest.raises(StartupError, match="no decoder process can be started"):
+        ForkServer(["false"]).start_decoder(CONFIG)
+
+
+def test_while_no_decoder_can_be_started_images_are_not_ready_and_later_they_are_decoded() -> None:
+    class Flaky(ForkServer):
+        broken = True
+
+        def start_decoder(self, config: DecoderConfig) -> Decoder:
+            if self.broken:
+                raise StartupError("no decoder process can be started: out of memory")
+            return super().start_decoder(config)
+
+    server = Flaky()
+    decoders = DecodePool(1, CONFIG, fork_server=server)
+    data = encode(picture(), "PNG")
+    for _ in range(2):
+        with pytest.raises(NotReady, match="out of memory"):
+            decoders.frame(data)
+    server.broken = False
+    assert np.array_equal(decoders.frame(data).pixels, here(data).pixels)
+    decoders.close()
+
+
+@linux
+def test_a_package_named_app_in_the_working_folder_is_not_the_decoders(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/__init__.py").write_text("raise SystemExit('the wrong app')\n")
+    code = "from app.inference.decode_pool import ForkServer; ForkServer().start()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @linux
 def test_what_is_closed_before_it_has_opened_keeps_no_process() -> None:
     others = decoding()
-    decoders = Decoders(2, ORDERS)
+    decoders = DecodePool(2, CONFIG)
     decoders.close()
     decoders.open()
     wait_until(lambda: decoding() == others)
@@ -95,7 +131,7 @@ def test_what_is_closed_before_it_has_opened_keeps_no_process() -> None:
 @linux
 def test_one_that_is_at_work_when_they_are_closed_ends_too() -> None:
     others = decoding()
-    decoders = Decoders(1, DecoderConfig(LARGE, Preprocessing(), patience_s=0.4))
+    decoders = DecodePool(1, DecoderConfig(LARGE, Preprocessing(), patience_s=0.4))
     beats = 0
 
     def close() -> None:

@@ -23,7 +23,7 @@ async def answers(run: Run[str, str], items: str = "a", *, times: int = 1, **opt
     defaults: dict[str, Any] = {"silence_s": 1000.0, "on_suspicion": lambda: None}
     runs = Watchdog(run, **defaults | options)
     try:
-        calls = [runs.answers(worker, list(items), True) for _ in range(times)]
+        calls = [runs.run(worker, list(items), True) for _ in range(times)]
         return [(await asyncio.gather(call, return_exceptions=True))[0] for call in calls]
     finally:
         worker.stop()

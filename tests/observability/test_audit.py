@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from app.errors import StartupError
-from app.observability.audit import MOST_KEPT, AuditLog
+from app.observability.audit import MAX_PENDING, AuditLog
 from tests.disk import full_beyond
 
 
@@ -29,7 +29,7 @@ def test_lines_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o007 == 0
 
 
-def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit = AuditLog(path)
     audit.write({"n": 1})
@@ -40,7 +40,7 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 5])
-def test_what_a_full_disk_does_not_take_is_kept_until_it_does(
+def test_lines_that_a_full_disk_refuses_are_kept_until_it_accepts_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, room: int
 ) -> None:
     path = tmp_path / "audit.jsonl"
@@ -57,16 +57,16 @@ def test_what_a_full_disk_does_not_take_is_kept_until_it_does(
     assert len(caplog.records) == 1
 
 
-def test_of_more_lines_than_can_be_kept_the_number_is(tmp_path: Path) -> None:
+def test_lines_beyond_the_limit_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit = AuditLog(path)
     with full_beyond(0):
-        for number in range(MOST_KEPT + 3):
+        for number in range(MAX_PENDING + 3):
             audit.write({"n": number})
     audit.retry()
     audit.close()
-    assert lines(path)[-2:] == [{"n": MOST_KEPT - 1}, {"lost": 3}]
-    assert len(lines(path)) == MOST_KEPT + 1
+    assert lines(path)[-2:] == [{"n": MAX_PENDING - 1}, {"lost": 3}]
+    assert len(lines(path)) == MAX_PENDING + 1
 
 
 def retry(audit: AuditLog, begun: Barrier) -> None:
@@ -74,24 +74,24 @@ def retry(audit: AuditLog, begun: Barrier) -> None:
     audit.retry()
 
 
-def test_what_is_kept_is_written_once_whichever_threads_try(tmp_path: Path) -> None:
-    kept, added = 300, 100
+def test_pending_lines_are_written_once_whichever_threads_retry(tmp_path: Path) -> None:
+    pending, added = 300, 100
     for turn in range(5):
         path = tmp_path / f"{turn}.jsonl"
         audit = AuditLog(path)
         with full_beyond(0):
-            for number in range(kept):
+            for number in range(pending):
                 audit.write({"n": number})
         with ThreadPoolExecutor(3) as pool:
             begun = Barrier(3)
             retries = [pool.submit(retry, audit, begun) for _ in range(2)]
             begun.wait()
-            for number in range(kept, kept + added):
+            for number in range(pending, pending + added):
                 audit.write({"n": number})
-            for one in retries:
-                one.result()
+            for each in retries:
+                each.result()
         audit.close()
-        assert [line["n"] for line in lines(path)] == [*range(kept + added)]
+        assert [line["n"] for line in lines(path)] == [*range(pending + added)]
 
 
 def test_a_line_that_is_being_written_is_no_failure(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ NOON = "2026-11-27T12:00:00.000+00:00"
 
 
 def drawn(n: int, shares: tuple[float, ...], seed: int = 0, *, strange: float = 1.2) -> list[Seen]:
-    """Answers with these shares of the classes; strange: the mean ood_score."""
+    """Draw answers with these shares of the classes; strange: the mean ood_score."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(CLASSES, n, p=shares)
     confidences = rng.beta(9, 1, n) * 0.7 + 0.3
@@ -50,9 +50,9 @@ def of(answers: list[Seen]) -> AnswerProfile:
 EVEN = (0.25, 0.25, 0.25, 0.25)
 
 
-def test_the_index_is_that_of_the_formula() -> None:
-    expected, found = np.array([10, 30, 60]), np.array([20, 30, 50])
-    p, q = (expected + 0.5) / 101.5, (found + 0.5) / 101.5
+def test_the_index_follows_the_formula() -> None:
+    expected, observed = np.array([10, 30, 60]), np.array([20, 30, 50])
+    p, q = (expected + 0.5) / 101.5, (observed + 0.5) / 101.5
     assert stability_index([10, 30, 60], [20, 30, 50]) == pytest.approx(
         float(((q - p) * np.log(q / p)).sum())
     )
@@ -70,19 +70,22 @@ def test_where_nothing_changed_the_index_stays_below_chance_nearly_always() -> N
     assert sum(over) < 15  # 3 are expected
 
 
-def test_the_same_kind_of_cells_is_stable_and_others_are_named() -> None:
+def test_the_same_distribution_is_stable_and_shifted_measures_are_reported() -> None:
     reference = of(drawn(2000, EVEN))
     assert worst(compare(reference, of(drawn(500, EVEN, 1)))) == "stable"
     other = {
-        one.measure: one.verdict for one in compare(reference, of(drawn(500, (0.02, 0.3, 0.08, 0.6), 2)))
+        shift.measure: shift.verdict
+        for shift in compare(reference, of(drawn(500, (0.02, 0.3, 0.08, 0.6), 2)))
     }
     assert (other["all classes"], other["share of neutrophil"]) == ("drifted", "drifted")
     assert (other["confidence"], other["ood_score"]) == ("stable", "stable")
-    strange = {one.measure: one.verdict for one in compare(reference, of(drawn(500, EVEN, 3, strange=2)))}
+    strange = {
+        shift.measure: shift.verdict for shift in compare(reference, of(drawn(500, EVEN, 3, strange=2)))
+    }
     assert (strange["ood_score"], strange["all classes"]) == ("drifted", "stable")
 
 
-def test_a_handful_of_cells_is_no_drift() -> None:
+def test_a_few_cells_are_no_drift() -> None:
     few = of([Seen("eosinophil", 0.9, 1.2, review=False)] * 2)
     assert worst(compare(of(drawn(2000, EVEN)), few)) == "stable"
 
@@ -90,9 +93,15 @@ def test_a_handful_of_cells_is_no_drift() -> None:
 def line(
     time: str = NOON, sha256: str = SHIPPED.sha256, *, request_id: str | None = None, **image: Any
 ) -> str:
-    found = {"sha256": "0", "label": "monocyte", "confidence": 0.9, "ood_score": 1.2, "review": False} | image
+    answer = {
+        "sha256": "0",
+        "label": "monocyte",
+        "confidence": 0.9,
+        "ood_score": 1.2,
+        "review": False,
+    } | image
     entry = {"time": time, "request_id": request_id or uuid4().hex, "status": 200}
-    return json.dumps(entry | {"model_sha256": sha256, "images": [found]})
+    return json.dumps(entry | {"model_sha256": sha256, "images": [answer]})
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -100,7 +109,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_a_window_takes_what_lies_within_and_is_of_the_model(tmp_path: Path) -> None:
+def test_a_window_takes_the_answers_of_its_period_and_model(tmp_path: Path) -> None:
     log = write(
         tmp_path / "audit.jsonl",
         line("2026-11-27T07:59:59+00:00"),
@@ -120,7 +129,7 @@ def test_a_window_takes_what_lies_within_and_is_of_the_model(tmp_path: Path) -> 
     window = Window(
         datetime(2026, 11, 27, 8, tzinfo=UTC), datetime(2026, 11, 27, 9, tzinfo=UTC), SHIPPED.sha256
     )
-    assert [one.label for one in window.read([log, packed])] == ["monocyte", "neutrophil"]
+    assert [answer.label for answer in window.read([log, packed])] == ["monocyte", "neutrophil"]
     assert (window.other_models, window.broken) == (1, 2)
 
 
@@ -153,7 +162,7 @@ def test_a_request_that_two_replicas_took_counts_once(tmp_path: Path) -> None:
     assert (window.repeated, window.other_models) == (1, 1)
 
 
-def test_the_answers_of_a_while_are_not_kept() -> None:
+def test_the_answers_of_a_window_are_not_kept_in_memory() -> None:
     def answers() -> Iterator[Seen]:
         for _ in range(3):
             one = Seen("monocyte", 0.9, 1.2, review=False)
@@ -167,7 +176,7 @@ def test_the_answers_of_a_while_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize("content", [b"no log\n", b"[]\n{}\n", b"\xff\xfe\n", b"5\n"])
-def test_what_is_no_audit_log_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_audit_log_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(Unusable, match="file"):
@@ -183,25 +192,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
         list(Window().read([tmp_path / name]))
 
 
-def test_the_shipped_bundle_carries_what_its_answers_were_like() -> None:
+def test_the_shipped_bundle_carries_its_answer_profile() -> None:
     assert SHIPPED.reference is not None
     assert SHIPPED.reference.n == SHIPPED.scores["n"]
     assert dump(SHIPPED.reference) == json.loads((SHIPPED.path / "config.json").read_text())["reference"]
 
 
-def test_the_log_of_a_running_service_can_be_held_against_the_reference(tmp_path: Path) -> None:
+def test_the_log_of_a_running_service_can_be_read(tmp_path: Path) -> None:
     log = tmp_path / "audit.jsonl"
     with serving(audit=str(log)) as client:
         for grey in (10, 70):
             assert client.post("/predict", files={"files": ("a.png", png(grey))}).status_code == 200
-    found = list(Window().read([log]))
-    assert [(one.label, one.ood_score, one.review) for one in found] == [
+    answers = list(Window().read([log]))
+    assert [(answer.label, answer.ood_score, answer.review) for answer in answers] == [
         ("eosinophil", 1.5, True),
         ("lymphocyte", 1.5, True),
     ]
 
 
-def test_the_command_exits_with_3_on_drift_and_a_saved_while_is_a_reference(
+def test_the_command_exits_with_3_on_drift_and_a_saved_window_is_a_reference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = write(tmp_path / "audit.jsonl", *[line() for _ in range(300)])
@@ -209,11 +218,11 @@ def test_the_command_exits_with_3_on_drift_and_a_saved_while_is_a_reference(
     assert main(["drift", str(log), "--save", str(saved)]) == 3
     document = json.loads(capsys.readouterr().out)
     assert (document["n"], document["reference"]["n"], document["repeated"]) == (300, 2487, 0)
-    assert "drifted" in {one["verdict"] for one in document["shifts"]}
+    assert "drifted" in {shift["verdict"] for shift in document["shifts"]}
     assert read_reference(saved).labels["monocyte"] == 300
     assert main(["drift", str(log), "--reference", str(saved)]) == 0
     assert main(["drift", str(log), "--since", "2026-11-28"]) == 1
-    assert "no answer of this bundle" in capsys.readouterr().err
+    assert "no answers of this bundle" in capsys.readouterr().err
 
 
 def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
@@ -223,12 +232,12 @@ def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
     assert drift([log], Settings(), Window(), console=console) == 3
     text = cast(io.StringIO, console.file).getvalue()
     for part in (
-        "300 answers beside 2487",
+        "300 answers compared with 2487",
         "share of monocyte",
         "1.0000",
         "drifted",
-        "1 answers are of other",
-        "1 answers are of requests that were counted before",
+        "1 answers of other models",
+        "1 answers of requests that were already counted",
     ):
         assert part in text
 

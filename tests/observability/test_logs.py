@@ -29,7 +29,7 @@ FIELDS = {
 
 @pytest.fixture(autouse=True)
 def _root() -> Iterator[None]:
-    """The root logger is as before afterwards."""
+    """Restore the root logger after the test."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     root.handlers[:] = []
@@ -47,7 +47,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_elsewhere_than_on_a_terminal_lines_are_json() -> None:
+def test_lines_are_json_unless_the_stream_is_a_terminal() -> None:
     stream = io.StringIO()
     configure_logging(Settings(), stream)
     logging.getLogger("leuko.request").info("POST %s", "/predict", extra={"fields": FIELDS})
@@ -78,7 +78,7 @@ def test_a_terminal_gets_text_without_hashes() -> None:
 
 
 @pytest.mark.parametrize(("asked", "is_json"), [("json", True), ("text", False)])
-def test_the_setting_goes_before(asked: str, is_json: bool) -> None:
+def test_the_setting_overrides_the_kind_of_stream(asked: str, is_json: bool) -> None:
     terminal = Terminal()
     configure_logging(Settings(log_format=asked), terminal)
     logging.getLogger("app").info("message")
@@ -118,7 +118,7 @@ def test_each_request_is_a_line_with_its_stages_and_hashes(log: list[dict[str, A
     assert (third["status"], third["route"]) == (404, None)
 
 
-def test_an_evaluation_has_its_stages_and_its_accuracy_in_place_of_hashes(log: list[dict[str, Any]]) -> None:
+def test_an_evaluation_has_its_stages_and_its_accuracy_instead_of_hashes(log: list[dict[str, Any]]) -> None:
     *evaluations, predictions = log[-3:]
     assert len(evaluations) == 2
     for line in evaluations:

@@ -87,7 +87,7 @@ def test_a_request_is_counted_under_its_route_method_and_status() -> None:
     assert value(telemetry, f"{name}_sum", route="/predict", method="POST", code="200") == 0.2
 
 
-def test_what_a_client_invents_makes_no_new_series() -> None:
+def test_values_from_a_client_create_no_new_series() -> None:
     telemetry = Telemetry()
     for number in range(100):
         telemetry.observe_request(None, f"BREW{number}", 404, 0.1)
@@ -126,7 +126,7 @@ def test_images_refusals_and_predictions_are_counted() -> None:
     assert value(telemetry, "leuko_reviews_total") == 1
 
 
-def test_what_answers_should_be_like_stands_beside_them() -> None:
+def test_the_reference_profile_is_exported() -> None:
     telemetry = Telemetry()
     seen = [Seen("monocyte", 0.9, 1.0, False)] * 3 + [Seen("neutrophil", 0.5, 2.0, True)]
     telemetry.describe_reference(summarise(seen, CLASSES, "four cells"), CLASSES)
@@ -140,9 +140,9 @@ def test_what_answers_should_be_like_stands_beside_them() -> None:
         ("leuko_reference_share", {"label": "monocyte"}),
         ("leuko_reference_confidence", {}),
     ):
-        found = value(telemetry, name, **labels)
-        assert found is not None
-        assert math.isnan(found)
+        reference = value(telemetry, name, **labels)
+        assert reference is not None
+        assert math.isnan(reference)
 
 
 def test_every_class_is_counted_from_0_before_its_first_answer() -> None:
@@ -154,13 +154,13 @@ def test_every_class_is_counted_from_0_before_its_first_answer() -> None:
     assert value(telemetry, "leuko_predictions_total", label="monocyte") == 1
 
 
-def test_of_several_processes_all_must_be_ready_and_one_that_is_stale_is_enough(tmp_path: Path) -> None:
+def test_several_processes_are_ready_if_all_are_and_stale_if_any_is(tmp_path: Path) -> None:
     environ = {**os.environ, SHARED: str(tmp_path)}
     for ready, expected in ((True, ("1.0", "0.0")), (False, ("0.0", "1.0")), (True, ("0.0", "1.0"))):
         command = [sys.executable, "-c", PROCESS.format(ready=ready)]
         done = subprocess.run(command, env=environ, cwd=ROOT, check=True, capture_output=True, text=True)
-        found = dict(re.findall(r"^(leuko_\w+) (.*)$", done.stdout, re.MULTILINE))
-        assert (found["leuko_model_ready"], found["leuko_keys_stale"]) == expected
+        gauges = dict(re.findall(r"^(leuko_\w+) (.*)$", done.stdout, re.MULTILINE))
+        assert (gauges["leuko_model_ready"], gauges["leuko_keys_stale"]) == expected
 
 
 def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
@@ -168,18 +168,22 @@ def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
     queue: list[str] = []
     telemetry.watch(depth=lambda: len(queue), ready=lambda: bool(queue))
     for expected in (0, 1):
-        found = families(telemetry)
-        assert found["leuko_queue_depth"].samples[0].value == expected
-        assert found["leuko_model_ready"].samples[0].value == expected
+        scraped = families(telemetry)
+        assert scraped["leuko_queue_depth"].samples[0].value == expected
+        assert scraped["leuko_model_ready"].samples[0].value == expected
         queue.append("image")
 
 
-def test_models_are_named_and_one_that_took_another_s_place_is_1() -> None:
+def test_the_models_in_use_are_1_and_replaced_ones_are_0() -> None:
     telemetry = Telemetry()
     telemetry.describe_models([("wbc", "1.0.0", "aa"), ("other", "1", "cc")])
     telemetry.describe_models([("wbc", "1.1.0", "bb"), ("other", "1", "cc")])
     samples = families(telemetry)["leuko_model_info"].samples
-    assert {(one.labels["version"], one.value) for one in samples} == {("1.0.0", 0), ("1.1.0", 1), ("1", 1)}
+    assert {(sample.labels["version"], sample.value) for sample in samples} == {
+        ("1.0.0", 0),
+        ("1.1.0", 1),
+        ("1", 1),
+    }
 
 
 def test_two_services_in_one_process_share_nothing() -> None:

@@ -1,4 +1,4 @@
-"""docker-compose.yml, held to what it mounts, to the settings, and to what a container may be given."""
+"""docker-compose.yml against the files that it mounts, the settings, and the bounds of a container."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ services = pytest.mark.parametrize("name", sorted(SERVICES))
 
 
 def binds(service: dict[str, Any]) -> dict[str, str]:
-    """Where in the container → what of ours."""
+    """Return each path in the container with the path in the repository that is mounted there."""
     found = [volume.split(":") for volume in service.get("volumes", [])]
     return {parts[1]: parts[0] for parts in found if parts[0].startswith(".")}
 

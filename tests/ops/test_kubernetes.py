@@ -1,4 +1,4 @@
-"""ops/kubernetes, held to Kubernetes' schemas, to the service and, for its metric, to Prometheus itself."""
+"""ops/kubernetes against Kubernetes' schemas, the service and, for the metric, a real Prometheus."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MEASURED = MEASURE["pods"]["metric"]["name"]
 
 
 def environ() -> dict[str, str]:
-    """As the container gets it."""
+    """Return the environment of the container."""
     limits = {f"limits.{name}": value for name, value in CONTAINER["resources"]["limits"].items()}
     return {
         one["name"]: one.get("value") or limits[one["valueFrom"]["resourceFieldRef"]["resource"]]
@@ -56,7 +56,7 @@ SETTINGS = Settings.from_environ(environ())
 
 
 def under(node: Any, key: str) -> Iterator[Any]:
-    """What stands under a key, at any depth."""
+    """Yield each value of a key, at any depth."""
     if isinstance(node, dict):
         yield from [node[key]] if key in node else []
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -130,7 +130,7 @@ def test_a_pod_has_the_time_that_its_end_may_take() -> None:
 
 def test_keys_are_read_again_when_a_kubelet_changes_the_secret(tmp_path: Path) -> None:
     def write(version: str) -> str:
-        """As kubelets do: a folder for each version, and links that lead to the newest."""
+        """Write as a kubelet does: one folder per version, and links to the newest."""
         (tmp_path / version).mkdir()
         secret = add_key(tmp_path / version / "keys.txt", "lab-1", ["predict"])
         (tmp_path / "..data_tmp").symlink_to(version)

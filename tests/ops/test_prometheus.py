@@ -1,4 +1,4 @@
-"""ops/prometheus and ops/grafana, by Prometheus itself."""
+"""ops/prometheus and ops/grafana, run by a real Prometheus."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.safety.raw import head
 
 OPS = ROOT / "ops/prometheus"
 DASHBOARD = ROOT / "ops/grafana/dashboards/leuko.json"
-# A test has no hours: the same rules, over seconds.
+# A test cannot wait for hours: the same rules over seconds.
 HASTE = {"[6h]": "[20s]", "[1h]": "[20s]", "[5m]": "[10s]"}
 PANEL = {"$instance": ".*", "$__rate_interval": "10s"}
 
@@ -64,7 +64,7 @@ def program(name: str) -> str:
 
 @contextmanager
 def scraping(folder: Path, service: Running) -> Iterator[Prometheus]:
-    """Every second, with the shipped rules in haste."""
+    """Run Prometheus with a scrape every second and the shipped rules over shorter windows."""
     rules = (OPS / "leuko.rules.yml").read_text()
     for slow, fast in HASTE.items():
         assert slow in rules
@@ -104,7 +104,7 @@ def promtool(folder: Path, *arguments: str) -> None:
 
 
 def try_rules(folder: Path, series: Mapping[str, str], **tests: Any) -> None:
-    """As leuko.rules.test.yml, with what is read from the service or the dashboard; a sample a minute."""
+    """Test the shipped rules on series with one sample per minute, as leuko.rules.test.yml does."""
     rules = {"rule_files": [str(OPS / "leuko.rules.yml")], "evaluation_interval": "1m"}
     inputs = [{"series": name, "values": values} for name, values in series.items()]
     (folder / "test.yml").write_text(
@@ -196,7 +196,7 @@ def test_the_dashboard_is_right_about_several_replicas_of_which_one_is_gone(tmp_
 
 
 def panel(title: str) -> str:
-    """Its first query."""
+    """Return the first query of a panel."""
     [found] = [one for one in json.loads(DASHBOARD.read_text())["panels"] if one["title"] == title]
     return filled(found["targets"][0]["expr"])
 
@@ -208,7 +208,7 @@ def test_a_service_at_rest_is_scraped_every_rule_evaluated_and_no_alert_fires(tm
         wait_until(lambda: prometheus.rules() == {"ok"})
         wait_until(lambda: prometheus.query("leuko:queue:fill") == [0])
         wait_until(lambda: prometheus.query("leuko_predictions_total") == [0] * len(CLASSES))
-        # Before its first scrape Prometheus knew of none, which is down.
+        # Before its first scrape Prometheus had no target, which counts as down.
         wait_until(lambda: prometheus.firing() == set())
 
 
@@ -224,7 +224,7 @@ def test_under_load_alerts_fire_and_every_panel_of_the_dashboard_shows_something
             wait_until(lambda: bool(classify(client) and drift <= prometheus.firing()))
             wait_until(lambda: bool(classify(client) and silent_panels(prometheus) == {"Rejected by reason"}))
             with socket.create_connection(("127.0.0.1", service.port)) as slow:
-                # The one request that may be in flight never ends, so that all others are refused.
+                # The one request that may be in flight never ends, so all others are rejected.
                 lines = ("Content-Type: image/png", "Content-Length: 9", "Expect: 100-continue")
                 slow.sendall(head("POST /predict HTTP/1.1", *lines))
                 assert slow.recv(100).startswith(b"HTTP/1.1 100")
@@ -234,7 +234,7 @@ def test_under_load_alerts_fire_and_every_panel_of_the_dashboard_shows_something
 
 
 def classify(client: httpx.Client) -> bool:
-    """Forty eosinophils that the fake classifier thinks strange, and one file that is no image."""
+    """Send forty eosinophils that the fake classifier gives a high ood_score, and one corrupt image."""
     files = [("files", (f"{n}.png", png(n))) for n in range(40)] + [("files", ("cut.png", CUT))]
     return client.post("/predict", files=files).status_code == 200
 
@@ -245,7 +245,7 @@ def refused(client: httpx.Client) -> bool:
 
 
 def silent_panels(prometheus: Prometheus) -> set[str]:
-    """Panels of which a query gives nothing, or no number."""
+    """Return the panels with a query that has no result, or no number as a result."""
     return {
         panel["title"]
         for panel in json.loads(DASHBOARD.read_text())["panels"]

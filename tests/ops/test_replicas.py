@@ -1,4 +1,4 @@
-"""Two services behind the nginx that is shipped: one is killed, and both are replaced, while clients ask."""
+"""Two services behind the shipped nginx configuration: one is killed, and both are replaced, under load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLIENTS = 4
 
 @dataclass
 class Replicas:
-    """By slot: where each listens, the folder of its faults, and who is there now."""
+    """Each by slot: its port, the folder of its faults, and the process that runs now."""
 
     folder: Path
     ports: tuple[int, int]
@@ -47,7 +47,7 @@ class Replicas:
         stack.close()
 
     def wait_until_asked(self, slot: int) -> None:
-        """nginx has seen that it is back: before that, the other one must not go."""
+        """Wait until nginx uses the server again; only then may the other one stop."""
         service, _ = self.running[slot]
         counted = 'leuko_images_total{outcome="ok"}'
         wait_until(lambda: counted in httpx.get(f"{service.address}/metrics").text)
@@ -56,7 +56,7 @@ class Replicas:
         return httpx.get(f"{self.running[slot][0].address}/readyz").is_success
 
     def answered(self, slot: int, status: int) -> set[str]:
-        """Request ids of the service's log."""
+        """Return the request ids in the service's log."""
         lines = [json.loads(line) for line in self.running[slot][0].log]
         return {line["request_id"] for line in lines if line.get("status") == status}
 
@@ -72,7 +72,7 @@ class Replicas:
 
 @pytest.fixture(scope="module")
 def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Replicas, Proxy]]:
-    """Each test leaves both as it found them: running, and asked by nginx."""
+    """Two replicas that each test leaves running and in use by nginx."""
     folder = tmp_path_factory.mktemp("replicas")
     replicas = Replicas(folder, (free_port(), free_port()))
     one, other = replicas.ports
@@ -95,7 +95,7 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repli
 
 @contextmanager
 def asked(proxy: Proxy) -> Iterator[Counter[str]]:
-    """Clients that go on asking, and what became of it."""
+    """Clients that send requests until they are stopped, and the outcomes."""
     seen: Counter[str] = Counter()
     over = threading.Event()
 

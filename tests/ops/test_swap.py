@@ -1,4 +1,4 @@
-"""A running service whose bundle is replaced and put back while clients ask, with the shipped network."""
+"""A running service with the shipped network, whose bundle is replaced and restored under load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIENTS = 4
 
 
 def renamed(folder: Path, version: str) -> Path:
-    """The shipped bundle under another version."""
+    """Copy the shipped bundle with another version."""
     folder.mkdir()
     for name in FILES:
         shutil.copy(SHIPPED / name, folder / name)

@@ -22,7 +22,7 @@ import pytest
 
 from app.engine.bundle import FILES
 from app.errors import BundleError
-from app.registry.fetch import BOUNDS, Bounds, locate
+from app.registry.fetch import BOUNDS, SHIPPED, Bounds, locate
 from app.settings import Settings
 from tests.certificates import OPENSSL, Certificate, self_signed
 
@@ -424,3 +424,33 @@ def test_where_there_is_no_home_another_folder_is_asked_for() -> None:
     with pytest.raises(BundleError, match="there is no home here"):
         locate(asked)
     assert locate(Settings(bundle="models/mine", cache=asked.cache)) == Path("models/mine")
+
+
+def test_the_shipped_bundle_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (locate(Settings()) / "config.json").is_file()
+
+
+def test_a_bundle_of_that_name_in_the_working_folder_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(SHIPPED).mkdir(parents=True)
+    assert locate(Settings()) == Path(SHIPPED)
+
+
+def test_an_installed_wheel_has_the_bundle_in_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("app.registry.fetch.PACKAGE", tmp_path / "site-packages/app")
+    with pytest.raises(BundleError, match="this installation has no bundle: set LEUKO_BUNDLE"):
+        locate(Settings())
+    shipped = tmp_path / "site-packages/app/shipped/wbc-resnet18"
+    shipped.mkdir(parents=True)
+    (shipped / "config.json").touch()
+    assert locate(Settings()) == shipped
+
+
+def test_another_missing_folder_is_named_as_it_was_given(tmp_path: Path) -> None:
+    assert locate(Settings(bundle=str(tmp_path / "none"))) == tmp_path / "none"

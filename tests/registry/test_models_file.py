@@ -33,24 +33,39 @@ def test_the_file_lists_bundles_and_what_each_is_for() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no [[models]]"),
-        ("models = []", "no [[models]]"),
-        ("models = 3", "no [[models]]"),
-        ("[[models]", "no TOML"),
-        ("[[models]]", "model 1 needs bundle"),
-        ('[[models]]\nbundle = " "', "model 1 needs bundle"),
-        ("[[models]]\nbundle = 7", "model 1 needs bundle"),
-        ("models = [3]", "model 1 needs bundle"),
-        ('port = 1\n[[models]]\nbundle = "a"', "'port' is not known"),
-        ('[[models]]\nbundle = "a"\nshadows = true', "'shadows' is not known"),
+        ("", "models: is missing"),
+        ("models = []", "models: must list at least one model"),
+        ("models = 3", "models: must be [[models]] tables"),
+        ("[[models]", "not valid TOML"),
+        ("[[models]]", "model 1 bundle: is missing"),
+        ('[[models]]\nbundle = " "', "model 1 bundle: must not be empty"),
+        ("[[models]]\nbundle = 7", "model 1 bundle: must be text"),
+        ("models = [3]", "model 1: must be a table"),
+        ('port = 1\n[[models]]\nbundle = "a"', "port: unknown key"),
+        ('[[models]]\nbundle = "a"\nshadows = true', "model 1 shadows: unknown key"),
         ('[[models]]\nbundle = "a"\nshadow = true', "model 1 is the default"),
-        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = 2', "share of images from 0 to 1"),
-        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = "yes"', "share of images"),
-        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = nan', "share of images"),
-        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "a"', "named twice"),
+        (
+            '[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = 2',
+            "model 2 shadow: must be true, or a share",
+        ),
+        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = "yes"', "share of images from 0 to 1"),
+        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = nan', "share of images from 0 to 1"),
+        ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "a"', "listed twice"),
     ],
 )
 def test_what_is_wrong_with_the_file_is_said(text: str, complaint: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_models(text)
     assert complaint in caught.value.detail
+
+
+def test_every_error_of_the_file_is_named_at_once() -> None:
+    text = "port = 1\n[[models]]\nbundle = 7\n[[models]]\nshadow = -1\n"
+    with pytest.raises(SettingsError) as caught:
+        parse_models(text)
+    assert caught.value.detail.split("; ") == [
+        "model 1 bundle: must be text",
+        "model 2 bundle: is missing",
+        "model 2 shadow: must be true, or a share of images from 0 to 1",
+        "port: unknown key",
+    ]

@@ -139,7 +139,7 @@ async def test_one_that_does_not_load_changes_nothing_and_is_told(
         assert await lab.version() == "wbc-1"
         assert "the models stay as they were: model.safetensors was changed" in caplog.text
         lab.file.write_text("[[models]]")
-        await lab.until(lambda: "model 1 needs bundle" in caplog.text)
+        await lab.until(lambda: "model 1 bundle: is missing" in caplog.text)
         lab.file.unlink()
         await lab.until(lambda: "No such file" in caplog.text)
         assert await lab.metric("leuko_models_stale") == 1
@@ -177,7 +177,7 @@ async def test_two_of_one_name_and_version_are_refused(
         await lab.until_metric("leuko_models_stale", 0)
         lab.write("wbc-1", "other-1", "other-1*")
         await lab.until_metric("leuko_models_stale", 1)
-        assert "a bundle is named twice" in caplog.text
+        assert "a bundle is listed twice" in caplog.text
 
 
 @on_a_loop

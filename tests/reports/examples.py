@@ -1,4 +1,4 @@
-"""Differentials for the tests of reports."""
+"""Differential counts for the tests of reports."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ AT = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
 def made(
     specimen: str | None = "S-1", accession: str | None = "A-1", labels: str = "neel", request_id: str = "r"
 ) -> Differential:
-    """labels: by first letter; the last cell is for review."""
+    """Return a differential count. labels: classes by first letter; the last cell is marked for review."""
     names = {"e": "eosinophil", "l": "lymphocyte", "m": "monocyte", "n": "neutrophil"}
     cells = [
-        ClassifiedCell(label=names[one], confidence=0.9, image_sha256=f"{index:064x}")
-        for index, one in enumerate(labels)
+        ClassifiedCell(label=names[letter], confidence=0.9, image_sha256=f"{index:064x}")
+        for index, letter in enumerate(labels)
     ]
     cells[-1] = cells[-1].model_copy(update={"review_reasons": ["low_confidence"]})
     whose = Specimen(specimen=specimen, accession=accession)
-    return differential(request_id, FakeClassifier().bundle, whose, cells)
+    return differential(request_id, FakeClassifier().bundle, whose, dict(enumerate(cells)))

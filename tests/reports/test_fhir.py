@@ -1,4 +1,4 @@
-"""FHIR R4, held to fhir.resources."""
+"""FHIR R4 reports, validated with fhir.resources."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from app.wire.specimen import Differential
 from tests.reports.examples import AT, made
 
 
-def report(found: Differential | None = None, method: str = "none") -> dict[str, Any]:
-    return fhir.bundle(found or made(), method=method, software="1.0", at=AT)
+def report(differential: Differential | None = None, method: str = "none") -> dict[str, Any]:
+    return fhir.bundle(differential or made(), method=method, software="1.0", at=AT)
 
 
 def parts(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [one["resource"] for one in document["entry"] if one["resource"]["resourceType"] == kind]
+    return [entry["resource"] for entry in document["entry"] if entry["resource"]["resourceType"] == kind]
 
 
 def references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         if "reference" in value:
             yield value["reference"]
-        for one in value.values():
-            yield from references(one)
+        for item in value.values():
+            yield from references(item)
     if isinstance(value, list):
-        for one in value:
-            yield from references(one)
+        for item in value:
+            yield from references(item)
 
 
 @pytest.mark.parametrize(
-    "found", [made(), made(None, None), made("S", None), made(None, "A"), made(labels="e" * 300)]
+    "differential", [made(), made(None, None), made("S", None), made(None, "A"), made(labels="e" * 300)]
 )
-def test_it_is_a_bundle_of_r4(found: Differential) -> None:
-    entries = Bundle.model_validate(report(found)).entry or []
+def test_it_is_a_bundle_of_r4(differential: Differential) -> None:
+    entries = Bundle.model_validate(report(differential)).entry or []
     kinds = [type(entry.resource).__name__ for entry in entries]
-    specimen = ["Specimen"] if found.specimen or found.accession else []
+    specimen = ["Specimen"] if differential.specimen or differential.accession else []
     assert kinds == ["DiagnosticReport", *["Observation"] * 4, "Device", *specimen]
     assert isinstance(entries[0].resource, DiagnosticReport)
 
 
-def test_every_reference_leads_to_an_entry_and_none_is_left_alone() -> None:
+def test_every_reference_has_an_entry_and_every_entry_a_reference() -> None:
     document = report()
     urls = [entry["fullUrl"] for entry in document["entry"]]
     assert len(set(urls)) == len(urls)
@@ -52,11 +52,11 @@ def test_every_reference_leads_to_an_entry_and_none_is_left_alone() -> None:
     assert urls == [f"urn:uuid:{entry['resource']['id']}" for entry in document["entry"]]
 
 
-def test_nothing_is_final_and_everything_says_that_a_machine_made_it() -> None:
+def test_everything_is_preliminary_and_marked_as_asserted_by_ai() -> None:
     document = report()
-    for one in parts(document, "DiagnosticReport") + parts(document, "Observation"):
-        assert one["status"] == "preliminary"
-        assert one["meta"]["security"][0]["code"] == "AIAST"
+    for resource in parts(document, "DiagnosticReport") + parts(document, "Observation"):
+        assert resource["status"] == "preliminary"
+        assert resource["meta"]["security"][0]["code"] == "AIAST"
     assert "not verified" in parts(document, "DiagnosticReport")[0]["conclusion"]
     assert "1 of 4 cells are marked for review" in parts(document, "DiagnosticReport")[0]["conclusion"]
 
@@ -70,12 +70,12 @@ def test_nothing_is_final_and_everything_says_that_a_machine_made_it() -> None:
     ],
 )
 def test_observations_have_percentages_with_the_codes_of_the_method(method: str, codes: list[str]) -> None:
-    found = parts(report(method=method), "Observation")
-    assert [one["code"]["coding"][0]["code"] for one in found] == codes
-    assert [one["valueQuantity"]["value"] for one in found] == [50, 25, 0, 25]
-    ucum = {(one["valueQuantity"]["system"], one["valueQuantity"]["code"]) for one in found}
+    observations = parts(report(method=method), "Observation")
+    assert [one["code"]["coding"][0]["code"] for one in observations] == codes
+    assert [one["valueQuantity"]["value"] for one in observations] == [50, 25, 0, 25]
+    ucum = {(one["valueQuantity"]["system"], one["valueQuantity"]["code"]) for one in observations}
     assert ucum == {("http://unitsofmeasure.org", "%")}
-    note = found[0]["note"][0]["text"]
+    note = observations[0]["note"][0]["text"]
     assert note == "2 of 4 classified cells; 95 % interval 15.0 to 85.0 (Wilson), 6.8 to 93.2 (exact)"
 
 

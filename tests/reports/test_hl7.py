@@ -1,4 +1,4 @@
-"""HL7 v2.5.1, held to hl7apy."""
+"""HL7 v2.5.1 reports, validated with hl7apy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.reports.examples import AT, made
 identifiers = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=128)
 
 
-def written(found: Differential | None = None, method: str = "none") -> str:
-    return hl7.message(found or made(), method=method, at=AT)
+def written(differential: Differential | None = None, method: str = "none") -> str:
+    return hl7.message(differential or made(), method=method, at=AT)
 
 
 def parsed(text: str) -> Any:
@@ -26,30 +26,31 @@ def parsed(text: str) -> Any:
 
 
 def segments(text: str, name: str) -> list[list[str]]:
-    """Fields by number; MSH-1 is the separator itself."""
+    """Return the fields of each segment by number; MSH-1 is the separator itself."""
     return [line.split("|") for line in text.split("\r") if line.startswith(name)]
 
 
 @pytest.mark.parametrize(
-    "found", [made(), made(None, None), made("S", None), made(None, "A"), made(labels="e" * 300)]
+    "differential", [made(), made(None, None), made("S", None), made(None, "A"), made(labels="e" * 300)]
 )
-def test_it_is_a_message_that_hl7apy_finds_valid(found: Differential) -> None:
-    message = parsed(written(found))
+def test_hl7apy_accepts_the_message(differential: Differential) -> None:
+    message = parsed(written(differential))
     assert message.validate()
     assert message.msh.msh_9.to_er7() == "ORU^R01^ORU_R01"
     order = message.oru_r01_patient_result.oru_r01_order_observation
     assert len(order.oru_r01_observation) == 4
-    assert bool(order.oru_r01_specimen) == (found.specimen is not None)
+    assert bool(order.oru_r01_specimen) == (differential.specimen is not None)
 
 
 def test_results_are_preliminary_percentages_with_method_and_equipment() -> None:
-    found = segments(written(), "OBX")
-    assert found[0][3] == "26450-7^Eosinophils/100 leukocytes in Blood^LN"
-    assert [(one[2], one[5], one[6], one[11]) for one in found] == [
+    results = segments(written(), "OBX")
+    assert results[0][3] == "26450-7^Eosinophils/100 leukocytes in Blood^LN"
+    assert [(result[2], result[5], result[6], result[11]) for result in results] == [
         ("NM", value, "%^percent^UCUM", "P") for value in ("50.00", "25.00", "0.00", "25.00")
     ]
     assert all(
-        one[17].endswith("neural network") and one[18] == f"fake 1.2^Leuko^{'f' * 64}^L" for one in found
+        result[17].endswith("neural network") and result[18] == f"fake 1.2^Leuko^{'f' * 64}^L"
+        for result in results
     )
     ((order),) = segments(written(), "OBR")
     assert (order[3], order[4], order[7], order[22], order[25]) == (
@@ -61,8 +62,8 @@ def test_results_are_preliminary_percentages_with_method_and_equipment() -> None
     )
 
 
-def test_notes_say_that_a_machine_made_it_and_how_certain_it_is() -> None:
-    notes = [one[3] for one in segments(written(), "NTE")]
+def test_notes_have_the_ai_notice_and_the_intervals() -> None:
+    notes = [note[3] for note in segments(written(), "NTE")]
     assert "artificial intelligence" in notes[0]
     assert any("2 of 4 classified cells; 95 % interval 15.0 to 85.0 (Wilson)" in note for note in notes)
 
@@ -74,8 +75,8 @@ def test_codes_are_those_of_the_method(method: str) -> None:
 
 
 def test_delimiters_in_identifiers_are_escaped() -> None:
-    found = made("S|1^2&3~4\\5", "A|1")
-    text = written(found)
+    differential = made("S|1^2&3~4\\5", "A|1")
+    text = written(differential)
     assert segments(text, "SPM")[0][2] == r"S\F\1\S\2\T\3\R\4\E\5"
     assert segments(text, "OBR")[0][3] == r"A\F\1"
     assert parsed(text).validate()
@@ -94,7 +95,7 @@ def test_any_identifier_comes_back_whole(specimen: str, accession: str) -> None:
 
 
 def unescaped(text: str) -> str:
-    """One escape sequence after another, as section 2.7 has them."""
+    """Return the text without escape sequences (HL7 v2.5.1, section 2.7)."""
     plain, parts = [], text.split("\\")
     for index, part in enumerate(parts):
         plain.append({"F": "|", "S": "^", "T": "&", "R": "~", "E": "\\"}[part] if index % 2 else part)

@@ -35,7 +35,7 @@ def test_a_part_beyond_the_edge_is_empty() -> None:
     assert part.x.size == 0
 
 
-def test_what_is_cleared_lets_all_light_through() -> None:
+def test_a_cleared_area_transmits_all_light() -> None:
     patch = blank()
     patch.add(np.ones_like(patch.x), (1.0, 1.0, 1.0))
     patch.clear(patch.cover(Blob(20, 15, 5)))

@@ -35,8 +35,8 @@ def test_another_seed_draws_another_picture(label: str) -> None:
 
 
 def test_classes_differ_at_one_seed() -> None:
-    for one, other in combinations(LABELS, 2):
-        assert np.abs(pixels(one) - pixels(other)).mean() > 5
+    for first, second in combinations(LABELS, 2):
+        assert np.abs(pixels(first) - pixels(second)).mean() > 5
 
 
 @pytest.mark.parametrize("size", [(320, 240), (640, 480), (224, 224), (99, 33), (8, 8)])
@@ -61,10 +61,10 @@ def test_the_nucleus_takes_a_plausible_part_of_the_picture(label: str) -> None:
 @pytest.mark.parametrize("label", LABELS)
 def test_the_service_finds_the_drawn_nucleus(label: str) -> None:
     for seed in range(5):
-        found = find_nucleus(shrink(draw_smear(label, seed=seed)), scale=320 / 96)
-        assert found is not None
+        detected = find_nucleus(shrink(draw_smear(label, seed=seed)), scale=320 / 96)
+        assert detected is not None
         rows, columns = np.nonzero(nucleus(pixels(label, seed)))
-        assert np.hypot(found.x - np.median(columns), found.y - np.median(rows)) < 20
+        assert np.hypot(detected.x - np.median(columns), detected.y - np.median(rows)) < 20
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -81,11 +81,11 @@ def test_a_monocytes_nucleus_is_larger_than_a_neutrophils() -> None:
     assert sizes["monocyte"] > 1.2 * sizes["neutrophil"]
 
 
-def test_an_eosinophil_has_more_red_about_its_nucleus_than_a_neutrophil() -> None:
+def test_an_eosinophil_has_more_red_around_its_nucleus_than_a_neutrophil() -> None:
     def red(label: str) -> float:
         rgb = pixels(label)
-        rows, columns = (int(np.median(place)) for place in np.nonzero(nucleus(rgb)))
-        about = rgb[max(0, rows - 40) : rows + 40, max(0, columns - 40) : columns + 40]
-        return float((about[..., 0] - about[..., 1] > 60).mean())
+        row, column = (int(np.median(indices)) for indices in np.nonzero(nucleus(rgb)))
+        square = rgb[max(0, row - 40) : row + 40, max(0, column - 40) : column + 40]
+        return float((square[..., 0] - square[..., 1] > 60).mean())
 
     assert red("eosinophil") > 3 * red("neutrophil") + 0.02

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from app.engine.bundle import CLASSES
 from app.samples.smear import draw_smear
-from training.data import CLASSES, Row, build_manifest
+from training.data import Row, build_manifest
 
 PHOTOS = 4  # of each class
 COPIES = 2  # of each photo

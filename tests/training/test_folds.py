@@ -7,9 +7,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from app.engine.bundle import CLASSES
 from tests.disk import full_beyond
 from training.config import TrainConfig, load_recipe
-from training.data import CLASSES, Row
+from training.data import Row
 from training.folds import save_mean, save_start
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from app.engine.bundle import CLASSES
 from training.config import load_recipe
-from training.data import CLASSES, Row
+from training.data import Row
 from training.errors import DataError
 from training.loading import balanced_weights, evaluation_loader, mixed_weights, training_loader
 from training.patches import Patches, cut_patches

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from app.engine.bundle import CLASSES
 from training.config import load_recipe
-from training.data import CLASSES, Row
+from training.data import Row
 from training.errors import DataError
 from training.rows import choose_rows, fold_rows, shared_rows
 

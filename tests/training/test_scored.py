@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from app.engine.bundle import CLASSES
 from app.engine.classifier import Neighbours
 from training.calibration import neighbours_of
-from training.data import CLASSES, Row
+from training.data import Row
 from training.scored import balanced_sample
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from training.data import CLASSES, Row
+from app.engine.bundle import CLASSES
+from training.data import Row
 from training.errors import DataError
 from training.split import hold_out, parse_ratio, split_by_file_leaking, split_by_source, thin
 

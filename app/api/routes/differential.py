@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
@@ -13,11 +14,12 @@ from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals
 from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
-from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import media_type, parse_texts, read_images, read_json
 from app.reports import fhir, hl7
 from app.units import MIB
 from app.wire import responses
+from app.wire.schemas import ImageProblem, Prediction
 from app.wire.specimen import ClassifiedCell, ClassifiedCells, Differential, Specimen
 
 router = APIRouter(tags=["classify"])
@@ -38,12 +40,12 @@ OTHERS: Document = {
 }
 
 DESCRIPTION = """
-Send the images of one specimen as to `/predict`, or as JSON the `predictions` that it gave. Percentages
-are of the cells that were classified; each has a Wilson and an exact (Clopper–Pearson) 95 % interval.
-`review` lists the cells that a person must look at, `warnings` what a reader must know. `specimen` and
-`accession` come back, and are kept and logged nowhere. With `Accept: application/fhir+json` the answer is
-a FHIR R4 Bundle around a preliminary DiagnosticReport, with `Accept: application/hl7-v2` an HL7 v2.5.1
-ORU^R01 message. Not for diagnosis.
+Send the images of one specimen as multipart form data, as for `/predict`, or the `predictions` of earlier
+`/predict` responses as JSON. Percentages refer to the classified cells; each has a Wilson and an exact
+(Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at; `warnings` lists
+limits of the count that its reader must know. `specimen` and `accession` are returned unchanged and never
+stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a preliminary
+DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. Not for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """
@@ -52,42 +54,42 @@ ORU^R01 message. Not for diagnosis.
 @router.post(
     "/differential",
     operation_id="differential",
-    summary="Count the cells of a specimen",
+    summary="Count the cells of a specimen by class",
     description=DESCRIPTION,
     response_model=Differential,
     responses=answer(DIFFERENTIAL, **OTHERS)
     | refusals(*IMAGE_ERRORS, errors.NotAcceptable, errors.BadLabels),
     openapi_extra=body(BODY),
 )
-async def differential(
-    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
-) -> Differential | Response:
+async def differential(request: Request, service: Loaded, context: Context) -> Differential | Response:
     kind = choose(request.headers.get("accept", ""), (JSON, *OTHERS))
     bundle = service.classifier.bundle
     if media_type(request) == JSON:
         sent = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
-        found = await asyncio.to_thread(responses.differential, request_id, bundle, sent, sent.predictions)
+        specimen: Specimen = sent
+        cells: Mapping[int, Prediction | ClassifiedCell] = dict(enumerate(sent.predictions))
+        faults: Sequence[ImageProblem] = ()
     else:
-        with service.stage("receive"):
+        with service.stage("receive", context.stages):
             upload = await read_images(request, image_limit(service), TEXTS)
         specimen = parse_texts(Specimen, upload.texts)
-        classified = await classify(service, upload.images, findings, request_id, arrived=arrived)
+        classified = await classify(service, upload.images, context)
         if isinstance(classified, Response):
             return classified
-        cells = [ClassifiedCell.model_validate(one.model_dump()) for one in classified.predictions]
-        places = [one.index for one in classified.predictions]
-        found = await asyncio.to_thread(
-            responses.differential, request_id, bundle, specimen, cells, classified.faults, places
-        )
-    findings.update(model_sha256=bundle.sha256, n=found.n)
-    return _render(found, kind, service.settings.loinc_method)
+        cells = {prediction.index: prediction for prediction in classified.predictions}
+        faults = classified.faults
+    count = await asyncio.to_thread(
+        responses.differential, context.request_id, bundle, specimen, cells, faults
+    )
+    context.findings.update(model_sha256=bundle.sha256, n=count.n)
+    return _render(count, kind, service.settings.loinc_method)
 
 
-def _render(found: Differential, kind: str, method: str) -> Differential | Response:
+def _render(count: Differential, kind: str, method: str) -> Differential | Response:
     now = datetime.now(UTC)
     if kind == fhir.MEDIA_TYPE:
-        report = fhir.bundle(found, method=method, software=__version__, at=now)
+        report = fhir.bundle(count, method=method, software=__version__, at=now)
         return Response(json.dumps(report, ensure_ascii=False), media_type=kind)
     if kind == hl7.MEDIA_TYPE:
-        return Response(hl7.message(found, method=method, at=now), media_type=f"{kind}; charset=utf-8")
-    return found
+        return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")
+    return count

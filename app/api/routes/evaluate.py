@@ -11,13 +11,15 @@ from starlette.responses import StreamingResponse
 from app import errors
 from app.api import sse
 from app.api.labelled_upload import LabelledSet, class_indices, read_labelled
+from app.api.negotiation import accepts_events
 from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
 from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
-from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import Limit, read_form, read_json
 from app.evaluation import report
 from app.inference.scoring import Progress, score
 from app.inference.service import Service, archive_limits
+from app.observability.request_context import RequestContext
 from app.settings import Settings
 from app.units import MIB
 from app.wire import responses
@@ -29,17 +31,21 @@ MAX_MAPPING = 64 * MIB  # labels or groups of 200,000 long file names
 MAX_OUTCOMES = 64 * MIB
 MAX_PATTERN = 1024  # bytes
 
-MAPPING = "JSON object or two-column CSV, file name to "
+MAPPING = "JSON object or two-column CSV from file name to "
 BODY = form(
     "EvaluateForm",
     {
-        "archive": BINARY | {"description": "ZIP with a folder for each class, at any depth"},
-        "files": {"type": "array", "items": BINARY, "description": "instead of archive; needs labels"},
+        "archive": BINARY | {"description": "ZIP with one folder per class, at any depth"},
+        "files": {
+            "type": "array",
+            "items": BINARY,
+            "description": "images, instead of `archive`; `labels` is then required",
+        },
         "labels": {"type": "string", "description": MAPPING + "class"},
         "groups": {"type": "string", "description": MAPPING + "source photo or patient"},
         "group_pattern": {
             "type": "string",
-            "description": "instead of groups: a regular expression whose first group is the source",
+            "description": "instead of `groups`: regular expression whose first group is the source",
         },
     },
     required=[],
@@ -48,11 +54,12 @@ BODY = form(
 STREAM = event_stream(EVENTS, progress="EvaluationProgress", result="Evaluation", error="Problem")
 
 DESCRIPTION = """
-Send a labelled set: a ZIP in a part `archive`, or parts `files` with a part `labels`. With sources, by
-`groups` or `group_pattern`, intervals are bootstrapped over sources instead of images. Images that cannot
-be decoded are left out, and itemised in `errors`; a wrong archive is refused whole. With
-`Accept: text/event-stream` there are `progress` events, then one `result`, or one `error` with a problem.
-`/predict` always goes before.
+Send a labelled set: a ZIP in the part `archive`, or images in parts `files` with their classes in the part
+`labels`. If `groups` or `group_pattern` gives the source photo or patient of each image, confidence intervals
+are bootstrapped over sources instead of images. Images that cannot be decoded are left out of the report
+and listed in `errors`; an invalid archive is refused as a whole. With `Accept: text/event-stream` the
+response is a stream of `progress` events that ends with one `result` or one `error` (a problem document).
+`/predict` has priority over `/evaluate`.
 
     curl -F archive=@test.zip http://127.0.0.1:8000/evaluate
 """
@@ -68,28 +75,30 @@ be decoded are left out, and itemised in `errors`; a wrong archive is refused wh
     | refusals(*BODY_ERRORS, errors.Unusable, errors.BadArchive, errors.BadLabels, errors.DeadlinePassed),
     openapi_extra=body(BODY),
 )
-async def evaluate(
-    request: Request, service: Loaded, request_id: RequestId, arrived: Arrived, findings: Findings
-) -> Evaluation | Response:
-    with service.stage("receive"):
+async def evaluate(request: Request, service: Loaded, context: Context) -> Evaluation | Response:
+    with service.stage("receive", context.stages):
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
     labelled = await asyncio.to_thread(read_labelled, form, labels, archive_limits(service.settings))
-    progress = Progress(len(labelled.sources))
+    progress = Progress(len(labelled.images))
 
     async def work() -> Evaluation:
-        found = await _evaluate(service, labelled, progress, arrived, request_id)
-        findings.update(model_sha256=found.model.sha256, n=found.n, accuracy=round(found.accuracy, 4))
-        findings["errors"] = len(found.errors)
-        return found
+        evaluation = await _evaluate(service, labelled, progress, context)
+        context.findings.update(
+            model_sha256=evaluation.model.sha256,
+            n=evaluation.n,
+            accuracy=round(evaluation.accuracy, 4),
+            errors=len(evaluation.errors),
+        )
+        return evaluation
 
     def report_progress() -> EvaluationProgress:
         return EvaluationProgress(
             done=progress.done, total=progress.total, images_per_second=progress.images_per_second
         )
 
-    if "text/event-stream" in request.headers.get("accept", ""):
-        stream = sse.stream(work, report_progress, request_id)
+    if accepts_events(request.headers.get("accept", "")):
+        stream = sse.stream(work, report_progress, context.request_id)
         return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
     return await work()
 
@@ -97,24 +106,25 @@ async def evaluate(
 @router.post(
     "/evaluate/predictions",
     operation_id="evaluate_predictions",
-    summary="Evaluate predictions already made",
-    description="Classes by name or index. Scores that need probabilities are null without them; without "
-    "`predictions` the most probable class counts.",
+    summary="Evaluate existing predictions",
+    description="Give classes by name or index. Without `probabilities`, scores that need them are null. "
+    "Without `predictions`, the class with the highest probability is the prediction.",
     responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels),
     openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
 )
-async def evaluate_predictions(request: Request, service: Loaded, request_id: RequestId) -> Report:
+async def evaluate_predictions(request: Request, service: Loaded, context: Context) -> Report:
     outcomes = await read_json(request, Outcomes, MAX_OUTCOMES)
     report = await asyncio.to_thread(_judge, outcomes, service.classifier.bundle.labels)
-    return Report(request_id=request_id, **asdict(report))
+    return Report(request_id=context.request_id, **asdict(report))
 
 
 async def _evaluate(
-    service: Service, labelled: LabelledSet, progress: Progress, arrived: float, request_id: str
+    service: Service, labelled: LabelledSet, progress: Progress, context: RequestContext
 ) -> Evaluation:
-    deadline = arrived + service.settings.evaluate_deadline_s
-    scored = await score(service, labelled.sources, labelled.groups, progress, deadline=deadline)
-    return responses.evaluation(request_id, service.classifier.bundle, labelled.sources, scored, progress)
+    images, bundle = labelled.images, service.classifier.bundle
+    deadline = context.arrived + service.settings.evaluate_deadline_s
+    scored = await score(service, images, labelled.groups, progress, deadline=deadline, stages=context.stages)
+    return responses.evaluation(context.request_id, bundle, images, scored, progress)
 
 
 def _judge(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:

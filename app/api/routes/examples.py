@@ -1,6 +1,6 @@
-"""Worked examples for the API's documentation; tests hold them against the schemas.
+"""Examples in the API documentation; tests validate them against the schemas.
 
-None has a null where a field must be: FastAPI leaves it out of the document.
+No required field is null here: FastAPI would omit it from the document.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PREDICTIONS = {
             "type": "/problems/undecodable_image",
             "title": "Image cannot be decoded",
             "status": 422,
-            "detail": "the JPEG data is truncated, corrupt or of an unknown kind",
+            "detail": "the JPEG data is truncated, corrupt or of an unsupported variant",
             "code": "undecodable_image",
             "index": 1,
             "filename": "cut.jpg",

@@ -13,7 +13,7 @@ router = APIRouter(tags=["operate"])
 @router.get(
     "/healthz",
     operation_id="healthz",
-    summary="Does the process live?",
+    summary="Check that the process is alive",
     responses=answer({"status": "alive"}),
 )
 async def healthz() -> Health:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +17,7 @@ from app.api.uploads import Limit, Part
 from app.errors import LeukoError
 from app.inference.pipeline import Answer
 from app.inference.service import Service
+from app.observability.request_context import RequestContext
 from app.units import MIB
 from app.wire import problems
 from app.wire.responses import prediction
@@ -54,49 +56,54 @@ def image_limit(service: Service) -> Limit:
 
 
 async def classify(
-    service: Service,
-    parts: Sequence[Part],
-    findings: dict[str, Any],
-    request_id: str,
-    *,
-    arrived: float,
-    cam: bool = False,
+    service: Service, parts: Sequence[Part], context: RequestContext, *, cam: bool = False
 ) -> Classified | Response:
-    """The first image's problem, with all of them itemised, where every image has one."""
-    deadline = arrived + service.settings.deadline_s
-    answers = await service.classify([part.data for part in parts], cam=cam, deadline=deadline)
+    """Classify uploaded images; where none could be, return the first image's problem, which lists all."""
+    images = [part.data for part in parts]
+    deadline = context.arrived + service.settings.deadline_s
+    answers = await service.classify(images, cam=cam, deadline=deadline, stages=context.stages)
     bundle = service.classifier.bundle
-    findings["model_sha256"] = bundle.sha256
-    findings["images"] = [finding(part.data, one) for part, one in zip(parts, answers, strict=True)]
-    faults = _faults(parts, answers)
-    if len(faults) == len(parts):
-        first = next(one for one in answers if isinstance(one, LeukoError))
-        return problem_responses.answer(first, request_id, faults)
-    found = [
-        prediction(index, part.filename, one, bundle.labels)
-        for index, (part, one) in enumerate(zip(parts, answers, strict=True))
-        if isinstance(one, Answer)
+    context.findings.update(await findings(images, answers, bundle.sha256))
+    faults = [
+        problems.image_problem(answer, index, part.filename)
+        for index, (part, answer) in enumerate(zip(parts, answers, strict=True))
+        if isinstance(answer, LeukoError)
     ]
-    return Classified(found, faults)
+    if len(faults) == len(parts):
+        first = next(answer for answer in answers if isinstance(answer, LeukoError))
+        return problem_responses.answer(first, context.request_id, faults)
+    predictions = [
+        prediction(index, part.filename, answer, bundle.labels)
+        for index, (part, answer) in enumerate(zip(parts, answers, strict=True))
+        if isinstance(answer, Answer)
+    ]
+    return Classified(predictions, faults)
 
 
-def finding(image: bytes, answer: Answer | LeukoError) -> dict[str, Any]:
-    """What the audit log says of an image."""
-    if isinstance(answer, LeukoError):
-        return {"sha256": sha256(image).hexdigest(), "error": answer.code}
-    found = answer.prediction
+async def findings(
+    images: Sequence[bytes], answers: Sequence[Answer | LeukoError], model_sha256: str
+) -> dict[str, Any]:
+    """Return what the audit log says of a request's images."""
+    failed = [image for image, answer in zip(images, answers, strict=True) if isinstance(answer, LeukoError)]
+    # In a thread: the images of one request may be hundreds of MiB, and the event loop serves everybody.
+    hashes = iter(await asyncio.to_thread(_hash_all, failed) if failed else ())
+    entries = [
+        {"sha256": next(hashes), "error": answer.code} if isinstance(answer, LeukoError) else _entry(answer)
+        for answer in answers
+    ]
+    return {"model_sha256": model_sha256, "images": entries}
+
+
+def _hash_all(images: Sequence[bytes]) -> list[str]:
+    return [sha256(image).hexdigest() for image in images]
+
+
+def _entry(answer: Answer) -> dict[str, Any]:
+    prediction = answer.prediction
     return {
         "sha256": answer.image_sha256,
-        "label": found.label,
-        "confidence": round(found.confidence, 4),
-        "ood_score": round(found.ood_score, 4),
-        "review": found.review,
+        "label": prediction.label,
+        "confidence": round(prediction.confidence, 4),
+        "ood_score": round(prediction.ood_score, 4),
+        "review": prediction.review,
     }
-
-
-def _faults(parts: Sequence[Part], answers: Sequence[Answer | LeukoError]) -> list[ImageProblem]:
-    return [
-        problems.image_problem(one, index, part.filename)
-        for index, (part, one) in enumerate(zip(parts, answers, strict=True))
-        if isinstance(one, LeukoError)
-    ]

@@ -15,7 +15,7 @@ EXAMPLE = 'leuko_images_total{outcome="ok"} 2487.0\n'
 @router.get(
     "/metrics",
     operation_id="metrics",
-    summary="Metrics for Prometheus",
+    summary="Get metrics in Prometheus text format",
     response_class=PlainTextResponse,
     responses={200: {"content": {"text/plain": {"example": EXAMPLE}}}},
 )

@@ -19,7 +19,7 @@ router = APIRouter(tags=["operate"])
 @router.get(
     "/model",
     operation_id="model",
-    summary="Describe the model",
+    summary="Describe the loaded model",
     responses=answer(MODEL_CARD)
     | not_found("unknown_model", "There is no model of this name.")
     | refusals(errors.NotReady),

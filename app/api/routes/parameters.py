@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
 from app.api.lifecycle import Lifecycle
 from app.inference.service import Service
+from app.observability.request_context import RequestContext
 
 
 async def _lifecycle(request: Request) -> Lifecycle:
@@ -19,7 +20,7 @@ async def _lifecycle(request: Request) -> Lifecycle:
 async def _service(
     request: Request,
     model: Annotated[
-        str | None, Query(description="a model's NAME or NAME@VERSION, where several are served")
+        str | None, Query(description="NAME or NAME@VERSION of a model, if the service has several")
     ] = None,
 ) -> AsyncIterator[Service]:
     lifecycle: Lifecycle = request.app.state.lifecycle
@@ -34,24 +35,12 @@ async def _named(request: Request, name: str, version: str | None = None) -> Asy
         yield service
 
 
-async def _request_id(request: Request) -> str:
-    found: str = request.state.request_id
-    return found
-
-
-async def _findings(request: Request) -> dict[str, Any]:
-    found: dict[str, Any] = request.state.findings
-    return found
-
-
-async def _arrived(request: Request) -> float:
-    found: float = request.state.arrived
-    return found
+async def _context(request: Request) -> RequestContext:
+    context: RequestContext = request.state.context
+    return context
 
 
 Current = Annotated[Lifecycle, Depends(_lifecycle)]
 Loaded = Annotated[Service, Depends(_service)]  # 503 until the model is loaded
 Named = Annotated[Service, Depends(_named)]  # by the path
-RequestId = Annotated[str, Depends(_request_id)]
-Findings = Annotated[dict[str, Any], Depends(_findings)]  # what the audit log says of this request
-Arrived = Annotated[float, Depends(_arrived)]  # first byte of the request, on the loop's clock
+Context = Annotated[RequestContext, Depends(_context)]

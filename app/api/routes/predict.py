@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.openapi import answer, body, refusals
 from app.api.routes.examples import PREDICTIONS
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
-from app.api.routes.parameters import Arrived, Findings, Loaded, RequestId
+from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import read_images
 from app.wire.responses import model_reference
 from app.wire.schemas import Predictions
@@ -18,9 +18,9 @@ router = APIRouter(tags=["classify"])
 
 DESCRIPTION = """
 Send `multipart/form-data` with one or more parts named `files`, or a single image as the body.
-`index` is the position in the request. Of several images the bad ones are listed in `errors`, and the
-status is 200 while one is good. Where all are bad, the status is the first one's, and the problem's
-`errors` lists them all. Not for diagnosis.
+`index` is an image's position in the request. Images that cannot be classified are listed in `errors`; the
+status is 200 if at least one image was classified. If none was, the response is a problem document with
+the status of the first image's error, and its `errors` lists every image. Not for diagnosis.
 
     curl -F files=@cell.jpg http://127.0.0.1:8000/predict
 """
@@ -38,21 +38,19 @@ status is 200 while one is good. Where all are bad, the status is the first one'
 async def predict(
     request: Request,
     service: Loaded,
-    request_id: RequestId,
-    arrived: Arrived,
-    findings: Findings,
+    context: Context,
     explain: Annotated[
-        Literal["cam"] | None, Query(description="`cam` adds a class-activation map to each prediction")
+        Literal["cam"] | None, Query(description="`cam`: add a class-activation map to each prediction")
     ] = None,
 ) -> Predictions | Response:
-    with service.stage("receive"):
+    with service.stage("receive", context.stages):
         parts = (await read_images(request, image_limit(service))).images
-    found = await classify(service, parts, findings, request_id, arrived=arrived, cam=explain == "cam")
-    if isinstance(found, Response):
-        return found
+    classified = await classify(service, parts, context, cam=explain == "cam")
+    if isinstance(classified, Response):
+        return classified
     return Predictions(
-        request_id=request_id,
+        request_id=context.request_id,
         model=model_reference(service.classifier.bundle),
-        predictions=found.predictions,
-        errors=found.faults,
+        predictions=classified.predictions,
+        errors=classified.faults,
     )

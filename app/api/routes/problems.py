@@ -25,11 +25,11 @@ EXAMPLE = {
 @router.get(
     "/problems/{code}",
     operation_id="problem",
-    summary="Describe a kind of problem",
+    summary="Describe a problem type",
     responses=answer(EXAMPLE) | not_found(),
 )
 async def problem(
-    code: Annotated[str, Path(description="as in the problem's `code`")],
+    code: Annotated[str, Path(description="the `code` of a problem document")],
 ) -> ProblemType:
     if code not in MEANINGS:
         raise HTTPException(404)

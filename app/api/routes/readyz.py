@@ -15,9 +15,9 @@ router = APIRouter(tags=["operate"])
 @router.get(
     "/readyz",
     operation_id="readyz",
-    summary="Does it want traffic?",
-    description="200 once the weights are loaded, every batch size is warm and the known answer came out "
-    "right; 503, with what is missing, before that and while stopping.",
+    summary="Check that the service is ready for requests",
+    description="200 once the model is loaded and warmed up and its self-test gave the known answer. "
+    "503 before that and during shutdown; `detail` gives the reason.",
     responses=answer({"status": "ready"}) | refusals(errors.NotReady),
 )
 async def readyz(lifecycle: Current) -> Health:

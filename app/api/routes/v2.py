@@ -13,10 +13,11 @@ from starlette.responses import JSONResponse
 
 from app import __version__
 from app.api import oip
-from app.api.routes.images import finding, image_limit
-from app.api.routes.parameters import Arrived, Current, Findings, Named
+from app.api.negotiation import choose_coding
+from app.api.routes.images import findings, image_limit
+from app.api.routes.parameters import Context, Current, Named
 from app.api.uploads import read_body
-from app.edge.content_encoding import compress, expand
+from app.edge.content_encoding import CODINGS, compress, expand
 from app.errors import LeukoError
 from app.inference.pipeline import Answer
 from app.inference.service import Service
@@ -61,25 +62,19 @@ async def metadata(lifecycle: Current, service: Named) -> Any:
 
 @router.post("/models/{name}/infer")
 @router.post("/models/{name}/versions/{version}/infer")
-async def infer(
-    request: Request,
-    service: Named,
-    arrived: Arrived,
-    findings: Findings,
-) -> Response:
-    with service.stage("receive"):
+async def infer(request: Request, service: Named, context: Context) -> Response:
+    with service.stage("receive", context.stages):
         body = await read_body(request, service.settings.max_body_mib * MIB)
     asked = await asyncio.to_thread(_parse, request, service, body)
-    deadline = arrived + service.settings.deadline_s
-    answers = await service.classify(asked.images, deadline=deadline)
+    deadline = context.arrived + service.settings.deadline_s
+    answers = await service.classify(asked.images, deadline=deadline, stages=context.stages)
     bundle = service.classifier.bundle
-    findings["model_sha256"] = bundle.sha256
-    findings["images"] = [finding(image, answer) for image, answer in zip(asked.images, answers, strict=True)]
-    found = [answer.prediction for answer in answers if isinstance(answer, Answer)]
+    context.findings.update(await findings(asked.images, answers, bundle.sha256))
+    predictions = [answer.prediction for answer in answers if isinstance(answer, Answer)]
     for index, answer in enumerate(answers):
-        if isinstance(answer, LeukoError):  # the protocol has no answer in part
+        if isinstance(answer, LeukoError):  # the protocol has no partial answers
             raise type(answer)(f"image {index}: {answer.detail}")
-    made = oip.encode(asked, found, name=bundle.name, version=bundle.version, labels=bundle.labels)
+    made = oip.encode(asked, predictions, name=bundle.name, version=bundle.version, labels=bundle.labels)
     return _respond(made, request.headers.get("accept-encoding", ""))
 
 
@@ -91,10 +86,10 @@ def _parse(request: Request, service: Service, body: bytes) -> oip.Inference:
 
 
 def _respond(made: oip.Answer, accept_encoding: str) -> Response:
-    body, encoding = compress(made.body, accept_encoding)
-    headers = {"Vary": "Accept-Encoding"}
-    if encoding is not None:
-        headers["Content-Encoding"] = encoding
+    body, headers = made.body, {"Vary": "Accept-Encoding"}
+    if (coding := choose_coding(accept_encoding, CODINGS)) is not None:
+        body = compress(body, coding)
+        headers["Content-Encoding"] = coding
     if made.header_bytes is None:
         return Response(body, headers=headers, media_type="application/json")
     headers[HEADER_LENGTH] = str(made.header_bytes)

@@ -125,7 +125,7 @@ def test_triton_s_asynchronous_client_gets_labels(service: Running) -> None:
         ("other", "", CELLS, "no model of this name"),
         ("fake", "9", CELLS, "no such version"),
         ("fake", "", [CELLS[0], CUT], "image 1: the PNG data is truncated"),
-        ("fake", "", [b"MZ"], "image 0: the image is none of"),
+        ("fake", "", [b"MZ"], "image 0: the image format is not supported; use JPEG"),
     ],
 )
 def test_triton_s_client_raises_what_the_service_says(

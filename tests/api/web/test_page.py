@@ -1,4 +1,4 @@
-"""The page at /, used in Chromium as a person in a laboratory would use it."""
+"""The page at /, used in Chromium as a laboratory user would."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from fhir.resources.R4B.bundle import Bundle
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from app.edge.keys import add_key
 from app.engine.bundle import CLASSES
@@ -33,8 +33,8 @@ DESK = {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with running(REAL) as found:
-        yield found
+    with running(REAL) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
-    """The page, once it is ready; whatever it complains of or asks elsewhere fails the test."""
+    """Open the page; script errors, policy violations and requests to other hosts fail the test."""
     faults: list[str] = []
     chosen: dict[str, Any] = {"viewport": DESK, "accept_downloads": True} | options
     with browser.new_context(**chosen) as context:
@@ -60,7 +60,10 @@ def opened(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
         page.on(
             "request", lambda request: faults.append(request.url) if foreign(request.url, address) else None
         )
-        page.on("console", lambda said: faults.append(said.text) if "Content Security" in said.text else None)
+        page.on(
+            "console",
+            lambda message: faults.append(message.text) if "Content Security" in message.text else None,
+        )
         page.goto(address)
         yield page
     assert faults == []
@@ -83,17 +86,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label in CLASSES:
         draw_smear(label, seed=1).save(folder / f"{label}.png")
     (folder / "cut.png").write_bytes((folder / "monocyte.png").read_bytes()[:5000])
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("not an image")
     (folder / "cell.dcm").write_bytes(dicom_writer.write(draw_smear("lymphocyte")))
     Image.new("RGB", (64, 48), (30, 200, 30)).save(folder / '=odd, "one".png')  # no cell: for review
-    pictures = {
+    images = {
         f"set/{label}/{seed}.png": encode(draw_smear(label, seed=seed), "PNG")
         for label in CLASSES
         for seed in range(3)
     }
-    pictures["set/monocyte/wrong.png"] = encode(draw_smear("lymphocyte", seed=9), "PNG")
-    pictures["set/monocyte/cut.png"] = (folder / "cut.png").read_bytes()
-    (folder / "labelled.zip").write_bytes(zipped(pictures))
+    images["set/monocyte/wrong.png"] = encode(draw_smear("lymphocyte", seed=9), "PNG")
+    images["set/monocyte/cut.png"] = (folder / "cut.png").read_bytes()
+    (folder / "labelled.zip").write_bytes(zipped(images))
     return folder
 
 
@@ -118,7 +121,7 @@ ACTIVE = "(({ id, className, textContent }) => id || className || textContent)(d
 # --- images -----------------------------------------------------------------------------------------
 
 
-def test_the_model_and_readiness_are_in_sight(page: Page, service: Running) -> None:
+def test_the_model_and_readiness_are_visible(page: Page, service: Running) -> None:
     model = httpx.get(f"{service.address}/model").json()
     assert text(page, "#model-name") == model["name"]
     assert text(page, "#model-version") == model["version"]
@@ -141,17 +144,32 @@ def test_each_cell_gets_a_card_with_its_class_and_probabilities(
         assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 320
 
 
-def test_the_differential_is_the_service_s_own(page: Page, folder: Path, service: Running) -> None:
+def test_the_differential_is_that_of_the_service(page: Page, folder: Path, service: Running) -> None:
     give(page, folder, *CELLS)
     expect(page.locator("#differential tbody tr")).to_have_count(4)
     files = [("files", (folder / name).read_bytes()) for name in CELLS]
-    found = httpx.post(f"{service.address}/differential", files=files).json()
+    differential = httpx.post(f"{service.address}/differential", files=files).json()
     for row, label in zip(page.locator("#differential tbody tr").all(), CLASSES, strict=True):
-        low, high = found["intervals"]["wilson"][label]
+        low, high = differential["intervals"]["wilson"][label]
         count, share, wilson, *_ = row.locator("td").all_inner_texts()
-        assert (int(count), share) == (found["counts"][label], f"{found['percent'][label]:.1f} %")
+        assert (int(count), share) == (
+            differential["counts"][label],
+            f"{differential['percent'][label]:.1f} %",
+        )
         assert wilson == f"{low:.1f} – {high:.1f}"
     expect(page.locator("#warnings")).to_contain_text("fewer than the 100")
+
+
+def test_the_end_is_announced_after_the_differential_is_shown(page: Page, folder: Path) -> None:
+    held: list[Route] = []
+    page.route("**/differential", lambda route: held.append(route))
+    with page.expect_request("**/differential"):
+        give(page, folder, "monocyte.png")
+    expect(page.locator(".card")).to_have_count(1)
+    assert text(page, "#status") == ""
+    held[0].continue_()
+    expect(page.locator("#status")).to_have_text("1 image classified.")
+    assert page.locator("#specimen").is_visible()
 
 
 def test_an_activation_map_is_laid_over_the_image_and_fades(page: Page, folder: Path) -> None:
@@ -169,11 +187,11 @@ def test_an_activation_map_is_laid_over_the_image_and_fades(page: Page, folder: 
     expect(canvas).to_have_count(0)
 
 
-def test_what_is_to_review_says_why_and_can_be_shown_alone(page: Page, folder: Path) -> None:
+def test_a_cell_for_review_gives_the_reason_and_can_be_filtered(page: Page, folder: Path) -> None:
     odd = '=odd, "one".png'
     give(page, folder, *CELLS, odd, "cut.png")
     card = page.locator(".card", has_text=odd)
-    expect(card.locator(".review")).to_contain_text("unlike the cells that the model learned from")
+    expect(card.locator(".review")).to_contain_text("unlike those that the model was trained on")
     page.get_by_label("to review").check()
     expect(card).to_be_visible()
     assert page.locator(".card:visible .review:visible").count() == page.locator(".card:visible").count()
@@ -181,14 +199,16 @@ def test_what_is_to_review_says_why_and_can_be_shown_alone(page: Page, folder: P
     expect(page.locator(".card:visible")).to_have_count(1)
 
 
-def test_errors_are_told_in_plain_words(page: Page, folder: Path) -> None:
+def test_errors_are_shown_in_plain_words(page: Page, folder: Path) -> None:
     give(page, folder, "cut.png", "text.png", "monocyte.png")
     expect(page.locator(".card", has_text="cut.png")).to_contain_text("the PNG data is truncated")
-    expect(page.locator(".card", has_text="text.png")).to_contain_text("the image is none of JPEG, PNG")
-    expect(page.locator("#said")).to_have_text("1 image classified, 2 failed.")
+    expect(page.locator(".card", has_text="text.png")).to_contain_text(
+        "the image format is not supported; use JPEG, PNG"
+    )
+    expect(page.locator("#status")).to_have_text("1 image classified, 2 failed.")
 
 
-def test_where_every_image_fails_each_says_why(page: Page, folder: Path) -> None:
+def test_if_every_image_fails_each_card_gives_the_reason(page: Page, folder: Path) -> None:
     give(page, folder, "cut.png", "text.png")
     expect(page.locator(".failed")).to_have_count(2)
     expect(page.locator("#specimen")).to_be_hidden()
@@ -197,10 +217,12 @@ def test_where_every_image_fails_each_says_why(page: Page, folder: Path) -> None
 def test_dicom_has_an_answer_and_no_preview(page: Page, folder: Path) -> None:
     give(page, folder, "cell.dcm")
     expect(page.locator(".card h3")).to_contain_text("%")
-    expect(page.locator(".picture")).to_have_attribute("data-why", "No preview: this browser cannot show it.")
+    expect(page.locator(".preview")).to_have_attribute(
+        "data-reason", "No preview: this browser cannot show this format."
+    )
 
 
-def test_a_picture_can_be_pasted_and_dropped(page: Page) -> None:
+def test_an_image_can_be_pasted_and_dropped(page: Page) -> None:
     give_ = """async (kind) => {
         const canvas = new OffscreenCanvas(64, 48);
         canvas.getContext('2d').fillRect(0, 0, 64, 48);
@@ -225,7 +247,7 @@ def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: 
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url) if "/predict" in request.url else None)
     give(page, tmp_path, *names)
-    expect(page.locator("#said")).to_have_text("200 images classified.", timeout=60_000)
+    expect(page.locator("#status")).to_have_text("200 images classified.", timeout=60_000)
     assert page.locator(".card .name").all_text_contents() == names
     assert len(sent) == 25
     page.locator("#clear").click()
@@ -233,23 +255,23 @@ def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: 
     expect(page.locator("#cells")).to_be_hidden()
 
 
-# --- taking results away ----------------------------------------------------------------------------
+# --- saving results ---------------------------------------------------------------------------------
 
 
 def test_results_can_be_saved_in_every_format(page: Page, folder: Path) -> None:
     odd = '=odd, "one".png'
     give(page, folder, "monocyte.png", odd, "cut.png")
-    expect(page.locator("#said")).to_contain_text("classified")
+    expect(page.locator("#status")).to_contain_text("classified")
     page.get_by_label("Specimen").fill("S-1")
     page.get_by_label("Accession").fill("A-1")
     page.get_by_label("Accession").blur()
 
-    found = json.loads(saved(page, "#save-json"))
-    assert [one["filename"] for one in found["predictions"]] == ["monocyte.png", odd]
-    assert [one["filename"] for one in found["errors"]] == ["cut.png"]
+    document = json.loads(saved(page, "#save-json"))
+    assert [one["filename"] for one in document["predictions"]] == ["monocyte.png", odd]
+    assert [one["filename"] for one in document["errors"]] == ["cut.png"]
     rows = list(csv.DictReader(io.StringIO(saved(page, "#save-csv").decode("utf-8-sig"))))
     assert [row["filename"] for row in rows] == ["monocyte.png", "'" + odd, "cut.png"]
-    assert float(rows[0]["confidence"]) == found["predictions"][0]["confidence"]
+    assert float(rows[0]["confidence"]) == document["predictions"][0]["confidence"]
     assert "truncated" in rows[2]["error"]
     entries = Bundle.model_validate_json(saved(page, "#save-fhir")).entry or []
     assert len(entries) == 7
@@ -258,14 +280,14 @@ def test_results_can_be_saved_in_every_format(page: Page, folder: Path) -> None:
     assert "SPM|1|S-1|" in message
 
 
-def test_curl_does_what_the_page_did(page: Page, folder: Path) -> None:
+def test_the_curl_command_gives_the_result_of_the_page(page: Page, folder: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is absent")
     give(page, folder, "monocyte.png", '=odd, "one".png')
-    expect(page.locator("#said")).to_contain_text("2 images classified")
+    expect(page.locator("#status")).to_contain_text("2 images classified")
     page.get_by_label("Specimen").fill("S'1")
     page.locator("#copy-curl").click()
-    expect(page.locator("#said")).to_have_text("Copied.")
+    expect(page.locator("#status")).to_have_text("Copied.")
     command = page.evaluate("navigator.clipboard.readText()")
     done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, check=True, timeout=60)
     answer = json.loads(done.stdout)
@@ -285,17 +307,17 @@ def test_a_labelled_archive_is_evaluated(page: Page, folder: Path, service: Runn
     assert [[int(cell) for cell in row[:4]] for row in rows] == report["confusion_matrix"]
     assert page.locator("#by-class tbody tr").count() == 6
     wrong = page.locator("#mistakes .card", has_text="set/monocyte/wrong.png")
-    expect(wrong).to_contain_text("It is labelled monocyte.")
+    expect(wrong).to_contain_text("Labelled monocyte.")
     assert wrong.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 320
     expect(page.locator("#problems")).to_contain_text("set/monocyte/cut.png")
     assert json.loads(saved(page, "#save-report-json"))["n"] == report["n"]
     assert b"set/monocyte/wrong.png" in saved(page, "#save-report-csv")
 
 
-def test_an_archive_that_cannot_be_used_says_why(page: Page, tmp_path: Path) -> None:
+def test_an_unusable_archive_is_refused_with_the_reason(page: Page, tmp_path: Path) -> None:
     (tmp_path / "wrong.zip").write_bytes(zipped({"basophil/a.png": b"x"}))
     give(page, tmp_path, "wrong.zip")
-    expect(page.locator(".problem")).to_contain_text("Archive cannot be used")
+    expect(page.locator(".problem")).to_contain_text("Invalid archive")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.locator(".problem")).to_have_count(0)
 
@@ -306,13 +328,13 @@ def test_progress_is_shown_while_an_archive_is_evaluated_and_it_can_be_cancelled
     image = encode(draw_smear("monocyte"), "PNG")
     (tmp_path / "large.zip").write_bytes(zipped({f"monocyte/{number}.png": image for number in range(3000)}))
     give(page, tmp_path, "large.zip")
-    expect(page.locator("#doing")).to_contain_text("of 3000 images")
+    expect(page.locator("#progress-label")).to_contain_text("of 3000 images")
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#said")).to_have_text("Cancelled.")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
     expect(page.locator("#progress")).to_be_hidden()
 
 
-# --- everybody --------------------------------------------------------------------------------------
+# --- accessibility ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -341,11 +363,11 @@ def test_axe_finds_nothing_serious_in_any_state(
 
 
 def serious(page: Page) -> list[str]:
-    found = Axe().run(page)["violations"]
+    violations = Axe().run(page)["violations"]
     return [
-        f"{one['id']}: {[node['html'] for node in one['nodes']][:3]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
+        f"{violation['id']}: {[node['html'] for node in violation['nodes']][:3]}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
     ]
 
 
@@ -353,7 +375,7 @@ def test_the_keyboard_is_enough(page: Page, folder: Path) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "files"
     give(page, folder, "monocyte.png")
-    expect(page.locator("#said")).to_contain_text("1 image classified")
+    expect(page.locator("#status")).to_contain_text("1 image classified")
     reached = set()
     for _ in range(20):
         page.keyboard.press("Tab")
@@ -361,35 +383,37 @@ def test_the_keyboard_is_enough(page: Page, folder: Path) -> None:
     assert {"specimen-id", "accession-id", "save-fhir", "copy-curl", "clear", "Activation map"} <= reached
 
 
-def test_where_keys_are_needed_the_page_asks_for_one(browser: Browser, folder: Path, tmp_path: Path) -> None:
+def test_the_page_asks_for_a_key_if_the_service_requires_one(
+    browser: Browser, folder: Path, tmp_path: Path
+) -> None:
     secret = add_key(tmp_path / "keys", "lab", ["predict"])
     with (
         running(REAL, "--keys", str(tmp_path / "keys")) as service,
         opened(browser, service.address) as page,
     ):
-        expect(page.get_by_role("dialog")).to_contain_text("answers only those who show a key")
+        expect(page.get_by_role("dialog")).to_contain_text("requires an API key")
         page.get_by_role("button", name="Cancel").click()
-        expect(page.locator(".problem")).to_contain_text("Key needed")
+        expect(page.locator(".problem")).to_contain_text("Valid key required")
         give(page, folder, "monocyte.png")
         expect(page.get_by_role("dialog")).to_be_visible()
         page.get_by_label("Key", exact=True).fill("wrong")
         page.get_by_role("button", name="Use this key").click()
-        expect(page.get_by_role("dialog")).to_contain_text("does not know this key")
+        expect(page.get_by_role("dialog")).to_contain_text("key is not valid")
         page.get_by_label("Key", exact=True).fill(secret)
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#model-name")).to_have_text("wbc-resnet18")
         expect(page.locator(".card")).to_have_count(1)
         give(page, folder, "labelled.zip")
-        expect(page.locator(".problem")).to_contain_text("This key is not for evaluate.")
+        expect(page.locator(".problem")).to_contain_text("The key lacks the scope evaluate.")
 
 
-def test_a_service_that_has_gone_is_told(browser: Browser, folder: Path) -> None:
+def test_a_stopped_service_is_reported(browser: Browser, folder: Path) -> None:
     with running(REAL) as service, opened(browser, service.address) as page:
         expect(page.locator("#readiness")).to_have_text("ready")
         service.end()
         give(page, folder, "monocyte.png")
         expect(page.locator(".problem")).to_contain_text("The service does not answer.", timeout=30_000)
-        expect(page.locator(".failed")).to_contain_text("The work was stopped before.")
+        expect(page.locator(".failed")).to_contain_text("The upload stopped before this image.")
 
 
 def test_the_api_s_documentation_needs_no_network(browser: Browser, service: Running) -> None:
@@ -398,7 +422,7 @@ def test_the_api_s_documentation_needs_no_network(browser: Browser, service: Run
         expect(page.get_by_text("/differential", exact=True)).to_be_visible(timeout=30_000)
 
 
-def test_the_page_s_files_are_asked_for_again_each_time(service: Running) -> None:
+def test_browsers_revalidate_the_files_of_the_page(service: Running) -> None:
     with service.client() as client:
         answer = client.get("/")
         assert "script-src 'self'" in answer.headers["content-security-policy"]

@@ -1,15 +1,18 @@
-// The page at /: images in, answers out. Everything it says comes from the service's own API.
+// The page at /: send images, show the results. It calls the same HTTP API as any other client.
 
 const LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"];
-const BATCH = 8; // images in one request
-const AT_ONCE = 2; // requests
-const TRIES = 8; // of a request that may be repeated
-const MOST_CELLS = 10_000; // in one differential
-const MISTAKES = 24; // pictures shown at first
+const BATCH_SIZE = 8; // images in a request
+const CONCURRENT_REQUESTS = 2;
+const MAX_ATTEMPTS = 8; // of a request that is answered 429 or 503
+const MAX_NETWORK_ATTEMPTS = 3; // of a request without an answer
+const MAX_CELLS = 10_000; // in a differential
+const MISTAKES_PER_PAGE = 24;
+// Errors of one request that say nothing about the others.
+const IMAGE_CODES = ["too_large", "engine_error", "deadline_passed"];
 const MIB = 2 ** 20;
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, cells: [], report: null, archive: null, work: null, shown: 0 };
+const state = { model: null, cells: [], report: null, archive: null, controller: null, shown: 0 };
 
 // --- the service ------------------------------------------------------------------------------------
 
@@ -33,53 +36,57 @@ const pause = (seconds, signal) =>
     );
   });
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   for (let attempt = 1; ; attempt++) {
     const key = sessionStorage.getItem("leuko-key");
     const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-    let answer;
+    let response;
     try {
-      answer = await fetch(path, { ...options, headers });
+      response = await fetch(path, { ...options, headers });
     } catch (error) {
       if (options.signal?.aborted) throw error;
-      if (attempt < 3) {
+      if (attempt < MAX_NETWORK_ATTEMPTS) {
         await pause(attempt, options.signal);
         continue;
       }
-      throw new Failure("The service does not answer.", "Is it running, and is the network up?");
+      throw new Failure(
+        "The service does not answer.",
+        "Check that it is running and that the network is up.",
+      );
     }
-    if (answer.ok) return answer;
-    const problem = await answer.json().catch(() => ({}));
-    if (answer.status === 401 && (await askForKey(key ? "The service does not know this key." : "")))
+    if (response.ok) return response;
+    const problem = await response.json().catch(() => ({}));
+    if (response.status === 401 && (await askForKey(key ? "This key is not valid." : "")))
       continue;
-    if ((answer.status === 429 || answer.status === 503) && attempt < TRIES && !options.once) {
-      say(`${problem.title ?? "Busy"}: trying again …`);
-      await pause(Number(answer.headers.get("Retry-After")) || attempt, options.signal);
+    if ((response.status === 429 || response.status === 503) && attempt < MAX_ATTEMPTS) {
+      setStatus(`${problem.title ?? "Busy"}: trying again …`);
+      await pause(Number(response.headers.get("Retry-After")) || attempt, options.signal);
       continue;
     }
     throw new Failure(
-      problem.title ?? `The service answered ${answer.status}.`,
+      problem.title ?? `The service answered with status ${response.status}.`,
       problem.detail ?? "",
       problem,
     );
   }
 }
 
-let asking = null; // one question at a time, whoever needs the answer
-let declined = false; // then it is asked again only for what the user does
+let keyPrompt = null; // the open dialog's promise: requests that need a key share one dialog
+let keyDeclined = false; // the user cancelled: only an action of the user opens the dialog again
 
-function askForKey(why) {
-  asking ??= new Promise((resolve) => {
+// Resolve to true once the user has entered a key, to false if the user cancels.
+function askForKey(reason) {
+  keyPrompt ??= new Promise((resolve) => {
     const dialog = $("ask-key");
-    $("ask-key-why").textContent = why || "This service answers only those who show a key.";
+    $("ask-key-why").textContent = reason || "This service requires an API key.";
     $("key").value = "";
     dialog.returnValue = "";
     dialog.addEventListener(
       "close",
       () => {
-        asking = null;
+        keyPrompt = null;
         const key = dialog.returnValue === "use" ? $("key").value.trim() : "";
-        declined = !key;
+        keyDeclined = !key;
         if (key) sessionStorage.setItem("leuko-key", key);
         $("key").value = "";
         resolve(Boolean(key));
@@ -88,41 +95,44 @@ function askForKey(why) {
     );
     dialog.showModal();
   });
-  return asking;
+  return keyPrompt;
 }
 
 async function describeModel() {
-  state.model = await (await ask("model")).json();
+  state.model = await (await request("model")).json();
   $("model-name").textContent = state.model.name;
   $("model-version").textContent = state.model.version;
   $("model-sha256").textContent = state.model.sha256.slice(0, 12);
   $("model-sha256").title = state.model.sha256;
 }
 
-async function watch() {
+// Poll /readyz for as long as the page is open.
+async function watchReadiness() {
   for (;;) {
-    let words,
-      mark = "away";
+    let text,
+      status = "unreachable";
     try {
-      const answer = await fetch("readyz", { cache: "no-store" });
-      [words, mark] = answer.ok ? ["ready", "ready"] : [(await answer.json()).detail, "waiting"];
-      if (answer.ok && !state.model && !asking && !declined) await describeModel().catch(complain);
+      const response = await fetch("readyz", { cache: "no-store" });
+      [text, status] = response.ok ? ["ready", "ready"] : [(await response.json()).detail, "waiting"];
+      if (response.ok && !state.model && !keyPrompt && !keyDeclined)
+        await describeModel().catch(showProblem);
     } catch {
-      words = "does not answer";
+      text = "not reachable";
     }
-    if ($("readiness").textContent !== words) $("readiness").textContent = words;
-    $("readiness").dataset.state = mark;
-    await pause(mark === "ready" ? 10 : 2);
+    // Assign only a changed text: a screen reader announces every assignment.
+    if ($("readiness").textContent !== text) $("readiness").textContent = text;
+    $("readiness").dataset.state = status;
+    await pause(status === "ready" ? 10 : 2);
   }
 }
 
-// --- what is said to the user -----------------------------------------------------------------------
+// --- messages to the user ---------------------------------------------------------------------------
 
-const say = (text) => {
-  $("said").textContent = text;
+const setStatus = (text) => {
+  $("status").textContent = text;
 };
 
-function complain(error) {
+function showProblem(error) {
   if (error.name === "AbortError") return;
   const row = element("div", { className: "problem" });
   const text = element(
@@ -139,21 +149,21 @@ function complain(error) {
 
 function element(tag, properties = {}, ...children) {
   const { dataset, style, attributes, ...rest } = properties;
-  const made = Object.assign(document.createElement(tag), rest);
-  Object.assign(made.dataset, dataset);
-  for (const [name, value] of Object.entries(style ?? {})) made.style.setProperty(name, value);
-  for (const [name, value] of Object.entries(attributes ?? {})) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), rest);
+  Object.assign(node.dataset, dataset);
+  for (const [name, value] of Object.entries(style ?? {})) node.style.setProperty(name, value);
+  for (const [name, value] of Object.entries(attributes ?? {})) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const plural = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
-function advance(doing, done, total) {
+function showProgress(text, done, total) {
   $("progress").hidden = false;
-  $("doing").textContent = doing;
+  $("progress-label").textContent = text;
   $("bar").max = Math.max(total, 1);
   $("bar").value = done;
 }
@@ -162,50 +172,54 @@ function advance(doing, done, total) {
 
 const isArchive = (file) => /\.zip$/i.test(file.name) || /zip/.test(file.type);
 
-let last = Promise.resolve(); // what is given while something is under way waits for it
+let queue = Promise.resolve(); // files that arrive during an upload wait for its end
 
-const take = (files) => {
-  last = last.then(() => work(files));
+const enqueue = (files) => {
+  queue = queue.then(() => process(files));
 };
 
-async function work(files) {
+async function process(files) {
   if (!files.length) return;
   $("problems").replaceChildren();
   const archives = files.filter(isArchive),
     images = files.filter((file) => !isArchive(file));
   if (archives.length > 1)
-    complain(new Failure("One archive at a time.", `Only ${archives[0].name} is evaluated.`));
-  state.work = new AbortController();
-  say("");
+    showProblem(
+      new Failure("Only one archive at a time.", `${archives[0].name} is evaluated; the others are ignored.`),
+    );
+  state.controller = new AbortController();
+  setStatus("");
   try {
-    if (images.length) await classify(images, state.work.signal);
-    if (archives.length) await evaluate(archives[0], state.work.signal);
+    if (images.length) await classify(images, state.controller.signal);
+    if (archives.length) await evaluate(archives[0], state.controller.signal);
   } catch (error) {
-    complain(error);
-    if (error.name === "AbortError") say("Cancelled.");
+    showProblem(error);
+    setStatus(error.name === "AbortError" ? "Cancelled." : "");
   } finally {
-    state.work = null;
+    state.controller = null;
     $("progress").hidden = true;
   }
 }
 
-async function dropped(transfer) {
+// Return the files of a drop, with those inside dropped folders.
+async function droppedFiles(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  const found = [];
+  const files = [];
   while (entries.length) {
     const entry = entries.shift();
-    if (entry.isFile) found.push(await new Promise((done, fail) => entry.file(done, fail)));
+    if (entry.isFile) files.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
     else {
       const reader = entry.createReader();
       for (;;) {
-        const some = await new Promise((done, fail) => reader.readEntries(done, fail));
-        if (!some.length) break;
-        entries.push(...some);
+        // One call returns at most a part of the folder; an empty list is the end.
+        const children = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+        if (!children.length) break;
+        entries.push(...children);
       }
     }
   }
-  return found.filter((file) => !file.name.startsWith(".") && (isArchive(file) || isImage(file)));
+  return files.filter((file) => !file.name.startsWith(".") && (isArchive(file) || isImage(file)));
 }
 
 const isImage = (file) =>
@@ -223,81 +237,87 @@ async function classify(files, signal) {
     card: null,
   }));
   state.cells.push(...added);
-  const most = state.model.limits.max_image_mib * MIB;
-  const waiting = added.filter((cell) => {
-    if (cell.file.size > most)
-      fail(cell, { title: "Too large", detail: `The file is over ${state.model.limits.max_image_mib} MiB.` });
-    return cell.file.size <= most;
+  const maxMib = state.model.limits.max_image_mib;
+  const pending = added.filter((cell) => {
+    const tooLarge = cell.file.size > maxMib * MIB;
+    if (tooLarge) markFailed(cell, { title: "Too large", detail: `The file is larger than ${maxMib} MiB.` });
+    return !tooLarge;
   });
-  const batch = Math.min(BATCH, state.model.limits.max_files);
-  let done = added.length - waiting.length;
+  const batchSize = Math.min(BATCH_SIZE, state.model.limits.max_files);
+  let done = added.length - pending.length;
   const worker = async () => {
-    while (waiting.length) {
-      const cells = waiting.splice(0, batch);
+    while (pending.length) {
+      const cells = pending.splice(0, batchSize);
       try {
         await classifyBatch(cells, signal);
       } catch (error) {
-        waiting.length = 0;
+        pending.length = 0;
         throw error;
       } finally {
         done += cells.length;
-        advance(`Classified ${done} of ${plural(added.length, "image")}`, done, added.length);
+        showProgress(`Classified ${done} of ${plural(added.length, "image")}`, done, added.length);
       }
     }
   };
-  advance(`Classifying ${plural(added.length, "image")}`, 0, added.length);
+  showProgress(`Classifying ${plural(added.length, "image")}`, 0, added.length);
   try {
-    const workers = await Promise.allSettled(Array.from({ length: AT_ONCE }, worker));
-    const lost = workers.find((one) => one.status === "rejected");
-    if (lost) throw lost.reason;
-    const failed = added.filter((cell) => cell.problem).length;
-    say(`${plural(added.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
+    const workers = await Promise.allSettled(Array.from({ length: CONCURRENT_REQUESTS }, worker));
+    const rejected = workers.find((result) => result.status === "rejected");
+    if (rejected) throw rejected.reason;
   } finally {
     for (const cell of added)
       if (!cell.prediction && !cell.problem)
-        fail(cell, { title: "Not sent", detail: "The work was stopped before." });
-    await count();
+        markFailed(cell, { title: "Not classified", detail: "The upload stopped before this image." });
+    await updateDifferential().catch(showProblem);
   }
+  // Last, so that all results are on the page when a screen reader announces this.
+  const failed = added.filter((cell) => cell.problem).length;
+  setStatus(`${plural(added.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
 }
 
 async function classifyBatch(cells, signal) {
   const form = new FormData();
   for (const cell of cells) form.append("files", cell.file, cell.file.name);
-  let answer;
+  let response;
   try {
-    answer = await (await ask("predict", { method: "POST", body: form, signal })).json();
+    response = await (await request("predict", { method: "POST", body: form, signal })).json();
   } catch (error) {
-    const items = error.errors?.filter((one) => Number.isInteger(one.index)) ?? [];
-    if (!items.length && !["too_large", "engine_error", "deadline_passed"].includes(error.code)) throw error;
-    cells.forEach((cell, index) => fail(cell, items.find((one) => one.index === index) ?? error));
+    // Errors of these images do not stop the others; any other error of the request does.
+    const imageErrors = error.errors?.filter((item) => Number.isInteger(item.index)) ?? [];
+    const aboutImages = imageErrors.length || IMAGE_CODES.includes(error.code);
+    if (!aboutImages) throw error;
+    cells.forEach((cell, index) =>
+      markFailed(cell, imageErrors.find((item) => item.index === index) ?? error),
+    );
     return;
   }
-  for (const one of answer.errors) fail(cells[one.index], one);
-  for (const one of answer.predictions) {
-    const cell = cells[one.index];
-    cell.prediction = { ...one, filename: cell.file.name }; // a form would have escaped its quotes
-    show(cell);
+  for (const problem of response.errors) markFailed(cells[problem.index], problem);
+  for (const prediction of response.predictions) {
+    const cell = cells[prediction.index];
+    // The file's own name: the one in the response has its quotes escaped, as multipart forms require.
+    cell.prediction = { ...prediction, filename: cell.file.name };
+    showCard(cell);
   }
 }
 
-function fail(cell, problem) {
+function markFailed(cell, problem) {
   cell.problem = { title: problem.title, detail: problem.detail, code: problem.code };
-  show(cell);
+  showCard(cell);
 }
 
 // --- cards ------------------------------------------------------------------------------------------
 
-function show(cell) {
+function showCard(cell) {
   const card = (cell.card = $("card").content.firstElementChild.cloneNode(true));
-  const [picture, image] = [card.querySelector(".picture"), card.querySelector("img")];
-  image.addEventListener("load", () => proportion(card.querySelector(".fit"), image));
+  const [preview, image] = [card.querySelector(".preview"), card.querySelector("img")];
+  image.addEventListener("load", () => setAspectRatio(card.querySelector(".fit"), image));
   image.addEventListener("error", () => {
-    picture.classList.add("blind");
-    picture.dataset.why = "No preview: this browser cannot show it.";
+    preview.classList.add("unavailable");
+    preview.dataset.reason = "No preview: this browser cannot show this format.";
   });
   image.src = cell.url;
   card.querySelector(".name").textContent = cell.file.name;
-  if (cell.prediction) tell(cell, card);
+  if (cell.prediction) fillCard(cell, card);
   else {
     card.classList.add("failed-card");
     card.querySelector("h3").textContent = cell.problem.title;
@@ -306,36 +326,36 @@ function show(cell) {
     card.querySelector(".bars").remove();
     card.querySelector(".map").remove();
   }
-  place(cell);
+  insertCard(cell);
 }
 
-function proportion(fit, image) {
+function setAspectRatio(fit, image) {
   const ratio = image.naturalWidth / image.naturalHeight;
   fit.style.setProperty("--ratio", ratio);
   fit.classList.toggle("tall", ratio < 4 / 3);
 }
 
-function place(cell) {
-  // In the order in which they were given, whichever answer came first.
-  const next = state.cells.slice(state.cells.indexOf(cell) + 1).find((one) => one.card?.isConnected);
+function insertCard(cell) {
+  // Cards are in the order of the files, whatever the order of the responses.
+  const next = state.cells.slice(state.cells.indexOf(cell) + 1).find((other) => other.card?.isConnected);
   $("cards").insertBefore(cell.card, next?.card ?? null);
   $("cells").hidden = false;
-  refilter();
+  applyFilter();
 }
 
 const REASONS = {
   low_confidence: "the model is not sure",
-  out_of_distribution: "it looks unlike the cells that the model learned from",
+  out_of_distribution: "the image is unlike those that the model was trained on",
 };
 
-function tell(cell, card) {
+function fillCard(cell, card) {
   const { label, confidence, probabilities, review, review_reasons: reasons } = cell.prediction;
   card.classList.toggle("to-review", review);
   card.querySelector("h3").append(label, element("span", { textContent: percent(confidence) }));
   card.querySelector("img").alt = `${cell.file.name}: ${label}`;
   Object.assign(card.querySelector(".review"), {
     hidden: !review,
-    textContent: `⚑ Review: ${reasons.map((reason) => REASONS[reason] ?? reason).join(", and ")}.`,
+    textContent: `⚑ Review: ${reasons.map((reason) => REASONS[reason] ?? reason).join("; ")}.`,
   });
   const bars = LABELS.map((name) =>
     element(
@@ -354,7 +374,7 @@ function tell(cell, card) {
   card.querySelector(".bars").setAttribute("aria-label", "Probabilities");
   const button = card.querySelector(".map button");
   button.setAttribute("aria-label", `Activation map of ${cell.file.name}`);
-  button.addEventListener("click", () => toggleMap(cell, card, button).catch(complain));
+  button.addEventListener("click", () => toggleMap(cell, card, button).catch(showProblem));
 }
 
 async function toggleMap(cell, card, button) {
@@ -368,47 +388,51 @@ async function toggleMap(cell, card, button) {
   }
   button.disabled = true;
   try {
-    cell.cam ??= await explain(cell);
+    cell.cam ??= await fetchActivationMap(cell);
   } finally {
     button.disabled = false;
   }
   const canvas = drawMap(cell.cam, cell.prediction.frame, card.querySelector("img"));
   const slider = label.querySelector("input");
-  const fade = () => {
+  const setOpacity = () => {
     canvas.style.opacity = slider.value / 100;
   };
-  slider.oninput = fade;
-  fade();
+  slider.oninput = setOpacity;
+  setOpacity();
   fit.append(canvas);
   label.hidden = false;
   button.setAttribute("aria-pressed", "true");
 }
 
-async function explain(cell) {
+async function fetchActivationMap(cell) {
   const form = new FormData();
   form.append("files", cell.file, cell.file.name);
-  const answer = await (await ask("predict?explain=cam", { method: "POST", body: form })).json();
-  return answer.predictions[0].cam;
+  const response = await (await request("predict?explain=cam", { method: "POST", body: form })).json();
+  return response.predictions[0].cam;
 }
 
-const HEAT = [
+const COLOUR_MAP = [
   [0, 0, 4],
   [87, 16, 110],
   [188, 55, 84],
   [249, 142, 9],
   [252, 255, 164],
-]; // matplotlib's inferno
+]; // five points of matplotlib's inferno, RGB
 
-function heat(value) {
-  const at = Math.min(Math.max(value, 0), 1) * (HEAT.length - 1),
-    low = Math.min(Math.floor(at), HEAT.length - 2);
-  return HEAT[low].map((one, channel) => one + (at - low) * (HEAT[low + 1][channel] - one));
+// Return the RGB colour of a value from 0 to 1, interpolated linearly.
+function colour(value) {
+  const position = Math.min(Math.max(value, 0), 1) * (COLOUR_MAP.length - 1),
+    low = Math.min(Math.floor(position), COLOUR_MAP.length - 2);
+  return COLOUR_MAP[low].map(
+    (level, channel) => level + (position - low) * (COLOUR_MAP[low + 1][channel] - level),
+  );
 }
 
+// Return a canvas with the map, placed over the classified frame of the displayed image.
 function drawMap({ shape: [rows, columns], values }, frame, image) {
   const small = new OffscreenCanvas(columns, rows),
     pixels = new ImageData(columns, rows);
-  values.flat().forEach((value, index) => pixels.data.set([...heat(value), 255], 4 * index));
+  values.flat().forEach((value, index) => pixels.data.set([...colour(value), 255], 4 * index));
   small.getContext("2d").putImageData(pixels, 0, 0);
   const canvas = element("canvas", {
     width: 224,
@@ -419,60 +443,63 @@ function drawMap({ shape: [rows, columns], values }, frame, image) {
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, 224, 224);
   const [width, height] = [image.naturalWidth, image.naturalHeight];
-  const sides = {
+  const placement = {
     left: frame.left / width,
     top: frame.top / height,
     width: frame.width / width,
     height: frame.height / height,
   };
-  for (const [side, share] of Object.entries(sides)) canvas.style[side] = `${100 * share}%`;
+  for (const [property, share] of Object.entries(placement)) canvas.style[property] = `${100 * share}%`;
   return canvas;
 }
 
-function refilter() {
-  const wanted = document.querySelector("#filter input:checked").value;
-  const tests = {
+function applyFilter() {
+  const selected = document.querySelector("#filter input:checked").value;
+  const filters = {
     all: () => true,
     review: (cell) => Boolean(cell.prediction?.review),
     failed: (cell) => Boolean(cell.problem),
   };
   for (const input of document.querySelectorAll("#filter input")) {
-    input.parentElement.querySelector("output").textContent = state.cells.filter(tests[input.value]).length;
+    input.parentElement.querySelector("output").textContent = state.cells.filter(filters[input.value]).length;
   }
-  for (const cell of state.cells) if (cell.card) cell.card.hidden = !tests[wanted](cell);
+  for (const cell of state.cells) if (cell.card) cell.card.hidden = !filters[selected](cell);
 }
 
 // --- the differential -------------------------------------------------------------------------------
 
-function countable() {
+// Return the body of POST /differential for all classified cells.
+function differentialRequest() {
   const predictions = state.cells.filter((cell) => cell.prediction).map((cell) => cell.prediction);
-  const whose = { specimen: $("specimen-id").value.trim(), accession: $("accession-id").value.trim() };
-  return { predictions, ...whose };
+  return { predictions, specimen: $("specimen-id").value.trim(), accession: $("accession-id").value.trim() };
 }
 
-const post = (accept = "application/json") =>
-  ask("differential", {
+const requestDifferential = (accept = "application/json") =>
+  request("differential", {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: accept },
-    body: JSON.stringify(countable()),
+    body: JSON.stringify(differentialRequest()),
   });
 
-async function count() {
-  const { predictions } = countable();
+async function updateDifferential() {
+  const { predictions } = differentialRequest();
   if (!predictions.length) {
     $("specimen").hidden = true;
     return;
   }
-  if (predictions.length > MOST_CELLS) {
-    throw new Failure("Too many cells for one differential.", `At most ${MOST_CELLS} are counted together.`);
+  if (predictions.length > MAX_CELLS) {
+    throw new Failure(
+      "Too many cells for one differential.",
+      `The limit is ${MAX_CELLS}. Clear the page to start a new one.`,
+    );
   }
-  const found = await (await post()).json();
+  const differential = await (await requestDifferential()).json();
   $("differential").caption.textContent =
-    `${plural(found.n, "classified cell")}, ${found.review.length} to review`;
+    `${plural(differential.n, "classified cell")}, ${differential.review.length} to review`;
   $("differential").tBodies[0].replaceChildren(
     ...LABELS.map((label) => {
-      const [low, high] = found.intervals.wilson[label],
-        [least, most] = found.intervals.exact[label];
+      const [low, high] = differential.intervals.wilson[label],
+        [exactLow, exactHigh] = differential.intervals.exact[label];
       const range = element(
         "div",
         { className: "range" },
@@ -482,22 +509,24 @@ async function count() {
         }),
         element("span", {
           className: "point",
-          style: { left: `${found.percent[label]}%`, background: "var(--class)" },
+          style: { left: `${differential.percent[label]}%`, background: "var(--class)" },
         }),
       );
       return element(
         "tr",
         { className: label },
         element("th", { scope: "row", textContent: label }),
-        element("td", { textContent: found.counts[label] }),
-        element("td", { textContent: percent(found.percent[label] / 100) }),
+        element("td", { textContent: differential.counts[label] }),
+        element("td", { textContent: percent(differential.percent[label] / 100) }),
         element("td", { textContent: `${low.toFixed(1)} – ${high.toFixed(1)}` }),
-        element("td", { textContent: `${least.toFixed(1)} – ${most.toFixed(1)}` }),
+        element("td", { textContent: `${exactLow.toFixed(1)} – ${exactHigh.toFixed(1)}` }),
         element("td", { className: "wide", attributes: { "aria-hidden": "true" } }, range),
       );
     }),
   );
-  $("warnings").replaceChildren(...found.warnings.map((one) => element("li", { textContent: one.detail })));
+  $("warnings").replaceChildren(
+    ...differential.warnings.map((warning) => element("li", { textContent: warning.detail })),
+  );
   $("specimen").hidden = false;
 }
 
@@ -506,17 +535,17 @@ async function count() {
 async function evaluate(file, signal) {
   const form = new FormData();
   form.append("archive", file, file.name);
-  advance(`Sending ${file.name}`, 0, 1);
-  const answer = await ask("evaluate", {
+  showProgress(`Uploading ${file.name}`, 0, 1);
+  const response = await request("evaluate", {
     method: "POST",
     body: form,
     signal,
     headers: { Accept: "text/event-stream" },
   });
-  for await (const { event, data } of events(answer.body)) {
+  for await (const { event, data } of serverSentEvents(response.body)) {
     if (event === "progress") {
-      const rate = data.images_per_second ? `, ${data.images_per_second.toFixed(0)} a second` : "";
-      advance(`Evaluated ${data.done} of ${plural(data.total, "image")}${rate}`, data.done, data.total);
+      const rate = data.images_per_second ? `, ${data.images_per_second.toFixed(0)} images/s` : "";
+      showProgress(`Evaluated ${data.done} of ${plural(data.total, "image")}${rate}`, data.done, data.total);
     } else if (event === "error") throw new Failure(data.title, data.detail, data);
     else if (event === "result") {
       Object.assign(state, { report: data, archive: file, shown: 0 });
@@ -524,14 +553,14 @@ async function evaluate(file, signal) {
       return;
     }
   }
-  throw new Failure("The evaluation broke off.", "The connection was lost before the result came.");
+  throw new Failure("The evaluation was interrupted.", "The connection was lost before the result arrived.");
 }
 
-async function* events(stream) {
-  let rest = "";
-  for await (const text of chunks(stream)) {
-    const blocks = (rest + text).split(/\r?\n\r?\n/);
-    rest = blocks.pop();
+async function* serverSentEvents(stream) {
+  let incomplete = ""; // the start of an event whose end has not arrived
+  for await (const text of textChunks(stream)) {
+    const blocks = (incomplete + text).split(/\r?\n\r?\n/);
+    incomplete = blocks.pop();
     for (const block of blocks) {
       const fields = block
         .split(/\r?\n/)
@@ -546,7 +575,7 @@ async function* events(stream) {
   }
 }
 
-async function* chunks(stream) {
+async function* textChunks(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   for (let next = await reader.read(); !next.done; next = await reader.read()) yield next.value;
 }
@@ -554,32 +583,32 @@ async function* chunks(stream) {
 async function showReport() {
   const report = state.report,
     level = percent(report.confidence_intervals.level, 0);
-  const within = ([low, high]) =>
-    `${level} interval ${low.toFixed(3)} – ${high.toFixed(3)}, by ${report.confidence_intervals.unit}`;
+  const intervalText = ([low, high]) =>
+    `${level} interval ${low.toFixed(3)} – ${high.toFixed(3)}, over ${report.confidence_intervals.unit}s`;
   const scores = [
-    ["Images", String(report.n), report.errors.length ? `${report.errors.length} left out` : ""],
-    ["Accuracy", percent(report.accuracy, 2), within(report.confidence_intervals.accuracy)],
-    ["Macro F1", number(report.macro_avg.f1), within(report.confidence_intervals.macro_f1)],
+    ["Images", String(report.n), report.errors.length ? `${report.errors.length} not decoded, left out` : ""],
+    ["Accuracy", percent(report.accuracy, 2), intervalText(report.confidence_intervals.accuracy)],
+    ["Macro F1", number(report.macro_avg.f1), intervalText(report.confidence_intervals.macro_f1)],
     ["Weighted F1", number(report.weighted_avg.f1), ""],
     ["MSE", number(report.mse), "of class indices"],
     ["RMSE", number(report.rmse), "of class indices"],
     ["Cohen’s κ", number(report.cohen_kappa), ""],
-    ["ROC AUC", number(report.roc_auc_ovr), "one against the rest"],
-    ["ECE", number(report.ece), "calibration error"],
+    ["ROC AUC", number(report.roc_auc_ovr), "one class against the rest"],
+    ["ECE", number(report.ece), "expected calibration error"],
   ];
   $("scores").replaceChildren(
-    ...scores.map(([name, value, more]) =>
+    ...scores.map(([name, value, note]) =>
       element(
         "div",
         {},
         element("dt", { textContent: name }),
-        element("dd", {}, value, element("small", { textContent: more })),
+        element("dd", {}, value, element("small", { textContent: note })),
       ),
     ),
   );
-  fill(
+  fillTable(
     $("confusion"),
-    ["true \\ predicted", ...report.labels, "all"],
+    ["true \\ predicted", ...report.labels, "total"],
     report.labels.map((label, row) => [
       label,
       ...report.confusion_matrix[row],
@@ -591,41 +620,42 @@ async function showReport() {
     ["macro average", report.macro_avg],
     ["weighted average", report.weighted_avg],
   ];
-  fill(
+  fillTable(
     $("by-class"),
     ["class", "precision", "recall", "F1", "specificity", "images"],
-    [...report.labels.map((label) => [label, report.per_class[label]]), ...averages].map(([name, one]) => [
+    [...report.labels.map((label) => [label, report.per_class[label]]), ...averages].map(([name, row]) => [
       name,
-      number(one.precision),
-      number(one.recall),
-      number(one.f1),
-      number(one.specificity),
-      one.support,
+      number(row.precision),
+      number(row.recall),
+      number(row.f1),
+      number(row.specificity),
+      row.support,
     ]),
   );
-  report.misclassified.sort((one, other) => other.confidence - one.confidence);
+  report.misclassified.sort((a, b) => b.confidence - a.confidence);
   $("mistakes").replaceChildren();
   $("mistakes-title").textContent = report.misclassified.length
-    ? `Worst of ${plural(report.misclassified.length, "mistake")}`
-    : "No mistakes";
+    ? `Misclassified images (${report.misclassified.length}), highest confidence first`
+    : "No misclassified images";
   $("evaluation").hidden = false;
-  for (const one of report.errors.slice(0, 5))
-    complain(new Failure(one.title, `${one.filename}: ${one.detail}`));
+  for (const { title, filename, detail } of report.errors.slice(0, 5))
+    showProblem(new Failure(title, `${filename}: ${detail}`));
   if (report.errors.length > 5)
-    complain(
-      new Failure(`${report.errors.length - 5} more images were left out.`, "The JSON lists them all."),
+    showProblem(
+      new Failure(`${report.errors.length - 5} more images were left out.`, "The saved JSON lists them all."),
     );
-  say(`${plural(report.n, "image")} evaluated: accuracy ${percent(report.accuracy, 2)}.`);
+  setStatus(`${plural(report.n, "image")} evaluated: accuracy ${percent(report.accuracy, 2)}.`);
   $("evaluation").scrollIntoView();
   await showMistakes();
 }
 
-function fill(table, head, rows, isHit = () => false) {
+// isDiagonal(row, column): whether a cell is highlighted as correct.
+function fillTable(table, head, rows, isDiagonal = () => false) {
   const cells = (row, index) =>
     row.map((value, column) =>
       column === 0
         ? element("th", { scope: "row", textContent: value })
-        : element("td", { textContent: value, className: isHit(index, column) ? "hit" : "" }),
+        : element("td", { textContent: value, className: isDiagonal(index, column) ? "correct" : "" }),
     );
   table.replaceChildren(
     table.caption,
@@ -639,103 +669,110 @@ function fill(table, head, rows, isHit = () => false) {
 }
 
 async function showMistakes() {
-  const some = state.report.misclassified.slice(state.shown, state.shown + MISTAKES);
-  state.shown += some.length;
+  const mistakes = state.report.misclassified.slice(state.shown, state.shown + MISTAKES_PER_PAGE);
+  state.shown += mistakes.length;
   $("more-mistakes").hidden = state.shown >= state.report.misclassified.length;
-  const archive = some.length ? await directory(state.archive).catch(() => new Map()) : new Map();
+  const entries = mistakes.length ? await readDirectory(state.archive).catch(() => new Map()) : new Map();
   await Promise.all(
-    some.map(async (mistake) => {
-      const picture = element("div", { className: "picture" }),
+    mistakes.map(async (mistake) => {
+      const preview = element("div", { className: "preview" }),
         fit = element("div", { className: "fit" });
-      const blind = (why) => {
-        picture.classList.add("blind");
-        picture.dataset.why = why;
+      const showReason = (reason) => {
+        preview.classList.add("unavailable");
+        preview.dataset.reason = reason;
       };
-      picture.append(fit);
+      preview.append(fit);
       $("mistakes").append(
         element(
           "li",
           { className: "card" },
-          picture,
+          preview,
           element(
             "div",
-            { className: "said" },
+            { className: "text" },
             element(
               "h3",
               {},
               mistake.predicted,
               element("span", { textContent: percent(mistake.confidence) }),
             ),
-            element("p", { className: "review", textContent: `⚑ It is labelled ${mistake.label}.` }),
+            element("p", { className: "review", textContent: `⚑ Labelled ${mistake.label}.` }),
             element("p", { className: "name", textContent: mistake.filename }),
           ),
         ),
       );
-      const entry = archive.get(mistake.filename);
+      const entry = entries.get(mistake.filename);
       if (!entry) {
-        blind("The picture cannot be read from the archive here.");
+        showReason("No preview: this page cannot read the image from the archive.");
         return;
       }
       try {
-        const url = URL.createObjectURL(await unpack(state.archive, entry));
+        const url = URL.createObjectURL(await extract(state.archive, entry));
         const image = element("img", {
           alt: `${mistake.filename}: predicted ${mistake.predicted}, labelled ${mistake.label}`,
         });
         image.addEventListener("load", () => {
-          proportion(fit, image);
+          setAspectRatio(fit, image);
           URL.revokeObjectURL(url);
         });
         image.addEventListener("error", () => {
-          blind("This browser cannot show this format.");
+          showReason("No preview: this browser cannot show this format.");
           URL.revokeObjectURL(url);
         });
         image.src = url;
         fit.append(image);
       } catch {
-        blind("The picture cannot be read from the archive here.");
+        showReason("No preview: this page cannot read the image from the archive.");
       }
     }),
   );
 }
 
-// --- ZIP, just enough to show a picture (APPNOTE 4.3) -----------------------------------------------
+// --- ZIP: what previews need (APPNOTE 4.3) ----------------------------------------------------------
 
-async function directory(file) {
+// Return the entries of a ZIP file by name.
+async function readDirectory(file) {
   const tail = new DataView(await file.slice(-65_557).arrayBuffer());
   let end = tail.byteLength - 22;
   while (end >= 0 && tail.getUint32(end, true) !== 0x06054b50) end--;
-  if (end < 0) throw new Error("no directory");
+  if (end < 0) throw new Error("the ZIP has no central directory");
   const [size, start] = [tail.getUint32(end + 12, true), tail.getUint32(end + 16, true)];
   const view = new DataView(await file.slice(start, start + size).arrayBuffer()),
-    found = new Map();
+    entries = new Map();
   for (let at = 0; at + 46 <= view.byteLength && view.getUint32(at, true) === 0x02014b50;) {
-    const [method, packed, plain] = [
+    const [method, compressedSize, plainSize] = [
       view.getUint16(at + 10, true),
       view.getUint32(at + 20, true),
       view.getUint32(at + 24, true),
     ];
     const [name, extra, comment] = [28, 30, 32].map((offset) => view.getUint16(at + offset, true));
     const text = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + at + 46, name));
-    found.set(text.replaceAll("\\", "/"), { method, packed, plain, at: view.getUint32(at + 42, true) });
+    entries.set(text.replaceAll("\\", "/"), {
+      method,
+      compressedSize,
+      plainSize,
+      offset: view.getUint32(at + 42, true),
+    });
     at += 46 + name + extra + comment;
   }
-  return found;
+  return entries;
 }
 
-async function unpack(file, { method, packed, plain, at }) {
-  if (plain > state.model.limits.max_image_mib * MIB || ![0, 8].includes(method))
-    throw new Error("not shown");
-  const head = new DataView(await file.slice(at, at + 30).arrayBuffer());
-  const start = at + 30 + head.getUint16(26, true) + head.getUint16(28, true);
-  const body = file.slice(start, start + packed);
+// Return one entry's data; stored and deflated entries only, up to the service's limit for an image.
+async function extract(file, { method, compressedSize, plainSize, offset }) {
+  if (plainSize > state.model.limits.max_image_mib * MIB || ![0, 8].includes(method))
+    throw new Error("entry too large or its compression not supported");
+  const head = new DataView(await file.slice(offset, offset + 30).arrayBuffer());
+  const start = offset + 30 + head.getUint16(26, true) + head.getUint16(28, true);
+  const body = file.slice(start, start + compressedSize);
   if (method === 0) return body;
   const reader = body.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader(),
-    parts = [];
-  for (let got = 0, next = await reader.read(); !next.done; next = await reader.read()) {
-    if ((got += next.value.length) > plain) throw new Error("longer than it says");
-    parts.push(next.value);
+    chunks = [];
+  for (let size = 0, next = await reader.read(); !next.done; next = await reader.read()) {
+    if ((size += next.value.length) > plainSize) throw new Error("entry exceeds its declared size");
+    chunks.push(next.value);
   }
-  return new Blob(parts);
+  return new Blob(chunks);
 }
 
 // --- downloads and curl -----------------------------------------------------------------------------
@@ -750,7 +787,7 @@ const saveJson = (name, value) =>
   save(name, new Blob([JSON.stringify(value, null, 2)], { type: "application/json" }));
 
 function saveCsv(name, rows) {
-  // What a spreadsheet would take for a formula is made a text.
+  // A leading apostrophe keeps a spreadsheet from evaluating a text as a formula.
   const field = (value) => {
     const text = String(value ?? "");
     const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
@@ -776,17 +813,17 @@ function cellRows() {
   ];
   return [
     head,
-    ...state.cells.map(({ file, prediction: one, problem }) =>
-      one
+    ...state.cells.map(({ file, prediction, problem }) =>
+      prediction
         ? [
             file.name,
-            one.label,
-            one.confidence,
-            ...LABELS.map((label) => one.probabilities[label]),
-            one.ood_score,
-            one.review,
-            one.review_reasons.join(" "),
-            one.image_sha256,
+            prediction.label,
+            prediction.confidence,
+            ...LABELS.map((label) => prediction.probabilities[label]),
+            prediction.ood_score,
+            prediction.review,
+            prediction.review_reasons.join(" "),
+            prediction.image_sha256,
             "",
           ]
         : [file.name, ...Array(10).fill(""), problem?.detail],
@@ -795,11 +832,11 @@ function cellRows() {
 }
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-const part = (name, file) => `-F ${quote(`${name}=@"${file.name.replaceAll(/["\\]/g, "\\$&")}"`)}`;
+const formOption = (name, file) => `-F ${quote(`${name}=@"${file.name.replaceAll(/["\\]/g, "\\$&")}"`)}`;
 
-function curl(path, parts) {
+function curlCommand(path, options) {
   const key = sessionStorage.getItem("leuko-key") ? ['-H "Authorization: Bearer $LEUKO_KEY"'] : [];
-  return ["curl --fail-with-body", ...key, ...parts, quote(new URL(path, document.baseURI).href)].join(
+  return ["curl --fail-with-body", ...key, ...options, quote(new URL(path, document.baseURI).href)].join(
     " \\\n  ",
   );
 }
@@ -807,18 +844,18 @@ function curl(path, parts) {
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
-    say("Copied.");
+    setStatus("Copied.");
   } catch {
-    throw new Failure("The browser does not let the page copy.", text);
+    throw new Failure("The browser does not allow copying. Copy this text yourself:", text);
   }
 }
 
-function curlOfCells() {
-  const { specimen, accession } = countable();
-  const whose = Object.entries({ specimen, accession }).filter(([, value]) => value);
-  return curl("differential", [
-    ...state.cells.filter((cell) => cell.prediction).map((cell) => part("files", cell.file)),
-    ...whose.map(([name, value]) => `--form-string ${quote(`${name}=${value}`)}`),
+function differentialCommand() {
+  const { specimen, accession } = differentialRequest();
+  const identifiers = Object.entries({ specimen, accession }).filter(([, value]) => value);
+  return curlCommand("differential", [
+    ...state.cells.filter((cell) => cell.prediction).map((cell) => formOption("files", cell.file)),
+    ...identifiers.map(([name, value]) => `--form-string ${quote(`${name}=${value}`)}`),
   ]);
 }
 
@@ -828,18 +865,14 @@ function clear() {
   for (const id of ["specimen", "cells"]) $(id).hidden = true;
   $("cards").replaceChildren();
   $("problems").replaceChildren();
-  say("Cleared.");
+  setStatus("Cleared.");
   $("files").focus();
 }
 
-// --- wiring -----------------------------------------------------------------------------------------
+// --- event handlers ---------------------------------------------------------------------------------
 
-const on = (id, event, action) =>
-  $(id).addEventListener(event, () => Promise.resolve().then(action).catch(complain));
-const reports = {
-  json: () => saveJson("leuko-evaluation.json", state.report),
-  csv: () => saveCsv("leuko-evaluation.csv", reportRows()),
-};
+const listen = (id, event, action) =>
+  $(id).addEventListener(event, () => Promise.resolve().then(action).catch(showProblem));
 
 function reportRows() {
   const { labels, per_class: scores, confusion_matrix: matrix } = state.report;
@@ -860,55 +893,64 @@ function reportRows() {
     ]),
     [],
     ["filename", "label", "predicted", "confidence"],
-    ...state.report.misclassified.map((one) => [one.filename, one.label, one.predicted, one.confidence]),
+    ...state.report.misclassified.map((mistake) => [
+      mistake.filename,
+      mistake.label,
+      mistake.predicted,
+      mistake.confidence,
+    ]),
   ];
 }
 
 $("files").addEventListener("change", (event) => {
   const files = [...event.target.files];
   event.target.value = "";
-  take(files);
+  enqueue(files);
 });
 document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) take([...event.clipboardData.files]);
+  if (event.clipboardData.files.length) enqueue([...event.clipboardData.files]);
 });
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
-    document.body.classList.add("over");
+    document.body.classList.add("dragging");
   });
 }
 document.addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) document.body.classList.remove("over");
+  if (!event.relatedTarget) document.body.classList.remove("dragging");
 });
 document.addEventListener("drop", async (event) => {
   event.preventDefault();
-  document.body.classList.remove("over");
-  take(await dropped(event.dataTransfer));
+  document.body.classList.remove("dragging");
+  enqueue(await droppedFiles(event.dataTransfer));
 });
-on("cancel", "click", () => state.work?.abort());
-on("filter", "change", refilter);
-on("specimen-id", "change", count);
-on("accession-id", "change", count);
-on("clear", "click", clear);
-on("copy-curl", "click", () => copy(curlOfCells()));
-on("copy-report-curl", "click", () => copy(curl("evaluate", [part("archive", state.archive)])));
-on("save-json", "click", async () =>
+listen("cancel", "click", () => state.controller?.abort());
+listen("filter", "change", applyFilter);
+listen("specimen-id", "change", updateDifferential);
+listen("accession-id", "change", updateDifferential);
+listen("clear", "click", clear);
+listen("copy-curl", "click", () => copy(differentialCommand()));
+listen("copy-report-curl", "click", () =>
+  copy(curlCommand("evaluate", [formOption("archive", state.archive)])),
+);
+listen("save-json", "click", async () =>
   saveJson("leuko.json", {
-    differential: await (await post()).json(),
-    predictions: countable().predictions,
+    differential: await (await requestDifferential()).json(),
+    predictions: differentialRequest().predictions,
     errors: state.cells
       .filter((cell) => cell.problem)
       .map((cell) => ({ filename: cell.file.name, ...cell.problem })),
   }),
 );
-on("save-csv", "click", () => saveCsv("leuko.csv", cellRows()));
-on("save-fhir", "click", async () =>
-  save("leuko.fhir.json", await (await post("application/fhir+json")).blob()),
+listen("save-csv", "click", () => saveCsv("leuko.csv", cellRows()));
+listen("save-fhir", "click", async () =>
+  save("leuko.fhir.json", await (await requestDifferential("application/fhir+json")).blob()),
 );
-on("save-hl7", "click", async () => save("leuko.hl7", await (await post("application/hl7-v2")).blob()));
-on("save-report-json", "click", reports.json);
-on("save-report-csv", "click", reports.csv);
-on("more-mistakes", "click", showMistakes);
+listen("save-hl7", "click", async () =>
+  save("leuko.hl7", await (await requestDifferential("application/hl7-v2")).blob()),
+);
+listen("save-report-json", "click", () => saveJson("leuko-evaluation.json", state.report));
+listen("save-report-csv", "click", () => saveCsv("leuko-evaluation.csv", reportRows()));
+listen("more-mistakes", "click", showMistakes);
 
-watch();
+watchReadiness();

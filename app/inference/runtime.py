@@ -1,0 +1,21 @@
+"""What all models of a process share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.engine.classifier import Classifier
+from app.observability.metrics import Telemetry
+from app.settings import Settings
+
+Load = Callable[[Settings], Classifier]  # loads the bundle of the settings; raises BundleError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """load: how a bundle becomes a classifier; tests put a fake in its place."""
+
+    settings: Settings
+    telemetry: Telemetry
+    load: Load

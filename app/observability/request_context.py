@@ -1,0 +1,19 @@
+"""What is known of a request while it is answered: one object that travels with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.observability.stages import Stages
+
+
+@dataclass
+class RequestContext:
+    """Lives in the ASGI scope's `state["context"]`: made by the edge, read and filled by the routes."""
+
+    request_id: str
+    arrived: float  # when the request began, on the event loop's clock
+    traceparent: str | None = None
+    findings: dict[str, Any] = field(default_factory=dict)  # the application's part of the audit log's line
+    stages: Stages = field(default_factory=Stages)

@@ -1,0 +1,155 @@
+"""How long a second client waits for /healthz while the service answers the heaviest request of each kind.
+
+Run: python -m benchmarks.stalls
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import io
+import json
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from app.engine.bundle import CLASSES
+from app.units import MIB
+from benchmarks.client import BOUNDARY, MULTIPART, form
+from benchmarks.server import HOST, serve
+
+PAUSE_S = 0.002  # between two probes
+IDLE_S = 3.0
+PATIENCE_S = 300
+
+
+@dataclass(frozen=True)
+class Request:
+    path: str
+    body: bytes
+    media_type: str = MULTIPART
+
+
+@dataclass
+class Waits:
+    """Seconds that each probe took."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def longest_ms(self) -> float:
+        return 1000 * max(self.seconds)
+
+
+@contextmanager
+def probing(port: int) -> Iterator[Waits]:
+    """Ask for /healthz over one connection, again and again, until the block ends."""
+    waits, stop = Waits(), threading.Event()
+
+    def probe() -> None:
+        connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
+        while not stop.wait(PAUSE_S):
+            began = time.perf_counter()
+            connection.request("GET", "/healthz")
+            response = connection.getresponse()
+            response.read()
+            waits.seconds.append(time.perf_counter() - began)
+            assert response.status == 200, response.status
+        connection.close()
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        yield waits
+    finally:
+        stop.set()
+        thread.join()
+
+
+def send(port: int, request: Request) -> int:
+    """Return the status."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
+    connection.request("POST", request.path, request.body, {"Content-Type": request.media_type})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
+def corrupt_images(mib: int, size: int = 15) -> Request:
+    """Images of `size` MiB each that begin like a JPEG and cannot be decoded."""
+    images = [b"\xff\xd8\xff\xe0" + os.urandom(size * MIB) for _ in range(max(1, mib // size))]
+    return Request("/predict", form(images))
+
+
+def corrupt_archive(count: int) -> Request:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(count):
+            archive.writestr(f"{CLASSES[number % 4]}/{number}.png", b"\x89PNG\r\n\x1a\n" + os.urandom(200))
+    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="archive"; filename="a.zip"\r\n\r\n'
+    return Request("/evaluate", part.encode() + file.getvalue() + f"\r\n--{BOUNDARY}--\r\n".encode())
+
+
+def outcomes(rows: int) -> Request:
+    labels = [number % 4 for number in range(rows)]
+    document = {"labels": labels, "probabilities": [[0.1, 0.2, 0.3, 0.4]] * rows}
+    return Request("/evaluate/predictions", json.dumps(document).encode(), "application/json")
+
+
+def cells(count: int) -> Request:
+    cell = {"label": "monocyte", "confidence": 0.5, "review_reasons": ["low_confidence"]}
+    document = {"predictions": [cell | {"filename": f"{number}.png"} for number in range(count)]}
+    return Request("/differential", json.dumps(document).encode(), "application/json")
+
+
+def tensors(count: int, size: int = MIB) -> Request:
+    data = [base64.b64encode(b"\xff\xd8\xff\xe0" + os.urandom(size)).decode() for _ in range(count)]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [count], "data": data}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    return Request("/v2/models/wbc-resnet18/infer", body, "application/json")
+
+
+KINDS: tuple[tuple[str, Callable[[], Request]], ...] = (
+    ("/predict: 480 MiB of corrupt images", lambda: corrupt_images(480)),
+    ("/evaluate: 20,000 corrupt images in a ZIP", lambda: corrupt_archive(20_000)),
+    ("/evaluate/predictions: 500,000 rows", lambda: outcomes(500_000)),
+    ("/differential: 10,000 classified cells", lambda: cells(10_000)),
+    ("/v2 infer: 60 MiB of corrupt images in JSON", lambda: tensors(60)),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="only kinds whose name contains this")
+    arguments = parser.parse_args(argv)
+    body = os.urandom(480 * MIB)
+    began = time.perf_counter()
+    sha256(body).hexdigest()
+    print(f"hashing 480 MiB: {1000 * (time.perf_counter() - began):.0f} ms")
+    del body
+    with serve() as server:
+        with probing(server.port) as idle:
+            time.sleep(IDLE_S)
+        print(f"{'longest wait for /healthz':<46}{'ms':>8}{'÷ idle':>9}{'status':>8}{'answered in':>13}")
+        print(f"{'idle':<46}{idle.longest_ms:8.1f}{1:9.1f}")
+        for name, make in KINDS:
+            if arguments.only not in name:
+                continue
+            request = make()
+            began = time.perf_counter()
+            with probing(server.port) as waits:
+                status = send(server.port, request)
+            seconds = time.perf_counter() - began
+            ratio = waits.longest_ms / idle.longest_ms
+            print(f"{name:<46}{waits.longest_ms:8.1f}{ratio:9.1f}{status:8}{seconds:11.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
