@@ -1,4 +1,4 @@
-"""Images on this machine → answers, in order and in bounded memory, without the service."""
+"""Classify images on this machine without the service, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.inference.pipeline import Answer, FrameImage, InferenceItem, Pipeline
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one image."""
+    """An image with its answer, or the error that it failed with."""
 
     source: StoredImage
     answer: Answer | LeukoError
@@ -28,7 +28,7 @@ class Outcome:
 def classify(
     classifier: Classifier, sources: Iterable[StoredImage], limits: ImageLimits, workers: int = 0
 ) -> Iterator[Outcome]:
-    """One outcome a source, in order."""
+    """Yield one outcome per image, in order."""
     preprocessing = classifier.bundle.preprocessing
     yield from run(
         classifier, sources, lambda data, _: frame_cell(decode(data, limits), preprocessing), workers
@@ -38,7 +38,7 @@ def classify(
 def run(
     classifier: Classifier, sources: Iterable[StoredImage], frame: FrameImage, workers: int = 0
 ) -> Iterator[Outcome]:
-    """As `classify`, decoded by `frame`; each worker has a batch, and the next one is ready for it."""
+    """Yield as `classify` does, decoding with `frame`; hold at most two batches per worker, and one more."""
     pipeline = Pipeline(classifier, frame)
     workers = workers or classifier.engine.workers
     remaining = iter(sources)

@@ -1,4 +1,4 @@
-"""Bundles from elsewhere: a real https server with a certificate of its own, and a Hub on loopback."""
+"""Fetching bundles: from a real https server with a self-signed certificate, and from a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REVISION = "c0ffee" + "0" * 34
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """Files with right hashes; what they hold is not looked at here."""
+    """Return a folder of files with correct hashes; their content is arbitrary."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     for name in FILES:
         (folder / name).write_bytes(name.encode())
     hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in FILES}
     (folder / "config.json").write_text(json.dumps({"files": hashes}))
-    (folder / "README.md").write_text("a card, which nothing needs at run time")
+    (folder / "README.md").write_text("a model card, not needed at run time")
     return folder
 
 
@@ -67,7 +67,7 @@ def serving(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = 
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """Of a server whose certificate this process trusts."""
+    """Return the TLS context of a server whose certificate this process trusts."""
     if OPENSSL is None:
         pytest.skip("openssl is absent here")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -86,14 +86,14 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    found.load_cert_chain(certificate, key)
-    return found
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 @pytest.fixture
 def https(bundle: Path, tls: ssl.SSLContext) -> Iterator[str]:
-    """The address of the bundle."""
+    """Serve the bundle; return its address."""
     with serving(type("Quiet", (Quiet,), {"root": bundle}), tls) as port:
         yield f"https://localhost:{port}"
 
@@ -193,7 +193,7 @@ RESET = b"a reset"
 
 
 class Said(BaseHTTPRequestHandler):
-    """Says `said` to whatever is asked, byte for byte, and hangs up; for RESET it says nothing."""
+    """Send the bytes `said` to any request and close; for RESET, reset the connection."""
 
     said: bytes
 
@@ -257,7 +257,7 @@ def test_a_file_that_turns_out_to_be_too_large_is_refused(tls: ssl.SSLContext, t
 
 
 class Dripping(BaseHTTPRequestHandler):
-    """A byte now and then, for longer than the test needs."""
+    """Send a byte every 20 ms, for longer than the test runs."""
 
     left: Event
 
@@ -279,7 +279,7 @@ def test_a_server_that_drips_is_not_waited_for(tls: ssl.SSLContext, tmp_path: Pa
     left = Event()
     with serving(type("ThisDripping", (Dripping,), {"left": left}), tls) as port:
         asked = settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path)
-        with pytest.raises(BundleError, match="comes too slowly"):
+        with pytest.raises(BundleError, match="takes too long to download"):
             locate(asked, Bounds(seconds=0.2))
         left.set()
     assert BOUNDS.seconds < 3600
@@ -298,7 +298,7 @@ def test_what_was_begun_by_processes_that_were_killed_is_removed_in_time(
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of https://huggingface.co/docs/hub/api as huggingface_hub asks for."""
+    """The part of https://huggingface.co/docs/hub/api that huggingface_hub uses."""
 
     root: Path
 
@@ -356,7 +356,7 @@ Ask = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Ask:
-    """Its library reads the variable when it is imported: hence a process of its own."""
+    """Locate a bundle in a separate process: the Hub's library reads HF_ENDPOINT when it is imported."""
     pytest.importorskip("huggingface_hub")
 
     def run(
@@ -397,7 +397,7 @@ NO_HUB = [
 
 
 class Turns(Said):
-    """Says each of `turns` once."""
+    """Send each of `turns` once."""
 
     turns: list[bytes]
 
@@ -413,8 +413,8 @@ def test_where_the_hub_resets_or_garbles_what_was_fetched_before_is_used(ask: As
     with serving(type("TheseTurns", (Turns,), {"turns": turns})) as port:
         done = ask(f"http://127.0.0.1:{port}", times=len(NO_HUB))
     assert (done.stdout, turns) == (fetched * len(NO_HUB), []), done.stderr
-    assert "ReadError" in done.stderr  # of the reset
-    warning = "hf://lab/wbc cannot be asked, what was fetched before is used: "
+    assert "ReadError" in done.stderr  # from the reset
+    warning = "hf://lab/wbc: no usable response from the Hub, using the cached copy: "
     assert [line.startswith(warning) for line in done.stderr.splitlines()] == [True] * len(NO_HUB)
 
 
@@ -431,7 +431,7 @@ def test_an_address_of_the_hub_that_cannot_be_one_is_refused(ask: Ask, endpoint:
 
 def test_where_there_is_no_home_another_folder_is_asked_for() -> None:
     asked = Settings(bundle="https://a/b#sha256=" + "0" * 64, cache="~nobody-of-this-name/leuko")
-    with pytest.raises(BundleError, match="there is no home here"):
+    with pytest.raises(BundleError, match="there is no home folder"):
         locate(asked)
     assert locate(Settings(bundle="models/mine", cache=asked.cache)) == Path("models/mine")
 
