@@ -131,13 +131,13 @@ def test_an_address_that_pins_nothing_or_is_of_no_known_kind_is_refused(tmp_path
 def test_a_pinned_bundle_is_fetched_once_and_whole(https: str, bundle: Path, tmp_path: Path) -> None:
     pin = sha256(bundle / "config.json")
     asked = settings(f"{https}/#sha256={pin}", tmp_path)
-    found = locate(asked)
-    assert found == tmp_path / "cache" / pin
-    assert {path.name for path in found.iterdir()} == {"config.json", *FILES}
+    folder = locate(asked)
+    assert folder == tmp_path / "cache" / pin
+    assert {path.name for path in folder.iterdir()} == {"config.json", *FILES}
     for name in FILES:
-        assert (found / name).read_bytes() == (bundle / name).read_bytes()
+        assert (folder / name).read_bytes() == (bundle / name).read_bytes()
     shutil.rmtree(bundle)
-    assert locate(asked) == found
+    assert locate(asked) == folder
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [pin]
 
 
@@ -307,8 +307,9 @@ class Hub(BaseHTTPRequestHandler):
         if path in ("/api/models/lab/wbc/revision/v2", f"/api/models/lab/wbc/revision/{REVISION}"):
             self._json({"id": "lab/wbc", "sha": REVISION, "siblings": self._siblings()})
         elif path == f"/api/models/lab/wbc/tree/{REVISION}":
+            sizes = self._sizes()
             self._json(
-                [{"type": "file", "path": one, "size": size, "oid": "0" * 40} for one, size in self._sizes()]
+                [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes]
             )
         elif path.startswith(f"/lab/wbc/resolve/{REVISION}/"):
             self._file(self.root / path.rpartition("/")[2])
@@ -373,9 +374,9 @@ def test_a_bundle_comes_from_the_hub_by_its_library(ask: Ask, bundle: Path) -> N
     with serving(type("ThisHub", (Hub,), {"root": bundle})) as port:
         done = ask(f"http://127.0.0.1:{port}")
         assert (done.returncode, done.stderr) == (0, "")
-        found = Path(done.stdout.strip())
-        assert {path.name for path in found.iterdir()} == {"config.json", *FILES}
-        assert (found / FILES[0]).read_bytes() == (bundle / FILES[0]).read_bytes()
+        folder = Path(done.stdout.strip())
+        assert {path.name for path in folder.iterdir()} == {"config.json", *FILES}
+        assert (folder / FILES[0]).read_bytes() == (bundle / FILES[0]).read_bytes()
         other = ask(f"http://127.0.0.1:{port}", "hf://lab/none@v2")
         assert "BundleError: hf://lab/none cannot be fetched" in other.stderr
     unplugged = ask(f"http://127.0.0.1:{port}")

@@ -219,7 +219,7 @@ async def test_the_same_file_written_again_does_not_end_the_probation(tmp_path: 
         await lab.until_metric("leuko_models_stale", 0)
         kill(lab.models.served.default)
         await lab.until_default("wbc-1")
-        assert {name: len(found) for name, found in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
+        assert {name: len(loads) for name, loads in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
 
 
 @on_a_loop
@@ -330,7 +330,7 @@ async def test_while_those_before_are_loaded_going_back_loads_nothing(tmp_path: 
         for version in ("wbc-2", "wbc-1"):
             lab.write(version)
             await lab.until_served(version)
-        assert {name: len(found) for name, found in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
+        assert {name: len(loads) for name, loads in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
 
 
 @on_a_loop
