@@ -125,7 +125,7 @@ def test_a_pool_closed_before_it_is_opened_keeps_no_process() -> None:
     decoders = DecodePool(2, CONFIG)
     decoders.close()
     decoders.open()
-    wait_until(lambda: decoding() == before)
+    wait_until(lambda: decoding() <= before)  # decoders of an earlier test may still be ending
 
 
 @linux
@@ -142,7 +142,7 @@ def test_a_decoder_that_is_busy_when_the_pool_is_closed_ends_too() -> None:
     with suppress(UndecodableImage):  # it may take too long: irrelevant here
         decoders.frame(SLOW, close)
     assert beats
-    wait_until(lambda: decoding() == before)
+    wait_until(lambda: decoding() <= before)  # decoders of an earlier test may still be ending
 
 
 def test_a_decoder_that_takes_too_long_ends_itself() -> None:
