@@ -25,8 +25,8 @@ IMAGE = {"content-type": "image/png"}
 
 
 def leaves(kind: type[LeukoError] = LeukoError) -> Iterator[type[LeukoError]]:
-    below = kind.__subclasses__()
-    yield from [leaf for child in below for leaf in leaves(child)] if below else [kind]
+    children = kind.__subclasses__()
+    yield from [leaf for child in children for leaf in leaves(child)] if children else [kind]
 
 
 @contextmanager
@@ -135,9 +135,9 @@ def test_a_drain_during_the_load_is_not_undone_by_its_end() -> None:
 
 
 def test_every_error_for_clients_has_a_status_a_title_and_a_meaning() -> None:
-    ours = {errors.BundleError, errors.SettingsError, errors.RemoteError}
+    never_sent = {errors.BundleError, errors.SettingsError, errors.RemoteError}
     for kind in leaves():
-        assert (kind in problems.STATUS) != (kind in ours), kind
+        assert (kind in problems.STATUS) != (kind in never_sent), kind
     assert {kind.code for kind in problems.STATUS} <= set(problems.MEANINGS)
     assert set(problems.GENERIC.values()) <= set(problems.MEANINGS)
 

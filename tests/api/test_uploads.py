@@ -75,7 +75,7 @@ def test_no_body_breaks_the_reader(data: bytes) -> None:
     [
         (part('name="files"', b"x" * 101), TooLarge, "a part named files is over 100 bytes"),
         (part('name="labels"', b"x" * 11), TooLarge, "a part named labels is over 10 bytes"),
-        (part('name="files"', b"x") * 3, TooLarge, "over 2 parts named files"),
+        (part('name="files"', b"x") * 3, TooLarge, "more than 2 parts named files"),
         (part('name="file"', b"x"), Unusable, "only parts named files, labels are accepted"),
         (part('filename="a.png"', b"x"), MalformedRequest, "a part of the form has no name"),
         (b"--line\r\n\r\nx\r\n--line--", MalformedRequest, "a part of the form has no name"),
@@ -149,5 +149,5 @@ def test_nothing_is_written_to_the_temporary_folder(monkeypatch: pytest.MonkeyPa
     data = b"x" * 5 * 2**20
     limits = {"files": Limit(1, len(data))}
     body = part('name="files"; filename="a.png"', data) + b"--line--"
-    found = asyncio.run(read_form(request([body]), limits))
-    assert found["files"][0].data == data
+    form = asyncio.run(read_form(request([body]), limits))
+    assert form["files"][0].data == data

@@ -1,4 +1,4 @@
-"""uvicorn's connection with bounds, on a transport and a clock that the tests drive."""
+"""`Connection` on a fake transport and a fake clock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from app.edge.connection import (
     LINGER_S,
     MAX_FRAMING,
     MAX_WAITING,
-    Bounds,
     Connection,
+    ConnectionLimits,
 )
 from tests.safety.raw import head, statuses
 
@@ -48,7 +48,7 @@ class Task:
 
 
 class Loop:
-    """Time passes, and tasks run, when they are told to."""
+    """A fake event loop: time passes in `let_pass`, tasks run in `Client.answer`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -115,15 +115,15 @@ async def ok(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
-    """One connection to a server; its requests are answered by `answer`."""
+    """One connection to a server; `answer` runs the application for its requests."""
 
     def __init__(self, app: ASGIApp = ok, state: ServerState | None = None) -> None:
         self.loop = Loop()
         self.transport = Transport()
         self.observed: list[int] = []
-        bounds = Bounds(2, HEAD_S, STALL_S, problem_responses.answer, self.observed.append)
+        limits = ConnectionLimits(2, HEAD_S, STALL_S, problem_responses.render, self.observed.append)
         config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=65)
-        self.connection = Connection(config, state or ServerState(), {}, self.loop, bounds=bounds)
+        self.connection = Connection(config, state or ServerState(), {}, self.loop, limits=limits)
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
 
     def send(self, *pieces: bytes) -> None:
@@ -131,12 +131,12 @@ class Client:
             self.connection.data_received(piece)
 
     def answer(self) -> None:
-        """Runs what waits, and what comes to wait thereby."""
+        """Run all tasks, also those started meanwhile."""
         while self.loop.tasks:
             asyncio.run(self.loop.tasks.pop(0).work)
 
     def forget(self) -> None:
-        """Ends what waits unanswered."""
+        """Close all tasks without running them."""
         for task in self.loop.tasks:
             task.work.close()
 
@@ -149,7 +149,7 @@ class Client:
         return not self.transport.closing
 
 
-# The head
+# Heads
 
 
 def test_a_connection_without_a_head_is_closed_without_a_word() -> None:
@@ -212,7 +212,7 @@ def test_an_idle_connection_is_kept_as_long_as_uvicorn_keeps_it() -> None:
     assert not client.open
 
 
-# What frames a body
+# Framing of bodies
 
 
 @pytest.mark.parametrize(
@@ -249,16 +249,16 @@ def test_a_body_is_not_bounded_here() -> None:
 
 
 def test_trailers_are_no_headers() -> None:
-    seen: list[list[tuple[bytes, bytes]]] = []
+    received: list[list[tuple[bytes, bytes]]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope["headers"])
+        received.append(scope["headers"])
         await ok(scope, receive, send)
 
     client = Client(app)
     client.send(CHUNKED + b"0\r\nX-API-Key: leuko\r\nHost: y\r\n\r\n")
     client.answer()
-    assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+    assert received == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
 
 
 def test_after_an_upgrade_the_connection_closes_and_what_follows_is_not_read(
@@ -266,13 +266,13 @@ def test_after_an_upgrade_the_connection_closes_and_what_follows_is_not_read(
 ) -> None:
     client = Client()
     client.send(head("GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: h2c"), GET, GET)
-    assert caplog.records == []  # or a client could fill the log
+    assert caplog.records == []  # otherwise a client could fill the log
     client.answer()
     assert (client.statuses, client.open) == ([200], False)
     assert b"connection: close" in client.transport.sent
 
 
-# Requests that do not wait for answers
+# Pipelined requests
 
 
 def test_some_requests_may_wait_and_are_answered_in_turn() -> None:
@@ -335,18 +335,18 @@ def test_a_body_that_breaks_after_its_answer_has_begun_gets_no_second_one() -> N
 
 
 def test_a_client_that_leaves_is_told_to_the_request_that_is_being_answered() -> None:
-    heard: list[str] = []
+    messages: list[str] = []
 
     async def app(_: Scope, receive: Receive, send: Send) -> None:
         await receive()
         client.connection.connection_lost(None)
-        heard.append((await receive())["type"])
+        messages.append((await receive())["type"])
         await send({"type": "http.response.start", "status": 200})
 
     client = Client(app)
     client.send(GET * 3)
     client.answer()
-    assert (heard, client.transport.sent) == (["http.disconnect"], b"")
+    assert (messages, client.transport.sent) == (["http.disconnect"], b"")
 
 
 # Clients that do not read
@@ -416,7 +416,7 @@ def test_what_is_gone_has_no_clock() -> None:
     assert (client.transport.aborted, client.transport.sent) == (False, b"")
 
 
-# How many
+# Number of connections
 
 
 def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered() -> None:
@@ -424,17 +424,17 @@ def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered
         ok,
         AdmissionLimits(max_body_bytes=100, max_reserved_bytes=100, max_requests=10, body_timeout_s=1),
         AdmissionRules(ready=lambda: True),
-        problem_responses.answer,
+        problem_responses.render,
         lambda *_: None,
     )
     state = ServerState()
-    welcome = [Client(admission, state), Client(admission, state)]
+    within_limit = [Client(admission, state), Client(admission, state)]
     for line, status in (("POST /predict HTTP/1.1", 503), ("GET /healthz HTTP/1.1", 200)):
         surplus = Client(admission, state)
-        for client in (*welcome, surplus):
+        for client in (*within_limit, surplus):
             client.transport.sent = b""
             client.send(head(line))
             client.answer()
-        assert [client.statuses for client in (*welcome, surplus)] == [[200], [200], [status]]
-        assert [client.open for client in (*welcome, surplus)] == [True, True, False]
+        assert [client.statuses for client in (*within_limit, surplus)] == [[200], [200], [status]]
+        assert [client.open for client in (*within_limit, surplus)] == [True, True, False]
         assert b"connection: close" in surplus.transport.sent.lower()

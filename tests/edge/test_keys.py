@@ -26,10 +26,10 @@ def test_a_key_is_known_by_its_secret_and_the_file_does_not_hold_it(tmp_path: Pa
     first, second = add_key(path, "lab-1", ["predict"]), add_key(path, "lab-1", ["predict", "metrics"])
     keys = Keys(path)
     assert first not in path.read_text()
-    assert (found := keys.find(first)) is not None
-    assert (found.id, found.scopes) == ("lab-1", frozenset({"predict"}))
-    assert (found := keys.find(second)) is not None
-    assert found.scopes == {"predict", "metrics"}
+    assert (key := keys.find(first)) is not None
+    assert (key.id, key.scopes) == ("lab-1", frozenset({"predict"}))
+    assert (key := keys.find(second)) is not None
+    assert key.scopes == {"predict", "metrics"}
     assert keys.find(first[:-1]) is keys.find(first + "x") is keys.find("") is keys.find("é") is None
 
 
@@ -52,11 +52,11 @@ def test_a_new_file_is_for_its_owner_only_and_an_old_one_is_added_to(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "it holds no key"),
-        ("# nobody\n", "it holds no key"),
+        ("", "no keys in it"),
+        ("# nobody\n", "no keys in it"),
         ("a predict", "line 1: expected: ID SCOPE,SCOPE SHA256"),
         ("\na predict " + "g" * 64, "line 2: 'gggggggg'… is not a SHA-256"),
-        ("a read " + "0" * 64, "line 1: 'read' are not scopes: predict, evaluate, metrics"),
+        ("a read " + "0" * 64, "line 1: 'read' are not scopes: expected some of predict, evaluate, metrics"),
         ("ä predict " + "0" * 64, "line 1: 'ä' is not an id"),
     ],
 )
@@ -110,9 +110,9 @@ def test_leuko_key_prints_the_secret_once_and_files_its_hash(
 ) -> None:
     path = tmp_path / "keys"
     assert main(["key", "lab-1", str(path), "--scopes", "metrics"]) == 0
-    found = Keys(path).find(capsys.readouterr().out.strip())
-    assert found is not None
-    assert (found.id, found.scopes) == ("lab-1", frozenset({"metrics"}))
+    key = Keys(path).find(capsys.readouterr().out.strip())
+    assert key is not None
+    assert (key.id, key.scopes) == ("lab-1", frozenset({"metrics"}))
 
 
 def test_leuko_key_refuses_a_scope_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

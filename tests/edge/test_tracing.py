@@ -27,7 +27,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @contextmanager
 def collecting() -> Iterator[tuple[str, list[Span], list[dict[str, str]]]]:
-    """A collector that takes OTLP over HTTP, as OpenTelemetry's own does: its address, what it got."""
+    """Run a collector for OTLP over HTTP; yield its address, the spans and the resources that it receives."""
     spans: list[Span] = []
     resources: list[dict[str, str]] = []
 
@@ -38,7 +38,7 @@ def collecting() -> Iterator[tuple[str, list[Span], list[dict[str, str]]]]:
                 body = gzip.decompress(body)
             request = ExportTraceServiceRequest.FromString(body)
             for group in request.resource_spans:
-                resources.append({one.key: one.value.string_value for one in group.resource.attributes})
+                resources.append({pair.key: pair.value.string_value for pair in group.resource.attributes})
                 spans.extend(span for scope in group.scope_spans for span in scope.spans)
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
@@ -59,7 +59,7 @@ def collecting() -> Iterator[tuple[str, list[Span], list[dict[str, str]]]]:
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+    return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
 def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_trace() -> None:
@@ -72,7 +72,7 @@ def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_
                 assert client.post("/predict", files=files, headers=headers).status_code == 200
                 assert client.get("/healthz").status_code == 200
                 assert client.get("/doe-jane").status_code == 404
-            assert service.end() == 0  # and sends what it has
+            assert service.end() == 0  # exports the remaining spans
     assert (resources[0]["service.name"], resources[0]["site"]) == ("leuko", "east")
     [request] = [span for span in spans if span.name == "POST /predict"]
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, PARENT)
@@ -105,10 +105,10 @@ def test_an_evaluation_has_a_few_spans_of_each_stage_however_many_its_images_are
                 assert client.post("/evaluate", files={"archive": ("a.zip", archive)}).status_code == 200
             assert service.end() == 0
     [request] = [span for span in spans if span.name == "POST /evaluate"]
-    found = Counter(span.name for span in spans if span.parent_span_id == request.span_id)
-    assert found.keys() == STAGES
-    assert max(found.values()) <= MOST
-    assert found["respond"] == 1
+    counts = Counter(span.name for span in spans if span.parent_span_id == request.span_id)
+    assert counts.keys() == STAGES
+    assert max(counts.values()) <= MOST
+    assert counts["respond"] == 1
 
 
 def test_a_failure_of_the_service_is_an_error_and_a_bad_request_is_none() -> None:
@@ -136,8 +136,8 @@ def test_a_collector_that_is_not_there_holds_nobody_up() -> None:
     with running(FAKE, "--traces", "otlp", environ=environ) as service:
         with service.client() as client:
             for _ in range(20):
-                sent = client.post("/predict", content=png(1), headers={"content-type": "image/png"})
-                assert sent.status_code == 200
+                response = client.post("/predict", content=png(1), headers={"content-type": "image/png"})
+                assert response.status_code == 200
         assert service.end() == 0
     assert "Traceback" not in "".join(line for line in service.log if '"exception"' not in line)
 

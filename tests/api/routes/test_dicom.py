@@ -1,4 +1,4 @@
-"""DICOM by every way that images come in."""
+"""DICOM files in all kinds of uploads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def cell(grey: int) -> bytes:
 
 @pytest.mark.parametrize("grey", GREYS)
 def test_a_bare_file_gets_the_answer_of_its_picture(client: TestClient, grey: int) -> None:
-    (found,) = client.post("/predict", content=cell(grey), headers=DICOM).json()["predictions"]
+    (prediction,) = client.post("/predict", content=cell(grey), headers=DICOM).json()["predictions"]
     (expected,) = client.post("/predict", files={"files": png(grey)}).json()["predictions"]
-    assert found.pop("image_sha256") != expected.pop("image_sha256")
+    assert prediction.pop("image_sha256") != expected.pop("image_sha256")
     expected["filename"] = None
-    assert found == expected
+    assert prediction == expected
 
 
 def test_files_and_pictures_mix_in_one_form(client: TestClient) -> None:
@@ -36,8 +36,8 @@ def test_files_and_pictures_mix_in_one_form(client: TestClient) -> None:
         ("files", ("b.png", png(GREYS[2]))),
         ("files", ("c.dcm", cell(GREYS[0]))),
     ]
-    found = client.post("/predict", files=files).json()["predictions"]
-    assert [one["label"] for one in found] == ["monocyte", "monocyte", "eosinophil"]
+    predictions = client.post("/predict", files=files).json()["predictions"]
+    assert [prediction["label"] for prediction in predictions] == ["monocyte", "monocyte", "eosinophil"]
 
 
 def test_an_archive_may_hold_files(client: TestClient) -> None:
@@ -61,4 +61,4 @@ def test_a_cut_file_fails_alone(client: TestClient) -> None:
     files = [("files", ("cut.dcm", whole[:-100])), ("files", ("whole.dcm", whole))]
     answer = client.post("/predict", files=files)
     assert answer.status_code == 200
-    assert [(one["index"], one["status"]) for one in answer.json()["errors"]] == [(0, 422)]
+    assert [(error["index"], error["status"]) for error in answer.json()["errors"]] == [(0, 422)]

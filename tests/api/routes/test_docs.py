@@ -14,8 +14,8 @@ from tests.fakes import serving
 
 @pytest.fixture(scope="module")
 def document(client: TestClient) -> dict[str, Any]:
-    found: dict[str, Any] = client.get("/openapi.json").json()
-    return found
+    document: dict[str, Any] = client.get("/openapi.json").json()
+    return document
 
 
 def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,9 +37,9 @@ def has_example(media: dict[str, Any]) -> bool:
 def test_the_pages_get_everything_from_this_service(client: TestClient, address: str) -> None:
     page = client.get(address)
     assert page.headers["content-type"].startswith("text/html")
-    found = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(found) >= 4
-    for path in found:
+    paths = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(paths) >= 4
+    for path in paths:
         assert client.get(f"/{path}").status_code == 200, path
     starter = client.get("/swagger/init.js").text
     assert "validatorUrl: null" in starter
@@ -108,9 +108,9 @@ def test_statuses_that_ask_for_patience_say_how_much(document: dict[str, Any]) -
 def test_with_keys_the_document_says_where_they_are_needed(tmp_path: Path) -> None:
     add_key(tmp_path / "keys", "lab", ["predict"])
     with serving(keys=str(tmp_path / "keys")) as client:
-        found = client.get("/openapi.json").json()
-    assert set(found["components"]["securitySchemes"]) == {"bearer", "header"}
-    firsts = {path: next(iter(operations.values())) for path, operations in found["paths"].items()}
+        document = client.get("/openapi.json").json()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    firsts = {path: next(iter(operations.values())) for path, operations in document["paths"].items()}
     keyed = {path for path, operation in firsts.items() if "security" in operation}
     assert keyed == {"/predict", "/differential", "/evaluate", "/evaluate/predictions", "/model", "/metrics"}
     assert all({"401", "403"} <= {*firsts[path]["responses"]} for path in keyed)

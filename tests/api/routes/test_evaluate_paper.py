@@ -1,4 +1,4 @@
-"""The paper's own matrix through the route gives the paper's own table."""
+"""`/evaluate/predictions` with the confusion matrix of the paper gives the scores in its table."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def test_a_bare_image_is_classified(client: TestClient) -> None:
 
 
 def test_several_images_are_answered_in_order(client: TestClient) -> None:
-    found = upload(client, *map(png, GREYS)).json()["predictions"]
-    assert [(one["index"], one["filename"], one["label"]) for one in found] == [
+    predictions = upload(client, *map(png, GREYS)).json()["predictions"]
+    assert [(each["index"], each["filename"], each["label"]) for each in predictions] == [
         (index, f"{index}.png", label) for index, label in enumerate(LABELS)
     ]
 
@@ -85,8 +85,11 @@ def test_an_unknown_explanation_is_refused_by_name(client: TestClient) -> None:
 def test_a_bad_image_among_good_ones_is_itemised(client: TestClient) -> None:
     answer = upload(client, png(GREYS[0]), CUT, b"<svg/>", png(NAN), png(GREYS[1]))
     assert answer.status_code == 200
-    assert [one["index"] for one in answer.json()["predictions"]] == [0, 4]
-    faults = [(one["index"], one["filename"], one["status"], one["code"]) for one in answer.json()["errors"]]
+    assert [prediction["index"] for prediction in answer.json()["predictions"]] == [0, 4]
+    faults = [
+        (error["index"], error["filename"], error["status"], error["code"])
+        for error in answer.json()["errors"]
+    ]
     assert faults == [
         (1, "1.png", 422, "undecodable_image"),
         (2, "2.png", 415, "unsupported_format"),
@@ -105,19 +108,19 @@ def test_a_single_bad_image_has_its_own_status(
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] == code
-        assert [one["index"] for one in answer.json()["errors"]] == [0]
+        assert [error["index"] for error in answer.json()["errors"]] == [0]
 
 
 def test_only_bad_images_have_the_status_of_the_first_and_are_all_listed(client: TestClient) -> None:
     answer = upload(client, b"%PDF", CUT)
     assert answer.status_code == 415
-    assert [one["code"] for one in answer.json()["errors"]] == ["unsupported_format", "undecodable_image"]
+    assert [error["code"] for error in answer.json()["errors"]] == ["unsupported_format", "undecodable_image"]
 
 
 def test_an_image_at_which_the_engine_raises_fails_alone(client: TestClient) -> None:
     answer = upload(client, png(GREYS[0]), png(POISON), png(GREYS[1])).json()
-    assert [one["index"] for one in answer["predictions"]] == [0, 2]
-    assert [(one["index"], one["code"]) for one in answer["errors"]] == [(1, "engine_error")]
+    assert [prediction["index"] for prediction in answer["predictions"]] == [0, 2]
+    assert [(error["index"], error["code"]) for error in answer["errors"]] == [(1, "engine_error")]
 
 
 def test_a_body_that_is_neither_form_nor_image_is_not_accepted(client: TestClient) -> None:
@@ -208,7 +211,6 @@ def test_file_names_stay_out_of_logs_and_metrics(caplog: pytest.LogCaptureFixtur
         client.post("/predict", files=[("files", ("DOE_JANE.png", CUT)), ("files", ("DOE_JANE", png(1)))])
         client.post("/predict", content=b'--x\r\nDOE_JANE: "\r\n', headers={"content-type": FORM_X})
         assert "DOE" not in client.get("/metrics").text
-    # Messages of the client in this very test do not count.
     assert not [record for record in caplog.records if "DOE" in record.getMessage()]
 
 
