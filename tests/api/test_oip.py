@@ -51,13 +51,13 @@ def binary(tail: bytes, size: int | None = None, **changes: Any) -> tuple[bytes,
     return head + tail, str(len(head))
 
 
-def test_images_come_as_base64_in_json() -> None:
+def test_images_are_base64_in_json() -> None:
     request = parse(plain(id="7"))
     assert (request.id, request.images) == ("7", IMAGES)
     assert request.outputs == [oip.Output(name, False, 0) for name in ("probabilities", "label")]
 
 
-def test_images_come_as_bytes_behind_the_json() -> None:
+def test_images_are_bytes_after_the_json() -> None:
     assert parse(*binary(packed(*IMAGES))).images == IMAGES
 
 
@@ -84,7 +84,7 @@ def test_images_come_as_bytes_behind_the_json() -> None:
         (plain(outputs=[{"name": "probabilities", "parameters": {"classification": -1}}]), "classification"),
     ],
 )
-def test_what_is_no_request_is_malformed(body: bytes, message: str) -> None:
+def test_an_invalid_request_is_malformed(body: bytes, message: str) -> None:
     with pytest.raises(MalformedRequest, match=message):
         parse(body)
 
@@ -104,12 +104,12 @@ def test_what_is_no_request_is_malformed(body: bytes, message: str) -> None:
         (plain() + b"tail", str(len(plain())), "bytes follow the JSON"),
     ],
 )
-def test_tensors_that_do_not_fit_are_malformed(body: bytes, header: str, message: str) -> None:
+def test_tensors_with_wrong_lengths_are_malformed(body: bytes, header: str, message: str) -> None:
     with pytest.raises(MalformedRequest, match=message):
         parse(body, header)
 
 
-def test_images_are_bounded_in_number_and_size() -> None:
+def test_images_are_limited_in_number_and_size() -> None:
     with pytest.raises(TooLarge, match="5 elements"):
         parse(*binary(packed(*[b"a"] * 5), shape=[5]))
     with pytest.raises(TooLarge, match="image 0 has 101 bytes"):
@@ -188,7 +188,7 @@ def test_classification_is_value_index_and_label_of_the_best() -> None:
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_compressed_bodies_are_expanded_within_bounds(encoding: str, pack: Any) -> None:
+def test_compressed_bodies_are_expanded_within_limits(encoding: str, pack: Any) -> None:
     body = bytes(range(256)) * 8
     assert expand(pack(body), encoding) == body
     with pytest.raises(TooLarge, match="8 times"):

@@ -38,7 +38,7 @@ def admits(access: Access, path: str, credentials: Headers) -> bool:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_key_opens_what_its_scopes_name_and_what_any_key_opens(file: Path, scope: str) -> None:
+def test_a_key_has_access_to_the_paths_of_its_scopes_and_to_those_for_any_key(file: Path, scope: str) -> None:
     access, credentials = rules_and_key(file, scope)
     needs = {
         "/predict": "predict",
@@ -59,7 +59,7 @@ PRIVATE = "/predict /predict/ //predict //// /PREDICT /v1/predict /v1/healthz /h
 
 
 @pytest.mark.parametrize("path", PRIVATE.split())
-def test_without_a_key_nothing_is_open_but_what_is_named(file: Path, path: str) -> None:
+def test_without_a_key_only_listed_paths_are_open(file: Path, path: str) -> None:
     access, _ = rules_and_key(file, "predict")
     with pytest.raises(Unauthenticated):
         access.authorize(path, headers())
@@ -84,7 +84,7 @@ def test_documents_can_be_keyed_and_metrics_can_be_open(file: Path) -> None:
         assert admits(access, path, credentials)
 
 
-def test_a_key_comes_as_a_bearer_or_in_a_header_of_its_own_but_once(file: Path) -> None:
+def test_a_key_is_sent_as_a_bearer_token_or_in_x_api_key_exactly_once(file: Path) -> None:
     secret = add_key(file, "lab", ["predict"])
     access = access_rules(Keys(file), metrics="keyed", docs="open")
     good = ("authorization", f"bearer {secret}"), ("x-api-key", secret)
@@ -96,5 +96,5 @@ def test_a_key_comes_as_a_bearer_or_in_a_header_of_its_own_but_once(file: Path) 
             access.authorize("/predict", headers(*wrong))
 
 
-def test_without_keys_everybody_comes_in() -> None:
+def test_without_keys_every_request_is_authorized() -> None:
     assert access_rules(None, metrics="keyed", docs="keyed").authorize("/predict", headers()) is None

@@ -149,7 +149,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_a_request_that_may_come_in_reaches_the_application_with_its_id() -> None:
+def test_an_admitted_request_reaches_the_application_with_its_id() -> None:
     async def scenario() -> None:
         service = Service()
         async with service.client() as client:
@@ -184,7 +184,7 @@ def test_a_declared_body_over_the_limit_is_refused_before_it_is_read() -> None:
     run(scenario)
 
 
-def test_a_body_of_exactly_the_limit_comes_in() -> None:
+def test_a_body_of_exactly_the_limit_is_admitted() -> None:
     async def scenario() -> None:
         service = Service()
         async with service.client() as client:
@@ -249,7 +249,7 @@ def test_a_content_length_that_is_no_number_is_400() -> None:
     run(scenario)
 
 
-def test_work_is_refused_with_a_time_to_come_back_while_not_ready_but_probes_answer() -> None:
+def test_while_not_ready_work_is_refused_with_retry_after_and_probes_are_answered() -> None:
     async def scenario() -> None:
         service = Service()
         service.ready = False
@@ -261,7 +261,7 @@ def test_work_is_refused_with_a_time_to_come_back_while_not_ready_but_probes_ans
     run(scenario)
 
 
-def test_requests_in_flight_are_bounded_but_probes_answer_and_places_come_free() -> None:
+def test_requests_in_flight_are_limited_but_probes_are_answered() -> None:
     async def scenario() -> None:
         service = Service(max_requests=1)
         async with service.client() as client:
@@ -319,7 +319,7 @@ def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() 
     [("8", None, False), ("8", "100-continue", True), (str(2**20 + 1), None, True)],
     ids=["slow", "asks first", "large"],
 )
-def test_what_is_refused_is_not_waited_for_long_nor_asked_for(
+def test_a_refused_body_that_is_slow_or_large_or_expects_100_closes_the_connection(
     length: str, expect: str | None, ends: bool
 ) -> None:
     async def scenario() -> None:
@@ -358,7 +358,7 @@ def test_bytes_in_flight_are_bounded_and_an_undeclared_body_counts_as_the_larges
     run(scenario)
 
 
-def test_one_body_of_the_greatest_size_always_finds_room() -> None:
+def test_one_body_of_the_maximum_size_is_always_admitted() -> None:
     async def scenario() -> None:
         service = Service(max_reserved_bytes=1)
         async with service.client() as client:
@@ -367,7 +367,7 @@ def test_one_body_of_the_greatest_size_always_finds_room() -> None:
     run(scenario)
 
 
-def test_a_client_that_leaves_frees_its_place_and_its_bytes() -> None:
+def test_a_disconnect_releases_the_request_and_its_bytes() -> None:
     async def scenario() -> None:
         service = Service()
         disconnect = asyncio.Event()
@@ -410,7 +410,7 @@ def test_each_request_is_observed_under_its_route_template_and_status() -> None:
     run(scenario)
 
 
-def test_what_is_not_http_passes_untouched() -> None:
+def test_scopes_other_than_http_pass_unchanged() -> None:
     async def scenario() -> None:
         scopes: list[Scope] = []
 

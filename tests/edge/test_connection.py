@@ -152,7 +152,7 @@ class Client:
 # Heads
 
 
-def test_a_connection_without_a_head_is_closed_without_a_word() -> None:
+def test_a_connection_without_a_head_is_closed_without_a_response() -> None:
     client = Client()
     client.loop.let_pass(HEAD_S - 1)
     assert client.open
@@ -172,7 +172,7 @@ def test_a_head_that_does_not_end_in_time_is_408(pieces: list[bytes]) -> None:
     assert (client.statuses, client.open) == ([408], False)
 
 
-def test_bytes_of_a_head_win_no_time() -> None:
+def test_further_bytes_of_a_head_do_not_extend_its_time() -> None:
     client = Client()
     for byte in range(int(HEAD_S)):
         client.send(GET[byte : byte + 1])
@@ -180,7 +180,7 @@ def test_bytes_of_a_head_win_no_time() -> None:
     assert client.statuses == [408]
 
 
-def test_a_head_in_time_stops_the_clock_and_each_has_its_own() -> None:
+def test_a_complete_head_stops_its_timer_and_each_head_has_its_own() -> None:
     client = Client()
     for _ in range(3):
         client.loop.let_pass(HEAD_S - 1)
@@ -226,7 +226,7 @@ def test_an_idle_connection_is_kept_as_long_as_uvicorn_keeps_it() -> None:
     ],
     ids=["target", "headers", "chunk extension", "trailers", "small chunks"],
 )
-def test_what_is_no_body_is_bounded(start: bytes, more: bytes) -> None:
+def test_bytes_besides_the_body_are_limited(start: bytes, more: bytes) -> None:
     client = Client()
     client.send(start, *[more] * 40)
     assert client.statuses == []
@@ -235,20 +235,20 @@ def test_what_is_no_body_is_bounded(start: bytes, more: bytes) -> None:
     assert (client.statuses, client.observed) == ([400], [400])
 
 
-def test_a_head_of_one_piece_is_bounded_as_well() -> None:
+def test_a_head_that_arrives_at_once_is_limited_as_well() -> None:
     client = Client()
     client.send(head("GET / HTTP/1.1", "a: " + "b" * MAX_FRAMING))
     assert client.statuses == [400]
 
 
-def test_a_body_is_not_bounded_here() -> None:
+def test_the_connection_does_not_limit_bodies() -> None:
     client = Client()
     client.send(CHUNKED, *[b"3e8\r\n" + b"x" * 1000 + b"\r\n"] * 1000, b"0\r\n\r\n")
     client.answer()
     assert (client.statuses, client.open) == ([200], True)
 
 
-def test_trailers_are_no_headers() -> None:
+def test_trailers_are_not_added_to_the_headers() -> None:
     received: list[list[tuple[bytes, bytes]]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -261,7 +261,7 @@ def test_trailers_are_no_headers() -> None:
     assert received == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
 
 
-def test_after_an_upgrade_the_connection_closes_and_what_follows_is_not_read(
+def test_after_an_upgrade_request_further_bytes_are_ignored_and_the_connection_closes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = Client()
@@ -275,14 +275,14 @@ def test_after_an_upgrade_the_connection_closes_and_what_follows_is_not_read(
 # Pipelined requests
 
 
-def test_some_requests_may_wait_and_are_answered_in_turn() -> None:
+def test_pipelined_requests_are_answered_in_order() -> None:
     client = Client()
     client.send(GET * (MAX_WAITING + 1))
     client.answer()
     assert (client.statuses, client.open) == ([200] * (MAX_WAITING + 1), True)
 
 
-def test_after_too_many_requests_those_before_are_answered_and_the_connection_closes() -> None:
+def test_too_many_pipelined_requests_close_the_connection_after_the_first_ones_are_answered() -> None:
     client = Client()
     client.send(GET * 1000)
     assert len(client.connection.pipeline) == MAX_WAITING
@@ -292,7 +292,7 @@ def test_after_too_many_requests_those_before_are_answered_and_the_connection_cl
 
 @pytest.mark.parametrize("bad", [b"\0", BROKEN, b"GET / HTTP/3.0\r\n\r\n"])
 @pytest.mark.parametrize("before", [1, 3])
-def test_what_is_bad_behind_requests_takes_no_answer_from_them(bad: bytes, before: int) -> None:
+def test_requests_before_invalid_bytes_are_answered(bad: bytes, before: int) -> None:
     client = Client()
     client.send(GET * before, bad)
     assert client.statuses == []
@@ -300,7 +300,7 @@ def test_what_is_bad_behind_requests_takes_no_answer_from_them(bad: bytes, befor
     assert (client.statuses, client.open, client.observed) == ([200] * before, False, [400])
 
 
-def test_a_late_head_behind_a_request_takes_no_answer_from_it() -> None:
+def test_a_request_before_a_late_head_is_answered() -> None:
     client = Client()
     client.send(GET, b"G")
     client.loop.let_pass(HEAD_S)
@@ -308,7 +308,7 @@ def test_a_late_head_behind_a_request_takes_no_answer_from_it() -> None:
     assert (client.statuses, client.open) == ([200], False)
 
 
-def test_a_broken_body_is_400_and_its_request_is_told_that_nobody_waits() -> None:
+def test_an_invalid_body_is_400_and_its_request_is_marked_disconnected() -> None:
     client = Client()
     client.send(BROKEN)
     assert client.statuses == [400]
@@ -319,7 +319,7 @@ def test_a_broken_body_is_400_and_its_request_is_told_that_nobody_waits() -> Non
     assert not client.open
 
 
-def test_a_body_that_breaks_after_its_answer_has_begun_gets_no_second_one() -> None:
+def test_a_body_that_becomes_invalid_after_its_response_has_started_gets_no_second_one() -> None:
     async def app(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"no", "more_body": True})
@@ -334,7 +334,7 @@ def test_a_body_that_breaks_after_its_answer_has_begun_gets_no_second_one() -> N
     assert not client.open
 
 
-def test_a_client_that_leaves_is_told_to_the_request_that_is_being_answered() -> None:
+def test_the_request_that_is_being_answered_is_notified_of_a_disconnect() -> None:
     messages: list[str] = []
 
     async def app(_: Scope, receive: Receive, send: Send) -> None:
@@ -352,7 +352,7 @@ def test_a_client_that_leaves_is_told_to_the_request_that_is_being_answered() ->
 # Clients that do not read
 
 
-def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
+def test_a_client_that_reads_nothing_of_its_response_is_disconnected() -> None:
     client = Client()
     client.connection.pause_writing()
     client.loop.let_pass(STALL_S - 1)
@@ -361,7 +361,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
     assert client.transport.aborted
 
 
-def test_a_client_that_goes_on_reading_is_not() -> None:
+def test_a_client_that_continues_reading_is_not_disconnected() -> None:
     client = Client()
     for _ in range(3):
         client.connection.pause_writing()
@@ -398,7 +398,7 @@ def end_silent(client: Client) -> None:
 
 
 @pytest.mark.parametrize("end", [end_with_an_answer, end_idle, end_broken, end_half, end_silent])
-def test_a_closed_connection_does_not_wait_for_ever_until_its_answers_are_read(
+def test_a_closing_connection_is_aborted_if_its_responses_are_not_read(
     end: Callable[[Client], None],
 ) -> None:
     client = Client()
@@ -408,7 +408,7 @@ def test_a_closed_connection_does_not_wait_for_ever_until_its_answers_are_read(
     assert client.transport.aborted
 
 
-def test_what_is_gone_has_no_clock() -> None:
+def test_a_lost_connection_has_no_timers() -> None:
     client = Client()
     client.connection.pause_writing()
     client.connection.connection_lost(None)

@@ -88,7 +88,7 @@ def test_a_safe_request_id_is_kept_and_echoed(value: str) -> None:
     run(scenario)
 
 
-def test_requests_at_the_same_time_have_contexts_of_their_own() -> None:
+def test_concurrent_requests_have_separate_contexts() -> None:
     async def scenario() -> None:
         contexts = [Client().exchange().context for _ in range(2)]
         assert contexts[0].stages is not contexts[1].stages
@@ -138,7 +138,7 @@ def test_a_malformed_traceparent_is_dropped(value: str) -> None:
     run(scenario)
 
 
-def test_answers_may_not_be_sniffed() -> None:
+def test_responses_forbid_content_sniffing() -> None:
     async def scenario() -> None:
         client = Client(b"")
         await respond(client.exchange())
@@ -168,7 +168,7 @@ def test_a_body_within_the_limit_arrives_unchanged() -> None:
 
 
 @pytest.mark.parametrize("headers", [CHUNKED, {"content-length": "4"}, {}])
-def test_a_body_is_counted_whatever_its_headers_promise(headers: dict[str, str]) -> None:
+def test_the_size_of_a_body_is_checked_whatever_its_headers_declare(headers: dict[str, str]) -> None:
     async def scenario() -> None:
         client = Client(b"ab", b"cd", b"e", b"never read", headers=headers)
         exchange = client.exchange(max_body_bytes=4)
@@ -201,7 +201,7 @@ def test_a_content_length_that_is_no_number_is_malformed(value: str) -> None:
     run(scenario)
 
 
-def test_a_body_that_does_not_end_in_time_is_given_up() -> None:
+def test_a_body_that_does_not_end_in_time_raises_body_timeout() -> None:
     async def scenario() -> None:
         exchange = Client(b"part", headers=CHUNKED, whole=False).exchange(body_timeout_s=0.01)
         with pytest.raises(BodyTimeout, match=r"0\.01 s"):
@@ -211,7 +211,7 @@ def test_a_body_that_does_not_end_in_time_is_given_up() -> None:
     run(scenario)
 
 
-def test_the_time_for_the_body_does_not_run_once_it_is_whole() -> None:
+def test_the_timeout_does_not_apply_after_the_body_is_complete() -> None:
     async def scenario() -> None:
         client = Client(b"whole")
         exchange = client.exchange(body_timeout_s=0.0)
@@ -222,7 +222,7 @@ def test_the_time_for_the_body_does_not_run_once_it_is_whole() -> None:
     run(scenario)
 
 
-def test_what_the_application_answers_to_a_failed_body_is_held_back() -> None:
+def test_the_application_s_response_to_a_failed_body_is_dropped() -> None:
     async def scenario() -> None:
         client = Client(b"too long", headers=CHUNKED)
         exchange = client.exchange(max_body_bytes=1)
@@ -235,7 +235,7 @@ def test_what_the_application_answers_to_a_failed_body_is_held_back() -> None:
     run(scenario)
 
 
-def test_an_answer_that_has_begun_goes_on_when_the_body_fails() -> None:
+def test_a_response_that_has_started_continues_when_the_body_fails() -> None:
     async def scenario() -> None:
         client = Client(b"too long", headers=CHUNKED)
         exchange = client.exchange(max_body_bytes=1)
@@ -249,7 +249,7 @@ def test_an_answer_that_has_begun_goes_on_when_the_body_fails() -> None:
 
 
 @pytest.mark.parametrize("headers", [CHUNKED, {"content-length": "8"}])
-def test_an_answer_to_an_unread_body_closes_after_throwing_the_rest_away(headers: dict[str, str]) -> None:
+def test_a_response_to_an_unread_body_discards_the_rest_and_closes(headers: dict[str, str]) -> None:
     async def scenario() -> None:
         client = Client(b"un", b"read", headers=headers)
         await respond(client.exchange(linger_s=1000.0), 413)
@@ -261,7 +261,7 @@ def test_an_answer_to_an_unread_body_closes_after_throwing_the_rest_away(headers
     run(scenario)
 
 
-def test_the_rest_of_a_slow_body_is_not_waited_for_for_ever() -> None:
+def test_the_rest_of_a_slow_body_is_read_for_linger_s_only() -> None:
     async def scenario() -> None:
         client = Client(b"part", headers=CHUNKED, whole=False)
         await respond(client.exchange(linger_s=0.01), 408)
@@ -271,7 +271,7 @@ def test_the_rest_of_a_slow_body_is_not_waited_for_for_ever() -> None:
 
 
 @pytest.mark.parametrize("pieces", [(), (b"read",)])
-def test_the_connection_is_kept_when_nothing_is_left_unread(pieces: Iterable[bytes]) -> None:
+def test_the_connection_is_kept_if_the_body_was_read(pieces: Iterable[bytes]) -> None:
     async def scenario() -> None:
         client = Client(*pieces, headers={"content-length": str(len(b"".join(pieces)))})
         exchange = client.exchange()
@@ -284,7 +284,7 @@ def test_the_connection_is_kept_when_nothing_is_left_unread(pieces: Iterable[byt
     run(scenario)
 
 
-def test_work_is_cancelled_when_the_client_leaves() -> None:
+def test_work_is_cancelled_when_the_client_disconnects() -> None:
     async def scenario() -> None:
         client = Client(b"body")
         exchange = client.exchange()
@@ -297,7 +297,7 @@ def test_work_is_cancelled_when_the_client_leaves() -> None:
     run(scenario)
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
+def test_a_disconnect_in_the_middle_of_a_body_is_not_an_error() -> None:
     async def scenario() -> None:
         client = Client(b"part", headers=CHUNKED, whole=False)
         client.left.set()
@@ -311,7 +311,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
     run(scenario)
 
 
-def test_an_answer_that_has_begun_is_not_cancelled_but_told() -> None:
+def test_a_response_that_has_started_is_not_cancelled_but_receives_the_disconnect() -> None:
     async def scenario() -> None:
         client = Client(b"body")
         exchange = client.exchange()
@@ -326,7 +326,7 @@ def test_an_answer_that_has_begun_is_not_cancelled_but_told() -> None:
     run(scenario)
 
 
-def test_the_application_s_own_timeout_is_not_taken_for_a_client_that_left() -> None:
+def test_the_application_s_own_timeout_is_not_mistaken_for_a_disconnect() -> None:
     async def scenario() -> None:
         exchange = Client(b"body").exchange()
 

@@ -111,7 +111,7 @@ def test_an_evaluation_has_a_few_spans_of_each_stage_however_many_its_images_are
     assert counts["respond"] == 1
 
 
-def test_a_failure_of_the_service_is_an_error_and_a_bad_request_is_none() -> None:
+def test_a_span_with_status_500_is_an_error_and_one_with_422_is_not() -> None:
     exporter = InMemorySpanExporter()
     tracer = open_tracer(exporter)
 
@@ -131,7 +131,7 @@ def test_a_failure_of_the_service_is_an_error_and_a_bad_request_is_none() -> Non
     assert (first.name, first.kind) == ("_OTHER /predict", SpanKind.SERVER)
 
 
-def test_a_collector_that_is_not_there_holds_nobody_up() -> None:
+def test_an_unreachable_collector_delays_no_request() -> None:
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     with running(FAKE, "--traces", "otlp", environ=environ) as service:
         with service.client() as client:
@@ -142,7 +142,7 @@ def test_a_collector_that_is_not_there_holds_nobody_up() -> None:
     assert "Traceback" not in "".join(line for line in service.log if '"exception"' not in line)
 
 
-def test_what_is_not_sampled_is_not_sent_but_named_in_the_log() -> None:
+def test_a_trace_that_is_not_sampled_is_not_exported_but_its_id_is_logged() -> None:
     with collecting() as (address, spans, _):
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_TRACES_SAMPLER": "always_off"}
         with running(FAKE, "--traces", "otlp", environ=environ) as service:

@@ -50,7 +50,7 @@ class ServerUnderTest:
         return asyncio.run(self.server.on_tick(1))
 
 
-def test_the_server_says_once_that_it_is_ready() -> None:
+def test_the_server_calls_on_ready_once() -> None:
     lifecycle = FakeLifecycle(ready=False)
     under_test = ServerUnderTest(lifecycle)
     assert [under_test.tick(), under_test.ready] == [False, 0]
@@ -59,7 +59,7 @@ def test_the_server_says_once_that_it_is_ready() -> None:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_drains_and_the_server_stops_after_the_grace(sig: int) -> None:
+def test_the_first_signal_drains_and_the_server_stops_after_grace_s(sig: int) -> None:
     lifecycle = FakeLifecycle()
     under_test = ServerUnderTest(lifecycle)
     under_test.tick()
@@ -68,7 +68,7 @@ def test_the_first_signal_drains_and_the_server_stops_after_the_grace(sig: int) 
     assert (lifecycle.drains, under_test.ends) == (1, [])
 
 
-def test_the_server_still_serves_during_the_grace() -> None:
+def test_the_server_still_serves_during_grace_s() -> None:
     lifecycle = FakeLifecycle()
     under_test = ServerUnderTest(lifecycle, grace_s=3600)
     under_test.tick()
@@ -135,7 +135,7 @@ def test_serve_answers_until_a_signal_and_exits_with_0(sig: int) -> None:
         assert "Traceback" not in log
 
 
-def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> None:
+def test_serve_with_a_bundle_that_does_not_load_logs_the_error_and_exits_with_1() -> None:
     with serving(FAKE, "--bundle", "broken") as process:
         _, log = process.communicate()
         assert process.returncode == 1
@@ -143,7 +143,7 @@ def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> No
         assert "Traceback" not in log
 
 
-def test_serve_on_a_taken_port_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_on_a_taken_port_prints_the_error_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)], load=load) == 1

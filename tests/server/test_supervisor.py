@@ -47,7 +47,7 @@ def scrape(address: str) -> dict[str, float]:
 
 
 @linux
-def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
+def test_metrics_are_sums_over_processes_including_dead_ones() -> None:
     with serving(FAKE, "--processes", "2") as process:
         address = wait_until_ready(process)
         wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
@@ -89,7 +89,7 @@ def test_a_second_signal_ends_all_processes_at_once() -> None:
 
 
 @linux
-def test_processes_do_not_outlive_the_one_that_started_them() -> None:
+def test_processes_do_not_outlive_the_supervisor() -> None:
     with serving(FAKE, "--processes", "2") as process:
         wait_until_ready(process)
         pids = services(process)
@@ -108,7 +108,7 @@ def test_processes_that_cannot_load_end_the_service_with_1() -> None:
 
 
 @pytest.mark.parametrize("processes", range(1, 9))
-def test_each_core_belongs_to_one_process_where_there_are_enough(
+def test_each_core_belongs_to_one_process_if_there_are_enough(
     processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7, 11}, raising=False)

@@ -79,7 +79,7 @@ def warnings(count: dict[str, Any]) -> dict[str, str]:
     return {warning["code"]: warning["detail"] for warning in count["warnings"]}
 
 
-def test_warnings_say_what_a_reader_must_know(client: TestClient) -> None:
+def test_warnings_depend_on_the_number_of_cells(client: TestClient) -> None:
     few = cells(client, *[{"label": "monocyte"}] * 99).json()
     assert list(warnings(few)) == ["few_cells", "classified_cells_only"]
     enough = cells(client, *[{"label": "monocyte"}] * 100).json()
@@ -127,7 +127,7 @@ def test_a_wrong_identifier_is_refused_and_not_repeated(client: TestClient, wron
         assert len(answer.text) < 1000
 
 
-def test_an_identifier_over_its_bytes_is_too_large(client: TestClient) -> None:
+def test_an_identifier_over_the_limit_of_bytes_is_too_large(client: TestClient) -> None:
     assert upload(client, png(GREYS[0]), data={"specimen": "a" * 4097}).status_code == 413
 
 
@@ -148,7 +148,7 @@ def test_a_wrong_prediction_is_refused(client: TestClient, cell: dict[str, Any],
     assert "DOE" not in answer.text
 
 
-def test_predictions_are_bounded(client: TestClient) -> None:
+def test_the_number_of_predictions_is_limited(client: TestClient) -> None:
     assert cells(client).status_code == 422
     assert cells(client, *[{"label": "monocyte"}] * 10_000).json()["n"] == 10_000
     assert cells(client, *[{"label": "monocyte"}] * 10_001).status_code == 422
@@ -173,7 +173,7 @@ def test_reports_are_made_of_predictions_too(client: TestClient) -> None:
     assert answer.json()["identifier"] == again.json()["identifier"]
 
 
-def test_codes_are_those_of_the_method_that_is_set() -> None:
+def test_codes_follow_the_loinc_method_setting() -> None:
     with serving(loinc_method="automated") as client:
         answer = upload(client, png(GREYS[0]), headers={"accept": "application/hl7-v2"})
     assert "|713-8^" in answer.text

@@ -162,12 +162,12 @@ def test_a_wrong_archive_is_refused_whole(client: TestClient, images: dict[str, 
     problem(archive(client, images), 422, "bad_archive")
 
 
-def test_what_is_no_archive_is_refused(client: TestClient) -> None:
+def test_an_invalid_archive_is_refused(client: TestClient) -> None:
     assert client.post("/evaluate", files=[("archive", ("a.zip", b"PK"))]).status_code == 422
     assert client.post("/evaluate", json={}).status_code == 415
 
 
-def test_an_archive_that_lies_about_sizes_is_refused_whole(client: TestClient) -> None:
+def test_an_archive_with_wrong_sizes_is_refused_whole(client: TestClient) -> None:
     from io import BytesIO
     from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -190,7 +190,7 @@ def test_more_entries_than_allowed_are_too_many() -> None:
         problem(files(client, *names, labels="a,b"), 413, "too_large")
 
 
-def test_an_evaluation_that_takes_too_long_is_given_up() -> None:
+def test_an_evaluation_past_its_deadline_is_cancelled() -> None:
     classifier = HeldClassifier()
     classifier.hold()
     with serving(classifier, evaluate_deadline_s=0.05) as client:
@@ -243,7 +243,7 @@ def test_a_failure_before_the_start_is_a_problem(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_leaves_ends_its_evaluation(streamed: bool) -> None:
+def test_a_disconnect_cancels_the_evaluation(streamed: bool) -> None:
     classifier = HeldClassifier()
     body = zipped({f"monocyte/{number}.png": png(1) for number in range(200)})
     form = b'--x\r\nContent-Disposition: form-data; name="archive"\r\n\r\n' + body + b"\r\n--x--"
@@ -327,7 +327,7 @@ def test_probabilities_already_made_are_scored(client: TestClient) -> None:
         ({"labels": [10**30], "predictions": [0]}, "labels"),
     ],
 )
-def test_outcomes_that_do_not_fit_are_refused_by_place(
+def test_invalid_outcomes_are_refused_with_their_position(
     client: TestClient, outcomes: dict[str, Any], complaint: str
 ) -> None:
     assert complaint in problem(judge(client, **outcomes), 422, "bad_labels")
@@ -345,7 +345,7 @@ def test_outcomes_that_do_not_fit_are_refused_by_place(
         b"\xff",
     ],
 )
-def test_a_body_that_is_not_what_the_schema_says_is_invalid(client: TestClient, body: bytes) -> None:
+def test_a_body_that_violates_the_schema_is_invalid(client: TestClient, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     answer = client.post("/evaluate/predictions", content=body, headers=headers)
     problem(answer, 422, "invalid_request")

@@ -33,7 +33,7 @@ def test_the_averages_are_the_papers(report: dict[str, Any]) -> None:
     assert f"{report['accuracy']:.4f}" == paper.ACCURACY
 
 
-def test_the_errors_of_the_indices_are_the_papers(report: dict[str, Any]) -> None:
+def test_the_squared_errors_of_class_indices_are_the_papers(report: dict[str, Any]) -> None:
     assert f"{report['mse']:.4f}" == paper.MSE
     assert f"{report['rmse']:.4f}" == paper.RMSE
 

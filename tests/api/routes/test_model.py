@@ -20,7 +20,7 @@ def test_the_versioned_path_answers_too(client: TestClient) -> None:
     assert client.get("/v1/model").json() == client.get("/model").json()
 
 
-def test_the_limits_are_those_that_hold() -> None:
+def test_the_limits_are_the_effective_ones() -> None:
     with serving(max_files=9, max_queue=5, max_pixels=77) as client:
         limits = client.get("/model").json()["limits"]
     assert (limits["max_files"], limits["max_pixels"]) == (5, 77)

@@ -68,7 +68,7 @@ def test_the_versioned_path_answers_too(client: TestClient) -> None:
     assert bare(client, png(1), "/v1/predict").json()["predictions"]
 
 
-def test_an_activation_map_comes_only_when_it_is_asked_for(client: TestClient) -> None:
+def test_an_activation_map_is_returned_only_on_request(client: TestClient) -> None:
     cam = bare(client, png(1), "/predict?explain=cam").json()["predictions"][0]["cam"]
     assert cam["shape"] == [7, 7]
     assert [len(row) for row in cam["values"]] == [7] * 7
@@ -111,7 +111,7 @@ def test_a_single_bad_image_has_its_own_status(
         assert [error["index"] for error in answer.json()["errors"]] == [0]
 
 
-def test_only_bad_images_have_the_status_of_the_first_and_are_all_listed(client: TestClient) -> None:
+def test_if_all_images_are_bad_the_status_is_the_first_one_s_and_all_are_listed(client: TestClient) -> None:
     answer = upload(client, b"%PDF", CUT)
     assert answer.status_code == 415
     assert [error["code"] for error in answer.json()["errors"]] == ["unsupported_format", "undecodable_image"]
@@ -128,7 +128,7 @@ def test_a_body_that_is_neither_form_nor_image_is_not_accepted(client: TestClien
     assert client.post("/predict", content=png(1)).status_code == 415
 
 
-def test_a_form_without_files_says_what_is_missing(client: TestClient) -> None:
+def test_a_form_without_files_is_refused_with_the_accepted_names(client: TestClient) -> None:
     answer = client.post("/predict", files=[("image", ("a.png", png(1)))])
     assert (answer.status_code, answer.json()["detail"]) == (422, "only parts named files are accepted")
 
@@ -150,7 +150,7 @@ def test_images_over_the_limits_are_too_large() -> None:
         assert bare(client, bytes(2**20 + 1)).status_code == 413
 
 
-def test_a_full_queue_is_answered_at_once_and_leaves_the_admitted_alone() -> None:
+def test_a_full_queue_refuses_at_once_and_admitted_requests_are_answered() -> None:
     classifier = HeldClassifier()
 
     async def scenario() -> tuple[httpx.Response, httpx.Response]:
@@ -182,7 +182,7 @@ def test_an_image_whose_deadline_passes_is_not_answered_late() -> None:
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_passed")
 
 
-def test_a_client_that_leaves_gives_its_place_back() -> None:
+def test_a_disconnect_removes_the_image_from_the_queue() -> None:
     classifier = HeldClassifier()
 
     async def scenario() -> None:

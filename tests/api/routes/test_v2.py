@@ -111,7 +111,7 @@ def test_triton_s_client_compresses(
     assert list(result.as_numpy("label")) == LABELS
 
 
-def test_triton_s_client_asks_in_the_background(tritons: triton.InferenceServerClient) -> None:
+def test_triton_s_client_infers_asynchronously(tritons: triton.InferenceServerClient) -> None:
     pending = [tritons.async_infer("fake", [images(image)]) for image in CELLS]
     assert [request.get_result().as_numpy("label")[0] for request in pending] == LABELS
 
@@ -134,7 +134,7 @@ def test_triton_s_asynchronous_client_gets_labels(service: Running) -> None:
         ("fake", "", [b"MZ"], "image 0: the image is none of"),
     ],
 )
-def test_triton_s_client_raises_what_the_service_says(
+def test_triton_s_client_raises_the_error_of_the_service(
     tritons: triton.InferenceServerClient, model: str, version: str, data: list[bytes], message: str
 ) -> None:
     with pytest.raises(InferenceServerException, match=message):
@@ -175,7 +175,7 @@ def test_kserve_s_client_gets_an_answer(service: Running) -> None:
         ("POST", INFER, {"content": b"x", "headers": {"host": "a b"}}, 400),
     ],
 )
-def test_errors_are_in_the_protocol_s_words(
+def test_errors_have_the_protocol_s_format(
     client: TestClient, method: str, path: str, options: dict[str, Any], status: int
 ) -> None:
     answer = client.request(method, path, **options)
@@ -185,7 +185,7 @@ def test_errors_are_in_the_protocol_s_words(
     assert answer.headers["x-request-id"]
 
 
-def test_more_images_than_a_request_takes_are_too_large() -> None:
+def test_more_images_than_the_limit_are_too_large() -> None:
     with serving(max_files=1) as client:
         data = [base64.b64encode(CELLS[0]).decode()] * 2
         body = {"inputs": [{"name": "image", "shape": [2], "datatype": "BYTES", "data": data}]}
@@ -193,7 +193,7 @@ def test_more_images_than_a_request_takes_are_too_large() -> None:
     assert (answer.status_code, "at most 1" in answer.json()["error"]) == (413, True)
 
 
-def test_a_service_that_is_not_ready_says_so() -> None:
+def test_a_service_that_is_not_ready_responds_503() -> None:
     app = build(HeldClassifier())
     client = TestClient(app)  # not entered, so its lifespan does not start and no model is loaded
     assert client.get("/v2").json()["name"] == "leuko"
