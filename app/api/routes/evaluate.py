@@ -1,4 +1,4 @@
-"""`POST /evaluate` and `/evaluate/predictions`: labels against answers → the full metric suite."""
+"""`POST /evaluate` and `/evaluate/predictions`: labels and predictions → the full metric suite."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from app.wire.schemas import Evaluation, EvaluationProgress, Outcomes, Report
 
 router = APIRouter(tags=["evaluate"])
 
-MAX_MAPPING = 64 * MIB  # labels or groups of 200,000 long file names
-MAX_OUTCOMES = 64 * MIB
-MAX_PATTERN = 1024  # bytes
+MAX_MAPPING_BYTES = 64 * MIB  # labels or groups of 200,000 long file names
+MAX_OUTCOMES_BYTES = 64 * MIB
+MAX_PATTERN_BYTES = 1024
 
 MAPPING = "JSON object or two-column CSV from file name to "
 BODY = form(
@@ -113,8 +113,8 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Evalu
     openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
 )
 async def evaluate_predictions(request: Request, service: Loaded, context: Context) -> Report:
-    outcomes = await read_json(request, Outcomes, MAX_OUTCOMES)
-    report = await asyncio.to_thread(_judge, outcomes, service.classifier.bundle.labels)
+    outcomes = await read_json(request, Outcomes, MAX_OUTCOMES_BYTES)
+    report = await asyncio.to_thread(_score_outcomes, outcomes, service.classifier.bundle.labels)
     return Report(request_id=context.request_id, **asdict(report))
 
 
@@ -127,11 +127,11 @@ async def _evaluate(
     return responses.evaluation(context.request_id, bundle, images, scored, progress)
 
 
-def _judge(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
-    made = outcomes.predictions
+def _score_outcomes(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
+    predictions = outcomes.predictions
     return report.evaluate(
         class_indices("labels", outcomes.labels, labels),
-        None if made is None else class_indices("predictions", made, labels),
+        None if predictions is None else class_indices("predictions", predictions, labels),
         outcomes.probabilities,
         names=labels,
         groups=outcomes.groups,
@@ -142,7 +142,7 @@ def _limits(settings: Settings) -> dict[str, Limit]:
     return {
         "archive": Limit(1, settings.max_body_mib * MIB),
         "files": Limit(settings.max_archive_entries, settings.max_image_mib * MIB),
-        "labels": Limit(1, MAX_MAPPING),
-        "groups": Limit(1, MAX_MAPPING),
-        "group_pattern": Limit(1, MAX_PATTERN),
+        "labels": Limit(1, MAX_MAPPING_BYTES),
+        "groups": Limit(1, MAX_MAPPING_BYTES),
+        "group_pattern": Limit(1, MAX_PATTERN_BYTES),
     }
