@@ -37,7 +37,7 @@ async def stream(
 
 async def _last_event(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
     try:
-        return _event("result", await task)
+        return await asyncio.to_thread(_event, "result", await task)  # as long as the set is large
     except LeukoError as error:
         return _event("error", problem(error, request_id))
     except Exception:

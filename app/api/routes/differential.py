@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 
 from app import __version__, errors
+from app.api.json_response import json_response
 from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals
 from app.api.routes.examples import CELLS, DIFFERENTIAL
@@ -61,7 +62,7 @@ DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. No
     | refusals(*IMAGE_ERRORS, errors.NotAcceptable, errors.BadLabels),
     openapi_extra=body(BODY),
 )
-async def differential(request: Request, service: Loaded, context: Context) -> Differential | Response:
+async def differential(request: Request, service: Loaded, context: Context) -> Response:
     kind = choose(request.headers.get("accept", ""), (JSON, *REPORT_FORMATS))
     bundle = service.classifier.bundle
     if media_type(request) == JSON:
@@ -82,14 +83,14 @@ async def differential(request: Request, service: Loaded, context: Context) -> D
         responses.differential, context.request_id, bundle, specimen, cells, faults
     )
     context.findings.update(model_sha256=bundle.sha256, n=count.n)
-    return _render(count, kind, service.settings.loinc_method)
+    if kind == JSON:
+        return await json_response(count)
+    return await asyncio.to_thread(_render_report, count, kind, service.settings.loinc_method)
 
 
-def _render(count: Differential, kind: str, method: str) -> Differential | Response:
+def _render_report(count: Differential, kind: str, method: str) -> Response:
     now = datetime.now(UTC)
     if kind == fhir.MEDIA_TYPE:
         report = fhir.bundle(count, method=method, software=__version__, at=now)
         return Response(json.dumps(report, ensure_ascii=False), media_type=kind)
-    if kind == hl7.MEDIA_TYPE:
-        return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")
-    return count
+    return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")
