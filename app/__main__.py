@@ -1,4 +1,4 @@
-"""`python -m app` is `leuko`."""
+"""Run `leuko` as `python -m app`."""
 
 from __future__ import annotations
 

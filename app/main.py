@@ -1,4 +1,4 @@
-"""`app.main:create_app`, where ASGI servers look for an application."""
+"""`app.main:create_app`, the application factory for ASGI servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application that serves several bundles, whose loading and engines a test can hold and break."""
+"""An application with several models, whose loading and engines a test can block and break."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 class Named(HeldClassifier):
-    """Of the name and version that its folder has: `wbc-2` is version 2 of wbc. One has other classes."""
+    """Named by its folder: `wbc-2` is version 2 of wbc; `turned` has the classes in another order."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -59,16 +59,18 @@ class Named(HeldClassifier):
 
 @dataclass
 class Laboratory:
-    """An application, the file that lists its models, and every classifier that it has loaded."""
+    """An application, its models file, and every classifier that it has loaded."""
 
     app: FastAPI
     file: Path
     loaded: dict[str, list[Named]] = field(default_factory=dict)
     failures: list[Exception] = field(default_factory=list)
-    faults: dict[str, Exception] = field(default_factory=dict)  # what loading a folder raises
-    gates: dict[str, threading.Event] = field(default_factory=dict)  # what loading a folder waits for
-    replaced: dict[str, str] = field(default_factory=dict)  # what lies in a folder by now
-    loading: list[str] = field(default_factory=list)  # each time that it has begun
+    faults: dict[str, Exception] = field(default_factory=dict)  # the error that loading a folder raises
+    gates: dict[str, threading.Event] = field(
+        default_factory=dict
+    )  # the event that loading a folder waits for
+    replaced: dict[str, str] = field(default_factory=dict)  # new content of a folder
+    loading: list[str] = field(default_factory=list)  # the folder of each load that has begun
 
     def load(self, settings: Settings) -> Classifier:
         folder = settings.bundle
@@ -89,7 +91,7 @@ class Laboratory:
 
     @contextmanager
     def held(self, folder: str) -> Iterator[None]:
-        """It does not load before the end of this."""
+        """Block loading the folder until the context ends."""
         gate = self.gates[folder] = threading.Event()
         try:
             yield
@@ -100,7 +102,7 @@ class Laboratory:
         await self.until(lambda: folder in self.loading)
 
     def write(self, *models: str) -> None:
-        """models: folders; with a star they are shadows, of that share of images where one follows."""
+        """Write the models file. models: folders; `folder*` is a shadow, `folder*0.25` one with a share."""
         tables = []
         for folder, star, share in (one.partition("*") for one in models):
             shadow = share or str(bool(star)).lower()
@@ -134,12 +136,12 @@ class Laboratory:
         await self.until(holds)
 
     async def serve(self, *models: str) -> None:
-        """As `write`, until the first of them answers."""
+        """Write the models file, and wait until its first model answers."""
         self.write(*models)
         await self.until_served(models[0])
 
     async def until_default(self, version: str) -> None:
-        """Without a request until then, for one that meets an engine that has just died is refused."""
+        """Wait for the default without sending requests: an engine that has just died refuses them."""
 
         def holds() -> bool:
             bundle = self.models.served.default.bundle
@@ -156,7 +158,7 @@ class Laboratory:
 
 
 def kill(runner: ModelRunner) -> None:
-    """Its engine dies."""
+    """Stop the runner's engine, as if it had died."""
     runner.service.batcher.abandon()
 
 

@@ -1,1 +1,1 @@
-"""HTTP: the application and its lifecycle, uploads, content negotiation, OpenAPI, routes and the page."""
+"""The HTTP application: its lifecycle, uploads, content negotiation, OpenAPI, routes and the page."""

@@ -1,4 +1,4 @@
-"""The application: settings, telemetry, admission, routes, and the one place where errors become HTTP."""
+"""The application factory: settings, telemetry, admission, routes and exception handlers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,14 @@ DESCRIPTION = "Every error is an RFC 9457 problem document. Research software: n
 def create_app(
     settings: Settings | None = None, load: Load = load, on_failure: OnFailure = end_process
 ) -> FastAPI:
-    """settings: by default from the environment.
+    """Return the application. Raise StartupError.
 
-    The application starts at once and loads behind its back, so that /healthz answers meanwhile.
-    When loading fails, `on_failure` is called with the error, on the event loop, and must end the
-    process with a status that is not 0. A server calls `app.state.lifecycle.drain()` at SIGTERM.
+    settings: by default from the environment. load: loads the classifier from a bundle.
+    on_failure: called on the event loop with the error if loading fails; it must end the process with a
+    status other than 0.
+
+    The application starts at once and loads in the background, so that /healthz works meanwhile. A server
+    calls `app.state.lifecycle.drain()` at SIGTERM.
     """
     settings = settings or Settings.from_environ(os.environ)
     tracer = open_tracer() if settings.traces == "otlp" else None
@@ -52,7 +55,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None if settings.docs == CLOSED else "/openapi.json",
-        redirect_slashes=False,  # it would name the host that the client named
+        redirect_slashes=False,  # a redirect would contain the Host header that the client sent
         lifespan=lambda _: lifecycle,
     )
     app.state.lifecycle = lifecycle
@@ -81,10 +84,10 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(LeukoError, problem_responses.answer_error)
-    app.add_exception_handler(HTTPException, problem_responses.answer_http)
-    app.add_exception_handler(RequestValidationError, problem_responses.answer_invalid)
-    app.add_exception_handler(Exception, problem_responses.answer_unexpected)
+    app.add_exception_handler(LeukoError, problem_responses.handle_error)
+    app.add_exception_handler(HTTPException, problem_responses.handle_http)
+    app.add_exception_handler(RequestValidationError, problem_responses.handle_invalid)
+    app.add_exception_handler(Exception, problem_responses.handle_unexpected)
 
 
 def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
@@ -104,6 +107,6 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
             check_queue=lifecycle.check_room,
             named=frozenset(access.needs),
         ),
-        problem=problem_responses.answer,
+        problem=problem_responses.render,
         observe=RequestLog(lifecycle.telemetry, lifecycle.audit, lifecycle.tracer),
     )

@@ -1,4 +1,4 @@
-"""The form of `/evaluate` → images not read yet, their classes and their sources."""
+"""The form of `/evaluate` → stored images with their classes, and their sources."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from app.errors import BadLabels, Unusable
 @dataclass(frozen=True)
 class LabelledSet:
     images: list[StoredImage]
-    groups: list[str] | None  # the photo or patient of each, where that is known
+    groups: list[str] | None  # the source (photo or patient) of each image, if known
 
 
 def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> LabelledSet:
-    """May block for seconds: a large directory, a slow pattern."""
+    """Return the labelled images of a form. Raise Unusable, BadArchive, BadLabels or TooLarge.
+
+    labels: the names of the classes. Blocks, for seconds if the archive is large or the pattern slow.
+    """
     archive, files = form["archive"], form["files"]
     if bool(archive) == bool(files):
         raise Unusable("send either one part archive, or parts files and one part labels")
@@ -31,14 +34,17 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
     return LabelledSet(images, _groups([image.name for image in images], form))
 
 
-def class_indices(what: str, values: Sequence[str | int], labels: Sequence[str]) -> list[int]:
-    """Names in any case become indices; indices stay, unchecked."""
-    known = {label.casefold(): index for index, label in enumerate(labels)}
-    found = [known.get(value.casefold(), -1) if isinstance(value, str) else value for value in values]
+def class_indices(field: str, values: Sequence[str | int], labels: Sequence[str]) -> list[int]:
+    """Return class indices: of names, in any case; indices are returned unchecked.
+
+    field: the name of the values in the error. Raise BadLabels for an unknown name.
+    """
+    index_of = {label.casefold(): index for index, label in enumerate(labels)}
+    indices = [index_of.get(value.casefold(), -1) if isinstance(value, str) else value for value in values]
     for position, value in enumerate(values):
-        if isinstance(value, str) and found[position] < 0:
-            raise BadLabels(f"{what}[{position}] is none of {', '.join(labels)}")
-    return found
+        if isinstance(value, str) and indices[position] < 0:
+            raise BadLabels(f"{field}[{position}] is none of {', '.join(labels)}")
+    return indices
 
 
 def _in_archive(part: Part, labels: Sequence[str], limits: ArchiveLimits) -> list[StoredImage]:
@@ -52,7 +58,7 @@ def _in_form(files: Sequence[Part], parts: Sequence[Part], labels: Sequence[str]
     classes = parse_mapping(parts[0].data)
     names = [file.filename or "" for file in files]
     if len(set(names)) < len(names):
-        raise BadLabels("two parts named files have the same file name, so their labels are not certain")
+        raise BadLabels("two parts named files have the same file name, so their labels are ambiguous")
     if missing := sum(name not in classes for name in names):
         raise BadLabels(f"{missing} of {len(names)} files have no label")
     indices = class_indices("labels", [classes[name] for name in names], labels)

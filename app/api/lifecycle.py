@@ -1,4 +1,4 @@
-"""From the start of the process to its end: loading, ready, draining."""
+"""The lifecycle of the application: loading, ready, draining, stopped."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ UNAUDITED = "the audit log cannot be written"
 
 
 def end_process(_: Exception) -> None:
-    """uvicorn closes in good order and then dies of the signal, so with a status that is not 0."""
+    """Send SIGTERM to this process: uvicorn shuts down and raises it again, so the status is not 0."""
     signal.raise_signal(signal.SIGTERM)
 
 
 class Lifecycle:
-    """An async context, entered by the application's lifespan; loading goes on behind it."""
+    """The async context of the application's lifespan; loading runs in the background.
+
+    obstacle: why the service is not ready, besides the models' own obstacle.
+    """
 
     def __init__(
         self,
@@ -56,48 +59,50 @@ class Lifecycle:
         self._settled = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self.accept_when_ready = False  # no connection is accepted before everything is loaded
+        self.accept_when_ready = False  # delay the lifespan, and so all connections, until loading has ended
 
     @property
     def ready(self) -> bool:
-        """New traffic is welcome."""
-        return self._missing is None
+        """Return whether load balancers may send new requests."""
+        return self._unready_reason is None
 
     @property
     def serving(self) -> bool:
-        """Work is taken: while draining too, until the server closes, for balancers learn of it late."""
-        return self._missing in (None, DRAINING) and self.models.obstacle is None
+        """Return whether work is accepted; also while draining, since load balancers notice it late."""
+        return self._unready_reason in (None, DRAINING) and self.models.obstacle is None
 
     @property
     def service(self) -> Service:
-        """Of the default model. Raises NotReady."""
+        """Return the service of the default model. Raise NotReady."""
         self.check_serving()
         return self.models.served.default.service
 
     def use(self, name: str | None = None, version: str | None = None) -> AbstractContextManager[Service]:
-        """A model that stays while it is used, None for the default. Raises NotReady, UnknownModel."""
+        """Keep a model loaded during the context; None: the default. Raise NotReady or UnknownModel."""
         self.check_serving()
         return self.models.served.use(name, version)
 
     def check_room(self) -> None:
-        """Raises QueueFull, NotReady."""
+        """Raise QueueFull if no model's queue has room, NotReady if no work is accepted."""
         self.check_serving()
         self.models.served.check_room()
 
     def check_serving(self) -> None:
+        """Raise NotReady if no work is accepted."""
         if not self.serving:
-            raise NotReady(self._missing or self.models.obstacle or LOADING)
+            raise NotReady(self._unready_reason or self.models.obstacle or LOADING)
 
     def check_ready(self) -> None:
-        if self._missing is not None:
-            raise NotReady(self._missing)
+        """Raise NotReady, with the reason, if the service is not ready."""
+        if (reason := self._unready_reason) is not None:
+            raise NotReady(reason)
 
     def drain(self) -> None:
-        """Call at SIGTERM, some time before the listeners close: readiness turns, work goes on."""
+        """Become not ready, but continue to accept work. Call at SIGTERM, before the listeners close."""
         self.obstacle = DRAINING
 
     async def settled(self) -> None:
-        """Returns once loading has succeeded or failed."""
+        """Wait until loading has succeeded or failed."""
         await self._settled.wait()
 
     async def __aenter__(self) -> None:
@@ -129,7 +134,7 @@ class Lifecycle:
                 await in_thread(self.tracer.close)
 
     @property
-    def _missing(self) -> str | None:
+    def _unready_reason(self) -> str | None:
         obstacle = self.obstacle or self.models.obstacle
         if obstacle is None and self.audit is not None and self.audit.failing:
             self.audit.retry()
@@ -143,10 +148,10 @@ class Lifecycle:
             await self.models.run()
         except Exception as error:
             self.obstacle = FAILED
-            # What is wrong with a bundle or a setting is no defect of the code: no traceback.
+            # No traceback for a LeukoError: a wrong bundle or setting is not a defect of the code.
             logger.critical(
                 "cannot %s: %s",
-                "go on" if self._settled.is_set() else "start",
+                "continue" if self._settled.is_set() else "start",
                 error,
                 exc_info=not isinstance(error, LeukoError),
             )

@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2: requests and answers of `infer`, in JSON and with Triton's binary tensors.
+"""Open Inference Protocol v2: requests and responses of `infer`, in JSON and with Triton's binary tensors.
 
 https://github.com/kserve/open-inference-protocol, and Triton's extensions binary_data and classification.
 """
@@ -62,7 +62,7 @@ class _Request(BaseModel):
 
 @dataclass(frozen=True)
 class Output:
-    """classification: how many of the best classes are wanted as text, 0 for numbers."""
+    """classification: how many of the most probable classes to return as text; 0 for numbers."""
 
     name: str
     binary: bool
@@ -70,8 +70,8 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Inference:
-    """What a client asks for; images: each as in a file."""
+class InferRequest:
+    """images: each the content of an image file."""
 
     id: str | None
     images: list[bytes]
@@ -79,17 +79,18 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """header_bytes: of the JSON before binary tensors; None where there are none."""
+class InferResponse:
+    """header_bytes: length of the JSON before the binary tensors; None if there are no binary tensors."""
 
     body: bytes
     header_bytes: int | None
 
 
-def parse(body: bytes, header_length: str | None, *, most_images: int, most_bytes: int) -> Inference:
-    """header_length: the header Inference-Header-Content-Length, where JSON is followed by tensors.
+def parse(body: bytes, header_length: str | None, *, most_images: int, most_bytes: int) -> InferRequest:
+    """Parse a request body of at most most_images images, each of at most most_bytes bytes.
 
-    Raises MalformedRequest, TooLarge.
+    header_length: the header Inference-Header-Content-Length, sent if binary tensors follow the JSON.
+    Raise MalformedRequest or TooLarge.
     """
     size = _header_size(header_length, len(body))
     try:
@@ -102,17 +103,25 @@ def parse(body: bytes, header_length: str | None, *, most_images: int, most_byte
         raise TooLarge(f"input image has {count} elements; at most {most_images} are accepted")
     images = _elements(image, memoryview(body)[size:], most_bytes)
     if len(images) != count:
-        raise MalformedRequest(f"input image has {len(images)} elements, its shape says {count}")
-    return Inference(request.id, images, _outputs(request))
+        raise MalformedRequest(f"input image has {len(images)} elements, but its shape is {count}")
+    return InferRequest(request.id, images, _outputs(request))
 
 
 def encode(
-    asked: Inference, found: Sequence[Prediction], *, name: str, version: str, labels: Sequence[str]
-) -> Answer:
-    """found: one for each image. FP32 and BYTES are little-endian."""
+    request: InferRequest,
+    predictions: Sequence[Prediction],
+    *,
+    name: str,
+    version: str,
+    labels: Sequence[str],
+) -> InferResponse:
+    """Encode the predictions, one per image, in little-endian order.
+
+    name, version: of the model; labels: its classes.
+    """
     tensors, binary = [], []
-    for output in asked.outputs:
-        datatype, values = _values(output, found, labels)
+    for output in request.outputs:
+        datatype, values = _values(output, predictions, labels)
         shape = list(values.shape)
         tensor: Tensor = {"name": output.name, "datatype": datatype, "shape": shape}
         if output.binary:
@@ -123,14 +132,14 @@ def encode(
             tensor["data"] = values.ravel().tolist()
         tensors.append(tensor)
     document = {"model_name": name, "model_version": version, "outputs": tensors}
-    if asked.id is not None:
-        document["id"] = asked.id
+    if request.id is not None:
+        document["id"] = request.id
     header = json.dumps(document).encode()
-    return Answer(b"".join([header, *binary]), len(header) if binary else None)
+    return InferResponse(b"".join([header, *binary]), len(header) if binary else None)
 
 
 def describe(name: str, versions: Sequence[str], platform: str, classes: int) -> Tensor:
-    """The metadata of the model; -1 is as many as there are images."""
+    """Return the metadata of the model. In shapes, -1 is the number of images."""
     shapes = {
         "probabilities": ("FP32", [-1, classes]),
         "label": ("BYTES", [-1]),
@@ -143,22 +152,24 @@ def describe(name: str, versions: Sequence[str], platform: str, classes: int) ->
         "platform": platform,
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
-            {"name": output, "datatype": kind, "shape": shape} for output, (kind, shape) in shapes.items()
+            {"name": output, "datatype": datatype, "shape": shape}
+            for output, (datatype, shape) in shapes.items()
         ],
     }
 
 
 def _header_size(text: str | None, most: int) -> int:
+    """Return the length of the JSON: the whole body (most) without the header."""
     if text is None:
         return most
     if not (text.isascii() and text.isdigit() and len(text) < 18 and int(text) <= most):
-        raise MalformedRequest("Inference-Header-Content-Length is no length within the body")
+        raise MalformedRequest("Inference-Header-Content-Length is not a length within the body")
     return int(text)
 
 
 def _explain(error: ValidationError) -> str:
     faults = error.errors(include_input=False, include_context=False)[:3]
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in faults)
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
 
 
 def _elements(image: _Input, rest: memoryview, most_bytes: int) -> list[bytes]:
@@ -166,10 +177,10 @@ def _elements(image: _Input, rest: memoryview, most_bytes: int) -> list[bytes]:
     if (size is None) == (image.data is None):
         raise MalformedRequest("input image needs either data or binary_data_size")
     if len(rest) != (size or 0):
-        raise MalformedRequest(f"{len(rest)} bytes follow the JSON, {size or 0} are announced")
-    found = _unpack(rest) if size is not None else _decode(image.data or [])
+        raise MalformedRequest(f"{len(rest)} bytes follow the JSON, but binary_data_size is {size or 0}")
+    elements = _unpack(rest) if size is not None else _decode(image.data or [])
     images = []
-    for index, element in enumerate(found):
+    for index, element in enumerate(elements):
         if len(element) > most_bytes:
             raise TooLarge(f"image {index} has {len(element)} bytes; at most {most_bytes} are accepted")
         images.append(element)
@@ -177,16 +188,16 @@ def _elements(image: _Input, rest: memoryview, most_bytes: int) -> list[bytes]:
 
 
 def _unpack(rest: memoryview) -> Iterator[bytes]:
-    place = 0
-    while place < len(rest):
-        if place + LENGTH.size > len(rest):
+    offset = 0
+    while offset < len(rest):
+        if offset + LENGTH.size > len(rest):
             raise MalformedRequest("the tensor of input image ends within a length")
-        (size,) = LENGTH.unpack_from(rest, place)
-        place += LENGTH.size
-        if place + size > len(rest):
+        (size,) = LENGTH.unpack_from(rest, offset)
+        offset += LENGTH.size
+        if offset + size > len(rest):
             raise MalformedRequest("the tensor of input image ends within an element")
-        yield bytes(rest[place : place + size])
-        place += size
+        yield bytes(rest[offset : offset + size])
+        offset += size
 
 
 def _decode(data: Sequence[str]) -> Iterator[bytes]:
@@ -194,38 +205,38 @@ def _decode(data: Sequence[str]) -> Iterator[bytes]:
         try:
             yield base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            raise MalformedRequest(f"image {index} is not base64, as images in JSON must be") from None
+            raise MalformedRequest(f"image {index} is not base64; images in JSON must be") from None
 
 
 def _outputs(request: _Request) -> list[Output]:
     binary = request.parameters.binary_data_output
     outputs = []
     for output in request.outputs:
-        asked = output.parameters
-        if asked.classification and output.name != "probabilities":
-            raise MalformedRequest("classification is only of the output probabilities")
-        chosen = binary if asked.binary_data is None else asked.binary_data
-        outputs.append(Output(output.name, chosen, asked.classification))
+        parameters = output.parameters
+        if parameters.classification and output.name != "probabilities":
+            raise MalformedRequest("classification is only available for the output probabilities")
+        output_binary = binary if parameters.binary_data is None else parameters.binary_data
+        outputs.append(Output(output.name, output_binary, parameters.classification))
     if len({output.name for output in outputs}) < len(outputs):
-        raise MalformedRequest("an output is asked for twice")
+        raise MalformedRequest("an output is requested twice")
     return outputs or [Output(name, binary, 0) for name in DEFAULT_OUTPUTS]
 
 
 def _values(
-    output: Output, found: Sequence[Prediction], labels: Sequence[str]
+    output: Output, predictions: Sequence[Prediction], labels: Sequence[str]
 ) -> tuple[str, np.ndarray[Any, np.dtype[Any]]]:
     if output.classification:
-        best = [_best(one.probabilities, labels, output.classification) for one in found]
-        return "BYTES", np.array(best, object)
+        classes = [_top_classes(each.probabilities, labels, output.classification) for each in predictions]
+        return "BYTES", np.array(classes, object)
     if output.name == "label":
-        return "BYTES", np.array([one.label for one in found], object)
+        return "BYTES", np.array([prediction.label for prediction in predictions], object)
     if output.name == "review":
-        return "BOOL", np.array([one.review for one in found], bool)
-    return "FP32", np.array([getattr(one, output.name) for one in found], np.float32)
+        return "BOOL", np.array([prediction.review for prediction in predictions], bool)
+    return "FP32", np.array([getattr(prediction, output.name) for prediction in predictions], np.float32)
 
 
-def _best(probabilities: Sequence[float], labels: Sequence[str], most: int) -> list[str]:
-    """Triton's `value:index:label`, the most probable first."""
+def _top_classes(probabilities: Sequence[float], labels: Sequence[str], most: int) -> list[str]:
+    """Return Triton's `value:index:label` of the most probable classes, in descending order."""
     order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:most]
     return [f"{probabilities[index]:f}:{index}:{labels[index]}" for index in order]
 

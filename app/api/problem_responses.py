@@ -1,4 +1,4 @@
-"""Problem documents as responses, and the handlers of every kind of exception."""
+"""Problem documents as responses, and the exception handlers of the application."""
 
 from __future__ import annotations
 
@@ -21,64 +21,63 @@ from app.wire.schemas import FieldProblem, ImageProblem, Problem
 logger = logging.getLogger(__name__)
 
 
-def answer(error: LeukoError, request_id: str, faults: Sequence[ImageProblem] = ()) -> Response:
-    """What a client gets instead of an answer; `faults` itemises."""
+def render(error: LeukoError, request_id: str, faults: Sequence[ImageProblem] = ()) -> Response:
+    """Return the response to a failed request. faults: the problem of each image."""
     headers = {}
     if isinstance(error, errors.QueueFull | errors.NotReady):
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
-    return _respond(problems.problem(error, request_id, faults), headers)
+    return _render(problems.problem(error, request_id, faults), headers)
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
+async def handle_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LeukoError)
-    return answer(error, request.state.context.request_id)
+    return render(error, request.state.context.request_id)
 
 
-async def answer_http(request: Request, error: Exception) -> Response:
-    """Starlette's own errors; their headers, such as Allow, are kept."""
+async def handle_http(request: Request, error: Exception) -> Response:
+    """Handle Starlette's own errors; keep their headers, such as Allow."""
     assert isinstance(error, HTTPException)
     code = problems.GENERIC.get(
         error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     )
-    found = problems.document(code, error.status_code, error.detail, request.state.context.request_id)
-    return _respond(found, error.headers)
+    problem = problems.document(code, error.status_code, error.detail, request.state.context.request_id)
+    return _render(problem, error.headers)
 
 
-async def answer_invalid(request: Request, error: Exception) -> Response:
+async def handle_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = [
-        FieldProblem(field=".".join(map(str, one["loc"])), detail=one["msg"], code=one["type"])
-        for one in error.errors()
+        FieldProblem(field=".".join(map(str, fault["loc"])), detail=fault["msg"], code=fault["type"])
+        for fault in error.errors()
     ]
     detail = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults[:3])
     request_id = request.state.context.request_id
-    return _respond(problems.document("invalid_request", 422, detail, request_id, faults))
+    return _render(problems.document("invalid_request", 422, detail, request_id, faults))
 
 
-async def answer_unexpected(request: Request, _: Exception) -> Response:
-    # The server logs the traceback; this line ties it to the request.
+async def handle_unexpected(request: Request, _: Exception) -> Response:
+    # uvicorn logs the traceback; this line adds the request id.
     logger.error("request %s failed", request.state.context.request_id)
-    return _respond(problems.unexpected(request.state.context.request_id))
+    return _render(problems.unexpected(request.state.context.request_id))
 
 
-def _respond(found: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    always = {"X-Request-ID": found.request_id}
-    return ProblemResponse(found, {**(headers or {}), **always})
+def _render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    return ProblemResponse(problem, {**(headers or {}), "X-Request-ID": problem.request_id})
 
 
 class ProblemResponse(Response):
-    """Under /v2 in the words of the Open Inference Protocol, which knows no problem documents."""
+    """A problem document; under /v2 the error object of the Open Inference Protocol instead."""
 
-    def __init__(self, found: Problem, headers: Mapping[str, str]) -> None:
-        super().__init__(found.model_dump_json(), found.status, headers, problems.MEDIA_TYPE)
-        self._found = found
+    def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
+        super().__init__(problem.model_dump_json(), problem.status, headers, problems.MEDIA_TYPE)
+        self._detail = problem.detail
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not is_open_inference(scope["path"].removeprefix(scope.get("root_path", ""))):
             await super().__call__(scope, receive, send)
             return
         headers = {name: value for name, value in self.headers.items() if not name.startswith("content-")}
-        answer = JSONResponse({"error": self._found.detail}, self.status_code, headers)
-        await answer(scope, receive, send)
+        response = JSONResponse({"error": self._detail}, self.status_code, headers)
+        await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Long work as server-sent events: `progress` while it runs, then one `result` or one `error`."""
+"""Long tasks as server-sent events: `progress` events, then one `result` or one `error`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from app.wire.problems import problem, unexpected
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 0.5
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx
+INTERVAL_S = 0.5  # between progress events
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter turns off buffering in nginx
 
 
 async def stream(
@@ -23,21 +23,21 @@ async def stream(
     progress: Callable[[], BaseModel],
     request_id: str,
 ) -> AsyncIterator[bytes]:
-    """Closing the iterator cancels the work."""
+    """Run `work` and yield its events; closing the iterator cancels it."""
     task = asyncio.create_task(work())
     try:
         yield _event("progress", progress())
         while not (await asyncio.wait([task], timeout=INTERVAL_S))[0]:
             yield _event("progress", progress())
         yield _event("progress", progress())
-        yield await _conclusion(task, request_id)
+        yield await _last_event(task, request_id)
     finally:
         task.cancel()
 
 
-async def _conclusion(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
+async def _last_event(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
     try:
-        return _event("result", await task)
+        return await asyncio.to_thread(_event, "result", await task)  # as long as the set is large
     except LeukoError as error:
         return _event("error", problem(error, request_id))
     except Exception:

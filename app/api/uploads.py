@@ -1,4 +1,4 @@
-"""Request bodies → parts in memory, within limits; nothing ever touches a temporary folder."""
+"""Request bodies → parts in memory, within limits; nothing is written to temporary files."""
 
 from __future__ import annotations
 
@@ -23,33 +23,36 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Part:
+    """A part of a form, or a bare body as the only part, without a file name."""
+
     filename: str | None
     data: bytes
 
 
 @dataclass(frozen=True)
 class Limit:
-    """count: most parts of a name; size: most bytes in each."""
+    """Limits on the parts of one name. count: number of parts; size: bytes of each."""
 
     count: int
     size: int
 
 
-Form = dict[str, list[Part]]
+Form = dict[str, list[Part]]  # parts by name
 
 
 @dataclass(frozen=True)
 class Upload:
-    """texts: those that were sent of what was asked for."""
+    """texts: the requested text parts that were sent, by name."""
 
     images: list[Part]
     texts: Mapping[str, str]
 
 
 async def read_images(request: Request, limit: Limit, texts: Mapping[str, int] | None = None) -> Upload:
-    """The parts named `files` of a form, or a bare image as the only one.
+    """Return the parts named `files` of a form, or a bare image as the only part.
 
-    texts: further parts that the form may have, each once, and the most bytes of each.
+    texts: name → maximum bytes of further parts, each of which the form may have once.
+    Raise UnsupportedFormat, MalformedRequest, Unusable or TooLarge.
     """
     kind = media_type(request)
     if kind.startswith("image/") or kind == "application/dicom":  # RFC 3240
@@ -66,20 +69,26 @@ async def read_images(request: Request, limit: Limit, texts: Mapping[str, int] |
 
 
 async def read_json(request: Request, schema: type[Schema], size: int) -> Schema:
+    """Return a JSON body of at most `size` bytes, validated in a thread.
+
+    Raise UnsupportedFormat, TooLarge or RequestValidationError.
+    """
     if media_type(request) != "application/json":
         raise UnsupportedFormat("send application/json")
     body = await read_body(request, size)
-    with _invalid():
+    with _validation_errors():
         return await asyncio.to_thread(schema.model_validate_json, body)
 
 
 def parse_texts(schema: type[Schema], texts: Mapping[str, str]) -> Schema:
-    with _invalid():
+    """Validate the text parts of a form. Raise RequestValidationError."""
+    with _validation_errors():
         return schema.model_validate(texts)
 
 
 @contextmanager
-def _invalid() -> Iterator[None]:
+def _validation_errors() -> Iterator[None]:
+    """Turn pydantic's error into FastAPI's, with `body` before each field's path."""
     try:
         yield
     except ValidationError as error:
@@ -89,6 +98,7 @@ def _invalid() -> Iterator[None]:
 
 
 async def read_body(request: Request, size: int) -> bytes:
+    """Return the body; raise TooLarge as soon as it exceeds `size` bytes."""
     body = BytesIO()
     async for chunk in request.stream():
         body.write(chunk)
@@ -98,7 +108,10 @@ async def read_body(request: Request, size: int) -> bytes:
 
 
 async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
-    """The parts by name, each name of `limits` present; a part of any other name is refused."""
+    """Return the parts by name, with an empty list for each name of `limits` that was not sent.
+
+    Raise UnsupportedFormat, MalformedRequest, TooLarge, or Unusable for a part of any other name.
+    """
     if media_type(request) != "multipart/form-data":
         raise UnsupportedFormat("send multipart/form-data")
     reader = _Reader(limits)
@@ -114,11 +127,12 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
 
 
 def media_type(request: Request) -> str:
+    """Return the media type of the body in lower case, without parameters, "" if it has none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class _Reader:
-    """Collects what python_multipart calls out, one part after another."""
+    """Collect the parts of a form in the callbacks of python_multipart's parser."""
 
     def __init__(self, limits: Mapping[str, Limit]) -> None:
         self.form: Form = {name: [] for name in limits}
@@ -134,7 +148,7 @@ class _Reader:
     def parser(self, content_type: str) -> MultipartParser:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
-            raise MalformedRequest("the Content-Type names no boundary")
+            raise MalformedRequest("the Content-Type header has no boundary")
         return MultipartParser(
             boundary,
             {
@@ -174,7 +188,7 @@ class _Reader:
             raise Unusable(f"only parts named {', '.join(self._limits)} are accepted")
         count = self._limits[self._name].count
         if len(self.form[self._name]) >= count:
-            raise TooLarge(f"over {count} parts named {self._name}")
+            raise TooLarge(f"more than {count} parts named {self._name}")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         size = self._limits[self._name].size
@@ -190,7 +204,7 @@ class _Reader:
 
 
 def _text(raw: bytes) -> str:
-    # RFC 7578 leaves the encoding to the client; what is not UTF-8 is at least not lost.
+    # RFC 7578 lets the client choose the encoding; Latin-1 decodes any bytes.
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -1,1 +1,1 @@
-"""What happens to a request before its body is read: connections, limits, keys, admission, request log."""
+"""Connections, limits, keys and admission, applied before a body is read; then the request log and traces."""

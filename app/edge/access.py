@@ -1,4 +1,4 @@
-"""Which scope each path needs, and whether a request's key has it."""
+"""Authorization: which scope each path needs, and whether a request's key has it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Access:
 
     keys: None if the service has no keys; then every request is authorized.
     needs: path → scope, ANY or OPEN; a path that ends in / stands for all paths below it. A path that is not
-    listed needs ANY, so that nothing is open because it was forgotten.
+    listed needs ANY, so that no path is open by omission.
     """
 
     keys: Keys | None
@@ -59,7 +59,7 @@ def access_rules(keys: Keys | None, *, metrics: str, docs: str) -> Access:
 def _find_secret(headers: Headers) -> str:
     """Return the key in `Authorization: Bearer` or `X-API-Key`, or "" if there is none or more than one.
 
-    Of several keys none counts: a proxy in front might check another one than we would.
+    Several keys are treated as none: a proxy in front might check a different one.
     """
     secrets = headers.getlist("x-api-key")
     for value in headers.getlist("authorization"):

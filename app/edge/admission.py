@@ -1,4 +1,4 @@
-"""Admission: an ASGI middleware that refuses, before a body is read, what cannot be served."""
+"""Admission: an ASGI middleware that refuses requests which cannot be served, before their body is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.edge.paths import is_open_inference
 from app.errors import Forbidden, LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
 
 Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → response
-Observe = Callable[[Exchange, str | None], None]  # finished exchange, the route's template
+Observe = Callable[[Exchange, str | None], None]  # finished exchange, template of its route or None
 Authorize = Callable[[str, Headers], Key | None]  # path, headers → key; raises Unauthenticated, Forbidden
 
 
@@ -39,7 +39,7 @@ class AdmissionLimits:
 class AdmissionRules:
     """What admission asks the application.
 
-    authorize: comes before everything else.
+    authorize: called before any other rule.
     ready: whether work is accepted.
     queued: whether a POST to a path puts images into the queue; then check_queue raises if that is full, so
     that a refusal under overload costs little more than reading the head.
@@ -54,7 +54,7 @@ class AdmissionRules:
 
 
 class Admission:
-    """problem: renders a refusal. observe: called with each finished exchange."""
+    """The middleware. problem: renders a refusal. observe: called with each finished exchange."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Admission:
         self.rules = rules
         self.problem = problem
         self.observe = observe
-        # A body of the greatest size must always find room, or its client would retry for ever.
+        # One body of the maximum size must always fit, or its client would retry for ever.
         self.max_reserved_bytes = max(limits.max_reserved_bytes, limits.max_body_bytes)
         self.requests = 0
         self.reserved_bytes = 0
@@ -111,8 +111,8 @@ class Admission:
                 if isinstance(error, QueueFull | NotReady):  # the client will retry on this connection
                     await exchange.discard()
         if exchange.failure is not None and not exchange.started:
-            answer = self.problem(exchange.failure, exchange.context.request_id)
-            await answer(exchange.scope, exchange.receive, exchange.answer)
+            response = self.problem(exchange.failure, exchange.context.request_id)
+            await response(exchange.scope, exchange.receive, exchange.respond)
 
     def _identify(self, exchange: Exchange) -> None:
         try:
@@ -126,7 +126,7 @@ class Admission:
         size = self.limits.max_body_bytes if exchange.declared is None else exchange.declared
         if exchange.encoded:
             size = min(EXPANSION * size, self.limits.max_body_bytes)
-        if exchange.crowded:
+        if exchange.surplus:
             raise NotReady("Too many connections are open.", retry_after=1)
         self._check_room(size)
         if self.rules.queued(exchange.path):
@@ -155,4 +155,4 @@ class Admission:
         if self.requests >= self.limits.max_requests:
             raise QueueFull("Too many requests are in flight.")
         if self.reserved_bytes + size > self.max_reserved_bytes:
-            raise QueueFull("The bodies in flight are too large together.")
+            raise QueueFull("The bodies of all requests in flight are too large in total.")

@@ -1,4 +1,4 @@
-"""uvicorn's connection, with the bounds that it lacks: on heads, on framing, on clients that do not read."""
+"""uvicorn's connection with the limits that it lacks: on heads, on framing, on clients that do not read."""
 
 from __future__ import annotations
 
@@ -14,119 +14,133 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.errors import BodyTimeout, LeukoError, MalformedRequest
 
 MAX_FRAMING = 2**16  # bytes of a request besides its body: head, chunk sizes, trailers
-MAX_WAITING = 16  # requests that a client may send on a connection before the first is answered
-LINGER_S = 2.0  # how long to read on after a refusal, lest closing on unread bytes loses it
+MAX_WAITING = 16  # requests that a client may pipeline before the first is answered
+LINGER_S = 2.0  # time between a refusal and closing: closing earlier, on unread bytes, could lose the refusal
 
 
 @dataclass(frozen=True)
-class Bounds:
-    connections: int  # with more, those that come are sent away
-    head_s: float  # for the head of a request, from the opening of its connection or its first byte
-    stall_s: float  # for a client that takes no byte of its answer
+class ConnectionLimits:
+    """Limits on connections, and what to do with bytes that never become a request.
+
+    connections: number above which a new connection is marked as surplus: work on it is refused.
+    head_s: time for the head of a request, from the opening of its connection or its first byte.
+    stall_s: time after which a client that reads nothing of its response is disconnected.
+    problem: error, request id → response. observe: called with the status of that response.
+    """
+
+    connections: int
+    head_s: float
+    stall_s: float
     problem: Callable[[LeukoError, str], Response]
-    observe: Callable[[int], object]  # the status of what never became a request
+    observe: Callable[[int], object]
 
 
 class Connection(HttpToolsProtocol):
-    def __init__(self, *arguments: Any, bounds: Bounds, **options: Any) -> None:
+    """One connection. The names without underscore override uvicorn's protocol and its parser callbacks."""
+
+    def __init__(self, *arguments: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._bounds = bounds
-        self._head: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self._framing = 0  # bytes besides the body
-        self._body = 0
-        self._heading = False  # within a head
-        self._deaf = False  # what still comes is read, and thrown away
-        self._answering: RequestResponseCycle | None = None  # `cycle` is the last that came
+        self._limits = limits
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._framing_bytes = 0  # of the current request, besides its body
+        self._body_bytes = 0  # of the current request
+        self._in_head = False
+        self._discarding = False  # read further bytes, but ignore them
+        self._active: RequestResponseCycle | None = None  # being answered; `cycle` is the last received
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._bounds.connections:
-            self.app_state = {**self.app_state, "crowded": True}
-        self._await_head()
+        if len(self.connections) > self._limits.connections:
+            self.app_state = {**self.app_state, "surplus": True}
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head, self._stall):
+        for timer in (self._head_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        if self._answering is not None:  # uvicorn tells only the last of several requests
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+        if self._active is not None:  # of several pipelined requests, uvicorn notifies only the last
+            self._active.disconnected = True
+            self._active.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discarding:
             return
-        self._framing += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
-        if self._deaf:
+        if self._discarding:
             return
-        if self._framing > MAX_FRAMING + self._body:
-            self._refuse(MalformedRequest("The head, or what frames the body, is too long."))
-        elif self._head is None and self.cycle is not None and self.cycle.response_complete:
-            self._await_head()  # empty lines begin no request, but end the wait for one
+        if self._framing_bytes > MAX_FRAMING + self._body_bytes:
+            self._refuse(MalformedRequest("The head, the chunk framing or the trailers are too long."))
+        elif self._head_timer is None and self.cycle is not None and self.cycle.response_complete:
+            # Empty lines start no request, but uvicorn stops its keep-alive timer at any byte.
+            self._start_head_timer()
 
     def eof_received(self) -> None:
         self._close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._framing = self._body = 0
-        self._heading = True
-        if self._head is None:
-            self._await_head()
+        self._framing_bytes = self._body_bytes = 0
+        self._in_head = True
+        if self._head_timer is None:
+            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # What follows a body is no header: no proxy has looked whether it holds a key, or a host.
-        if self._heading:
+        # Ignore trailers: a proxy may not have checked them, and they could hold a key or a host.
+        if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._heading = False
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         self._check_head()
         super().on_headers_complete()
-        if self.parser.should_upgrade():  # its parser stops there
+        if self.parser.should_upgrade():  # the parser reads nothing after this head
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        self._framing -= len(body)
-        self._body += len(body)
+        self._framing_bytes -= len(body)
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
-            self._await_reader()
+            self._start_stall_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._await_reader()
+        self._start_stall_timer()
 
     def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._await_reader()
+        self._start_stall_timer()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedRequest(msg))
 
     def _unsupported_upgrade_warning(self) -> None:
-        self._deaf = True
+        self._discarding = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
+        self._active = cycle
         super()._start_asgi_task(cycle, app)
 
     def _check_head(self) -> None:
-        """What the parser lets pass, and other software may understand in another way; raising ends it."""
+        """Raise MalformedRequest for a head that the parser accepts but other software may read differently.
+
+        uvicorn catches what is raised in a parser callback and calls `send_400_response`.
+        """
         version = self.parser.get_http_version()
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -137,51 +151,51 @@ class Connection(HttpToolsProtocol):
             or size > MAX_FRAMING
             or len(self.pipeline) >= MAX_WAITING
         ):
-            raise MalformedRequest("Not a request that is served.")
+            raise MalformedRequest("The request is not supported.")
 
-    def _await_head(self) -> None:
-        self._head = self.loop.call_later(self._bounds.head_s, self._head_is_late)
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.head_s, self._on_head_timeout)
 
-    def _head_is_late(self) -> None:
-        self._head = None
-        if self._heading:
-            self._refuse(BodyTimeout(f"The head was not complete within {self._bounds.head_s:g} s."))
+    def _on_head_timeout(self) -> None:
+        self._head_timer = None
+        if self._in_head:
+            self._refuse(BodyTimeout(f"The head was not complete within {self._limits.head_s:g} s."))
         else:
             self._close()
 
-    def _await_reader(self) -> None:
-        if self._stall is None:
-            self._stall = self.loop.call_later(self._bounds.stall_s, self.transport.abort)
+    def _start_stall_timer(self) -> None:
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(self._limits.stall_s, self.transport.abort)
 
     def _close(self) -> None:
         self.transport.close()
-        self._await_reader()
+        self._start_stall_timer()
 
     def _refuse(self, error: LeukoError) -> None:
-        """Answers bytes that are no request, and no others on this connection."""
+        """Respond to bytes that are not a valid request, discard all further ones, and close."""
         if self.transport.is_closing():
             return
-        self._deaf = True
-        answer = self._bounds.problem(error, uuid4().hex)
-        self._bounds.observe(answer.status_code)
+        self._discarding = True
+        response = self._limits.problem(error, uuid4().hex)
+        self._limits.observe(response.status_code)
         if self.pipeline and self.pipeline[0][0].more_body:
-            self.pipeline.popleft()  # the bytes broke the body of a request that waits behind others
-        last = self.pipeline[0][0] if self.pipeline else self._answering
+            self.pipeline.popleft()  # the invalid bytes are in the body of this request, the last received
+        last = self.pipeline[0][0] if self.pipeline else self._active
         if last is not None and not last.response_complete:
-            if not last.more_body:  # the bytes came behind requests that are still being answered
+            if not last.more_body:  # let requests before the invalid bytes be answered, then close
                 last.keep_alive = False
                 return
             last.disconnected = True
             last.message_event.set()
         self.flow.resume_reading()
         if last is None or last.response_complete or not last.response_started:
-            self._write(answer)
+            self._write(response)
         self.loop.call_later(LINGER_S, self._close)
 
-    def _write(self, answer: Response) -> None:
-        head = [STATUS_LINE[answer.status_code]]
-        for name, value in [*answer.raw_headers, (b"connection", b"close")]:
+    def _write(self, response: Response) -> None:
+        head = [STATUS_LINE[response.status_code]]
+        for name, value in [*response.raw_headers, (b"connection", b"close")]:
             head += [name, b": ", value, b"\r\n"]
-        self.transport.write(b"".join([*head, b"\r\n", bytes(answer.body)]))
+        self.transport.write(b"".join([*head, b"\r\n", bytes(response.body)]))
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -1,4 +1,4 @@
-"""Compressed bodies of the Open Inference Protocol, expanded within limits."""
+"""Compression of Open Inference Protocol bodies; a body is decompressed only within limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from app.errors import MalformedRequest, TooLarge, UnsupportedFormat
 
 EXPANSION = 8  # limit of expanded ÷ compressed size: images are compressed already, base64 saves a third
-SMALL = 64 * 2**10  # bytes that a body may expand to, whatever its size
+SMALL = 64 * 2**10  # bytes that any body may expand to in addition
 _WBITS = {"gzip": 31, "deflate": 15}
 CODINGS = tuple(_WBITS)
 
@@ -32,10 +32,10 @@ def expand(body: bytes, encoding: str) -> bytes:
     if len(expanded) > most:
         raise TooLarge(f"the body expands to more than {EXPANSION} times its size")
     if not expander.eof or expander.unused_data:
-        raise MalformedRequest(f"the {encoding} body is truncated, or something follows it")
+        raise MalformedRequest(f"the {encoding} body is truncated, or bytes follow its end")
     return expanded
 
 
 def compress(body: bytes, coding: str) -> bytes:
-    """Compress by a coding of CODINGS."""
+    """Compress a body with one of CODINGS."""
     return gzip.compress(body, 1, mtime=0) if coding == "gzip" else zlib.compress(body, 1)

@@ -1,16 +1,16 @@
-"""How many connections the operating system lets a process have; each is an open file."""
+"""The operating system's limit on open files, and with it on connections: each is an open file."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-MOST_FILES = 2**16  # asked for where as many as one likes may be open
-SPARE_FILES = 16  # for the answers that send surplus connections away, and for our own files
+MOST_FILES = 2**16  # the limit that we set if the hard limit allows more, or is infinite
+SPARE_FILES = 16  # for the responses that refuse surplus connections, and for our own files
 
 
 def raise_file_limit() -> None:
-    """To what this process may give itself: the usual 1024 is for programs that use select."""
+    """Raise the soft limit to the hard one, at most MOST_FILES: the default 1024 is a limit of select()."""
     if sys.platform == "win32":
         return
     import resource
@@ -22,7 +22,10 @@ def raise_file_limit() -> None:
 
 
 def most_connections(wanted: int) -> int:
-    """As many as are wanted, if the limit of open files leaves them; 0 wants all that it leaves."""
+    """Return `wanted`, or fewer if the limit of open files does not allow it, at least 1.
+
+    wanted: 0 for as many as the limit allows.
+    """
     if sys.platform == "win32":
         return wanted or sys.maxsize
     import resource
@@ -30,6 +33,6 @@ def most_connections(wanted: int) -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return wanted or sys.maxsize
-    open_now = sum(1 for _ in Path("/dev/fd").iterdir())
-    left = max(1, limit - open_now - SPARE_FILES)
+    open_files = sum(1 for _ in Path("/dev/fd").iterdir())
+    left = max(1, limit - open_files - SPARE_FILES)
     return min(wanted or left, left)

@@ -1,4 +1,4 @@
-"""One request and its answer, between server and application: its id, its body's bounds, its client."""
+"""One request and its response, between server and application: request id, body limits, disconnects."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
 from app.observability.request_context import RequestContext
 from app.units import MIB
 
-# RFC 3986, section 3.2: a name, an IPv4 or IPv6 address, perhaps a port.
+# RFC 3986, section 3.2: a name or an IPv4 or IPv6 address, optionally with a port.
 HOST = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # https://www.w3.org/TR/trace-context/#traceparent-header, version 00
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-SMALL_BODY = MIB  # bytes that are read only to keep a connection
-CLIENT_GONE = 499  # nginx's own status: nobody is left to be answered
+SMALL_BODY = MIB  # largest body in bytes that is read and discarded to keep its connection open
+CLIENT_GONE = 499  # nginx's status for a client that disconnected before the response
 
 
 class Exchange:
-    """Stands in for `receive` and `send`; `failure` is why the body could not be received.
+    """Wrap `receive` and `send` of one request; `failure` is why it was refused or its body not received.
 
-    max_body_bytes is counted as the body arrives; body_timeout_s runs from the first byte of the
-    request; linger_s is how long the rest of an unread body is thrown away before closing.
+    max_body_bytes is checked as the body arrives. body_timeout_s runs from the start of the request.
+    linger_s is how long the rest of an unread body is read and discarded before closing.
     """
 
     def __init__(
@@ -57,47 +57,52 @@ class Exchange:
         self._linger_s = linger_s
         self._received = 0
         self._complete = False
-        self._gone = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self._work = asyncio.timeout(None)
         self._watcher: asyncio.Task[None] | None = None
         self.context = RequestContext(
-            _matching(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex,
+            _match(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex,
             arrived=asyncio.get_running_loop().time(),
-            traceparent=_matching(TRACEPARENT, self.headers.get("traceparent")),
+            traceparent=_match(TRACEPARENT, self.headers.get("traceparent")),
         )
         scope.setdefault("state", {})["context"] = self.context
 
     @property
     def elapsed(self) -> float:
+        """Return the seconds since the start of the request."""
         return asyncio.get_running_loop().time() - self.context.arrived
 
     @property
     def path(self) -> str:
+        """Return the path without the root path."""
         path: str = self.scope["path"]
         return path.removeprefix(self.scope.get("root_path", ""))
 
     @property
-    def crowded(self) -> bool:
-        """The server has more connections than it should: this one must not stay."""
-        return bool(self.scope["state"].get("crowded"))
+    def surplus(self) -> bool:
+        """Return whether the connection is over the limit, so that it must be closed after the response."""
+        return bool(self.scope["state"].get("surplus"))
 
     @property
     def encoded(self) -> bool:
-        """The body is compressed."""
+        """Return whether the body is compressed."""
         return any(value.lower() != "identity" for value in self.headers.getlist("content-encoding"))
 
     @property
     def declared(self) -> int | None:
-        """Bytes of body that the headers promise; None when only its end will tell."""
+        """Return the declared length of the body in bytes, None if it is chunked. Raise MalformedRequest."""
         if "transfer-encoding" in self.headers:
             return None
-        length = _matching(CONTENT_LENGTH, self.headers.get("content-length", "0"))
+        length = _match(CONTENT_LENGTH, self.headers.get("content-length", "0"))
         if length is None:
             raise MalformedRequest("Content-Length is not a number of bytes.")
         return int(length)
 
     def check_host(self) -> None:
-        """RFC 9112, section 3.2: one Host, and one that can be."""
+        """Raise MalformedRequest unless there is exactly one valid Host (RFC 9112, section 3.2).
+
+        HTTP/1.0 requests may have none.
+        """
         hosts = self.headers.getlist("host")
         if len(hosts) == 1 and HOST.fullmatch(hosts[0]):
             return
@@ -106,26 +111,30 @@ class Exchange:
 
     @asynccontextmanager
     async def while_connected(self) -> AsyncIterator[None]:
-        """Cancels the work inside when the client leaves before the answer has begun."""
+        """Cancel the work inside if the client disconnects before the response has started."""
         try:
             async with self._work:
                 yield
         except (TimeoutError, ClientDisconnect):
-            if not self._gone.is_set():
+            if not self._disconnected.is_set():
                 raise
         finally:
             if self._watcher is not None:
                 self._watcher.cancel()
 
     async def receive(self) -> Message:
+        """Return the next message; after the whole body, wait for the disconnect.
+
+        Raise TooLarge or BodyTimeout, and keep it as `failure`.
+        """
         if self.failure is not None:
             raise self.failure
         if self._complete:
-            await self._gone.wait()
+            await self._disconnected.wait()
             return {"type": "http.disconnect"}
         message = await self._receive_in_time()
         if message["type"] == "http.disconnect":
-            self._leave()
+            self._on_disconnect()
             return message
         self._received += len(message.get("body", b""))
         if self._received > self._max_body_bytes:
@@ -137,14 +146,15 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        # FastAPI answers 400 to whatever stops it from reading a declared body; `failure` says it better.
+        # If reading a body fails, FastAPI responds 400; drop that: admission responds with `failure`.
         if self.failure is None or self.started:
-            await self.answer(message)
+            await self.respond(message)
 
-    async def answer(self, message: Message) -> None:
+    async def respond(self, message: Message) -> None:
+        """Send a message of the response, whether or not the body failed."""
         if message["type"] == "http.response.start":
             self.started = True
-            self.status = CLIENT_GONE if self._gone.is_set() else message["status"]
+            self.status = CLIENT_GONE if self._disconnected.is_set() else message["status"]
             self._put_headers(MutableHeaders(scope=message))
         elif message["type"] == "http.response.body" and self._unread and not message.get("more_body"):
             await self._send({**message, "more_body": True})
@@ -153,8 +163,8 @@ class Exchange:
         await self._send(message)
 
     async def discard(self) -> None:
-        """Reads away a small body that nobody wants, so that its connection can serve the next request."""
-        length = _matching(CONTENT_LENGTH, self.headers.get("content-length"))
+        """Read and discard a small body, so that its connection can serve the next request."""
+        length = _match(CONTENT_LENGTH, self.headers.get("content-length"))
         if length is None or int(length) > SMALL_BODY or {"expect", "transfer-encoding"} & {*self.headers}:
             return
         await self._linger()
@@ -169,7 +179,7 @@ class Exchange:
         headers["X-Content-Type-Options"] = "nosniff"
         if self.context.traceparent is not None:
             headers["traceparent"] = self.context.traceparent
-        if self._unread or self.crowded or isinstance(self.failure, MalformedRequest):
+        if self._unread or self.surplus or isinstance(self.failure, MalformedRequest):
             headers["Connection"] = "close"
 
     async def _receive_in_time(self) -> Message:
@@ -181,27 +191,27 @@ class Exchange:
             raise self.failure from None
 
     async def _watch(self) -> None:
-        await self._receive()  # after the whole body only the disconnect can come
-        self._leave()
+        await self._receive()  # after the whole body, only a disconnect can follow
+        self._on_disconnect()
         if not self.started:
             self._work.reschedule(asyncio.get_running_loop().time())
 
-    def _leave(self) -> None:
+    def _on_disconnect(self) -> None:
         self._complete = True
-        self._gone.set()
+        self._disconnected.set()
         if not self.started:
             self.status = CLIENT_GONE
 
     async def _linger(self) -> None:
-        """Reads on for a while: closing on unread bytes resets the connection, and the answer is lost."""
+        """Read and discard the body for linger_s: closing on unread bytes could lose the response."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._linger_s):
                 while not self._complete:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
-                        self._leave()
+                        self._on_disconnect()
                     self._complete = not message.get("more_body", False)
 
 
-def _matching(pattern: re.Pattern[str], value: str | None) -> str | None:
+def _match(pattern: re.Pattern[str], value: str | None) -> str | None:
     return value if value is not None and pattern.fullmatch(value) else None

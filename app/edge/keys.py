@@ -1,4 +1,4 @@
-"""Keys that callers show: a file of their hashes, read again when it changes."""
+"""API keys: a file of their hashes, reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from app.watched_file import WatchedFile
 logger = logging.getLogger(__name__)
 
 SCOPES = ("predict", "evaluate", "metrics")
-REREAD_S = 1.0  # how long a key that was taken out of the file may still be good
+REREAD_S = 1.0  # how long a key may stay valid after its removal from the file
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# 256 random bits. What is shorter is no key, whatever hash the file has.
+# 256 random bits; a shorter secret is never valid, even if the file has its hash.
 SECRET = re.compile(r"leuko_[A-Za-z0-9_-]{43}")
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -38,13 +38,13 @@ class Key:
 
 
 def make_key(id: str, scopes: Collection[str]) -> tuple[str, Key]:
-    """A new secret, which is stored nowhere, and the key that knows it again; raises SettingsError."""
+    """Return a new secret, which is stored nowhere, and the key with its hash. Raise SettingsError."""
     secret = f"leuko_{secrets.token_urlsafe(32)}"
     return secret, _key(id, scopes, hashlib.sha256(secret.encode()).hexdigest())
 
 
 def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
-    """Adds a new key to a file, which only its owner can read if it is new; the secret."""
+    """Append a new key to a file, created readable by its owner only if missing; return the secret."""
     secret, key = make_key(id, scopes)
     with open(path, "a+", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
         file.seek(0)
@@ -54,7 +54,10 @@ def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """A key a line: id, scopes parted by commas, SHA-256 of the secret; # begins a comment."""
+    """Parse one key per line: id, comma-separated scopes, SHA-256 of the secret; # starts a comment.
+
+    Raise SettingsError, which names the line.
+    """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.partition("#")[0].split()
@@ -64,18 +67,18 @@ def parse_keys(text: str) -> tuple[Key, ...]:
             id, scopes, sha256 = fields
             keys.append(_key(id, scopes.split(","), sha256))
         except (ValueError, SettingsError) as error:
-            what = error.detail if isinstance(error, SettingsError) else "expected: ID SCOPE,SCOPE SHA256"
-            raise SettingsError(f"line {number}: {what}") from None
+            detail = error.detail if isinstance(error, SettingsError) else "expected: ID SCOPE,SCOPE SHA256"
+            raise SettingsError(f"line {number}: {detail}") from None
     if not keys:
-        raise SettingsError("it holds no key")
+        raise SettingsError("no keys in it")
     return tuple(keys)
 
 
 class Keys:
-    """The keys of a file. One that cannot be read, or not any more, leaves those that were read before."""
+    """The keys of a file. `stale`: the file can no longer be used, and its last valid keys stay in use."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises SettingsError."""
+        """Read the file. Raise SettingsError."""
         self._file = WatchedFile(path)
         self._clock = clock
         self._keys = self._read()
@@ -83,13 +86,15 @@ class Keys:
         self.stale = False
 
     def find(self, secret: str) -> Key | None:
+        """Return the key with this secret, or None if it is unknown."""
         self.refresh()
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        # Every key is compared, each in constant time: how long it takes tells nothing.
-        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
-        return found[0] if found and SECRET.fullmatch(secret) else None
+        # Compare every key, each in constant time, so that the duration reveals nothing.
+        matches = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        return matches[0] if matches and SECRET.fullmatch(secret) else None
 
     def refresh(self) -> None:
+        """Reload the file if it has changed; check at most every REREAD_S seconds."""
         if self._clock() - self._checked < REREAD_S:
             return
         self._checked = self._clock()
@@ -97,10 +102,10 @@ class Keys:
             if self.stale or self._file.changed:
                 self._keys = self._read()
                 self.stale = False
-                logger.info("keys read again: %d", len(self._keys))
+                logger.info("key file reloaded: %d keys", len(self._keys))
         except (OSError, SettingsError) as error:
             if not self.stale:
-                logger.error("the keys could not be read again, those before are still good: %s", error)
+                logger.error("key file rejected; keeping the current keys: %s", error)
             self.stale = True
 
     def _read(self) -> tuple[Key, ...]:
@@ -108,18 +113,20 @@ class Keys:
         try:
             return parse_keys(self._file.read())
         except UnicodeDecodeError:
-            raise SettingsError(f"the keys in {path} cannot be used: they are not UTF-8") from None
+            raise SettingsError(f"the key file {path} cannot be used: it is not UTF-8") from None
         except OSError as error:
-            raise SettingsError(f"the keys in {path} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"the key file {path} cannot be read: {error.strerror}") from None
         except SettingsError as error:
-            raise SettingsError(f"the keys in {path} cannot be used: {error.detail}") from None
+            raise SettingsError(f"the key file {path} cannot be used: {error.detail}") from None
 
 
 def _key(id: str, scopes: Collection[str], sha256: str) -> Key:
     if not ID.fullmatch(id):
-        raise SettingsError(f"{id!r} is not an id: letters, digits, dots, dashes, at most 64")
+        raise SettingsError(
+            f"{id!r} is not an id: expected 1 to 64 letters A-Z, digits, dots, underscores, dashes"
+        )
     if not scopes or not set(scopes) <= {*SCOPES}:
-        raise SettingsError(f"{','.join(scopes)!r} are not scopes: {', '.join(SCOPES)}")
+        raise SettingsError(f"{','.join(scopes)!r} are not scopes: expected some of {', '.join(SCOPES)}")
     if not HASH.fullmatch(sha256):
         raise SettingsError(f"{sha256[:8]!r}… is not a SHA-256 in lower-case hexadecimal")
     return Key(id, frozenset(scopes), bytes.fromhex(sha256))

@@ -1,4 +1,4 @@
-"""What is kept of a request: counts, a line of the log, one of the audit log, a trace."""
+"""Record each finished request: in the metrics, the log, the audit log and the traces."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ logger = logging.getLogger("leuko.request")
 
 
 class RequestLog:
+    """Called with each finished exchange. Successful probes and scrapes: only metrics and DEBUG lines."""
+
     def __init__(self, telemetry: Telemetry, audit: AuditLog | None, tracer: Tracer | None) -> None:
         self._telemetry = telemetry
         self._audit = audit
         self._tracer = tracer
 
     def __call__(self, exchange: Exchange, route: str | None) -> None:
-        """route: the template that matched, None when none did; never a path that a client chose."""
+        """route: the template that matched, or None; never the path itself, which a client chose."""
         method, status = exchange.scope["method"], exchange.status
         self._telemetry.observe_request(route, method, status, exchange.elapsed)
         if reason := problems.REASONS.get(status):
@@ -39,7 +41,7 @@ class RequestLog:
 
 
 def entry(exchange: Exchange, route: str | None) -> dict[str, Any]:
-    """No path, file name or address: a client may have put a patient's name into each."""
+    """Return a line of the audit log: no path, file name or address, since each may hold a patient's name."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "request_id": exchange.context.request_id,
@@ -54,7 +56,7 @@ def entry(exchange: Exchange, route: str | None) -> dict[str, Any]:
 
 def _log(level: int, exchange: Exchange, route: str | None) -> None:
     fields = entry(exchange, route)
-    del fields["time"]  # each line of the log has it
+    del fields["time"]  # the log formatter adds it
     milliseconds = 1000 * fields.pop("seconds")
     exchange.context.stages.respond()
     fields["milliseconds"] = {"total": round(milliseconds, 1)} | exchange.context.stages.milliseconds()

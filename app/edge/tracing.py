@@ -1,4 +1,4 @@
-"""Traces for OpenTelemetry: one span a request, and one for each of its stages, made when it is over."""
+"""OpenTelemetry traces: one span per request and per stage interval, created after the response."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from app.observability.metrics import METHODS
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-SERVER_ERROR = (
-    500  # https://opentelemetry.io/docs/specs/semconv/http/http-spans/: 4xx is no error of a server
-)
+# https://opentelemetry.io/docs/specs/semconv/http/http-spans/: a server span with 4xx is not an error.
+SERVER_ERROR = 500
 
 
 class Tracer(Protocol):
     def record(self, exchange: Exchange, route: str | None) -> str:
-        """The trace's id, in hexadecimal."""
+        """Record a finished exchange; return the trace id in hexadecimal."""
         ...
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Export the spans that are left."""
         ...
 
 
 def open_tracer(exporter: SpanExporter | None = None) -> Tracer:
-    """exporter: in place of OTLP over HTTP to where the OTEL_EXPORTER_OTLP_… variables say.
+    """Return a tracer. Raise SettingsError if OpenTelemetry is not installed.
 
-    Sampling, limits and more attributes of the service are those of the OTEL_… variables, too.
+    exporter: by default OTLP over HTTP, as the OTEL_EXPORTER_OTLP_… variables configure it. Sampling,
+    limits and further resource attributes also come from OTEL_… variables.
     """
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise SettingsError("LEUKO_TRACES is otlp, but OpenTelemetry is absent: install the extra `otel`")
+        raise SettingsError("LEUKO_TRACES is otlp, but OpenTelemetry is missing: install the extra `otel`")
     return _OpenTelemetry(exporter)
 
 
@@ -52,9 +52,11 @@ class _OpenTelemetry:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        ours = {SERVICE_NAME: "leuko", SERVICE_VERSION: __version__}
-        given = OTELResourceDetector().detect().attributes  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
-        self._provider = TracerProvider(resource=Resource.create({**ours, **given}), shutdown_on_exit=False)
+        defaults = {SERVICE_NAME: "leuko", SERVICE_VERSION: __version__}
+        # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
+        configured = OTELResourceDetector().detect().attributes
+        resource = Resource.create({**defaults, **configured})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("leuko", __version__)
         self._extract = TraceContextTextMapPropagator().extract
@@ -63,14 +65,15 @@ class _OpenTelemetry:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         exchange.context.stages.respond()
-        offset = time.time_ns() - time.monotonic_ns()
-        parent = {} if exchange.context.traceparent is None else {"traceparent": exchange.context.traceparent}
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        traceparent = exchange.context.traceparent
+        carrier = {} if traceparent is None else {"traceparent": traceparent}
         method = exchange.scope["method"] if exchange.scope["method"] in METHODS else "_OTHER"
         span = self._tracer.start_span(
             f"{method} {route}" if route else method,
-            self._extract(parent),
+            self._extract(carrier),
             SpanKind.SERVER,
-            start_time=_nanoseconds(exchange.context.stages.began, offset),
+            start_time=_unix_ns(exchange.context.stages.began, offset_ns),
         )
         if span.is_recording():
             span.set_attributes(_attributes(exchange, method, route))
@@ -79,8 +82,8 @@ class _OpenTelemetry:
             context = set_span_in_context(span)
             for name, intervals in exchange.context.stages.intervals().items():
                 for began, ended in intervals:
-                    child = self._tracer.start_span(name, context, start_time=_nanoseconds(began, offset))
-                    child.end(_nanoseconds(ended, offset))
+                    child = self._tracer.start_span(name, context, start_time=_unix_ns(began, offset_ns))
+                    child.end(_unix_ns(ended, offset_ns))
         span.end()
         return f"{span.get_span_context().trace_id:032x}"
 
@@ -89,19 +92,19 @@ class _OpenTelemetry:
 
 
 def _attributes(exchange: Exchange, method: str, route: str | None) -> dict[str, str | int]:
-    found: dict[str, str | int] = {
+    attributes: dict[str, str | int] = {
         "http.request.method": method,
         "http.response.status_code": exchange.status,
         "leuko.request_id": exchange.context.request_id,
     }
     if route is not None:
-        found["http.route"] = route
+        attributes["http.route"] = route
     if "model_sha256" in exchange.context.findings:
-        found["leuko.model.sha256"] = exchange.context.findings["model_sha256"]
+        attributes["leuko.model.sha256"] = exchange.context.findings["model_sha256"]
     if "images" in exchange.context.findings:
-        found["leuko.images"] = len(exchange.context.findings["images"])
-    return found
+        attributes["leuko.images"] = len(exchange.context.findings["images"])
+    return attributes
 
 
-def _nanoseconds(moment: float, offset: int) -> int:
-    return int(moment * 1e9) + offset
+def _unix_ns(monotonic_s: float, offset_ns: int) -> int:
+    return int(monotonic_s * 1e9) + offset_ns

@@ -1,1 +1,1 @@
-"""From queued bytes to predictions: the queue, batches, worker threads and decoder processes."""
+"""From queued images to predictions: the queue, batches, worker threads and decoder processes."""

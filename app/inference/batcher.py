@@ -22,19 +22,21 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-QUIET_S = 1.0  # after so long without interactive items, bulk items fill whole batches
+QUIET_S = 1.0  # after this long without interactive items, bulk items fill whole batches
 
 
 @dataclass(frozen=True)
 class BatchStats:
+    """One run. seconds: from leaving the queue to the results, retries included."""
+
     size: int
     waits: tuple[float, ...]  # s in the queue, one per item
-    seconds: float  # from leaving the queue to the results, retries included
+    seconds: float
 
 
 @dataclass(eq=False)
 class Waiting(Generic[Item, Result]):
-    """An item in the queue. Errors are results of the future too, so that none is left unretrieved."""
+    """An item in the queue. Errors are set as results: asyncio logs exceptions that are never retrieved."""
 
     item: Item
     outcome: asyncio.Future[Result | LeukoError]
@@ -90,9 +92,9 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._lane: Lane[Item, Result] = {}
         self._bulk_lane: Lane[Item, Result] = {}
-        # Calls, each with one item or a batch. Their images are not read while they wait.
+        # One place per call, with one item or a batch. Images are not read while their call waits.
         self._bulk_places = asyncio.Semaphore(2 * max_batch * workers)
-        self._submitted = -math.inf  # when the last interactive item came, on the loop's clock
+        self._last_submit = -math.inf  # of interactive items, on the loop's clock
         self._bulk_ran = False
         self._running = 0
         self._bulk_running = 0  # runs with bulk items only
@@ -158,11 +160,11 @@ class Batcher(Generic[Item, Result]):
         if len(items) > self.capacity:
             raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")
         self.check_room(len(items))
-        self._submitted = asyncio.get_running_loop().time()
+        self._last_submit = asyncio.get_running_loop().time()
         return await self._outcomes(self._lane, items, deadline) if items else []
 
     def check_room(self, items: int = 1) -> None:
-        """Raise QueueFull; its `retry_after` is the time that the queue takes at its present pace."""
+        """Raise QueueFull, with the time to empty the queue at its current pace as `retry_after`."""
         if self.depth + items > self.capacity:
             seconds = math.ceil(self.depth * self._seconds_per_item / self.workers)
             raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
@@ -224,15 +226,15 @@ class Batcher(Generic[Item, Result]):
 
     def _gather(self) -> list[Waiting[Item, Result]]:
         """Return the next batch for a free worker: its share of the queue, with bulk in every second run."""
-        kept = bool(self._bulk_lane) and not self._bulk_ran
-        batch = self._take(self._lane, min(self._share(self._lane), self.max_batch - kept))
-        bulk = self._take(self._bulk_lane, self._bulk_share(len(batch))) if kept or not batch else []
+        reserved = bool(self._bulk_lane) and not self._bulk_ran  # a place for bulk
+        batch = self._take(self._lane, min(self._share(self._lane), self.max_batch - reserved))
+        bulk = self._take(self._bulk_lane, self._bulk_share(len(batch))) if reserved or not batch else []
         if batch or bulk:
             self._bulk_ran = bool(bulk)
         return batch + bulk
 
     def _bulk_share(self, taken: int) -> int:
-        if asyncio.get_running_loop().time() - self._submitted > QUIET_S:
+        if asyncio.get_running_loop().time() - self._last_submit > QUIET_S:
             return min(self._share(self._bulk_lane), self.max_batch - taken)
         if not taken and 0 < self._bulk_running >= self.workers - 1:
             return 0

@@ -1,4 +1,4 @@
-"""Decode images in processes of their own, so that a crash of a codec is the error of one image."""
+"""Decode images in separate processes, so that a codec crash is the error of one image."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 START_S = 30.0  # for the fork server to import everything
 SLICE_S = 1.0  # between two heartbeats while an image is decoded
-MARGIN_S = 1.0  # beyond its own time limit, for a decoder that cannot end itself
+MARGIN_S = 1.0  # beyond the decoder's own time limit, if it cannot end itself
 ATTEMPTS = 2  # a decoder may also be killed for reasons other than its image
 
 
 class DecoderLost(Exception):
-    """A decoder ended; late: because its image took too long."""
+    """A decoder process ended; late: because its image took too long."""
 
     def __init__(self, *, late: bool) -> None:
         self.late = late
@@ -46,7 +46,7 @@ class DecodePool:
     """A pool of decoder processes; any number of threads may use it.
 
     on_loss: called whenever a decoder was lost and is replaced.
-    fork_server: by default the one of this process, which all pools share.
+    fork_server: default: the one that all pools of this process share.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class DecodePool:
     def frame(self, data: bytes, heartbeat: Heartbeat = lambda: None) -> Cell:
         """Decode an image and crop it to its cell; raise what `decode` and `frame_cell` raise.
 
-        Raise UndecodableImage also when the image ends its decoder twice, or takes longer than the config's
+        Raise UndecodableImage also when the image crashes its decoder twice or takes longer than the config's
         time limit, and NotReady when no decoder can be started. heartbeat: called at least every SLICE_S.
         """
         check_bytes(data, self._config.limits)
@@ -93,7 +93,7 @@ class DecodePool:
             else:
                 self._return(decoder)
                 return cell
-        raise UndecodableImage("the image ends its decoder")
+        raise UndecodableImage("the image crashes its decoder")
 
     def close(self) -> None:
         """End all decoders; busy ones end after their image."""
@@ -134,7 +134,7 @@ class Decoder:
             connection.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
 
     def frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
-        """Raise DecoderLost, and what `decode` raises."""
+        """Decode and crop an image; raise DecoderLost, or what `decode` and `frame_cell` raise."""
         began = time.monotonic()
         until = began + self._patience_s + MARGIN_S
         try:
@@ -162,15 +162,15 @@ class Decoder:
         view, done = memoryview(into), 0
         while done < len(view):
             try:
-                got = self._connection.recv_into(view[done:], 0, socket.MSG_WAITALL)
+                received = self._connection.recv_into(view[done:], 0, socket.MSG_WAITALL)
             except BlockingIOError:
                 if time.monotonic() > until:
                     raise
                 heartbeat()
             else:
-                if not got:
+                if not received:
                     raise EOFError
-                done += got
+                done += received
         return into
 
     def close(self) -> None:
@@ -250,7 +250,7 @@ def _await_ready(connection: socket.socket) -> None:
     """Wait until the process at the other end is ready. Raise OSError or EOFError."""
     connection.settimeout(START_S)
     if connection.recv(len(READY)) != READY:
-        raise EOFError("it ended at once")
+        raise EOFError("the process ended at once")
     connection.settimeout(None)
 
 
@@ -259,4 +259,4 @@ def _timeval(seconds: float) -> bytes:
 
 
 _fork_server = ForkServer()
-prepare = _fork_server.start  # importing the codecs takes a second: start it while the model loads
+prepare = _fork_server.start  # importing the codecs takes a second: call it while the model loads

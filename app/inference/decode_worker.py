@@ -30,7 +30,7 @@ from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
 
-CONFIG_BYTES = 4096  # at most, of the message that comes with a descriptor
+CONFIG_BYTES = 4096  # largest message with a DecoderConfig
 REQUEST = struct.Struct("=I")  # length of the image that follows
 # Kind of the reply; the frame: left, top, width, height, nucleus; length of the text that follows.
 REPLY = struct.Struct("=B4d?I")
@@ -42,7 +42,7 @@ ERRORS: tuple[type[LeukoError], ...] = (TooLarge, UnsupportedFormat, Undecodable
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder needs to know; patience_s: time limit for one image, after which the decoder ends."""
+    """Configuration of a decoder. patience_s: time limit for one image, after which the decoder ends."""
 
     limits: ImageLimits
     preprocessing: Preprocessing
@@ -65,7 +65,7 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     rehearse()
     gc.freeze()  # else garbage collection in the children would write to pages that they share
-    silence = os.open(os.devnull, os.O_WRONLY)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     control = socket.socket(fileno=0)
     try:
         control.sendall(READY)
@@ -75,7 +75,7 @@ def main() -> int:
                 return 0
             if os.fork() == 0:
                 control.close()
-                os.dup2(silence, 2)  # libtiff writes there about broken images
+                os.dup2(devnull, 2)  # libtiff prints warnings about broken images
                 run(socket.socket(fileno=descriptors[0]), DecoderConfig.load(text))
             os.close(descriptors[0])
     except ConnectionError:  # the service has ended without reading READY
@@ -96,7 +96,7 @@ def run(connection: socket.socket, config: DecoderConfig) -> NoReturn:
 
 
 def rehearse() -> None:
-    """Decode an image of each format, so that all imports are done before no file can be opened."""
+    """Decode an image of each format, so that every import is done before `confine` forbids opening files."""
     white = Image.new("RGB", (16, 16), "white")
     for kind in ACCEPTED:
         file = io.BytesIO()
@@ -108,7 +108,7 @@ def rehearse() -> None:
 
 
 def confine() -> None:
-    """From here on: no file, no socket, no process, and no image in a core file."""
+    """Forbid opening and writing files, sockets, new processes, and core dumps, which would hold images."""
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
     sys.meta_path.insert(0, NoImports())
@@ -123,7 +123,7 @@ class NoImports:
 
 def serve(connection: socket.socket, config: DecoderConfig) -> None:
     """Reply to each image until the other end closes."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends C code too
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default action interrupts C code too
     while True:
         head = receive(connection, REQUEST.size)
         if not head:
@@ -155,8 +155,8 @@ def _text(kind: int, text: str) -> Sequence[bytes]:
 
 
 def receive(connection: socket.socket, size: int) -> bytes:
-    """Return `size` bytes, or none where the other end has closed."""
-    data = connection.recv(size, socket.MSG_WAITALL)  # all at once, except when a signal comes between
+    """Return `size` bytes, or b"" if the other end has closed."""
+    data = connection.recv(size, socket.MSG_WAITALL)  # all at once, unless a signal interrupts it
     while 0 < len(data) < size:
         rest = connection.recv(size - len(data), socket.MSG_WAITALL)
         data = data + rest if rest else b""

@@ -1,4 +1,4 @@
-"""Classifies stored images without the service, in order and in bounded memory."""
+"""Classify images on this machine without the service, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.inference.pipeline import Answer, FrameImage, InferenceItem, Pipeline
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answer or the error for one image."""
+    """An image with its answer, or the error that it failed with."""
 
     image: StoredImage
     answer: Answer | LeukoError
@@ -28,7 +28,7 @@ class Outcome:
 def classify(
     classifier: Classifier, images: Iterable[StoredImage], limits: ImageLimits, workers: int = 0
 ) -> Iterator[Outcome]:
-    """Yield one outcome for each image, in order. workers: threads; 0: as many as suit the engine."""
+    """Yield one outcome per image, in order."""
     preprocessing = classifier.bundle.preprocessing
     yield from run(
         classifier, images, lambda data, _: frame_cell(decode(data, limits), preprocessing), workers
@@ -38,7 +38,10 @@ def classify(
 def run(
     classifier: Classifier, images: Iterable[StoredImage], frame: FrameImage, workers: int = 0
 ) -> Iterator[Outcome]:
-    """As `classify`, with `frame` to decode. Each worker runs one batch; another waits for each worker."""
+    """Yield as `classify` does, decoding with `frame`; hold at most two batches per worker, and one more.
+
+    workers: threads; 0: as many as suit the engine.
+    """
     pipeline = Pipeline(classifier, frame)
     workers = workers or classifier.engine.workers
     remaining = iter(images)

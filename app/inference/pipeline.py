@@ -1,4 +1,4 @@
-"""From the bytes of a batch to its predictions, on one thread."""
+"""Decode and classify a batch of images on the calling thread."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def untimed(_stage: str) -> AbstractContextManager[object]:
 
 @dataclass(frozen=True)
 class InferenceItem:
-    """An image in the queue, read when its batch runs; `cam` asks for a class-activation map."""
+    """An image in the queue, read when its batch runs. cam: return a class-activation map too."""
 
     read: Callable[[], bytes]
     cam: bool = False
-    stages: Stages | None = None  # of the request that it belongs to
+    stages: Stages | None = None  # of the request that the image belongs to
     since: float = field(default_factory=time.monotonic)
 
 
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Pipeline:
-    """Several threads may run it: while one runs the network, another decodes."""
+    """Decode, crop and classify batches; thread-safe: one thread decodes while another runs the network."""
 
     def __init__(self, classifier: Classifier, frame_image: FrameImage, timed: Timed = untimed) -> None:
         self._classifier = classifier

@@ -1,4 +1,4 @@
-"""What all models of a process share."""
+"""Settings, metrics and the bundle loader, which all models of a process share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Load = Callable[[Settings], Classifier]  # loads the bundle of the settings; rai
 
 @dataclass(frozen=True)
 class Runtime:
-    """load: how a bundle becomes a classifier; tests put a fake in its place."""
+    """load: loads a bundle; tests replace it with a fake."""
 
     settings: Settings
     telemetry: Telemetry

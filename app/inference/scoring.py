@@ -1,4 +1,4 @@
-"""A labelled set of images through the running service: decoded, classified, scored."""
+"""Score a labelled set of images with the running service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Mistake:
-    """index: into the images; predicted: index of the class."""
+    """A wrong prediction. index: into the images; predicted: index of the class."""
 
     index: int
     predicted: int
@@ -57,9 +57,11 @@ async def score(
     deadline: float,
     stages: Stages | None = None,
 ) -> Scored:
-    """Reads each image only when its turn is near, so that memory stays flat; cancelled, it stops at once.
+    """Classify the images and evaluate the predictions against their labels.
 
-    Images that cannot be classified are left out and listed; Unusable where none is left.
+    Each image is read when its batch runs, so that memory use does not grow with their number. Images that
+    cannot be classified are left out of the report and listed in `failures`; raise Unusable if none can be
+    classified. When cancelled, stop at once.
     """
     labels = service.classifier.bundle.labels
     probabilities = np.full((len(images), len(labels)), np.nan)
@@ -70,15 +72,15 @@ async def score(
     async def work() -> None:
         for start in starts:
             reads = [image.read for image in images[start : start + size]]
-            found = await service.classify_bulk(reads, deadline=deadline, stages=stages)
-            for index, one in enumerate(found, start):
-                if isinstance(one, LeukoError):
-                    failures[index] = one
+            outcomes = await service.classify_bulk(reads, deadline=deadline, stages=stages)
+            for index, outcome in enumerate(outcomes, start):
+                if isinstance(outcome, LeukoError):
+                    failures[index] = outcome
                 else:
-                    probabilities[index] = one.probabilities
-            progress.done += len(found)
+                    probabilities[index] = outcome.probabilities
+            progress.done += len(outcomes)
 
-    # One batch for each worker, and one behind it.
+    # For each worker of the batcher one batch that runs and one that waits.
     workers = [asyncio.create_task(work()) for _ in range(2 * service.batcher.workers)]
     try:
         await asyncio.gather(*workers)
@@ -95,21 +97,25 @@ def judge(
     probabilities: NDArray[np.float64],
     failures: dict[int, LeukoError],
 ) -> Scored:
-    """probabilities [n, classes], NaN where an image failed; Unusable where all did."""
-    kept = np.flatnonzero(~np.isnan(probabilities[:, 0])).tolist()
-    if not kept:
+    """Evaluate predictions against the images' labels.
+
+    probabilities [n, classes]: NaN for an image that failed. groups [n]: source photo of each image. Raise
+    Unusable if all images failed.
+    """
+    classified = np.flatnonzero(~np.isnan(probabilities[:, 0])).tolist()
+    if not classified:
         first = next(iter(failures.values()))
         raise Unusable(
             f"none of {len(images)} images could be classified, so there is nothing to evaluate; "
-            f"of the first: {first.detail}"
+            f"first error: {first.detail}"
         )
-    soft = probabilities[kept]
+    soft = probabilities[classified]
     hard = soft.argmax(axis=1)
-    true = np.array([images[index].label for index in kept])
-    units = None if groups is None else [groups[index] for index in kept]
-    report = evaluate(true, hard, soft, names=names, groups=units)
+    true = np.array([images[index].label for index in classified])
+    classified_groups = None if groups is None else [groups[index] for index in classified]
+    report = evaluate(true, hard, soft, names=names, groups=classified_groups)
     mistakes = [
-        Mistake(kept[row], int(hard[row]), float(soft[row, hard[row]]))
+        Mistake(classified[row], int(hard[row]), float(soft[row, hard[row]]))
         for row in np.flatnonzero(true != hard)
     ]
     return Scored(report, mistakes, dict(sorted(failures.items())))

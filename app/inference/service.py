@@ -1,4 +1,4 @@
-"""The loaded model with everything around it: bytes in, answers out."""
+"""A loaded model with its queue, workers and decoders: bytes in, answers out."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ OnAnswer = Callable[[bytes, Answer], object]
 
 
 def ignore_answer(_image: bytes, _answer: Answer) -> None:
-    """Hears of an answer and makes nothing of it."""
+    """Do nothing with an answer."""
 
 
 @dataclass(frozen=True)
 class Service:
+    """One running model. on_answer: called with each image and answer of `classify`."""
+
     settings: Settings
     telemetry: Telemetry
     classifier: Classifier
@@ -51,9 +53,10 @@ class Service:
         *,
         counted: bool = True,
     ) -> Service:
-        """on_suspicion: called when the engine has failed several times, one after another.
+        """Start the workers and decoder processes of a loaded classifier. Raise StartupError.
 
-        on_answer: of each answer of `classify`; counted: its runs are in the metrics.
+        on_suspicion: called when several runs of the engine fail in a row.
+        counted: whether its runs are in the metrics.
         """
         settings, telemetry = runtime.settings, runtime.telemetry
         workers = worker_count(settings, classifier)
@@ -74,7 +77,7 @@ class Service:
         try:
             await in_thread(decoders.open)
             await batcher.start()
-        except BaseException:  # a service that is stopped while it starts keeps no process
+        except BaseException:  # also when cancelled: leave no decoder process behind
             decoders.close()
             raise
         return cls(settings, telemetry, classifier, batcher, decoders, on_answer)
@@ -86,14 +89,14 @@ class Service:
             yield
 
     async def stop(self) -> None:
-        """Finishes what was admitted, for drain_s at most; an engine that still runs then is left behind."""
+        """Finish admitted requests, for drain_s at most; then abandon an engine that still runs."""
         try:
             async with asyncio.timeout(self.settings.drain_s):
                 await self.batcher.drain()
         except TimeoutError:
             bundle = self.classifier.bundle
             logger.error(
-                "%s %s did not finish within %g s, and its engine is left behind",
+                "%s %s: drain timed out after %g s; abandoning the engine",
                 bundle.name,
                 bundle.version,
                 self.settings.drain_s,
@@ -104,9 +107,9 @@ class Service:
     async def classify(
         self, images: Sequence[bytes], *, cam: bool = False, deadline: float, stages: Stages | None = None
     ) -> list[Answer | LeukoError]:
-        """An answer or an error for each image, in order; QueueFull, NotReady are raised for all.
+        """Return an answer or an error for each image, in order. deadline: on the loop's clock.
 
-        deadline: on the loop's clock.
+        Raise TooLarge, QueueFull or NotReady for all images together.
         """
         items = [InferenceItem(image.__bytes__, cam, stages) for image in images]
         answers = await self.batcher.submit_many(items, deadline=deadline)
@@ -121,31 +124,31 @@ class Service:
     async def classify_bulk(
         self, reads: Sequence[Callable[[], bytes]], *, deadline: float, stages: Stages | None = None
     ) -> list[Prediction | LeukoError]:
-        """Images of a large set, behind those of `classify`, each read when its turn comes.
+        """Classify images of a large set at lower priority than `classify`; read each when its batch runs.
 
-        An error that is an image's own stands in its place; NotReady, DeadlinePassed, and what `read` says of
-        the archive are raised for all.
+        Return a prediction or an error for each image, in order. Raise NotReady, DeadlinePassed and `read`'s
+        errors of the archive for all images together.
         """
-        sources = [_Source(read) for read in reads]
-        items = [InferenceItem(source.read, stages=stages) for source in sources]
+        images = [_ArchiveImage(read) for read in reads]
+        items = [InferenceItem(image.read, stages=stages) for image in images]
         outcomes = await self.batcher.submit_many(items, deadline=deadline, bulk=True)
-        return [self._settle(source, outcome) for source, outcome in zip(sources, outcomes, strict=True)]
+        return [self._settle(image, outcome) for image, outcome in zip(images, outcomes, strict=True)]
 
-    def _settle(self, source: _Source, outcome: Answer | LeukoError) -> Prediction | LeukoError:
+    def _settle(self, image: _ArchiveImage, outcome: Answer | LeukoError) -> Prediction | LeukoError:
         if isinstance(outcome, Answer):
             self.telemetry.count_image()
             return outcome.prediction
-        if outcome is source.failure or not isinstance(outcome, RequestError | EngineError):
+        if outcome is image.archive_error or not isinstance(outcome, RequestError | EngineError):
             raise outcome
         self.telemetry.count_image(outcome.code)
         return outcome
 
 
-class _Source:
-    """Remembers what its archive, not its image, is to blame for."""
+class _ArchiveImage:
+    """Read one image of an archive, and keep the error if the archive, not the image, caused it."""
 
     def __init__(self, read: Callable[[], bytes]) -> None:
-        self.failure: LeukoError | None = None
+        self.archive_error: LeukoError | None = None
         self._read = read
 
     def read(self) -> bytes:
@@ -154,7 +157,7 @@ class _Source:
         except UndecodableImage:
             raise
         except LeukoError as error:
-            self.failure = error
+            self.archive_error = error
             raise
 
 

@@ -1,1 +1,1 @@
-"""Which models answer: fetch a bundle, start its runner, replace it, shadow it."""
+"""The served models: fetch a bundle, run it, replace it, and compare shadow models with it."""

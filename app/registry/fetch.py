@@ -1,4 +1,4 @@
-"""Where a bundle comes from: a folder, an https address with a pinned hash, or the Hugging Face Hub."""
+"""Find a bundle: in a folder, at an https address with a pinned hash, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from app.units import GIB, MIB
 CONFIG = "config.json"
 SHIPPED = Settings.bundle  # the default
 PACKAGE = Path(app.__file__).parent
-DRAFT = "fetching-"
-PATIENCE_S = 60.0  # without a byte
+DRAFT = "fetching-"  # prefix of temporary folders in the cache
+PATIENCE_S = 60.0  # socket timeout: longest wait for the next bytes
 CHUNK = MIB
 DAY_S = 86_400.0
 PIN = re.compile(r"sha256=([0-9a-f]{64})")
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-# What reading an answer of another shape raises in the Hub's library, which believes what it is sent.
+# What the Hub's library raises on a malformed response, which it does not validate.
 UNEXPECTED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of what comes by https: of one file, and of a whole bundle, however slowly it drips."""
+    """Limits on a download by https. most_bytes: of one file; seconds: for the whole bundle."""
 
     most_bytes: int = GIB
     seconds: float = 1800.0
@@ -51,14 +51,14 @@ BOUNDS = Bounds()
 
 
 def load(settings: Settings) -> Classifier:
-    """Raises BundleError."""
+    """Find the bundle of `settings.bundle` and load it; raise BundleError."""
     return load_classifier(locate(settings), settings.engine, settings.threads)
 
 
 def locate(settings: Settings, bounds: Bounds = BOUNDS) -> Path:
-    """The folder of `settings.bundle`, fetched into `settings.cache` where it is not on this machine.
+    """Return the folder of `settings.bundle`; fetch a remote bundle into `settings.cache` first.
 
-    Raises BundleError. What the files hold is for `load_bundle` to verify.
+    Raise BundleError. The content of the files is verified later, by `load_bundle`.
     """
     address = settings.bundle
     if "://" not in address:
@@ -68,7 +68,9 @@ def locate(settings: Settings, bounds: Bounds = BOUNDS) -> Path:
         return _from_https(address, cache, bounds)
     if (match := HUB.fullmatch(address)) is not None:
         return _from_hub(match[1], match[2], cache)
-    raise BundleError(f"{address} is no folder, https://…#sha256=… or hf://OWNER/NAME@REVISION")
+    raise BundleError(
+        f"{address} is not a bundle: expected a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION"
+    )
 
 
 def _find_folder(address: str) -> Path:
@@ -89,7 +91,9 @@ def _expand(cache: str) -> Path:
     try:
         return Path(cache).expanduser()
     except RuntimeError:
-        raise BundleError(f"LEUKO_CACHE is {cache}, and there is no home here: name another folder") from None
+        raise BundleError(
+            f"LEUKO_CACHE is {cache}, but there is no home folder: set it to another folder"
+        ) from None
 
 
 def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
@@ -105,16 +109,16 @@ def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
             with tempfile.TemporaryDirectory(dir=cache, prefix=DRAFT) as draft:
                 _fetch_all(url.rstrip("/"), pin[1], Path(draft) / "bundle", bounds)
                 _move(Path(draft) / "bundle", folder)
-        kept = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: of an address that cannot be one
+        cached = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
         raise BundleError(f"{address} cannot be fetched: {error}") from error
-    if kept != pin[1]:
-        raise BundleError(f"{folder / CONFIG} was changed: remove the folder, and it is fetched anew")
+    if cached != pin[1]:
+        raise BundleError(f"{folder / CONFIG} was changed: delete the folder to fetch the bundle again")
     return folder
 
 
 def _sweep(cache: Path) -> None:
-    """Removes what was left by processes that were killed; a younger one may be at work."""
+    """Delete temporary folders that killed processes left behind; younger ones may be in use."""
     for draft in cache.glob(f"{DRAFT}*"):
         with suppress(FileNotFoundError):  # another process was first
             if time.time() - draft.stat().st_mtime > DAY_S:
@@ -130,7 +134,7 @@ def _move(draft: Path, folder: Path) -> None:
 
 
 def _fetch_all(url: str, sha256: str, folder: Path, bounds: Bounds) -> None:
-    """Nothing is believed that the pinned hash does not stand for."""
+    """Fetch the config, verify it against the pinned hash, then fetch and verify each file that it lists."""
     folder.mkdir()
     fetch = partial(_fetch, most_bytes=bounds.most_bytes, until=time.monotonic() + bounds.seconds)
     fetch(f"{url}/{CONFIG}", sha256, folder / CONFIG)
@@ -145,43 +149,48 @@ def _fetch_all(url: str, sha256: str, folder: Path, bounds: Bounds) -> None:
 
 
 def _fetch(url: str, sha256: str, path: Path, *, most_bytes: int, until: float) -> None:
-    """until: on the monotonic clock."""
+    """Fetch one file and verify its hash. until: deadline on the monotonic clock."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "leuko"})
     # From Python 3.12, `urlopen` reads the trusted certificates once in the life of a process.
-    with build_opener().open(request, timeout=PATIENCE_S) as answer, path.open("wb") as file:
+    with build_opener().open(request, timeout=PATIENCE_S) as response, path.open("wb") as file:
         while True:
-            if size + (answer.length or 0) > most_bytes:  # length: what was announced and has not come yet
+            # length: the announced bytes that have not arrived yet
+            if size + (response.length or 0) > most_bytes:
                 raise BundleError(f"{url} is over {most_bytes} bytes")
             if time.monotonic() > until:
-                raise BundleError(f"{url} comes too slowly")
-            if not (chunk := answer.read1(CHUNK)):  # read would wait for all of it, at one byte a minute
+                raise BundleError(f"{url} takes too long to download")
+            # read() would wait for the whole chunk, past the deadline.
+            if not (chunk := response.read1(CHUNK)):
                 break
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
-    if answer.length:
-        raise BundleError(f"{url} ended {answer.length} bytes too early")
-    if (found := digest.hexdigest()) != sha256:
-        raise BundleError(f"{url} has sha256 {found}, expected {sha256}")
+    if response.length:
+        raise BundleError(f"{url} ended {response.length} bytes too early")
+    if (actual := digest.hexdigest()) != sha256:
+        raise BundleError(f"{url} has sha256 {actual}, expected {sha256}")
 
 
 def _from_hub(repository: str, revision: str | None, cache: Path) -> Path:
-    """https://huggingface.co/docs/huggingface_hub/guides/download; variables such as HF_TOKEN hold for it."""
+    """Fetch with the Hub's library, which reads variables such as HF_TOKEN.
+
+    Source: https://huggingface.co/docs/huggingface_hub/guides/download
+    """
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or its successor
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or its successor
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise BundleError(f"hf://{repository} needs huggingface-hub: install the extra `hub`") from None
-    except ValueError as error:  # of its variables, which it reads when it is imported
+    except ValueError as error:  # an invalid HF_ENDPOINT, which the library reads on import
         raise BundleError(f"hf://{repository} cannot be fetched: HF_ENDPOINT: {error}") from error
-    # Standard error has our log, a line of JSON each: no bars, and no lines in the library's own way.
+    # Standard error holds our log of JSON lines: no progress bars there, and no lines in another format.
     disable_progress_bars()
     library = logging.getLogger("huggingface_hub")
     library.handlers.clear()
     library.propagate = True
-    find = partial(
+    download = partial(
         snapshot_download,
         repository,
         revision=revision,
@@ -189,13 +198,15 @@ def _from_hub(repository: str, revision: str | None, cache: Path) -> Path:
         allow_patterns=[CONFIG, *FILES],
     )
     try:
-        return Path(find())
-    except OSError as error:  # refusals too; where there is no connection, it has looked in the cache itself
+        return Path(download())
+    except OSError as error:  # refusals too; without a connection the library has already tried the cache
         raise BundleError(f"hf://{repository} cannot be fetched: {error}") from error
-    except (HTTPError, *UNEXPECTED) as error:  # an answer that breaks off, or is none
+    except (HTTPError, *UNEXPECTED) as error:  # a response that is cut short or malformed
         try:
-            found = Path(find(local_files_only=True))
+            cached = Path(download(local_files_only=True))
         except (OSError, ValueError):
             raise BundleError(f"hf://{repository} cannot be fetched: {error!r}") from error
-        logger.warning("hf://%s cannot be asked, what was fetched before is used: %r", repository, error)
-        return found
+        logger.warning(
+            "hf://%s: no usable response from the Hub, using the cached copy: %r", repository, error
+        )
+        return cached

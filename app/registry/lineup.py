@@ -1,4 +1,4 @@
-"""The models that are served together: which of them is meant, and whether there is room."""
+"""A lineup: the models that are served together, found by name and version."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from app.registry.models_file import ModelEntry
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a runner was made for; bundles of one address but other files are others."""
+class RunnerKey:
+    """The entry that a runner was made for; a loaded runner is reused only for an equal key.
+
+    config_sha256: of the bundle's config.json, so that new files at the same address get a new runner; None
+    if it could not be read. default: whether it is the default model.
+    """
 
     entry: ModelEntry
     config_sha256: str | None
@@ -23,71 +27,73 @@ class Place:
 
 @dataclass(frozen=True)
 class Lineup:
-    """In the order of the file, so the default first. Shadows answer nobody.
+    """Models in the order of the file, so the default first: live ones answer requests, shadows do not.
 
-    Empty until all are loaded; then alone may it be asked for a model, or for room.
+    Empty until all models are loaded; `default`, `find`, `use` and `check_room` need at least one model.
     """
 
-    places: tuple[tuple[Place, ModelRunner], ...] = ()
+    members: tuple[tuple[RunnerKey, ModelRunner], ...] = ()
 
     @property
     def runners(self) -> list[ModelRunner]:
-        return [runner for _, runner in self.places]
+        return [runner for _, runner in self.members]
 
     @property
-    def answering(self) -> list[ModelRunner]:
-        return [runner for place, runner in self.places if not place.entry.shadow]
+    def live(self) -> list[ModelRunner]:
+        """Return the models that answer requests."""
+        return [runner for key, runner in self.members if not key.entry.shadow]
 
     @property
     def shadows(self) -> dict[ModelRunner, float]:
-        """With their shares."""
-        return {runner: place.entry.shadow for place, runner in self.places if place.entry.shadow}
+        """Return the shadow models, each with its share of the images."""
+        return {runner: key.entry.shadow for key, runner in self.members if key.entry.shadow}
 
     @property
     def default(self) -> ModelRunner:
-        return self.answering[0]
+        return self.live[0]
 
     @property
     def depth(self) -> int:
-        return sum(runner.service.batcher.depth for runner in self.answering)
+        """Return the number of images in all queues."""
+        return sum(runner.service.batcher.depth for runner in self.live)
 
     @property
     def capacity(self) -> int:
-        return sum(runner.service.batcher.capacity for runner in self.answering)
+        return sum(runner.service.batcher.capacity for runner in self.live)
 
     def check_room(self) -> None:
-        """Raises QueueFull where no model has room; what is for one of several is known later."""
-        *others, last = [runner.service.batcher for runner in self.answering]
+        """Raise QueueFull if no model has room; which model a request is for is known only later."""
+        *others, last = [runner.service.batcher for runner in self.live]
         if not any(batcher.depth < batcher.capacity for batcher in others):
             last.check_room()
 
     def check_names(self) -> None:
-        """Raises StartupError where two that answer could not be told apart."""
-        names = [(runner.bundle.name, runner.bundle.version) for runner in self.answering]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise StartupError(f"two bundles are called {' '.join(twice[0])}")
+        """Raise StartupError if two live models have the same name and version."""
+        names = [(runner.bundle.name, runner.bundle.version) for runner in self.live]
+        duplicates = [name for name in names if names.count(name) > 1]
+        if duplicates:
+            raise StartupError(f"two models have the same name and version: {' '.join(duplicates[0])}")
 
     @contextmanager
     def use(self, name: str | None = None, version: str | None = None) -> Iterator[Service]:
-        """None: the default. Raises NotReady, UnknownModel."""
+        """Delay retiring a model while it is used; None: the default. Raise NotReady or UnknownModel."""
         with self.find(name, version).use() as service:
             yield service
 
     def find(self, name: str | None = None, version: str | None = None) -> ModelRunner:
-        """The first of the name, where no version is given. Raises UnknownModel."""
+        """Return a live model; None: the default, or the first version of that name. Raise UnknownModel."""
         if name is None:
             return self.default
-        named = [runner for runner in self.answering if runner.bundle.name == name]
+        named = [runner for runner in self.live if runner.bundle.name == name]
         if not named:
             raise UnknownModel("There is no model of this name.")
-        found = [runner for runner in named if version in (None, runner.bundle.version)]
-        if not found:
+        matching = [runner for runner in named if version in (None, runner.bundle.version)]
+        if not matching:
             raise UnknownModel(f"The model {name} has no such version.")
-        return found[0]
+        return matching[0]
 
     def versions(self, name: str) -> list[str]:
-        return [runner.bundle.version for runner in self.answering if runner.bundle.name == name]
+        return [runner.bundle.version for runner in self.live if runner.bundle.name == name]
 
-    def at(self, place: Place) -> ModelRunner | None:
-        return dict(self.places).get(place)
+    def get(self, key: RunnerKey) -> ModelRunner | None:
+        return dict(self.members).get(key)

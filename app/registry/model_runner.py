@@ -1,4 +1,4 @@
-"""One bundle at work: loaded, warm, and loaded again whenever its engine hangs, dies or is wrong."""
+"""Run one bundle: load it, warm it up, and restart its engine when it hangs, dies or gives wrong results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# Obstacles: why a model takes no requests. Clients read them in the detail of a 503.
 LOADING = "the model is being loaded"
 WARMING = "the engine is warming up"
 FAILED = "the model could not be loaded"
-RESTARTING = "the engine failed and is being started again"
-RESTARTS = 3  # within RESTARTS_S; with one more the runner gives up
+RESTARTING = "the engine failed and is restarting"
+RESTARTS = 3  # allowed within RESTARTS_S; at the next one the runner gives up
 RESTARTS_S = 3600.0
 
 
@@ -52,8 +53,8 @@ class ModelRunner:
         self._counted = counted
         self._service: Service | None = None
         self._suspected = asyncio.Event()
-        self._restarts: list[float] = []  # when, on the loop's clock
-        self._watching: asyncio.Task[None] | None = None
+        self._restarts: list[float] = []  # times on the loop's clock
+        self._watch_task: asyncio.Task[None] | None = None
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -64,19 +65,19 @@ class ModelRunner:
 
     @property
     def obstacle(self) -> str | None:
-        """Why it takes no work."""
+        """Return why the model takes no requests, or None if it takes them."""
         if self._obstacle is None and (self._service is None or not self._service.batcher.alive):
             return RESTARTING
         return self._obstacle
 
     @property
     def failed(self) -> bool:
-        """It has given up."""
+        """Return whether the runner has given up."""
         return self._obstacle == FAILED
 
     @property
     def service(self) -> Service:
-        """Raises NotReady before it is loaded for the first time."""
+        """Return the service; raise NotReady before the first load has finished."""
         if self._service is None:
             raise NotReady(self._obstacle or LOADING)
         return self._service
@@ -87,7 +88,7 @@ class ModelRunner:
 
     @contextmanager
     def use(self) -> Iterator[Service]:
-        """While it is used it is not retired. Raises NotReady."""
+        """Return the service, and delay `retire` while it is used. Raise NotReady."""
         if self.obstacle is not None:
             raise NotReady(self.obstacle)
         self._users += 1
@@ -100,29 +101,29 @@ class ModelRunner:
                 self._unused.set()
 
     async def start(self) -> None:
-        """Raises what loading raises."""
+        """Load the bundle and watch its engine; raise what loading raises."""
         service = await self._start()
-        self._watching = asyncio.create_task(self._watch(service), name="runner")
+        self._watch_task = asyncio.create_task(self._watch(service), name="runner")
 
     async def retire(self) -> None:
-        """Stops once nobody uses it; whoever got hold of it before is answered."""
+        """Stop after the last `use` has ended, so that requests that began with this model are answered."""
         await self._unused.wait()
         await self.stop()
 
     async def stop(self) -> None:
-        """Finishes what was admitted, for drain_s at most."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
-            # Its traceback holds this runner: a circle, which nobody collects after gc.freeze.
-            self._watching = None
+        """Finish admitted requests, for drain_s at most, and stop."""
+        if self._watch_task is not None:
+            self._watch_task.cancel()
+            await asyncio.wait([self._watch_task])
+            # The task's traceback refers to this runner: a reference cycle, never collected after gc.freeze.
+            self._watch_task = None
         if self._service is not None:
             await self._service.stop()
 
     async def _watch(self, service: Service) -> None:
         try:
             while True:
-                await self._failure(service)
+                await self._wait_for_failure(service)
                 service.decoders.close()
                 self._obstacle = RESTARTING
                 if not self.on_engine_failed(self):
@@ -140,7 +141,7 @@ class ModelRunner:
         await in_thread(lambda: classifier.warm_up(batch_size(self.settings, classifier)))
         await forking
         if self._service is not None and classifier.bundle.sha256 != self.bundle.sha256:
-            raise BundleError(f"{self.settings.bundle} holds another bundle than the one that is served")
+            raise BundleError(f"{self.settings.bundle} holds a different bundle than the one that is served")
         service = await Service.start(
             self._runtime, classifier, self._suspected.set, self._on_answer, counted=self._counted
         )
@@ -150,26 +151,27 @@ class ModelRunner:
         logger.info("ready: %s %s on %s, %s", bundle.name, bundle.version, engine.name, engine.device)
         return service
 
-    async def _failure(self, service: Service) -> None:
-        """Returns once the service is of no use any more."""
+    async def _wait_for_failure(self, service: Service) -> None:
+        """Return once the batcher has died; stop it if the engine no longer gives the known answer."""
         while service.batcher.alive:
-            signs = [asyncio.create_task(sign) for sign in (service.batcher.died(), self._suspected.wait())]
+            died, suspected = service.batcher.died(), self._suspected.wait()
+            events = [asyncio.create_task(event) for event in (died, suspected)]
             try:
-                await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for sign in signs:
-                    sign.cancel()
-            if self._suspected.is_set() and not await self._is_right(service.classifier):
+                for event in events:
+                    event.cancel()
+            if self._suspected.is_set() and not await self._gives_known_answer(service.classifier):
                 service.batcher.abandon()
                 await service.batcher.died()
             self._suspected.clear()
 
-    async def _is_right(self, classifier: Classifier) -> bool:
-        """Still gives the bundle's known answer: then it is the images that are to blame."""
+    async def _gives_known_answer(self, classifier: Classifier) -> bool:
+        """Return whether the bundle's known answer still comes out; then the images cause the failures."""
         try:
             await asyncio.wait_for(in_thread(classifier.check), self.settings.engine_timeout_s)
-        except Exception as error:  # whatever it is, it is not the known answer
-            logger.error("the engine does not give the known answer any more: %r", error)
+        except Exception as error:  # any error means that the known answer was not given
+            logger.error("the engine no longer gives the known answer: %r", error)
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""The file of LEUKO_MODELS: which bundles are served."""
+"""Parse the file of LEUKO_MODELS, which lists the bundles to serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.errors import SettingsError
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """shadow: share of images on which the model runs unseen beside the default; 0: it answers requests."""
+    """shadow: share of the images on which the model runs as a shadow; 0: it answers requests."""
 
     bundle: str
     shadow: float = 0.0

@@ -1,4 +1,4 @@
-"""The bundles that are served, and how others take their place without a request noticing."""
+"""The served models, and replacing them at run time without failing a request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.inference.runtime import Runtime
 from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
 from app.registry.fetch import CONFIG, locate
-from app.registry.lineup import Lineup, Place
+from app.registry.lineup import Lineup, RunnerKey
 from app.registry.model_runner import LOADING, ModelRunner
 from app.registry.models_file import ModelEntry, parse_models
 from app.registry.shadow import Shadow
@@ -27,18 +27,23 @@ from app.watched_file import WatchedFile
 
 logger = logging.getLogger(__name__)
 
-REREAD_S = 1.0  # between two looks at the models file
+REREAD_S = 1.0  # between two checks of the models file
 
 
 class ModelRegistry:
-    """With LEUKO_MODELS the file's, else LEUKO_BUNDLE alone. Shadows answer nobody.
+    """Serve the models of the LEUKO_MODELS file, or of LEUKO_BUNDLE if there is no file.
 
-    A change is loaded beside what is served, and takes over all at once or not at all. What is served, and
-    what may be gone back to, change in `_serve` alone.
+    When the file changes, its new models are loaded beside the served ones; then the new lineup replaces the
+    served one as a whole, or, after any error, not at all.
+
+    Rollback window: for LEUKO_PROBATION_S after new models are first served, the previous lineup stays
+    loaded. If the engine of a new model fails within that time, the previous lineup is served again at once.
+
+    Only `_serve` changes the served and the previous lineup. stale: the file does not list what is served.
     """
 
     def __init__(self, runtime: Runtime, reference: AnswerProfile | None = None) -> None:
-        """reference: in place of the default bundle's own. Raises SettingsError."""
+        """reference: replaces the default bundle's own answer profile. Raise SettingsError."""
         self.stale = False
         self._runtime = runtime
         self._settings = settings = runtime.settings
@@ -48,192 +53,201 @@ class ModelRegistry:
         self._file = None if settings.models == NONE else WatchedFile(Path(settings.models))
         self._entries = (ModelEntry(settings.bundle),) if self._file is None else _read_first(self._file)
         self.served = Lineup()
-        self._before = Lineup()  # what has held; empty, and nobody is on probation
-        self._until = 0.0  # the probation's end, on the loop's clock
-        self._loaded: set[ModelRunner] = set()  # and not stopped yet
+        self._previous = Lineup()  # what a rollback restores; empty outside the rollback window
+        self._rollback_until = 0.0  # end of the rollback window, on the loop's clock
+        self._loaded: set[ModelRunner] = set()  # started, or starting, and not stopped yet
         self._shadows: dict[ModelRunner, Shadow] = {}
+        # Runners that gave up while they were served, with their errors; `run` raises them.
         self._failures: asyncio.Queue[tuple[ModelRunner, Exception]] = asyncio.Queue()
-        self._ending: set[asyncio.Task[None]] = set()
-        self._complaint = ""
+        # Tasks that stop runners and shadows; the event loop itself keeps only weak references.
+        self._background: set[asyncio.Task[None]] = set()
+        self._last_error = ""  # last reason logged, so that an unreadable file is logged once
 
     @property
     def obstacle(self) -> str | None:
-        """Why no work is taken: the default model's, and before all are loaded, any one's."""
-        if self.served.places:
+        """Return the default model's obstacle, or during the first load any model's; None: no obstacle."""
+        if self.served.members:
             return self.served.default.obstacle
         return next((runner.obstacle for runner in self._loaded if runner.obstacle), LOADING)
 
     async def start(self) -> None:
-        """Raises what loading raises."""
-        await self._change(self._entries)
+        """Load and serve the first lineup; raise what loading raises."""
+        await self._switch_to(self._entries)
 
     async def run(self) -> None:
-        """Follows the file. Raises what a model that answers gives up with, while others load too."""
-        works = [asyncio.create_task(self._heed(), name="heeding")]
+        """Follow the models file; raise the error of a live model that gives up, also while new ones load."""
+        tasks = [asyncio.create_task(self._raise_failures(), name="model failures")]
         if self._file is not None:
-            works.append(asyncio.create_task(self._follow(), name="following"))
+            tasks.append(asyncio.create_task(self._follow_file(), name="models file"))
         try:
-            done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
-            for work in done:
-                work.result()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for work in works:
-                work.cancel()
-            await asyncio.wait(works)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def reread(self) -> None:
-        """Has what the file lists take over, where it is another file; says what hinders that."""
+        """If the file has changed, serve its models; if that fails, log why and set `stale`."""
         assert self._file is not None
         try:
             if not self._file.changed:
                 return
             entries = _read(self._file)
-        except OSError as error:  # the only one that comes again each second
-            if (what := _unreadable(self._file, error)) != self._complaint:
-                self._complain(what)
+        except OSError as error:  # the only error that repeats at every check
+            if (reason := _unreadable(self._file, error)) != self._last_error:
+                self._reject(reason)
         except SettingsError as error:
-            self._complain(error.detail)
+            self._reject(error.detail)
         else:
             await self._try(entries)
 
     async def stop(self) -> None:
-        """Finishes what was admitted, for drain_s at most."""
-        for task in self._ending:
+        """Finish admitted requests, for drain_s at most, and stop all models."""
+        for task in self._background:
             task.cancel()
         await asyncio.gather(*(shadow.stop() for shadow in self._shadows.values()))
         await asyncio.gather(*(runner.stop() for runner in self._loaded))
 
-    async def _heed(self) -> None:
+    async def _raise_failures(self) -> None:
         while True:
             runner, error = await self._failures.get()
-            if runner in self.served.answering:  # else another has taken its place since
+            if runner in self.served.live:  # else it was replaced in the meantime
                 raise error
 
-    async def _follow(self) -> None:
+    async def _follow_file(self) -> None:
         while True:
             await asyncio.sleep(self.reread_s)
             await self.reread()
-            if self._before.places and asyncio.get_running_loop().time() >= self._until:
+            if self._previous.members and asyncio.get_running_loop().time() >= self._rollback_until:
                 self._serve(self.served, Lineup())
 
     async def _try(self, entries: Sequence[ModelEntry]) -> None:
         try:
-            await self._change(entries)
-        except Exception as error:  # whatever is wrong with those that are new, those before go on
-            self._complain(str(error), None if isinstance(error, LeukoError) else error)
+            await self._switch_to(entries)
+        except Exception as error:  # no error of a new model may end the service
+            self._reject(str(error), None if isinstance(error, LeukoError) else error)
         else:
-            self.stale, self._complaint = False, ""
+            self.stale, self._last_error = False, ""
 
-    def _complain(self, what: str, defect: Exception | None = None) -> None:
-        logger.error("the models stay as they were: %s", what, exc_info=defect)
-        self.stale, self._complaint = True, what
+    def _reject(self, reason: str, defect: Exception | None = None) -> None:
+        logger.error("models file rejected; keeping the current models: %s", reason, exc_info=defect)
+        self.stale, self._last_error = True, reason
 
-    async def _change(self, entries: Sequence[ModelEntry]) -> None:
-        after = await self._prepare(entries)
-        new = [runner for runner in after.runners if runner not in self._loaded]
+    async def _switch_to(self, entries: Sequence[ModelEntry]) -> None:
+        """Load the entries' new models and serve all; if anything fails, raise and change nothing."""
+        lineup = await self._prepare(entries)
+        new = [runner for runner in lineup.runners if runner not in self._loaded]
         try:
             for runner in new:
                 self._loaded.add(runner)
                 await runner.start()
-            after.check_names()
-            self._check_sound(after, new)
+            lineup.check_names()
+            self._check_usable(lineup, new)
         except BaseException:
             for runner in new:
-                await self._end(runner)
+                await self._retire(runner)
             raise
-        held = self._before if self._before.places else self.served
-        unproven = {*after.answering} - {*held.runners}
-        if unproven - {*self.served.answering}:
-            self._until = asyncio.get_running_loop().time() + self._settings.probation_s
-        self._serve(after, held if unproven else Lineup())
+        # A rollback restores the last lineup that outlasted its window, not one that is itself unproven.
+        proven = self._previous if self._previous.members else self.served
+        unproven = {*lineup.live} - {*proven.runners}
+        if unproven - {*self.served.live}:
+            self._rollback_until = asyncio.get_running_loop().time() + self._settings.probation_s
+        self._serve(lineup, proven if unproven else Lineup())
 
     async def _prepare(self, entries: Iterable[ModelEntry]) -> Lineup:
-        """Those that are loaded already, and new ones that are not yet."""
-        places = []
+        """Return the lineup of the entries, with loaded runners reused and new ones not started."""
+        members = []
         for index, entry in enumerate(entries):
             settings = replace(self._settings, bundle=entry.bundle)
             folder = await in_thread(lambda settings=settings: locate(settings))  # type: ignore[misc]
-            place = Place(entry, _config_sha256(folder), default=index == 0)
-            kept = self.served.at(place) or self._before.at(place)
-            if kept is None or kept.failed:
-                kept = self._runner(place, replace(settings, bundle=str(folder)))
-            places.append((place, kept))
-        return Lineup(tuple(places))
+            key = RunnerKey(entry, _config_sha256(folder), default=index == 0)
+            runner = self.served.get(key) or self._previous.get(key)
+            if runner is None or runner.failed:
+                runner = self._new_runner(key, replace(settings, bundle=str(folder)))
+            members.append((key, runner))
+        return Lineup(tuple(members))
 
-    def _runner(self, place: Place, settings: Settings) -> ModelRunner:
+    def _new_runner(self, key: RunnerKey, settings: Settings) -> ModelRunner:
         return ModelRunner(
             replace(self._runtime, settings=settings),
-            on_engine_failed=self._is_kept,
-            on_failure=self._give_up,
-            on_answer=self._on_answer if place.default else ignore_answer,
-            counted=not place.entry.shadow,
+            on_engine_failed=self._restart_or_roll_back,
+            on_failure=self._report_failure,
+            on_answer=self._on_answer if key.default else ignore_answer,
+            counted=not key.entry.shadow,
         )
 
-    def _check_sound(self, after: Lineup, new: Sequence[ModelRunner]) -> None:
-        """Raises StartupError where one of them has failed while another was loaded."""
-        kept = {*self.served.runners, *self._before.runners, *new}
-        for runner in after.runners:
-            if runner.failed or runner not in kept:
+    def _check_usable(self, lineup: Lineup, new: Sequence[ModelRunner]) -> None:
+        """Raise StartupError if a runner failed, or was retired, while others were loading."""
+        usable = {*self.served.runners, *self._previous.runners, *new}
+        for runner in lineup.runners:
+            if runner.failed or runner not in usable:
                 raise StartupError(f"the engine of {runner.bundle.name} {runner.bundle.version} has failed")
 
-    def _serve(self, served: Lineup, before: Lineup) -> None:
-        """All that changes what is served, or what may be gone back to; what is neither is ended."""
-        gone = {*self.served.runners, *self._before.runners} - {*served.runners, *before.runners}
-        others = served is not self.served
-        self.served, self._before = served, before
-        if others:
-            self._describe()
-        for runner in gone:
-            self._later(self._end(runner))
+    def _serve(self, served: Lineup, previous: Lineup) -> None:
+        """Set the served and the previous lineup, and retire the runners that are in neither."""
+        unused = {*self.served.runners, *self._previous.runners} - {*served.runners, *previous.runners}
+        changed = served is not self.served
+        self.served, self._previous = served, previous
+        if changed:
+            self._on_lineup_change()
+        for runner in unused:
+            self._in_background(self._retire(runner))
 
-    def _is_kept(self, failed_runner: ModelRunner) -> bool:
-        """False where it was on probation, and those before are back."""
-        held = self._before.answering
-        on_probation = failed_runner in self.served.answering and failed_runner not in held
-        if not held or not on_probation or any(runner.failed for runner in held):
+    def _restart_or_roll_back(self, failed_runner: ModelRunner) -> bool:
+        """Return whether to restart a failed engine; if its model is new, roll back and return False."""
+        previous = self._previous.live
+        is_new = failed_runner in self.served.live and failed_runner not in previous
+        if not previous or not is_new or any(runner.failed for runner in previous):
             return True
-        self._complain("the engine of a new one failed, and those before are back")
-        self._serve(self._before, Lineup())
+        bundle = failed_runner.bundle
+        message = f"rolled back to the previous models: the engine of {bundle.name} {bundle.version} failed"
+        logger.error(message)
+        self.stale, self._last_error = True, message
+        self._serve(self._previous, Lineup())
         return False
 
-    def _give_up(self, runner: ModelRunner, error: Exception) -> None:
-        if runner in self.served.answering:
+    def _report_failure(self, runner: ModelRunner, error: Exception) -> None:
+        if runner in self.served.live:
             self._failures.put_nowait((runner, error))
-        else:  # a shadow, or one that others replace: nobody misses it
-            logger.error("a model that answers nobody has failed: %s", error)
+        else:  # no request needs it
+            logger.error("shadow or retired model failed: %s", error)
 
-    async def _end(self, runner: ModelRunner) -> None:
+    async def _retire(self, runner: ModelRunner) -> None:
         try:
             await runner.retire()
         finally:
             self._loaded.discard(runner)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name="ending")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="retiring")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _on_answer(self, image: bytes, answer: Answer) -> None:
-        found = answer.prediction
-        self._telemetry.observe_prediction(found.label, found.confidence, found.ood_score, found.review)
+        prediction = answer.prediction
+        self._telemetry.observe_prediction(
+            prediction.label, prediction.confidence, prediction.ood_score, prediction.review
+        )
         for shadow in self._shadows.values():
             shadow.offer(image, answer)
 
-    def _describe(self) -> None:
-        """What is served has changed."""
+    def _on_lineup_change(self) -> None:
+        """Start and stop shadows, set the metrics, and log what is served."""
         shares = self.served.shadows
         for runner in self._shadows.keys() - shares.keys():
-            self._later(self._shadows.pop(runner).stop())
+            self._in_background(self._shadows.pop(runner).stop())
         for runner in shares.keys() - self._shadows.keys():
             self._shadows[runner] = Shadow(runner, shares[runner], self._telemetry, self._is_busy)
-        bundles = [runner.bundle for runner in self.served.answering]
-        self._telemetry.describe_models([(one.name, one.version, one.sha256) for one in bundles])
+        bundles = [runner.bundle for runner in self.served.live]
+        self._telemetry.describe_models([(bundle.name, bundle.version, bundle.sha256) for bundle in bundles])
         self._telemetry.describe_reference(self._reference or bundles[0].reference, bundles[0].labels)
         self._telemetry.queue_capacity.set(self.served.capacity)
-        logger.info("serving: %s", ", ".join(f"{one.name} {one.version}" for one in bundles))
+        logger.info("serving: %s", ", ".join(f"{bundle.name} {bundle.version}" for bundle in bundles))
 
     def _is_busy(self) -> bool:
-        return any(not runner.service.batcher.idle for runner in self.served.answering)
+        return any(not runner.service.batcher.idle for runner in self.served.live)
 
 
 def _read_first(file: WatchedFile) -> tuple[ModelEntry, ...]:
@@ -244,20 +258,21 @@ def _read_first(file: WatchedFile) -> tuple[ModelEntry, ...]:
 
 
 def _read(file: WatchedFile) -> tuple[ModelEntry, ...]:
-    """Raises SettingsError, OSError."""
+    """Raise SettingsError or OSError."""
     try:
         return parse_models(file.read())
     except UnicodeDecodeError:
-        raise SettingsError(f"the models in {file.path} cannot be used: they are not UTF-8") from None
+        raise SettingsError(f"models file {file.path}: not UTF-8") from None
     except SettingsError as error:
-        raise SettingsError(f"the models in {file.path} cannot be used: {error.detail}") from None
+        raise SettingsError(f"models file {file.path}: {error.detail}") from None
 
 
 def _unreadable(file: WatchedFile, error: OSError) -> str:
-    return f"the models in {file.path} cannot be read: {error.strerror}"
+    return f"models file {file.path} cannot be read: {error.strerror}"
 
 
 def _config_sha256(folder: Path) -> str | None:
-    with suppress(OSError):  # loading says what is missing
+    """Return None if the file cannot be read: loading the bundle then raises the error."""
+    with suppress(OSError):
         return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
     return None

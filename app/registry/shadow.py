@@ -1,4 +1,4 @@
-"""A second bundle on the live traffic: what it says is counted, and nobody is answered by it."""
+"""A shadow model: it classifies live images unseen, and only its agreement with the answers is counted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from app.observability.metrics import Telemetry
 from app.registry.model_runner import ModelRunner
 from app.units import MIB
 
-MOST_IMAGES = 256  # waiting, and of bytes:
+MOST_IMAGES = 256  # limits on what waits for one shadow
 MOST_BYTES = 64 * MIB
-PATIENCE_S = 60.0
-BREATH_S = 0.02
+PATIENCE_S = 60.0  # deadline of one image
+BUSY_POLL_S = 0.02  # between two checks whether the live models are idle
 
 
 class Shadow:
-    """share: of images that it is tried on, the same ones for every shadow; busy: there is other work."""
+    """Compare one model with the default's answers.
+
+    share: of the images, chosen by their hash, so that every shadow gets the same ones. busy: returns whether
+    a live model has work; the shadow waits meanwhile.
+    """
 
     def __init__(
         self, runner: ModelRunner, share: float, telemetry: Telemetry, busy: Callable[[], bool]
@@ -31,10 +35,10 @@ class Shadow:
         self._waiting: deque[tuple[bytes, Answer]] = deque()
         self._bytes = 0
         self._arrived = asyncio.Event()
-        self._working = asyncio.create_task(self._work(), name="shadow")
+        self._task = asyncio.create_task(self._work(), name="shadow")
 
     def offer(self, image: bytes, answer: Answer) -> None:
-        """It waits until there is time for it, and is counted as skipped where too much does."""
+        """Queue an image if it is in the share; count it as skipped if the queue is full."""
         if int(answer.image_sha256[:8], 16) >= self._share * 2**32:
             return
         if len(self._waiting) >= MOST_IMAGES or self._bytes + len(image) > MOST_BYTES:
@@ -45,16 +49,17 @@ class Shadow:
         self._arrived.set()
 
     async def stop(self) -> None:
-        self._working.cancel()
-        await asyncio.wait([self._working])
-        del self._working  # its traceback holds this, and so the runner, as with Runner.stop
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        # The task's traceback refers to this object, and so to the runner: see `ModelRunner.stop`.
+        del self._task
 
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
             while self._waiting:
                 while self._busy():
-                    await asyncio.sleep(BREATH_S)
+                    await asyncio.sleep(BUSY_POLL_S)
                 image, answer = self._waiting.popleft()
                 self._bytes -= len(image)
                 await self._compare(image, answer)
@@ -64,17 +69,17 @@ class Shadow:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         try:
             with self._runner.use() as service:
-                found = await service.batcher.submit(
+                shadow_answer = await service.batcher.submit(
                     InferenceItem(image.__bytes__), deadline=deadline, bulk=True
                 )
-        except LeukoError:  # of the shadow alone: the live answer is out
+        except LeukoError:  # no client is affected: the live answer has been sent
             self._count("failed")
             return
-        label, other = answer.prediction.label, found.prediction.label
-        self._count("agreed" if label == other else "disagreed")
-        if label != other:
+        label, shadow_label = answer.prediction.label, shadow_answer.prediction.label
+        self._count("agreed" if label == shadow_label else "disagreed")
+        if label != shadow_label:
             bundle = self._runner.bundle
-            self._telemetry.count_disagreement(bundle.name, bundle.version, label, other)
+            self._telemetry.count_disagreement(bundle.name, bundle.version, label, shadow_label)
 
     def _count(self, outcome: str) -> None:
         bundle = self._runner.bundle

@@ -1,1 +1,1 @@
-"""A process that serves: the entry, several processes under a supervisor, uvicorn with an orderly end."""
+"""Server processes: the entry point, uvicorn with a graceful shutdown, a supervisor of several processes."""

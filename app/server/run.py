@@ -1,4 +1,4 @@
-"""uvicorn with an orderly end: not ready first, then no new connections, then no process."""
+"""uvicorn with a graceful shutdown: first not ready, then no new connections, then exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from app.api import problem_responses
 from app.api.application import create_app
-from app.edge.connection import Bounds, Connection
+from app.edge.connection import Connection, ConnectionLimits
 from app.edge.descriptors import most_connections, raise_file_limit
 from app.inference.runtime import Load
 from app.inference.service import Service
@@ -29,16 +29,16 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 1.0  # between not ready and no new connections
-BACKLOG = 2048  # connections not accepted yet
-KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, or it would meet closed connections
+GRACE_S = 1.0  # time between not ready and no new connections
+BACKLOG = 2048  # connections that may wait to be accepted
+KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, which would else reuse closed connections
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What each process of a service is started with; pickled for all but the first.
+    """What each process is started with; pickled for the processes of a supervisor.
 
-    load: how a bundle becomes a classifier; tests put a fake in its place.
+    load: loads the classifier from a bundle; tests replace it with a fake.
     """
 
     settings: Settings
@@ -59,13 +59,13 @@ def run(launch: Launch, on_ready: Callable[[Service], object], *, accept_when_re
     lifecycle.accept_when_ready = accept_when_ready
 
     def ready() -> None:
-        # What is loaded by now stays: going through it all, again and again, would hold up requests.
+        # Exclude what is loaded by now from garbage collection, whose pauses would delay requests.
         gc.collect()
         gc.freeze()
         on_ready(lifecycle.service)
 
     server = Server(
-        configure(app, settings, connections(settings, lifecycle.telemetry)),
+        configure(app, settings, connection_factory(settings, lifecycle.telemetry)),
         lifecycle,
         grace_s=GRACE_S,
         failed=lambda: bool(failures),
@@ -75,15 +75,15 @@ def run(launch: Launch, on_ready: Callable[[Service], object], *, accept_when_re
     return 1 if failures else 0
 
 
-def connections(settings: Settings, telemetry: Telemetry) -> Callable[..., Connection]:
-    bounds = Bounds(
+def connection_factory(settings: Settings, telemetry: Telemetry) -> Callable[..., Connection]:
+    limits = ConnectionLimits(
         connections=most_connections(settings.max_connections),
         head_s=settings.head_timeout_s,
         stall_s=settings.stall_timeout_s,
-        problem=problem_responses.answer,
+        problem=problem_responses.render,
         observe=lambda status: telemetry.observe_request(None, "other", status, 0),
     )
-    return partial(Connection, bounds=bounds)
+    return partial(Connection, limits=limits)
 
 
 def configure(app: ASGIApp, settings: Settings, http: Callable[..., Connection]) -> uvicorn.Config:
@@ -93,10 +93,10 @@ def configure(app: ASGIApp, settings: Settings, http: Callable[..., Connection])
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="error",  # it warns of bytes that are no HTTP, with which anybody could fill the log
-        access_log=False,  # it would hold queries; `app.observability.metrics` counts requests
+        log_level="error",  # a warning per invalid request would let any client fill the log
+        access_log=False,  # it would contain query strings; `app.edge.request_log` logs requests
         server_header=False,
-        proxy_headers=False,  # nothing here depends on who asks
+        proxy_headers=False,  # nothing here depends on the client's address
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
@@ -104,20 +104,22 @@ def configure(app: ASGIApp, settings: Settings, http: Callable[..., Connection])
 
 
 def announce(service: Service, address: str) -> None:
+    """Announce one process that is ready."""
     bundle, engine = service.classifier.bundle, service.classifier.engine
-    say(f"{bundle.name} {bundle.version} on {engine.name} ({engine.device})", address)
+    print_address(f"{bundle.name} {bundle.version} on {engine.name} ({engine.device})", address)
 
 
-def say(what: str, address: str) -> None:
+def print_address(summary: str, address: str) -> None:
+    """Print what is served, and where, to a terminal; without one, log the address."""
     if sys.stdout.isatty():
         hints = f"Try it: {address}  API: {address}/docs  Stop: Ctrl-C"
-        print(f"Leuko serves {what} at {address}\n{hints}", flush=True)
+        print(f"Leuko serves {summary} at {address}\n{hints}", flush=True)
     else:
         logger.info("serving at %s", address)
 
 
 class Readiness(Protocol):
-    """What the server has to know of the application's lifecycle."""
+    """What `Server` uses of the application's lifecycle."""
 
     @property
     def ready(self) -> bool: ...
@@ -126,10 +128,12 @@ class Readiness(Protocol):
 
 
 class Server(uvicorn.Server):
-    """The first SIGTERM or SIGINT drains for `grace_s`, then stops; a second ends the process at once.
+    """uvicorn's server. The first SIGTERM or SIGINT drains for grace_s and stops; a second exits at once.
 
-    uvicorn itself would close its listeners while a load balancer still sends requests, and would
-    die of the signal once done. Before the application was ready there is nothing to wait for.
+    uvicorn alone would close its listeners while a load balancer still sends requests, and would raise
+    the signal again at the end. A signal before the application is ready exits at once with status 0.
+
+    failed: whether the application has failed. on_ready: called once. end: ends the process; a fake in tests.
     """
 
     def __init__(
@@ -152,11 +156,11 @@ class Server(uvicorn.Server):
         self._signalled = False
         self._stop_at: float | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         if self._signalled:
             self._end(128 + sig)
         elif not self._was_ready:
-            self._end(0)  # a thread that is loading weights cannot be stopped
+            self._end(0)  # do not wait: the thread that loads the weights cannot be stopped
         self._signalled = True
 
     async def on_tick(self, counter: int) -> bool:

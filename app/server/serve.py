@@ -1,4 +1,4 @@
-"""`leuko serve`: refuse to start exposed by accident, bind the port, then run one process or several."""
+"""`leuko serve`: refuse accidental exposure, bind the port, run one process or several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.settings import NONE, Settings
 
 
 def serve(settings: Settings, load: Load) -> int:
-    """Until a signal: 0. Until the application fails: 1. Raises StartupError."""
+    """Serve until a signal, then return 0; return 1 if the application fails. Raise StartupError."""
     check_exposure(settings)
     configure_logging(settings)
     launch = Launch(settings, load, bind(settings.host, settings.port))
@@ -27,13 +27,13 @@ def serve(settings: Settings, load: Load) -> int:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Raises SettingsError where anybody on a network could ask, unless that is wanted."""
+    """Raise SettingsError if other machines could use the service without a key, unless that is set."""
     if settings.keys != NONE:
-        Keys(Path(settings.keys))  # what is wrong with them is known before any process is started
+        Keys(Path(settings.keys))  # report an invalid key file before any process is started
     elif settings.without_keys == "loopback" and not is_loopback(settings.host):
         raise SettingsError(
-            f"LEUKO_HOST is {settings.host!r}, which others can reach, and there are no keys: name a file of "
-            "keys with LEUKO_KEYS (leuko key makes one), or let anybody in with LEUKO_WITHOUT_KEYS=anywhere"
+            f"LEUKO_HOST is {settings.host!r}, which other machines can reach, but there are no keys: set "
+            "LEUKO_KEYS to a key file (leuko key creates one), or serve without: LEUKO_WITHOUT_KEYS=anywhere"
         )
 
 
@@ -45,7 +45,10 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is known before the weights are loaded; 0 picks a free one."""
+    """Return a listening socket, bound early to report a taken port before the weights are loaded.
+
+    port: 0 for a free one. Raise StartupError.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,7 +62,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url(listener: socket.socket) -> str:
-    """Where a person on this machine finds the service."""
+    """Return the URL of the service for a browser on this machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

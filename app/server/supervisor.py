@@ -1,4 +1,4 @@
-"""Several services behind one listener, each with its share of the cores; who dies is replaced."""
+"""Several server processes on one listener, each with its share of the cores; a dead one is replaced."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from app.observability.logs import configure_logging
 from app.observability.metrics import SHARED
-from app.server.run import Launch, run, say
+from app.server.run import Launch, print_address, run
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.2
+POLL_S = 0.2  # between checks whether all processes are ready
 
 
 @dataclass(frozen=True)
-class Member:
+class ServerProcess:
+    """ready: set by the process once it serves."""
+
     process: SpawnProcess
     ready: Event
 
 
 def supervise(launch: Launch, address: str) -> int:
-    """Until a signal: 0. Until a service cannot start and no other is there: 1."""
+    """Serve until a signal, then return 0; return 1 if a process fails to start while none is ready."""
     with tempfile.TemporaryDirectory(prefix="leuko-metrics-") as folder:
-        # Read by the services as they import the client library, so that /metrics adds them up.
+        # Each server process reads this when it imports prometheus_client: /metrics sums over processes.
         os.environ[SHARED] = folder
         return Supervisor(launch, address, folder).run()
 
 
 class Supervisor:
-    """The first SIGTERM or SIGINT has every service drain and stop; a second ends them at once."""
+    """The first SIGTERM or SIGINT makes all processes drain and stop; a second kills them."""
 
     def __init__(self, launch: Launch, address: str, folder: str) -> None:
         self._launch = launch
         self._address = address
         self._folder = folder
-        self._members: dict[int, Member] = {}
+        self._processes: dict[int, ServerProcess] = {}
         self._stopping = False
         self._status = 0
 
@@ -58,66 +60,62 @@ class Supervisor:
         for slot in range(self._launch.settings.processes):
             self._start(slot)
         announced = False
-        while self._members:
-            connection.wait([member.process.sentinel for member in self._members.values()], POLL_S)
-            for slot, member in list(self._members.items()):
-                if not member.process.is_alive():
-                    self._bury(slot, member)
+        while self._processes:
+            connection.wait([server.process.sentinel for server in self._processes.values()], POLL_S)
+            for slot, server in list(self._processes.items()):
+                if not server.process.is_alive():
+                    self._on_exit(slot, server)
             if not (announced or self._stopping) and self._all_ready():
-                say(f"{len(self._members)} processes", self._address)
+                print_address(f"{len(self._processes)} processes", self._address)
                 announced = True
         return self._status
 
     def _all_ready(self) -> bool:
-        return all(member.ready.is_set() for member in self._members.values())
+        return all(server.ready.is_set() for server in self._processes.values())
 
     def _start(self, slot: int, *, accept_when_ready: bool = False) -> None:
         ready = get_context("spawn").Event()
         share = cores_of(slot, self._launch.settings.processes)
         arguments = (self._launch, ready, share, accept_when_ready)
-        process = get_context("spawn").Process(target=work, args=arguments, name=f"service-{slot}")
+        process = get_context("spawn").Process(target=run_server, args=arguments, name=f"service-{slot}")
         with _without_interrupts():
             process.start()
-        self._members[slot] = Member(process, ready)
-        if self._stopping:  # the signal came while it was being started
+        self._processes[slot] = ServerProcess(process, ready)
+        if self._stopping:  # a signal arrived while the process was being started
             process.terminate()
 
-    def _bury(self, slot: int, member: Member) -> None:
-        process = member.process
+    def _on_exit(self, slot: int, server: ServerProcess) -> None:
+        """Replace a process that has exited; stop if it could not start and no other process is ready."""
+        process = server.process
         process.join()
-        del self._members[slot]
+        del self._processes[slot]
         mark_process_dead(process.pid, self._folder)  # type: ignore[no-untyped-call]
         if self._stopping:
             return
-        if member.ready.is_set() or any(other.ready.is_set() for other in self._members.values()):
-            logger.error("process %d ended with %s and is replaced", process.pid, process.exitcode)
+        if server.ready.is_set() or any(other.ready.is_set() for other in self._processes.values()):
+            logger.error("process %d exited with status %s; replacing it", process.pid, process.exitcode)
             self._start(slot, accept_when_ready=True)
         else:
-            logger.critical("process %d could not start", process.pid)
+            logger.critical("process %d failed to start", process.pid)
             self._status = 1
             self._stop()
 
     def _on_signal(self, sig: int, _: FrameType | None) -> None:
         if self._stopping:
-            for member in self._members.values():
-                member.process.kill()
+            for server in self._processes.values():
+                server.process.kill()
             self._status = 128 + sig
         self._stop()
 
     def _stop(self) -> None:
         self._stopping = True
-        for member in self._members.values():
-            member.process.terminate()
+        for server in self._processes.values():
+            server.process.terminate()
 
 
-def work(
-    launch: Launch,
-    ready: Event,
-    share: Sequence[int],
-    accept_when_ready: bool,
-) -> None:
-    """One service, in a process of its own."""
-    Thread(target=_end_with_parent, name="orphanage", daemon=True).start()
+def run_server(launch: Launch, ready: Event, share: Sequence[int], accept_when_ready: bool) -> None:
+    """Serve in this process, on the cores of `share`; set `ready` once the application is ready."""
+    Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
     elif launch.settings.threads == 0:
@@ -127,15 +125,16 @@ def work(
 
 
 def cores_of(slot: int, processes: int) -> list[int]:
-    """Neighbouring cores, as many for each process as for the others, but for one."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if known else [*range(os.cpu_count() or 1)]
+    """Return the cores of one process: neighbouring ones, and as many for each process, give or take one."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if has_affinity else [*range(os.cpu_count() or 1)]
     if processes >= len(cores):
         return [cores[slot % len(cores)]]
     return cores[slot * len(cores) // processes : (slot + 1) * len(cores) // processes]
 
 
 def _end_with_parent() -> None:
+    """Wait until the supervisor ends, however it ends; then stop this process."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -144,7 +143,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """What starts inside never sees the terminal's Ctrl-C: it is the supervisor who ends it."""
+    """Block SIGINT, also in processes started inside: on Ctrl-C, the supervisor stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,4 +1,4 @@
-"""From what was found to what goes over the wire."""
+"""Results → wire schemas: predictions, differential counts, evaluations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import asdict
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
 from app.errors import BadLabels
-from app.evaluation.differential_count import LEVEL, count, fingerprint
+from app.evaluation.differential_count import LEVEL, fingerprint
+from app.evaluation.differential_count import count as count_labels
 from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
 from app.wire.problems import image_problem
 from app.wire.schemas import Evaluation, ImageProblem, Mistake, ModelReference, Prediction
 from app.wire.specimen import Caution, ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
 
-ENOUGH_CELLS = 100
+ENOUGH_CELLS = 100  # fewer cells give a warning
 
 
 def model_reference(bundle: Bundle) -> ModelReference:
@@ -23,20 +24,22 @@ def model_reference(bundle: Bundle) -> ModelReference:
 
 
 def prediction(index: int, filename: str | None, answer: Answer, labels: Sequence[str]) -> Prediction:
-    found = answer.prediction
+    predicted = answer.prediction
     return Prediction.model_validate(
         {
             "index": index,
             "filename": filename,
             "image_sha256": answer.image_sha256,
-            "label": found.label,
-            "confidence": found.confidence,
-            "probabilities": dict(zip(labels, found.probabilities, strict=True)),
-            "ood_score": found.ood_score,
-            "review": found.review,
-            "review_reasons": found.review_reasons,
+            "label": predicted.label,
+            "confidence": predicted.confidence,
+            "probabilities": dict(zip(labels, predicted.probabilities, strict=True)),
+            "ood_score": predicted.ood_score,
+            "review": predicted.review,
+            "review_reasons": predicted.review_reasons,
             "frame": asdict(answer.frame),
-            "cam": None if found.cam is None else {"shape": found.cam.shape, "values": found.cam.tolist()},
+            "cam": None
+            if predicted.cam is None
+            else {"shape": predicted.cam.shape, "values": predicted.cam.tolist()},
         }
     )
 
@@ -48,14 +51,14 @@ def differential(
     cells: Mapping[int, Prediction | ClassifiedCell],
     faults: Sequence[ImageProblem] = (),
 ) -> Differential:
-    """Count classified cells. Raise BadLabels for a label that is not the bundle's.
+    """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
     cells: by position in the request; faults: the images that could not be classified.
     """
     for index, cell in cells.items():
         if cell.label not in bundle.labels:
             raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
-    counts = count([cell.label for cell in cells.values()], bundle.labels)
+    counts = count_labels([cell.label for cell in cells.values()], bundle.labels)
     hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
     return Differential(
         request_id=request_id,
@@ -64,13 +67,13 @@ def differential(
         accession=specimen.accession,
         fingerprint=fingerprint(bundle.sha256, hashes) if len(hashes) == len(cells) else None,
         n=len(cells),
-        counts={label: one.n for label, one in counts.items()},
-        percent={label: one.percent for label, one in counts.items()},
+        counts={label: count.n for label, count in counts.items()},
+        percent={label: count.percent for label, count in counts.items()},
         intervals=Proportions(
             level=LEVEL,
             unit="percent",
-            wilson={label: one.wilson for label, one in counts.items()},
-            exact={label: one.exact for label, one in counts.items()},
+            wilson={label: count.wilson for label, count in counts.items()},
+            exact={label: count.exact for label, count in counts.items()},
         ),
         review=[
             ReviewedCell(
@@ -90,7 +93,7 @@ def differential(
 
 
 def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
-    found = [
+    cautions = [
         Caution(
             code="classified_cells_only",
             detail="Percentages are of classified cells: the model knows four classes, no basophils, bands,"
@@ -98,17 +101,15 @@ def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
         )
     ]
     if n < ENOUGH_CELLS:
-        detail = (
-            f"{n} classified cells are fewer than the {ENOUGH_CELLS} that a differential counts at least."
-        )
-        found.insert(0, Caution(code="few_cells", detail=detail))
+        detail = f"Cells classified: {n}. A differential count needs at least {ENOUGH_CELLS}."
+        cautions.insert(0, Caution(code="few_cells", detail=detail))
     if left_out:
         detail = f"{left_out} of {n + left_out} images could not be classified and are not counted."
-        found.append(Caution(code="images_left_out", detail=detail))
+        cautions.append(Caution(code="images_left_out", detail=detail))
     if repeated:
-        detail = f"{repeated} of {n} images were sent more than once, and are counted each time."
-        found.append(Caution(code="duplicate_images", detail=detail))
-    return found
+        detail = f"{repeated} of {n} images were sent more than once and are counted each time."
+        cautions.append(Caution(code="duplicate_images", detail=detail))
+    return cautions
 
 
 def evaluation(
@@ -116,14 +117,14 @@ def evaluation(
 ) -> Evaluation:
     mistakes = [
         Mistake(
-            filename=images[one.index].name,
-            label=bundle.labels[images[one.index].label],
-            predicted=bundle.labels[one.predicted],
-            confidence=one.confidence,
+            filename=images[mistake.index].name,
+            label=bundle.labels[images[mistake.index].label],
+            predicted=bundle.labels[mistake.predicted],
+            confidence=mistake.confidence,
         )
-        for one in scored.mistakes
+        for mistake in scored.mistakes
     ]
-    failures = [image_problem(error, i, images[i].name) for i, error in scored.failures.items()]
+    failures = [image_problem(error, index, images[index].name) for index, error in scored.failures.items()]
     return Evaluation(
         **asdict(scored.report),
         request_id=request_id,

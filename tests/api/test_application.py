@@ -44,7 +44,7 @@ def failing(error: Exception) -> Iterator[tuple[TestClient, list[Exception]]]:
         yield client, failures
 
 
-def test_while_the_model_loads_the_process_lives_and_takes_no_work() -> None:
+def test_while_the_model_loads_the_process_is_alive_and_refuses_work() -> None:
     go = threading.Event()
 
     def load(_: Settings) -> Classifier:
@@ -72,7 +72,7 @@ def test_every_batch_size_is_warm_before_the_service_is_ready() -> None:
         assert classifier.warmed == [7]
 
 
-def test_the_engine_says_how_many_images_suit_it() -> None:
+def test_the_default_batch_size_is_the_engine_s() -> None:
     classifier = HeldClassifier()
     with serving(classifier, max_batch=0):
         assert classifier.warmed == [classifier.engine.batch]
@@ -90,7 +90,9 @@ def test_a_service_that_ends_while_it_loads_does_not_wait_for_the_load() -> None
     go.set()
 
 
-def test_a_load_that_fails_is_handed_on_and_never_ready(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_load_calls_on_failure_and_the_service_is_never_ready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     error = BundleError("model.safetensors was changed")
     with failing(error) as (client, failures):
         assert failures == [error]
@@ -120,7 +122,7 @@ def test_a_warm_up_that_fails_counts_as_a_failed_load() -> None:
     assert len(failures) == 1
 
 
-def test_a_draining_service_says_so_and_still_works() -> None:
+def test_a_draining_service_is_not_ready_and_still_accepts_work() -> None:
     app = build(HeldClassifier())
     with TestClient(app) as client:
         wait_ready(client, app)
@@ -172,13 +174,13 @@ def test_a_problem_is_an_rfc_9457_document_with_the_request_s_id(client: TestCli
     }
 
 
-def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_ones(client: TestClient) -> None:
     answer = client.get("/predict")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
 
 
-def test_a_defect_leaks_nothing_but_the_request_s_id(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_response_to_a_defect_contains_only_the_request_id(caplog: pytest.LogCaptureFixture) -> None:
     app = build(HeldClassifier())
 
     @app.get("/defect")
@@ -222,7 +224,7 @@ def test_every_route_is_in_the_documentation(path: str) -> None:
     assert path in DOCS
 
 
-def test_the_application_knows_no_route_twice() -> None:
+def test_operation_ids_are_unique() -> None:
     paths = build(HeldClassifier()).openapi()["paths"]
     ids = [operation["operationId"] for operations in paths.values() for operation in operations.values()]
     assert sorted(set(ids)) == sorted(ids)

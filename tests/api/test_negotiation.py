@@ -31,14 +31,14 @@ OFFERED = ("application/json", "application/fhir+json", "application/hl7-v2")
         (" , ,application/hl7-v2,", "application/hl7-v2"),
     ],
 )
-def test_the_best_of_what_is_offered_is_chosen(accept: str, chosen: str) -> None:
+def test_the_preferred_offered_type_is_chosen(accept: str, chosen: str) -> None:
     assert choose(accept, OFFERED) == chosen
 
 
 @pytest.mark.parametrize(
     "accept", ["text/html", "application/json;q=0", "*/*;q=0", "application", "application/json;q=best"]
 )
-def test_what_is_not_offered_is_not_acceptable(accept: str) -> None:
+def test_a_type_that_is_not_offered_is_not_acceptable(accept: str) -> None:
     with pytest.raises(NotAcceptable, match=r"application/fhir\+json"):
         choose(accept, OFFERED)
 
@@ -54,11 +54,11 @@ def test_what_is_not_offered_is_not_acceptable(accept: str) -> None:
         ("text/event-streams", False),
     ],
 )
-def test_events_are_sent_only_to_who_names_them(accept: str, events: bool) -> None:
+def test_events_are_accepted_only_if_the_header_names_them(accept: str, events: bool) -> None:
     assert accepts_events(accept) == events
 
 
 @given(st.text(alphabet='aplicton/*jsfhr+;q=.01, "nan') | st.text())
-def test_any_header_is_chosen_from_or_refused(accept: str) -> None:
+def test_any_header_chooses_an_offered_type_or_is_refused(accept: str) -> None:
     with suppress(NotAcceptable):
         assert choose(accept, OFFERED) in OFFERED

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's bodies, without a server."""
+"""Bodies of the Open Inference Protocol, without a server."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from app.engine.classifier import Prediction
 from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat
 
 IMAGES = [b"one", b"", b"three\0"]
-FOUND = [
+PREDICTIONS = [
     Prediction("neutrophil", 0.7, (0.1, 0.05, 0.15, 0.7), 1.5, ("out_of_distribution",)),
     Prediction("eosinophil", 0.9, (0.9, 0.05, 0.03, 0.02), 0.5, ()),
 ]
 
 
 def packed(*elements: bytes) -> bytes:
-    return b"".join(struct.pack("<I", len(one)) + one for one in elements)
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -37,11 +37,11 @@ def tensor(**changes: Any) -> dict[str, Any]:
 
 
 def plain(**changes: Any) -> bytes:
-    data = [base64.b64encode(one).decode() for one in IMAGES]
+    data = [base64.b64encode(image).decode() for image in IMAGES]
     return json.dumps({"inputs": [tensor(data=data)]} | changes).encode()
 
 
-def parse(body: bytes, header: str | None = None) -> oip.Inference:
+def parse(body: bytes, header: str | None = None) -> oip.InferRequest:
     return oip.parse(body, header, most_images=4, most_bytes=100)
 
 
@@ -51,18 +51,18 @@ def binary(tail: bytes, size: int | None = None, **changes: Any) -> tuple[bytes,
     return head + tail, str(len(head))
 
 
-def test_images_come_as_base64_in_json() -> None:
-    found = parse(plain(id="7"))
-    assert (found.id, found.images) == ("7", IMAGES)
-    assert found.outputs == [oip.Output(name, False, 0) for name in ("probabilities", "label")]
+def test_images_are_base64_in_json() -> None:
+    request = parse(plain(id="7"))
+    assert (request.id, request.images) == ("7", IMAGES)
+    assert request.outputs == [oip.Output(name, False, 0) for name in ("probabilities", "label")]
 
 
-def test_images_come_as_bytes_behind_the_json() -> None:
+def test_images_are_bytes_after_the_json() -> None:
     assert parse(*binary(packed(*IMAGES))).images == IMAGES
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "body: Invalid JSON"),
         (b"[]", "body: Input should be an object"),
@@ -73,43 +73,43 @@ def test_images_come_as_bytes_behind_the_json() -> None:
         (plain(inputs=[tensor(shape=[], data=[])]), r"inputs\.0\.shape"),
         (plain(inputs=[tensor(shape=[0], data=[])]), r"inputs\.0\.shape"),
         (plain(inputs=[tensor(shape=[3, 1], data=["YQ=="] * 3)]), r"inputs\.0\.shape"),
-        (plain(inputs=[tensor(data=["YQ=="])]), "has 1 elements, its shape says 3"),
+        (plain(inputs=[tensor(data=["YQ=="])]), "has 1 elements, but its shape is 3"),
         (plain(inputs=[tensor(data=["é"] * 3)]), "image 0 is not base64"),
         (plain(inputs=[tensor(data=["YQ==", "YQ"] * 2)]), "image 1 is not base64"),
         (plain(inputs=[tensor()]), "either data or binary_data_size"),
         (plain(inputs=[tensor(data=["YQ=="], parameters={"binary_data_size": 4})]), "either data or"),
         (plain(outputs=[{"name": "logits"}]), r"outputs\.0\.name"),
         (plain(outputs=[{"name": "label", "parameters": {"classification": 1}}]), "classification is only"),
-        (plain(outputs=[{"name": "label"}, {"name": "label"}]), "asked for twice"),
+        (plain(outputs=[{"name": "label"}, {"name": "label"}]), "requested twice"),
         (plain(outputs=[{"name": "probabilities", "parameters": {"classification": -1}}]), "classification"),
     ],
 )
-def test_what_is_no_request_is_malformed(body: bytes, said: str) -> None:
-    with pytest.raises(MalformedRequest, match=said):
+def test_an_invalid_request_is_malformed(body: bytes, message: str) -> None:
+    with pytest.raises(MalformedRequest, match=message):
         parse(body)
 
 
 @pytest.mark.parametrize(
-    ("body", "header", "said"),
+    ("body", "header", "message"),
     [
         (*binary(packed(*IMAGES)[:-1]), "within an element"),
         (*binary(packed(*IMAGES) + b"\0"), "within a length"),
         (*binary(b"\xff\xff\xff\xff"), "within an element"),
         (*binary(packed(*IMAGES), 5), "bytes follow the JSON"),
         (*binary(packed(*IMAGES), 2**62), "bytes follow the JSON"),
-        (*binary(packed(*IMAGES), shape=[2]), "its shape says 2"),
-        (plain(), "1e3", "no length"),
-        (plain(), "-1", "no length"),
-        (plain(), "99999", "no length"),
+        (*binary(packed(*IMAGES), shape=[2]), "its shape is 2"),
+        (plain(), "1e3", "not a length"),
+        (plain(), "-1", "not a length"),
+        (plain(), "99999", "not a length"),
         (plain() + b"tail", str(len(plain())), "bytes follow the JSON"),
     ],
 )
-def test_tensors_that_do_not_fit_are_malformed(body: bytes, header: str, said: str) -> None:
-    with pytest.raises(MalformedRequest, match=said):
+def test_tensors_with_wrong_lengths_are_malformed(body: bytes, header: str, message: str) -> None:
+    with pytest.raises(MalformedRequest, match=message):
         parse(body, header)
 
 
-def test_images_are_bounded_in_number_and_size() -> None:
+def test_images_are_limited_in_number_and_size() -> None:
     with pytest.raises(TooLarge, match="5 elements"):
         parse(*binary(packed(*[b"a"] * 5), shape=[5]))
     with pytest.raises(TooLarge, match="image 0 has 101 bytes"):
@@ -125,44 +125,51 @@ def test_any_bytes_are_a_request_or_refused(body: bytes, header: str | None) -> 
 @given(st.binary(max_size=60))
 def test_any_tensor_is_images_or_refused(tail: bytes) -> None:
     try:
-        found = parse(*binary(tail))
+        request = parse(*binary(tail))
     except LeukoError:
         return
-    assert packed(*found.images) == tail
+    assert packed(*request.images) == tail
 
 
-def answered(*outputs: oip.Output, id: str | None = None) -> tuple[dict[str, Any], bytes]:
-    made = oip.encode(
-        oip.Inference(id, [b""] * 2, list(outputs)), FOUND, name="m", version="1", labels=CLASSES
+def encoded(*outputs: oip.Output, id: str | None = None) -> tuple[dict[str, Any], bytes]:
+    response = oip.encode(
+        oip.InferRequest(id, [b""] * 2, list(outputs)), PREDICTIONS, name="m", version="1", labels=CLASSES
     )
-    size = len(made.body) if made.header_bytes is None else made.header_bytes
-    return json.loads(made.body[:size]), made.body[size:]
+    size = len(response.body) if response.header_bytes is None else response.header_bytes
+    return json.loads(response.body[:size]), response.body[size:]
 
 
 def test_numbers_and_texts_are_answered_in_json() -> None:
     names = ("probabilities", "label", "confidence", "ood_score", "review")
-    document, rest = answered(*(oip.Output(name, False, 0) for name in names), id="7")
+    document, rest = encoded(*(oip.Output(name, False, 0) for name in names), id="7")
     assert (document["model_name"], document["model_version"], document["id"], rest) == ("m", "1", "7", b"")
-    found = {one["name"]: (one["datatype"], one["shape"], one["data"]) for one in document["outputs"]}
-    assert found["probabilities"][:2] == ("FP32", [2, 4])
-    assert found["probabilities"][2] == pytest.approx([p for one in FOUND for p in one.probabilities])
-    assert found["label"] == ("BYTES", [2], ["neutrophil", "eosinophil"])
-    assert found["review"] == ("BOOL", [2], [True, False])
-    assert found["ood_score"] == ("FP32", [2], [1.5, 0.5])
+    outputs = {
+        output["name"]: (output["datatype"], output["shape"], output["data"])
+        for output in document["outputs"]
+    }
+    assert outputs["probabilities"][:2] == ("FP32", [2, 4])
+    assert outputs["probabilities"][2] == pytest.approx(
+        [p for prediction in PREDICTIONS for p in prediction.probabilities]
+    )
+    assert outputs["label"] == ("BYTES", [2], ["neutrophil", "eosinophil"])
+    assert outputs["review"] == ("BOOL", [2], [True, False])
+    assert outputs["ood_score"] == ("FP32", [2], [1.5, 0.5])
 
 
 def test_binary_tensors_follow_the_json_in_its_order() -> None:
-    document, rest = answered(
+    document, rest = encoded(
         oip.Output("label", True, 0), oip.Output("review", False, 0), oip.Output("confidence", True, 0)
     )
-    sizes = [one["parameters"]["binary_data_size"] for one in document["outputs"] if "data" not in one]
+    sizes = [
+        output["parameters"]["binary_data_size"] for output in document["outputs"] if "data" not in output
+    ]
     assert rest[: sizes[0]] == packed(b"neutrophil", b"eosinophil")
     assert np.frombuffer(rest[sizes[0] :], "<f4") == pytest.approx([0.7, 0.9])
     assert "id" not in document
 
 
 def test_classification_is_value_index_and_label_of_the_best() -> None:
-    document, _ = answered(oip.Output("probabilities", False, 2))
+    document, _ = encoded(oip.Output("probabilities", False, 2))
     assert document["outputs"][0] == {
         "name": "probabilities",
         "datatype": "BYTES",
@@ -174,14 +181,14 @@ def test_classification_is_value_index_and_label_of_the_best() -> None:
             "0.050000:1:lymphocyte",
         ],
     }
-    assert answered(oip.Output("probabilities", False, 9))[0]["outputs"][0]["shape"] == [2, 4]
+    assert encoded(oip.Output("probabilities", False, 9))[0]["outputs"][0]["shape"] == [2, 4]
 
 
 # --- compression ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_compressed_bodies_are_expanded_within_bounds(encoding: str, pack: Any) -> None:
+def test_compressed_bodies_are_expanded_within_limits(encoding: str, pack: Any) -> None:
     body = bytes(range(256)) * 8
     assert expand(pack(body), encoding) == body
     with pytest.raises(TooLarge, match="8 times"):
@@ -189,7 +196,7 @@ def test_compressed_bodies_are_expanded_within_bounds(encoding: str, pack: Any) 
     for end in range(len(pack(body))):
         with pytest.raises(MalformedRequest):
             expand(pack(body)[:end], encoding)
-    with pytest.raises(MalformedRequest, match="follows"):
+    with pytest.raises(MalformedRequest, match="bytes follow its end"):
         expand(pack(body) + b"more", encoding)
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document as those who generate clients from it need it: valid, complete, and tried."""
+"""The OpenAPI document is valid and complete, and a client generated from it works."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PROBLEM = "application/problem+json"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(create_app(Settings()).openapi()))
-    return found
+    document: dict[str, Any] = json.loads(json.dumps(create_app(Settings()).openapi()))
+    return document
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,7 +54,7 @@ def test_every_operation_is_named_described_and_sorted(document: dict[str, Any])
             assert parameter.get("description"), (name, parameter["name"])
 
 
-def test_work_documents_whatever_may_go_wrong(document: dict[str, Any]) -> None:
+def test_every_post_documents_its_errors(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         if not name.startswith("POST"):
             continue
@@ -76,13 +76,13 @@ def examples(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], An
             for kind, media in body.get("content", {}).items():
                 if "json" not in kind or "schema" not in media:
                     continue
-                shown = [media["example"]] if "example" in media else []
-                shown += [one["value"] for one in media.get("examples", {}).values()]
-                for example in shown:
+                values = [media["example"]] if "example" in media else []
+                values += [example["value"] for example in media.get("examples", {}).values()]
+                for example in values:
                     yield f"{name} {kind}", media["schema"], example
 
 
-def test_every_example_is_what_its_schema_says(document: dict[str, Any]) -> None:
+def test_every_example_is_valid_by_its_schema(document: dict[str, Any]) -> None:
     count = 0
     for name, schema, example in examples(document):
         whole = schema | {"components": document["components"]}
@@ -94,7 +94,7 @@ def test_every_example_is_what_its_schema_says(document: dict[str, Any]) -> None
 
 @pytest.fixture(scope="module")
 def generated(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A package that openapi-python-client made of the document, importable."""
+    """Generate a client with openapi-python-client; yield the name of the package, made importable."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "openapi.json").write_text(json.dumps(document))
     kinds = dict.fromkeys(MEDIA_TYPES, "application/octet-stream")
@@ -135,9 +135,9 @@ def test_a_generated_client_works(generated: str, service: Running) -> None:
             types.File(io.BytesIO(data), name, "image/png")
             for name, data in (("a.png", png(GREYS[2])), ("b.png", CUT))
         ]
-        found = predict.sync(client=client, body=models.PredictForm(files=files))
-        assert [one.label for one in found.predictions] == ["monocyte"]
-        assert [(one.index, one.filename) for one in found.errors] == [(1, "b.png")]
+        predictions = predict.sync(client=client, body=models.PredictForm(files=files))
+        assert [prediction.label for prediction in predictions.predictions] == ["monocyte"]
+        assert [(error.index, error.filename) for error in predictions.errors] == [(1, "b.png")]
         body = models.Outcomes(labels=["monocyte"], predictions=["monocyte"])
         assert evaluate.sync(client=client, body=body).accuracy == 1
         refused = predict.sync(client=client, body=models.PredictForm(files=[files[1]]))

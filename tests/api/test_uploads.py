@@ -43,7 +43,7 @@ def read(*chunks: bytes, content_type: bytes = FORM) -> Form:
     return asyncio.run(read_form(request(chunks, content_type), LIMITS))
 
 
-def test_parts_come_by_name_whole_and_in_order() -> None:
+def test_parts_are_returned_by_name_complete_and_in_order() -> None:
     assert read(BODY) == {
         "files": [Part("ä.png", b"\x89PNG\r\n--lin"), Part("", b"")],
         "labels": [Part(None, b"a,b")],
@@ -75,7 +75,7 @@ def test_no_body_breaks_the_reader(data: bytes) -> None:
     [
         (part('name="files"', b"x" * 101), TooLarge, "a part named files is over 100 bytes"),
         (part('name="labels"', b"x" * 11), TooLarge, "a part named labels is over 10 bytes"),
-        (part('name="files"', b"x") * 3, TooLarge, "over 2 parts named files"),
+        (part('name="files"', b"x") * 3, TooLarge, "more than 2 parts named files"),
         (part('name="file"', b"x"), Unusable, "only parts named files, labels are accepted"),
         (part('filename="a.png"', b"x"), MalformedRequest, "a part of the form has no name"),
         (b"--line\r\n\r\nx\r\n--line--", MalformedRequest, "a part of the form has no name"),
@@ -85,7 +85,7 @@ def test_no_body_breaks_the_reader(data: bytes) -> None:
         (b"", MalformedRequest, "ends before"),
     ],
 )
-def test_a_form_over_a_limit_or_out_of_shape_is_refused(
+def test_a_form_over_a_limit_or_with_invalid_parts_is_refused(
     body: bytes, kind: type[LeukoError], complaint: str
 ) -> None:
     with pytest.raises(kind, match=complaint):
@@ -109,17 +109,17 @@ def test_an_overlong_boundary_is_malformed() -> None:
         read(BODY, content_type=FORM + b"e" * 300)
 
 
-def test_what_is_no_form_is_not_read_as_one() -> None:
+def test_another_media_type_is_not_read_as_a_form() -> None:
     with pytest.raises(UnsupportedFormat):
         read(BODY, content_type=b"application/json")
 
 
-def test_file_names_that_are_not_utf_8_survive() -> None:
+def test_file_names_that_are_not_utf_8_are_read_as_latin_1() -> None:
     body = b'--line\r\nContent-Disposition: form-data; name="files"; filename="\xe4.png"\r\n\r\nx\r\n--line--'
     assert read(body)["files"] == [Part("ä.png", b"x")]
 
 
-def test_a_bare_image_is_its_own_only_part() -> None:
+def test_a_bare_image_is_returned_as_the_only_part() -> None:
     image = asyncio.run(read_images(request([b"abc", b"def"], b"Image/PNG; x=y"), Limit(2, 6)))
     assert image == Upload([Part(None, b"abcdef")], {})
 
@@ -149,5 +149,5 @@ def test_nothing_is_written_to_the_temporary_folder(monkeypatch: pytest.MonkeyPa
     data = b"x" * 5 * 2**20
     limits = {"files": Limit(1, len(data))}
     body = part('name="files"; filename="a.png"', data) + b"--line--"
-    found = asyncio.run(read_form(request([body]), limits))
-    assert found["files"][0].data == data
+    form = asyncio.run(read_form(request([body]), limits))
+    assert form["files"][0].data == data

@@ -15,29 +15,31 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def headers(*shown: tuple[str, str]) -> Headers:
-    return Headers(raw=[(name.encode(), value.encode()) for name, value in shown])
+def headers(*pairs: tuple[str, str]) -> Headers:
+    return Headers(raw=[(name.encode(), value.encode()) for name, value in pairs])
 
 
 def bearer(secret: str) -> Headers:
     return headers(("authorization", f"Bearer {secret}"))
 
 
-def made(file: Path, scope: str, *, metrics: str = "keyed", docs: str = "open") -> tuple[Access, Headers]:
+def rules_and_key(
+    file: Path, scope: str, *, metrics: str = "keyed", docs: str = "open"
+) -> tuple[Access, Headers]:
     secret = add_key(file, "lab", [scope])
     return access_rules(Keys(file), metrics=metrics, docs=docs), bearer(secret)
 
 
-def admits(who: Access, path: str, shown: Headers) -> bool:
+def admits(access: Access, path: str, credentials: Headers) -> bool:
     try:
-        return who.authorize(path, shown) is not None
+        return access.authorize(path, credentials) is not None
     except Forbidden:
         return False
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_key_opens_what_its_scopes_name_and_what_any_key_opens(file: Path, scope: str) -> None:
-    who, shown = made(file, scope)
+def test_a_key_has_access_to_the_paths_of_its_scopes_and_to_those_for_any_key(file: Path, scope: str) -> None:
+    access, credentials = rules_and_key(file, scope)
     needs = {
         "/predict": "predict",
         "/v1/predict": "predict",
@@ -46,21 +48,21 @@ def test_a_key_opens_what_its_scopes_name_and_what_any_key_opens(file: Path, sco
         "/v1/evaluate/predictions": "evaluate",
         "/metrics": "metrics",
     }
-    assert {path: admits(who, path, shown) for path in needs} == {
+    assert {path: admits(access, path, credentials) for path in needs} == {
         path: need == scope for path, need in needs.items()
     }
-    assert admits(who, "/model", shown)
-    assert admits(who, "/whatever", shown)
+    assert admits(access, "/model", credentials)
+    assert admits(access, "/whatever", credentials)
 
 
 PRIVATE = "/predict /predict/ //predict //// /PREDICT /v1/predict /v1/healthz /healthz/x /docsx /model * x"
 
 
 @pytest.mark.parametrize("path", PRIVATE.split())
-def test_without_a_key_nothing_is_open_but_what_is_named(file: Path, path: str) -> None:
-    who, _ = made(file, "predict")
+def test_without_a_key_only_listed_paths_are_open(file: Path, path: str) -> None:
+    access, _ = rules_and_key(file, "predict")
     with pytest.raises(Unauthenticated):
-        who.authorize(path, headers())
+        access.authorize(path, headers())
 
 
 @pytest.mark.parametrize(
@@ -68,31 +70,31 @@ def test_without_a_key_nothing_is_open_but_what_is_named(file: Path, path: str) 
     ["/healthz", "/readyz", "/", "/page/page.js", "/docs", "/openapi.json", "/swagger/a.js", "/problems/x"],
 )
 def test_probes_and_documents_need_no_key(file: Path, path: str) -> None:
-    who, _ = made(file, "predict")
-    assert who.authorize(path, headers()) is None
+    access, _ = rules_and_key(file, "predict")
+    assert access.authorize(path, headers()) is None
 
 
 def test_documents_can_be_keyed_and_metrics_can_be_open(file: Path) -> None:
-    who, shown = made(file, "predict", metrics="open", docs="keyed")
-    assert who.authorize("/metrics", headers()) is None
-    assert who.authorize("/", headers()) is None
+    access, credentials = rules_and_key(file, "predict", metrics="open", docs="keyed")
+    assert access.authorize("/metrics", headers()) is None
+    assert access.authorize("/", headers()) is None
     for path in ("/docs", "/openapi.json", "/swagger/a.js", "/problems/x"):
         with pytest.raises(Unauthenticated):
-            who.authorize(path, headers())
-        assert admits(who, path, shown)
+            access.authorize(path, headers())
+        assert admits(access, path, credentials)
 
 
-def test_a_key_comes_as_a_bearer_or_in_a_header_of_its_own_but_once(file: Path) -> None:
+def test_a_key_is_sent_as_a_bearer_token_or_in_x_api_key_exactly_once(file: Path) -> None:
     secret = add_key(file, "lab", ["predict"])
-    who = access_rules(Keys(file), metrics="keyed", docs="open")
+    access = access_rules(Keys(file), metrics="keyed", docs="open")
     good = ("authorization", f"bearer {secret}"), ("x-api-key", secret)
-    for one in good:
-        assert admits(who, "/predict", headers(one))
+    for pair in good:
+        assert admits(access, "/predict", headers(pair))
     basic, bare = ("authorization", f"Basic {secret}"), ("authorization", secret)
     for wrong in (good, (good[0], good[0]), (basic,), (bare,)):
         with pytest.raises(Unauthenticated):
-            who.authorize("/predict", headers(*wrong))
+            access.authorize("/predict", headers(*wrong))
 
 
-def test_without_keys_everybody_comes_in() -> None:
+def test_without_keys_every_request_is_authorized() -> None:
     assert access_rules(None, metrics="keyed", docs="keyed").authorize("/predict", headers()) is None

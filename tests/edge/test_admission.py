@@ -1,4 +1,4 @@
-"""Who may come in, and what those hear who may not."""
+"""Which requests are admitted, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def problem(error: LeukoError, request_id: str) -> JSONResponse:
 
 
 class Service:
-    """A small application behind admission; its work can be held."""
+    """A small application behind admission; /held waits until `go` is set."""
 
     def __init__(self, **options: Any) -> None:
         self.observed: list[Observed] = []
@@ -132,13 +132,13 @@ async def call(admission: Admission, scope: Scope, receive: Receive) -> list[Mes
 
 
 def post(path: str, **headers: str) -> Scope:
-    shown = {"host": "service"} | headers
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in shown.items()]
+    with_host = {"host": "service"} | headers
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in with_host.items()]
     version = {"type": "http", "http_version": "1.1"}
     return version | {"method": "POST", "path": path, "query_string": b"", "headers": raw}
 
 
-async def gone() -> Message:
+async def disconnected() -> Message:
     return {"type": "http.disconnect"}
 
 
@@ -149,13 +149,17 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_a_request_that_may_come_in_reaches_the_application_with_its_id() -> None:
+def test_an_admitted_request_reaches_the_application_with_its_id() -> None:
     async def scenario() -> None:
         service = Service()
         async with service.client() as client:
-            answer = await client.post("/raw/a", content=b"body", headers={"X-Request-ID": "mine"})
-        assert (answer.status_code, answer.json(), answer.headers["X-Request-ID"]) == (200, "mine", "mine")
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            response = await client.post("/raw/a", content=b"body", headers={"X-Request-ID": "mine"})
+        assert (response.status_code, response.json(), response.headers["X-Request-ID"]) == (
+            200,
+            "mine",
+            "mine",
+        )
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert service.bodies == [b"body"]
 
     run(scenario)
@@ -180,7 +184,7 @@ def test_a_declared_body_over_the_limit_is_refused_before_it_is_read() -> None:
     run(scenario)
 
 
-def test_a_body_of_exactly_the_limit_comes_in() -> None:
+def test_a_body_of_exactly_the_limit_is_admitted() -> None:
     async def scenario() -> None:
         service = Service()
         async with service.client() as client:
@@ -196,9 +200,9 @@ def test_a_chunked_body_over_the_limit_is_413_however_the_route_reads_it(path: s
         service = Service()
         async with service.client() as client:
             headers = {"Content-Type": "application/json"}
-            answer = await client.post(path, content=chunks(b"{", b"x" * 100, b"}"), headers=headers)
-        assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
-        assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+            response = await client.post(path, content=chunks(b"{", b"x" * 100, b"}"), headers=headers)
+        assert (response.status_code, response.json()["code"]) == (413, "too_large")
+        assert response.json()["request_id"] == response.headers["X-Request-ID"]
 
     run(scenario)
 
@@ -239,13 +243,13 @@ def test_a_compressed_body_is_refused_except_under_v2(encoding: str) -> None:
 
 def test_a_content_length_that_is_no_number_is_400() -> None:
     async def scenario() -> None:
-        sent = await call(Service().admission, post("/raw/a", content_length="-1"), gone)
+        sent = await call(Service().admission, post("/raw/a", content_length="-1"), disconnected)
         assert sent[0]["status"] == 400
 
     run(scenario)
 
 
-def test_work_is_refused_with_a_time_to_come_back_while_not_ready_but_probes_answer() -> None:
+def test_while_not_ready_work_is_refused_with_retry_after_and_probes_are_answered() -> None:
     async def scenario() -> None:
         service = Service()
         service.ready = False
@@ -257,7 +261,7 @@ def test_work_is_refused_with_a_time_to_come_back_while_not_ready_but_probes_ans
     run(scenario)
 
 
-def test_requests_in_flight_are_bounded_but_probes_answer_and_places_come_free() -> None:
+def test_requests_in_flight_are_limited_but_probes_are_answered() -> None:
     async def scenario() -> None:
         service = Service(max_requests=1)
         async with service.client() as client:
@@ -274,8 +278,8 @@ def test_requests_in_flight_are_bounded_but_probes_answer_and_places_come_free()
     run(scenario)
 
 
-class Arriving:
-    """A body in pieces, none of them there until it is asked for; it may stop short of its last."""
+class ArrivingBody:
+    """A body whose pieces arrive when they are received. ends: False if the last piece never arrives."""
 
     def __init__(self, *pieces: bytes, ends: bool = True) -> None:
         self.messages: list[Message] = [
@@ -296,12 +300,12 @@ def refuse_all() -> None:
 def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() -> None:
     async def scenario() -> None:
         service = Service(named={"/raw/a"}, queued="/raw/a".__eq__, check_queue=refuse_all, linger_s=1000.0)
-        body = Arriving(b"some", b"body")
-        start, answer = await call(service.admission, post("/raw/a", content_length="8"), body.receive)
+        body = ArrivingBody(b"some", b"body")
+        start, last = await call(service.admission, post("/raw/a", content_length="8"), body.receive)
         headers = dict(start["headers"])
         assert (start["status"], headers[b"retry-after"]) == (429, b"7")
         assert b"connection" not in headers
-        assert (answer.get("more_body", False), body.messages, service.bodies) == (False, [], [])
+        assert (last.get("more_body", False), body.messages, service.bodies) == (False, [], [])
         assert service.observed == [("/raw/a", "POST", 429)]
         async with service.client() as client:
             assert (await client.post("/raw/b", content=b"x")).status_code == 200
@@ -315,7 +319,7 @@ def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() 
     [("8", None, False), ("8", "100-continue", True), (str(2**20 + 1), None, True)],
     ids=["slow", "asks first", "large"],
 )
-def test_what_is_refused_is_not_waited_for_long_nor_asked_for(
+def test_a_refused_body_that_is_slow_or_large_or_expects_100_closes_the_connection(
     length: str, expect: str | None, ends: bool
 ) -> None:
     async def scenario() -> None:
@@ -326,7 +330,7 @@ def test_what_is_refused_is_not_waited_for_long_nor_asked_for(
             max_body_bytes=2**21,
             max_reserved_bytes=2**21,
         )
-        body = Arriving(b"some", b"body", ends=ends)
+        body = ArrivingBody(b"some", b"body", ends=ends)
         scope = post("/raw/a", content_length=length)
         scope["headers"] += [] if expect is None else [(b"expect", expect.encode())]
         start, *_ = await call(service.admission, scope, body.receive)
@@ -354,7 +358,7 @@ def test_bytes_in_flight_are_bounded_and_an_undeclared_body_counts_as_the_larges
     run(scenario)
 
 
-def test_one_body_of_the_greatest_size_always_finds_room() -> None:
+def test_one_body_of_the_maximum_size_is_always_admitted() -> None:
     async def scenario() -> None:
         service = Service(max_reserved_bytes=1)
         async with service.client() as client:
@@ -363,22 +367,22 @@ def test_one_body_of_the_greatest_size_always_finds_room() -> None:
     run(scenario)
 
 
-def test_a_client_that_leaves_frees_its_place_and_its_bytes() -> None:
+def test_a_disconnect_releases_the_request_and_its_bytes() -> None:
     async def scenario() -> None:
         service = Service()
-        left = asyncio.Event()
+        disconnect = asyncio.Event()
         pieces = [{"type": "http.request", "body": b"body", "more_body": False}]
 
         async def receive() -> Message:
             if not pieces:
-                await left.wait()
+                await disconnect.wait()
                 return {"type": "http.disconnect"}
             return pieces.pop()
 
         held = asyncio.create_task(call(service.admission, post("/held", content_length="4"), receive))
         await service.arrived.acquire()
         assert (service.admission.requests, service.admission.reserved_bytes) == (1, 4)
-        left.set()
+        disconnect.set()
         assert await held == []
         assert (service.admission.requests, service.admission.reserved_bytes) == (0, 0)
         assert service.observed == [("/held", "POST", 499)]
@@ -406,15 +410,15 @@ def test_each_request_is_observed_under_its_route_template_and_status() -> None:
     run(scenario)
 
 
-def test_what_is_not_http_passes_untouched() -> None:
+def test_scopes_other_than_http_pass_unchanged() -> None:
     async def scenario() -> None:
-        seen: list[Scope] = []
+        scopes: list[Scope] = []
 
         async def application(scope: Scope, _: Receive, __: Send) -> None:
-            seen.append(scope)
+            scopes.append(scope)
 
         admission = Service().admit(application)
-        await call(admission, {"type": "lifespan"}, gone)
-        assert seen == [{"type": "lifespan"}]
+        await call(admission, {"type": "lifespan"}, disconnected)
+        assert scopes == [{"type": "lifespan"}]
 
     run(scenario)

@@ -1,4 +1,4 @@
-"""uvicorn's connection with bounds, on a transport and a clock that the tests drive."""
+"""`Connection` on a fake transport and a fake clock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from app.edge.connection import (
     LINGER_S,
     MAX_FRAMING,
     MAX_WAITING,
-    Bounds,
     Connection,
+    ConnectionLimits,
 )
 from tests.safety.raw import head, statuses
 
@@ -48,7 +48,7 @@ class Task:
 
 
 class Loop:
-    """Time passes, and tasks run, when they are told to."""
+    """A fake event loop: time passes in `let_pass`, tasks run in `Client.answer`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -115,15 +115,15 @@ async def ok(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
-    """One connection to a server; its requests are answered by `answer`."""
+    """One connection to a server; `answer` runs the application for its requests."""
 
     def __init__(self, app: ASGIApp = ok, state: ServerState | None = None) -> None:
         self.loop = Loop()
         self.transport = Transport()
         self.observed: list[int] = []
-        bounds = Bounds(2, HEAD_S, STALL_S, problem_responses.answer, self.observed.append)
+        limits = ConnectionLimits(2, HEAD_S, STALL_S, problem_responses.render, self.observed.append)
         config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, timeout_keep_alive=65)
-        self.connection = Connection(config, state or ServerState(), {}, self.loop, bounds=bounds)
+        self.connection = Connection(config, state or ServerState(), {}, self.loop, limits=limits)
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
 
     def send(self, *pieces: bytes) -> None:
@@ -131,12 +131,12 @@ class Client:
             self.connection.data_received(piece)
 
     def answer(self) -> None:
-        """Runs what waits, and what comes to wait thereby."""
+        """Run all tasks, also those started meanwhile."""
         while self.loop.tasks:
             asyncio.run(self.loop.tasks.pop(0).work)
 
     def forget(self) -> None:
-        """Ends what waits unanswered."""
+        """Close all tasks without running them."""
         for task in self.loop.tasks:
             task.work.close()
 
@@ -149,10 +149,10 @@ class Client:
         return not self.transport.closing
 
 
-# The head
+# Heads
 
 
-def test_a_connection_without_a_head_is_closed_without_a_word() -> None:
+def test_a_connection_without_a_head_is_closed_without_a_response() -> None:
     client = Client()
     client.loop.let_pass(HEAD_S - 1)
     assert client.open
@@ -172,7 +172,7 @@ def test_a_head_that_does_not_end_in_time_is_408(pieces: list[bytes]) -> None:
     assert (client.statuses, client.open) == ([408], False)
 
 
-def test_bytes_of_a_head_win_no_time() -> None:
+def test_further_bytes_of_a_head_do_not_extend_its_time() -> None:
     client = Client()
     for byte in range(int(HEAD_S)):
         client.send(GET[byte : byte + 1])
@@ -180,7 +180,7 @@ def test_bytes_of_a_head_win_no_time() -> None:
     assert client.statuses == [408]
 
 
-def test_a_head_in_time_stops_the_clock_and_each_has_its_own() -> None:
+def test_a_complete_head_stops_its_timer_and_each_head_has_its_own() -> None:
     client = Client()
     for _ in range(3):
         client.loop.let_pass(HEAD_S - 1)
@@ -212,7 +212,7 @@ def test_an_idle_connection_is_kept_as_long_as_uvicorn_keeps_it() -> None:
     assert not client.open
 
 
-# What frames a body
+# Framing of bodies
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_an_idle_connection_is_kept_as_long_as_uvicorn_keeps_it() -> None:
     ],
     ids=["target", "headers", "chunk extension", "trailers", "small chunks"],
 )
-def test_what_is_no_body_is_bounded(start: bytes, more: bytes) -> None:
+def test_bytes_besides_the_body_are_limited(start: bytes, more: bytes) -> None:
     client = Client()
     client.send(start, *[more] * 40)
     assert client.statuses == []
@@ -235,54 +235,54 @@ def test_what_is_no_body_is_bounded(start: bytes, more: bytes) -> None:
     assert (client.statuses, client.observed) == ([400], [400])
 
 
-def test_a_head_of_one_piece_is_bounded_as_well() -> None:
+def test_a_head_that_arrives_at_once_is_limited_as_well() -> None:
     client = Client()
     client.send(head("GET / HTTP/1.1", "a: " + "b" * MAX_FRAMING))
     assert client.statuses == [400]
 
 
-def test_a_body_is_not_bounded_here() -> None:
+def test_the_connection_does_not_limit_bodies() -> None:
     client = Client()
     client.send(CHUNKED, *[b"3e8\r\n" + b"x" * 1000 + b"\r\n"] * 1000, b"0\r\n\r\n")
     client.answer()
     assert (client.statuses, client.open) == ([200], True)
 
 
-def test_trailers_are_no_headers() -> None:
-    seen: list[list[tuple[bytes, bytes]]] = []
+def test_trailers_are_not_added_to_the_headers() -> None:
+    received: list[list[tuple[bytes, bytes]]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope["headers"])
+        received.append(scope["headers"])
         await ok(scope, receive, send)
 
     client = Client(app)
     client.send(CHUNKED + b"0\r\nX-API-Key: leuko\r\nHost: y\r\n\r\n")
     client.answer()
-    assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+    assert received == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
 
 
-def test_after_an_upgrade_the_connection_closes_and_what_follows_is_not_read(
+def test_after_an_upgrade_request_further_bytes_are_ignored_and_the_connection_closes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = Client()
     client.send(head("GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: h2c"), GET, GET)
-    assert caplog.records == []  # or a client could fill the log
+    assert caplog.records == []  # otherwise a client could fill the log
     client.answer()
     assert (client.statuses, client.open) == ([200], False)
     assert b"connection: close" in client.transport.sent
 
 
-# Requests that do not wait for answers
+# Pipelined requests
 
 
-def test_some_requests_may_wait_and_are_answered_in_turn() -> None:
+def test_pipelined_requests_are_answered_in_order() -> None:
     client = Client()
     client.send(GET * (MAX_WAITING + 1))
     client.answer()
     assert (client.statuses, client.open) == ([200] * (MAX_WAITING + 1), True)
 
 
-def test_after_too_many_requests_those_before_are_answered_and_the_connection_closes() -> None:
+def test_too_many_pipelined_requests_close_the_connection_after_the_first_ones_are_answered() -> None:
     client = Client()
     client.send(GET * 1000)
     assert len(client.connection.pipeline) == MAX_WAITING
@@ -292,7 +292,7 @@ def test_after_too_many_requests_those_before_are_answered_and_the_connection_cl
 
 @pytest.mark.parametrize("bad", [b"\0", BROKEN, b"GET / HTTP/3.0\r\n\r\n"])
 @pytest.mark.parametrize("before", [1, 3])
-def test_what_is_bad_behind_requests_takes_no_answer_from_them(bad: bytes, before: int) -> None:
+def test_requests_before_invalid_bytes_are_answered(bad: bytes, before: int) -> None:
     client = Client()
     client.send(GET * before, bad)
     assert client.statuses == []
@@ -300,7 +300,7 @@ def test_what_is_bad_behind_requests_takes_no_answer_from_them(bad: bytes, befor
     assert (client.statuses, client.open, client.observed) == ([200] * before, False, [400])
 
 
-def test_a_late_head_behind_a_request_takes_no_answer_from_it() -> None:
+def test_a_request_before_a_late_head_is_answered() -> None:
     client = Client()
     client.send(GET, b"G")
     client.loop.let_pass(HEAD_S)
@@ -308,7 +308,7 @@ def test_a_late_head_behind_a_request_takes_no_answer_from_it() -> None:
     assert (client.statuses, client.open) == ([200], False)
 
 
-def test_a_broken_body_is_400_and_its_request_is_told_that_nobody_waits() -> None:
+def test_an_invalid_body_is_400_and_its_request_is_marked_disconnected() -> None:
     client = Client()
     client.send(BROKEN)
     assert client.statuses == [400]
@@ -319,7 +319,7 @@ def test_a_broken_body_is_400_and_its_request_is_told_that_nobody_waits() -> Non
     assert not client.open
 
 
-def test_a_body_that_breaks_after_its_answer_has_begun_gets_no_second_one() -> None:
+def test_a_body_that_becomes_invalid_after_its_response_has_started_gets_no_second_one() -> None:
     async def app(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"no", "more_body": True})
@@ -334,25 +334,25 @@ def test_a_body_that_breaks_after_its_answer_has_begun_gets_no_second_one() -> N
     assert not client.open
 
 
-def test_a_client_that_leaves_is_told_to_the_request_that_is_being_answered() -> None:
-    heard: list[str] = []
+def test_the_request_that_is_being_answered_is_notified_of_a_disconnect() -> None:
+    messages: list[str] = []
 
     async def app(_: Scope, receive: Receive, send: Send) -> None:
         await receive()
         client.connection.connection_lost(None)
-        heard.append((await receive())["type"])
+        messages.append((await receive())["type"])
         await send({"type": "http.response.start", "status": 200})
 
     client = Client(app)
     client.send(GET * 3)
     client.answer()
-    assert (heard, client.transport.sent) == (["http.disconnect"], b"")
+    assert (messages, client.transport.sent) == (["http.disconnect"], b"")
 
 
 # Clients that do not read
 
 
-def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
+def test_a_client_that_reads_nothing_of_its_response_is_disconnected() -> None:
     client = Client()
     client.connection.pause_writing()
     client.loop.let_pass(STALL_S - 1)
@@ -361,7 +361,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
     assert client.transport.aborted
 
 
-def test_a_client_that_goes_on_reading_is_not() -> None:
+def test_a_client_that_continues_reading_is_not_disconnected() -> None:
     client = Client()
     for _ in range(3):
         client.connection.pause_writing()
@@ -398,7 +398,7 @@ def end_silent(client: Client) -> None:
 
 
 @pytest.mark.parametrize("end", [end_with_an_answer, end_idle, end_broken, end_half, end_silent])
-def test_a_closed_connection_does_not_wait_for_ever_until_its_answers_are_read(
+def test_a_closing_connection_is_aborted_if_its_responses_are_not_read(
     end: Callable[[Client], None],
 ) -> None:
     client = Client()
@@ -408,7 +408,7 @@ def test_a_closed_connection_does_not_wait_for_ever_until_its_answers_are_read(
     assert client.transport.aborted
 
 
-def test_what_is_gone_has_no_clock() -> None:
+def test_a_lost_connection_has_no_timers() -> None:
     client = Client()
     client.connection.pause_writing()
     client.connection.connection_lost(None)
@@ -416,7 +416,7 @@ def test_what_is_gone_has_no_clock() -> None:
     assert (client.transport.aborted, client.transport.sent) == (False, b"")
 
 
-# How many
+# Number of connections
 
 
 def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered() -> None:
@@ -424,17 +424,17 @@ def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered
         ok,
         AdmissionLimits(max_body_bytes=100, max_reserved_bytes=100, max_requests=10, body_timeout_s=1),
         AdmissionRules(ready=lambda: True),
-        problem_responses.answer,
+        problem_responses.render,
         lambda *_: None,
     )
     state = ServerState()
-    welcome = [Client(admission, state), Client(admission, state)]
+    within_limit = [Client(admission, state), Client(admission, state)]
     for line, status in (("POST /predict HTTP/1.1", 503), ("GET /healthz HTTP/1.1", 200)):
         surplus = Client(admission, state)
-        for client in (*welcome, surplus):
+        for client in (*within_limit, surplus):
             client.transport.sent = b""
             client.send(head(line))
             client.answer()
-        assert [client.statuses for client in (*welcome, surplus)] == [[200], [200], [status]]
-        assert [client.open for client in (*welcome, surplus)] == [True, True, False]
+        assert [client.statuses for client in (*within_limit, surplus)] == [[200], [200], [status]]
+        assert [client.open for client in (*within_limit, surplus)] == [True, True, False]
         assert b"connection: close" in surplus.transport.sent.lower()

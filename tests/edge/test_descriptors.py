@@ -26,7 +26,7 @@ def open_files() -> int:
     return len([*Path("/dev/fd").iterdir()])
 
 
-def test_connections_leave_some_of_the_files_that_may_be_open() -> None:
+def test_connections_leave_spare_files() -> None:
     limit = open_files() + SPARE_FILES + 10
     with files(limit):
         assert most_connections(0) == 10

@@ -1,4 +1,4 @@
-"""What stands between server and application, driven as a server would drive it."""
+"""`Exchange` between a fake server and a fake application."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ CHUNKED = {"transfer-encoding": "chunked"}
 
 
 class Client:
-    """Sends the given pieces of body, then goes on as `then`; keeps what it is sent."""
+    """Send the given pieces of a body, then disconnect once `left` is set; collect the response in `sent`.
+
+    whole: False if the body never ends.
+    """
 
     def __init__(self, *body: bytes, headers: dict[str, str] | None = None, whole: bool = True) -> None:
         self.headers = headers or {}
@@ -47,11 +50,11 @@ class Client:
     async def send(self, message: Message) -> None:
         self.sent.append(message)
 
-    def answer_headers(self) -> dict[str, str]:
+    def response_headers(self) -> dict[str, str]:
         return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
 
 
-async def answer(exchange: Exchange, status: int = 200) -> None:
+async def respond(exchange: Exchange, status: int = 200) -> None:
     await exchange.send({"type": "http.response.start", "status": status, "headers": []})
     await exchange.send({"type": "http.response.body", "body": b"ok"})
 
@@ -78,14 +81,14 @@ def test_a_safe_request_id_is_kept_and_echoed(value: str) -> None:
         client = Client(b"", headers={"x-request-id": value})
         exchange = client.exchange()
         await read(exchange)
-        await answer(exchange)
+        await respond(exchange)
         assert exchange.scope["state"]["context"].request_id == value
-        assert client.answer_headers()["x-request-id"] == value
+        assert client.response_headers()["x-request-id"] == value
 
     run(scenario)
 
 
-def test_requests_at_the_same_time_have_contexts_of_their_own() -> None:
+def test_concurrent_requests_have_separate_contexts() -> None:
     async def scenario() -> None:
         contexts = [Client().exchange().context for _ in range(2)]
         assert contexts[0].stages is not contexts[1].stages
@@ -114,9 +117,9 @@ def test_a_traceparent_is_passed_on_and_echoed() -> None:
     async def scenario() -> None:
         client = Client(b"", headers={"traceparent": TRACE})
         exchange = client.exchange()
-        await answer(exchange)
+        await respond(exchange)
         assert exchange.scope["state"]["context"].traceparent == TRACE
-        assert client.answer_headers()["traceparent"] == TRACE
+        assert client.response_headers()["traceparent"] == TRACE
 
     run(scenario)
 
@@ -128,18 +131,18 @@ def test_a_malformed_traceparent_is_dropped(value: str) -> None:
     async def scenario() -> None:
         client = Client(b"", headers={"traceparent": value})
         exchange = client.exchange()
-        await answer(exchange)
+        await respond(exchange)
         assert exchange.scope["state"]["context"].traceparent is None
-        assert "traceparent" not in client.answer_headers()
+        assert "traceparent" not in client.response_headers()
 
     run(scenario)
 
 
-def test_answers_may_not_be_sniffed() -> None:
+def test_responses_forbid_content_sniffing() -> None:
     async def scenario() -> None:
         client = Client(b"")
-        await answer(client.exchange())
-        assert client.answer_headers()["x-content-type-options"] == "nosniff"
+        await respond(client.exchange())
+        assert client.response_headers()["x-content-type-options"] == "nosniff"
 
     run(scenario)
 
@@ -152,7 +155,7 @@ def test_headers_that_the_application_has_set_are_not_doubled() -> None:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         names = [name for name, _ in client.sent[0]["headers"]]
         assert sorted(names) == [b"x-content-type-options", b"x-request-id"]
-        assert client.answer_headers()["x-request-id"] == exchange.context.request_id
+        assert client.response_headers()["x-request-id"] == exchange.context.request_id
 
     run(scenario)
 
@@ -165,7 +168,7 @@ def test_a_body_within_the_limit_arrives_unchanged() -> None:
 
 
 @pytest.mark.parametrize("headers", [CHUNKED, {"content-length": "4"}, {}])
-def test_a_body_is_counted_whatever_its_headers_promise(headers: dict[str, str]) -> None:
+def test_the_size_of_a_body_is_checked_whatever_its_headers_declare(headers: dict[str, str]) -> None:
     async def scenario() -> None:
         client = Client(b"ab", b"cd", b"e", b"never read", headers=headers)
         exchange = client.exchange(max_body_bytes=4)
@@ -198,7 +201,7 @@ def test_a_content_length_that_is_no_number_is_malformed(value: str) -> None:
     run(scenario)
 
 
-def test_a_body_that_does_not_end_in_time_is_given_up() -> None:
+def test_a_body_that_does_not_end_in_time_raises_body_timeout() -> None:
     async def scenario() -> None:
         exchange = Client(b"part", headers=CHUNKED, whole=False).exchange(body_timeout_s=0.01)
         with pytest.raises(BodyTimeout, match=r"0\.01 s"):
@@ -208,7 +211,7 @@ def test_a_body_that_does_not_end_in_time_is_given_up() -> None:
     run(scenario)
 
 
-def test_the_time_for_the_body_does_not_run_once_it_is_whole() -> None:
+def test_the_timeout_does_not_apply_after_the_body_is_complete() -> None:
     async def scenario() -> None:
         client = Client(b"whole")
         exchange = client.exchange(body_timeout_s=0.0)
@@ -219,20 +222,20 @@ def test_the_time_for_the_body_does_not_run_once_it_is_whole() -> None:
     run(scenario)
 
 
-def test_what_the_application_answers_to_a_failed_body_is_held_back() -> None:
+def test_the_application_s_response_to_a_failed_body_is_dropped() -> None:
     async def scenario() -> None:
         client = Client(b"too long", headers=CHUNKED)
         exchange = client.exchange(max_body_bytes=1)
         with pytest.raises(TooLarge):
             await read(exchange)
-        await answer(exchange, 400)
+        await respond(exchange, 400)
         assert client.sent == []
         assert not exchange.started
 
     run(scenario)
 
 
-def test_an_answer_that_has_begun_goes_on_when_the_body_fails() -> None:
+def test_a_response_that_has_started_continues_when_the_body_fails() -> None:
     async def scenario() -> None:
         client = Client(b"too long", headers=CHUNKED)
         exchange = client.exchange(max_body_bytes=1)
@@ -246,11 +249,11 @@ def test_an_answer_that_has_begun_goes_on_when_the_body_fails() -> None:
 
 
 @pytest.mark.parametrize("headers", [CHUNKED, {"content-length": "8"}])
-def test_an_answer_to_an_unread_body_closes_after_throwing_the_rest_away(headers: dict[str, str]) -> None:
+def test_a_response_to_an_unread_body_discards_the_rest_and_closes(headers: dict[str, str]) -> None:
     async def scenario() -> None:
         client = Client(b"un", b"read", headers=headers)
-        await answer(client.exchange(linger_s=1000.0), 413)
-        assert client.answer_headers()["connection"] == "close"
+        await respond(client.exchange(linger_s=1000.0), 413)
+        assert client.response_headers()["connection"] == "close"
         assert client.pending == []
         assert [message.get("body") for message in client.sent] == [None, b"ok", None]
         assert [message.get("more_body", False) for message in client.sent] == [False, True, False]
@@ -258,30 +261,30 @@ def test_an_answer_to_an_unread_body_closes_after_throwing_the_rest_away(headers
     run(scenario)
 
 
-def test_the_rest_of_a_slow_body_is_not_waited_for_for_ever() -> None:
+def test_the_rest_of_a_slow_body_is_read_for_linger_s_only() -> None:
     async def scenario() -> None:
         client = Client(b"part", headers=CHUNKED, whole=False)
-        await answer(client.exchange(linger_s=0.01), 408)
+        await respond(client.exchange(linger_s=0.01), 408)
         assert client.sent[-1] == {"type": "http.response.body"}
 
     run(scenario)
 
 
 @pytest.mark.parametrize("pieces", [(), (b"read",)])
-def test_the_connection_is_kept_when_nothing_is_left_unread(pieces: Iterable[bytes]) -> None:
+def test_the_connection_is_kept_if_the_body_was_read(pieces: Iterable[bytes]) -> None:
     async def scenario() -> None:
         client = Client(*pieces, headers={"content-length": str(len(b"".join(pieces)))})
         exchange = client.exchange()
         if pieces:
             await read(exchange)
-        await answer(exchange)
-        assert "connection" not in client.answer_headers()
+        await respond(exchange)
+        assert "connection" not in client.response_headers()
         assert len(client.sent) == 2
 
     run(scenario)
 
 
-def test_work_is_cancelled_when_the_client_leaves() -> None:
+def test_work_is_cancelled_when_the_client_disconnects() -> None:
     async def scenario() -> None:
         client = Client(b"body")
         exchange = client.exchange()
@@ -294,7 +297,7 @@ def test_work_is_cancelled_when_the_client_leaves() -> None:
     run(scenario)
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
+def test_a_disconnect_in_the_middle_of_a_body_is_not_an_error() -> None:
     async def scenario() -> None:
         client = Client(b"part", headers=CHUNKED, whole=False)
         client.left.set()
@@ -302,13 +305,13 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error() -> None:
         async with exchange.while_connected():
             await read(exchange)
             raise ClientDisconnect
-        await answer(exchange, 400)
+        await respond(exchange, 400)
         assert exchange.status == CLIENT_GONE
 
     run(scenario)
 
 
-def test_an_answer_that_has_begun_is_not_cancelled_but_told() -> None:
+def test_a_response_that_has_started_is_not_cancelled_but_receives_the_disconnect() -> None:
     async def scenario() -> None:
         client = Client(b"body")
         exchange = client.exchange()
@@ -323,7 +326,7 @@ def test_an_answer_that_has_begun_is_not_cancelled_but_told() -> None:
     run(scenario)
 
 
-def test_the_application_s_own_timeout_is_not_taken_for_a_client_that_left() -> None:
+def test_the_application_s_own_timeout_is_not_mistaken_for_a_disconnect() -> None:
     async def scenario() -> None:
         exchange = Client(b"body").exchange()
 

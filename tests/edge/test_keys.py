@@ -26,10 +26,10 @@ def test_a_key_is_known_by_its_secret_and_the_file_does_not_hold_it(tmp_path: Pa
     first, second = add_key(path, "lab-1", ["predict"]), add_key(path, "lab-1", ["predict", "metrics"])
     keys = Keys(path)
     assert first not in path.read_text()
-    assert (found := keys.find(first)) is not None
-    assert (found.id, found.scopes) == ("lab-1", frozenset({"predict"}))
-    assert (found := keys.find(second)) is not None
-    assert found.scopes == {"predict", "metrics"}
+    assert (key := keys.find(first)) is not None
+    assert (key.id, key.scopes) == ("lab-1", frozenset({"predict"}))
+    assert (key := keys.find(second)) is not None
+    assert key.scopes == {"predict", "metrics"}
     assert keys.find(first[:-1]) is keys.find(first + "x") is keys.find("") is keys.find("é") is None
 
 
@@ -40,7 +40,7 @@ def test_a_short_secret_is_no_key_even_if_the_file_has_its_hash(tmp_path: Path) 
     assert Keys(path).find("secret") is None
 
 
-def test_a_new_file_is_for_its_owner_only_and_an_old_one_is_added_to(tmp_path: Path) -> None:
+def test_a_new_file_is_readable_by_its_owner_only_and_an_existing_one_is_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     add_key(path, "a", ["predict"])
     assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
@@ -52,21 +52,21 @@ def test_a_new_file_is_for_its_owner_only_and_an_old_one_is_added_to(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "it holds no key"),
-        ("# nobody\n", "it holds no key"),
+        ("", "no keys in it"),
+        ("# nobody\n", "no keys in it"),
         ("a predict", "line 1: expected: ID SCOPE,SCOPE SHA256"),
         ("\na predict " + "g" * 64, "line 2: 'gggggggg'… is not a SHA-256"),
-        ("a read " + "0" * 64, "line 1: 'read' are not scopes: predict, evaluate, metrics"),
+        ("a read " + "0" * 64, "line 1: 'read' are not scopes: expected some of predict, evaluate, metrics"),
         ("ä predict " + "0" * 64, "line 1: 'ä' is not an id"),
     ],
 )
-def test_a_line_that_is_no_key_is_named(text: str, complaint: str) -> None:
+def test_an_invalid_line_is_named(text: str, complaint: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_keys(text)
     assert caught.value.detail.startswith(complaint)
 
 
-def test_a_file_that_cannot_be_read_is_a_setting_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         Keys(tmp_path / "absent")
     (tmp_path / "binary").write_bytes(b"\xff")
@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_read_is_a_setting_that_cannot_be_used(tmp_path: P
         Keys(tmp_path / "binary")
 
 
-def test_keys_come_and_go_with_the_file(tmp_path: Path) -> None:
+def test_keys_follow_changes_of_the_file(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys", Clock()
     old = add_key(path, "old", ["predict"])
     keys = Keys(path, clock)
@@ -87,7 +87,7 @@ def test_keys_come_and_go_with_the_file(tmp_path: Path) -> None:
     assert keys.find(new) is not None
 
 
-def test_a_file_that_is_spoilt_leaves_the_keys_before_and_is_seen(tmp_path: Path) -> None:
+def test_an_invalid_file_keeps_the_current_keys_and_sets_stale(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys", Clock()
     secret = add_key(path, "lab", ["predict"])
     keys, text = Keys(path, clock), path.read_text()
@@ -110,12 +110,12 @@ def test_leuko_key_prints_the_secret_once_and_files_its_hash(
 ) -> None:
     path = tmp_path / "keys"
     assert main(["key", "lab-1", str(path), "--scopes", "metrics"]) == 0
-    found = Keys(path).find(capsys.readouterr().out.strip())
-    assert found is not None
-    assert (found.id, found.scopes) == ("lab-1", frozenset({"metrics"}))
+    key = Keys(path).find(capsys.readouterr().out.strip())
+    assert key is not None
+    assert (key.id, key.scopes) == ("lab-1", frozenset({"metrics"}))
 
 
-def test_leuko_key_refuses_a_scope_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leuko_key_refuses_an_unknown_scope(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "lab-1", str(tmp_path / "keys"), "--scopes", "all"]) == 2
     assert "'all' are not scopes" in capsys.readouterr().err
     assert not (tmp_path / "keys").exists()

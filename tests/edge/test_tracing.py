@@ -30,7 +30,7 @@ OTHER_TRACE = TRACE[::-1]
 
 @contextmanager
 def collecting() -> Iterator[tuple[str, list[Span], list[dict[str, str]]]]:
-    """A collector that takes OTLP over HTTP, as OpenTelemetry's own does: its address, what it got."""
+    """Run a collector for OTLP over HTTP; yield its address, the spans and the resources that it receives."""
     spans: list[Span] = []
     resources: list[dict[str, str]] = []
 
@@ -41,7 +41,7 @@ def collecting() -> Iterator[tuple[str, list[Span], list[dict[str, str]]]]:
                 body = gzip.decompress(body)
             request = ExportTraceServiceRequest.FromString(body)
             for group in request.resource_spans:
-                resources.append({one.key: one.value.string_value for one in group.resource.attributes})
+                resources.append({pair.key: pair.value.string_value for pair in group.resource.attributes})
                 spans.extend(span for scope in group.scope_spans for span in scope.spans)
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
@@ -62,7 +62,7 @@ def collecting() -> Iterator[tuple[str, list[Span], list[dict[str, str]]]]:
 
 
 def attributes(span: Span) -> dict[str, Any]:
-    return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+    return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def test_a_request_arrives_at_a_collector_with_its_stages_and_under_its_callers_
 def test_an_evaluation_has_a_few_spans_of_each_stage_however_many_its_images_are(traced: Traced) -> None:
     spans = traced.spans
     [request] = [span for span in spans if span.name == "POST /evaluate"]
-    found = Counter(span.name for span in spans if span.parent_span_id == request.span_id)
-    assert found.keys() == STAGES
-    assert max(found.values()) <= MOST
-    assert found["respond"] == 1
+    counts = Counter(span.name for span in spans if span.parent_span_id == request.span_id)
+    assert counts.keys() == STAGES
+    assert max(counts.values()) <= MOST
+    assert counts["respond"] == 1
 
 
-def test_a_failure_of_the_service_is_an_error_and_a_bad_request_is_none() -> None:
+def test_a_span_with_status_500_is_an_error_and_one_with_422_is_not() -> None:
     exporter = InMemorySpanExporter()
     tracer = open_tracer(exporter)
 
@@ -146,18 +146,18 @@ def test_a_failure_of_the_service_is_an_error_and_a_bad_request_is_none() -> Non
     assert (first.name, first.kind) == ("_OTHER /predict", SpanKind.SERVER)
 
 
-def test_a_collector_that_is_not_there_holds_nobody_up() -> None:
+def test_an_unreachable_collector_delays_no_request() -> None:
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     with running(FAKE, "--traces", "otlp", environ=environ) as service:
         with service.client() as client:
             for _ in range(20):
-                sent = client.post("/predict", content=png(1), headers={"content-type": "image/png"})
-                assert sent.status_code == 200
+                response = client.post("/predict", content=png(1), headers={"content-type": "image/png"})
+                assert response.status_code == 200
         assert service.end() == 0
     assert "Traceback" not in "".join(line for line in service.log if '"exception"' not in line)
 
 
-def test_what_is_not_sampled_is_not_sent_but_named_in_the_log() -> None:
+def test_a_trace_that_is_not_sampled_is_not_exported_but_its_id_is_logged() -> None:
     with collecting() as (address, spans, _):
         environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_TRACES_SAMPLER": "always_off"}
         with running(FAKE, "--traces", "otlp", environ=environ) as service:

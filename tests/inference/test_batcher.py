@@ -1,4 +1,4 @@
-"""What the batcher promises; the engine is a fake that a test holds and lets go."""
+"""The batcher with a fake engine that a test can block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE_S = 30
 
 
 class FakeEngine:
-    """Answers `item!`; a held one stops at the start of each batch until it is let go."""
+    """Return `item!` for each item; while held, block at the start of each batch until `go`."""
 
     def __init__(self, *, held: bool = False, poison: Iterable[str] = ()) -> None:
         self.batches: list[list[str]] = []
@@ -40,7 +40,7 @@ class FakeEngine:
         return [f"{item}!" for item in items]
 
     async def busy(self) -> None:
-        """Returns once another batch has reached the engine."""
+        """Return once another batch has reached the engine."""
         assert await asyncio.to_thread(self._busy.acquire, timeout=PATIENCE_S)
 
     def go(self) -> None:
@@ -74,14 +74,14 @@ async def queued(batcher: Batcher[str, str], items: Iterable[str]) -> list[async
 
 
 async def occupied(batcher: Batcher[str, str], engine: FakeEngine) -> asyncio.Task[str]:
-    """Puts a first item into a held engine, so that what follows must wait."""
+    """Put a first item into a held engine, so that later items wait in the queue."""
     task = asyncio.create_task(batcher.submit("first"))
     await engine.busy()
     return task
 
 
 class ClockedLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock a test puts forward."""
+    """An event loop whose clock a test can put forward."""
 
     ahead = 0.0
 
@@ -113,7 +113,7 @@ def test_one_item_is_answered_alone() -> None:
     run(scenario())
 
 
-def test_what_gathers_while_the_engine_runs_is_the_next_batch_up_to_its_maximum() -> None:
+def test_items_that_arrive_while_the_engine_runs_form_the_next_batch_up_to_max_batch() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine) as batcher:
@@ -145,7 +145,7 @@ def test_one_worker_runs_in_one_thread_that_is_not_the_loop_s() -> None:
     run(scenario())
 
 
-def test_workers_share_what_waits_and_run_at_the_same_time() -> None:
+def test_workers_share_the_queue_and_run_at_the_same_time() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, workers=2, max_batch=4) as batcher:
@@ -163,7 +163,7 @@ def test_workers_share_what_waits_and_run_at_the_same_time() -> None:
     run(scenario())
 
 
-def test_a_run_is_alone_only_when_nothing_else_runs_or_waits() -> None:
+def test_a_run_is_exclusive_only_when_nothing_else_runs_or_waits() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, workers=2) as batcher:
@@ -181,7 +181,7 @@ def test_a_run_is_alone_only_when_nothing_else_runs_or_waits() -> None:
     run(scenario())
 
 
-def test_a_full_queue_refuses_with_whole_seconds_to_wait() -> None:
+def test_a_full_queue_refuses_with_a_retry_after_in_whole_seconds() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_queue=2) as batcher:
@@ -199,7 +199,7 @@ def test_a_full_queue_refuses_with_whole_seconds_to_wait() -> None:
     run(scenario())
 
 
-def test_retry_after_is_the_time_that_the_queue_takes_at_the_pace_seen_so_far() -> None:
+def test_retry_after_is_the_time_to_empty_the_queue_at_the_measured_pace() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_queue=3) as batcher:
@@ -219,7 +219,7 @@ def test_retry_after_is_the_time_that_the_queue_takes_at_the_pace_seen_so_far() 
     run(scenario())
 
 
-def test_a_caller_cancelled_while_queued_frees_its_place_and_is_never_inferred() -> None:
+def test_an_item_cancelled_while_queued_frees_its_place_and_is_never_inferred() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_queue=2) as batcher:
@@ -236,7 +236,7 @@ def test_a_caller_cancelled_while_queued_frees_its_place_and_is_never_inferred()
     run(scenario())
 
 
-def test_a_caller_cancelled_while_the_engine_runs_disturbs_nobody() -> None:
+def test_cancelling_a_caller_while_the_engine_runs_does_not_affect_others() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine) as batcher:
@@ -253,7 +253,7 @@ def test_a_caller_cancelled_while_the_engine_runs_disturbs_nobody() -> None:
     run(scenario())
 
 
-def test_a_poisonous_item_fails_alone_and_its_fifteen_neighbours_are_answered() -> None:
+def test_an_item_that_breaks_the_engine_fails_alone_and_the_rest_of_its_batch_is_answered() -> None:
     async def scenario() -> None:
         engine = FakeEngine(poison=["7"])
         names = [str(number) for number in range(16)]
@@ -310,7 +310,7 @@ def test_an_engine_that_raises_stop_iteration_does_not_hang_its_callers() -> Non
     run(scenario())
 
 
-def test_those_who_left_are_not_tried_again_after_a_failed_batch() -> None:
+def test_cancelled_items_are_not_retried_after_a_failed_batch() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True, poison=["a"])
         async with serving(engine) as batcher:
@@ -465,7 +465,7 @@ def test_draining_finishes_what_is_queued_and_admits_nothing_more() -> None:
     run(scenario())
 
 
-def test_a_drain_cut_short_fails_those_still_waiting() -> None:
+def test_cancelling_a_drain_fails_the_items_still_waiting() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine) as batcher:
@@ -492,7 +492,7 @@ def test_nothing_is_admitted_before_the_start() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> None:
+def test_the_death_of_a_worker_fails_every_waiting_item_and_stops_the_batcher(workers: int) -> None:
     def die(_: BatchStats) -> None:
         raise RuntimeError("a defect")
 
@@ -511,7 +511,7 @@ def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> N
         outcomes = await asyncio.gather(running, *waiting, *bulk, return_exceptions=True)
         answered = [outcome for outcome in outcomes if isinstance(outcome, str)]
         assert "first!" in answered
-        assert len(answered) <= workers  # what ran beside may have ended as well
+        assert len(answered) <= workers  # the other worker's run may have finished too
         assert sum(isinstance(outcome, NotReady) for outcome in outcomes) == len(outcomes) - len(answered)
         assert not batcher.alive
         assert batcher.depth == 0
@@ -522,7 +522,7 @@ def test_the_death_of_a_worker_fails_every_waiter_and_is_seen(workers: int) -> N
     run(scenario())
 
 
-def test_a_silent_engine_is_given_up_and_every_waiter_is_told() -> None:
+def test_an_engine_without_heartbeat_is_abandoned_and_every_waiting_item_fails() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         batcher: Batcher[str, str] = Batcher(engine.run, max_batch=1, max_queue=8, silence_s=0.05)
@@ -536,7 +536,7 @@ def test_a_silent_engine_is_given_up_and_every_waiter_is_told() -> None:
     run(scenario())
 
 
-def test_interactive_items_go_first_and_bulk_takes_the_room_they_leave() -> None:
+def test_interactive_items_go_first_and_bulk_takes_the_rest_of_the_batch() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_batch=4, bulk_batch=2) as batcher:
@@ -551,7 +551,7 @@ def test_interactive_items_go_first_and_bulk_takes_the_room_they_leave() -> None
     run(scenario())
 
 
-def test_bulk_has_a_place_in_every_second_batch_that_interactive_items_would_fill() -> None:
+def test_bulk_has_a_place_in_every_second_batch_that_interactive_items_could_fill() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_batch=4, bulk_batch=1) as batcher:
@@ -581,7 +581,7 @@ def test_batches_of_one_take_turns_so_that_neither_lane_starves() -> None:
     run(scenario())
 
 
-def test_bulk_waits_for_room_instead_of_being_refused_and_runs_in_short_batches_while_others_come() -> None:
+def test_bulk_waits_for_room_and_runs_in_short_batches_while_interactive_items_arrive() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
         async with serving(engine, max_batch=8, max_queue=1, bulk_batch=2) as batcher:
@@ -594,7 +594,7 @@ def test_bulk_waits_for_room_instead_of_being_refused_and_runs_in_short_batches_
     run(scenario())
 
 
-def test_bulk_leaves_one_worker_free_while_others_come_and_none_when_nobody_does() -> None:
+def test_bulk_leaves_one_worker_free_while_interactive_items_arrive_and_none_otherwise() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
         async with serving(engine, workers=3, max_batch=2) as batcher:
@@ -619,7 +619,7 @@ def test_bulk_leaves_one_worker_free_while_others_come_and_none_when_nobody_does
     run(scenario())
 
 
-def test_bulk_fills_whole_batches_when_nobody_else_came_for_a_while() -> None:
+def test_bulk_fills_whole_batches_after_a_time_without_interactive_items() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
         async with serving(engine, max_batch=8, bulk_batch=2) as batcher:
@@ -631,7 +631,7 @@ def test_bulk_fills_whole_batches_when_nobody_else_came_for_a_while() -> None:
     run(scenario())
 
 
-def test_bulk_items_do_not_take_the_places_of_others_in_the_queue() -> None:
+def test_bulk_items_take_no_places_of_interactive_items_in_the_queue() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_queue=2, bulk_batch=4) as batcher:

@@ -1,4 +1,4 @@
-"""DecodePool in processes of their own: the same cells and the same errors."""
+"""Decoding in separate processes gives the same cells and the same errors as in this one."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tests.running import ROOT, linux, runs_decoder, wait_until
 LIMITS = ImageLimits(max_bytes=300_000, max_pixels=100_000)
 CONFIG = DecoderConfig(LIMITS, Preprocessing(), patience_s=30)
 LARGE = ImageLimits(max_bytes=10**8, max_pixels=10**8)
-SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # to decode: some tenths of a second
+SLOW = encode(Image.new("RGB", (6000, 6000)), "PNG")  # takes some tenths of a second to decode
 
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[DecodePool]:
-    found = DecodePool(1, CONFIG)
-    found.open()
-    yield found
-    found.close()
+    pool = DecodePool(1, CONFIG)
+    pool.open()
+    yield pool
+    pool.close()
 
 
 def here(data: bytes) -> Cell:
@@ -46,9 +46,9 @@ def here(data: bytes) -> Cell:
 @pytest.mark.parametrize("kind", ACCEPTED)
 def test_a_cell_is_the_same_as_from_this_process(decoders: DecodePool, kind: str) -> None:
     data = encode(draw_smear("monocyte", seed=3), kind)
-    found, expected = decoders.frame(data), here(data)
-    assert np.array_equal(found.pixels, expected.pixels)
-    assert found.frame == expected.frame
+    cell, expected = decoders.frame(data), here(data)
+    assert np.array_equal(cell.pixels, expected.pixels)
+    assert cell.frame == expected.frame
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_an_error_is_the_same_as_from_this_process(
     assert there.value.detail == expected.value.detail
 
 
-def test_a_defect_is_raised_with_the_place_where_it_is() -> None:
+def test_a_defect_is_raised_with_its_traceback() -> None:
     decoders = DecodePool(1, DecoderConfig(LIMITS, Preprocessing(size=-1), 30))
     with pytest.raises(RuntimeError, match="in frame_cell"):
         decoders.frame(encode(picture(), "PNG"))
     decoders.close()
 
 
-def test_what_cannot_be_started_is_a_startup_error() -> None:
+def test_a_fork_server_that_does_not_start_is_a_startup_error() -> None:
     with pytest.raises(StartupError, match="no decoder process can be started"):
         ForkServer(["false"]).start_decoder(CONFIG)
 
 
-def test_while_no_decoder_can_be_started_images_are_not_ready_and_later_they_are_decoded() -> None:
+def test_while_no_decoder_can_be_started_images_fail_with_not_ready_and_later_are_decoded() -> None:
     class Flaky(ForkServer):
         broken = True
 
@@ -105,7 +105,7 @@ def test_while_no_decoder_can_be_started_images_are_not_ready_and_later_they_are
 
 
 @linux
-def test_a_package_named_app_in_the_working_folder_is_not_the_decoders(tmp_path: Path) -> None:
+def test_a_package_named_app_in_the_working_folder_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app/__init__.py").write_text("raise SystemExit('the wrong app')\n")
     code = "from app.inference.decode_pool import ForkServer; ForkServer().start()"
@@ -120,17 +120,17 @@ def test_a_package_named_app_in_the_working_folder_is_not_the_decoders(tmp_path:
 
 
 @linux
-def test_what_is_closed_before_it_has_opened_keeps_no_process() -> None:
-    others = decoding()
+def test_a_pool_closed_before_it_is_opened_keeps_no_process() -> None:
+    before = decoding()
     decoders = DecodePool(2, CONFIG)
     decoders.close()
     decoders.open()
-    wait_until(lambda: decoding() == others)
+    wait_until(lambda: decoding() <= before)  # decoders of an earlier test may still be ending
 
 
 @linux
-def test_one_that_is_at_work_when_they_are_closed_ends_too() -> None:
-    others = decoding()
+def test_a_decoder_that_is_busy_when_the_pool_is_closed_ends_too() -> None:
+    before = decoding()
     decoders = DecodePool(1, DecoderConfig(LARGE, Preprocessing(), patience_s=0.4))
     beats = 0
 
@@ -139,13 +139,13 @@ def test_one_that_is_at_work_when_they_are_closed_ends_too() -> None:
         beats += 1
         decoders.close()
 
-    with suppress(UndecodableImage):  # it took too long: no matter
+    with suppress(UndecodableImage):  # it may take too long: irrelevant here
         decoders.frame(SLOW, close)
     assert beats
-    wait_until(lambda: decoding() == others)
+    wait_until(lambda: decoding() <= before)  # decoders of an earlier test may still be ending
 
 
-def test_one_that_takes_too_long_ends_itself() -> None:
+def test_a_decoder_that_takes_too_long_ends_itself() -> None:
     ours, theirs = socket.socketpair()
     with subprocess.Popen([sys.executable, "-m", "app.inference.decode_worker"], stdin=theirs.fileno()), ours:
         theirs.close()
@@ -156,7 +156,7 @@ def test_one_that_takes_too_long_ends_itself() -> None:
             its.close()
             assert receive(mine, 1) == READY
             mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
-            assert receive(mine, 1) == b""  # its end, and no answer
+            assert receive(mine, 1) == b""  # the decoder has ended without a reply
 
 
 def decoding() -> set[int]:

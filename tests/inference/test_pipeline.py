@@ -1,4 +1,4 @@
-"""What becomes of a batch of pictures, whatever is wrong with one of them."""
+"""The pipeline on batches with images that fail."""
 
 from __future__ import annotations
 
@@ -26,53 +26,53 @@ def framing(limits: ImageLimits = DEFAULT_LIMITS) -> FrameImage:
     return lambda data, _: frame_cell(decode(data, limits), preprocessing)
 
 
-def pictures(*images: bytes) -> list[InferenceItem]:
+def items(*images: bytes) -> list[InferenceItem]:
     return [InferenceItem(partial(bytes, image)) for image in images]
 
 
-def label(found: Answer | LeukoError) -> str:
-    assert isinstance(found, Answer)
-    return found.prediction.label
+def label(answer: Answer | LeukoError) -> str:
+    assert isinstance(answer, Answer)
+    return answer.prediction.label
 
 
-def test_a_picture_that_cannot_be_decoded_costs_its_neighbours_nothing() -> None:
-    first, bad, last = pipeline(FakeClassifier()).run(pictures(png(10), png(10)[:40], png(70)))
+def test_an_image_that_cannot_be_decoded_fails_alone() -> None:
+    first, bad, last = pipeline(FakeClassifier()).run(items(png(10), png(10)[:40], png(70)))
     assert (label(first), label(last)) == ("eosinophil", "lymphocyte")
     assert isinstance(bad, UndecodableImage)
 
 
-def test_a_picture_over_the_limits_or_that_cannot_be_read_stands_in_its_place() -> None:
+def test_an_image_over_the_limits_or_unreadable_has_its_error_in_its_place() -> None:
     def refuse() -> bytes:
         raise Unusable("the file cannot be read")
 
-    found = pipeline(FakeClassifier(), ImageLimits(max_pixels=47)).run(
-        [*pictures(png(10)), InferenceItem(refuse)]
+    errors = pipeline(FakeClassifier(), ImageLimits(max_pixels=47)).run(
+        [*items(png(10)), InferenceItem(refuse)]
     )
-    assert [type(one) for one in found] == [TooLarge, Unusable]
+    assert [type(error) for error in errors] == [TooLarge, Unusable]
 
 
-def test_an_answer_that_is_not_finite_is_that_picture_s_own() -> None:
-    good, bad = pipeline(FakeClassifier()).run(pictures(png(10), png(NAN)))
+def test_an_output_that_is_not_finite_fails_its_image_alone() -> None:
+    good, bad = pipeline(FakeClassifier()).run(items(png(10), png(NAN)))
     assert label(good) == "eosinophil"
     assert isinstance(bad, EngineError)
 
 
-def test_the_digest_is_of_the_bytes_as_they_came() -> None:
-    [found] = pipeline(FakeClassifier()).run(pictures(png(10)))
-    assert isinstance(found, Answer)
-    assert found.image_sha256 == hashlib.sha256(png(10)).hexdigest()
+def test_the_sha256_is_of_the_bytes_as_uploaded() -> None:
+    [answer] = pipeline(FakeClassifier()).run(items(png(10)))
+    assert isinstance(answer, Answer)
+    assert answer.image_sha256 == hashlib.sha256(png(10)).hexdigest()
 
 
-def test_where_nothing_can_be_decoded_the_network_does_not_run() -> None:
+def test_if_no_image_can_be_decoded_the_network_does_not_run() -> None:
     classifier = FakeClassifier()
-    pipeline(classifier).run(pictures(b"", b"nothing"))
+    pipeline(classifier).run(items(b"", b"nothing"))
     assert classifier.exclusive == []
 
 
-def test_the_network_learns_whether_it_is_alone() -> None:
+def test_exclusive_is_passed_to_the_network() -> None:
     classifier = FakeClassifier()
     for exclusive in (True, False):
-        pipeline(classifier).run(pictures(png(10)), exclusive)
+        pipeline(classifier).run(items(png(10)), exclusive)
     assert classifier.exclusive == [True, False]
 
 
@@ -84,5 +84,5 @@ def test_each_decoding_and_the_run_of_the_network_are_timed() -> None:
         yield
         stages.append(stage)
 
-    Pipeline(cast(Classifier, FakeClassifier()), framing(), timed).run(pictures(png(10), png(70)))
+    Pipeline(cast(Classifier, FakeClassifier()), framing(), timed).run(items(png(10), png(70)))
     assert stages == ["decode", "decode", "infer"]

@@ -1,4 +1,4 @@
-"""What a run of the engine may do wrong."""
+"""Runs of the engine that hang, raise, or fail in a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Outcomes = Sequence[str | LeukoError]
 
 
 async def answers(run: Run[str, str], items: str = "a", *, times: int = 1, **options: Any) -> list[Any]:
-    """Answers or errors of the same items, run so many times."""
+    """Run the same items `times` times; return the answers or the errors."""
     worker = Worker("worker")
     defaults: dict[str, Any] = {"silence_s": 1000.0, "on_suspicion": lambda: None}
     runs = Watchdog(run, **defaults | options)
@@ -29,7 +29,7 @@ async def answers(run: Run[str, str], items: str = "a", *, times: int = 1, **opt
         worker.stop()
 
 
-def test_a_silent_run_is_given_up() -> None:
+def test_a_run_without_heartbeat_raises_hung() -> None:
     go = threading.Event()
 
     def hang(items: list[str], _: bool, __: Heartbeat) -> Outcomes:
@@ -41,7 +41,7 @@ def test_a_silent_run_is_given_up() -> None:
     assert isinstance(outcome, Hung)
 
 
-def test_a_run_that_gives_signs_of_life_may_take_its_time() -> None:
+def test_a_run_with_heartbeats_may_take_longer() -> None:
     def run_slowly(items: list[str], _: bool, heartbeat: Heartbeat) -> Outcomes:
         for _step in range(8):
             time.sleep(0.1)
@@ -52,7 +52,7 @@ def test_a_run_that_gives_signs_of_life_may_take_its_time() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError(), SystemExit(1), KeyboardInterrupt()])
-def test_whatever_a_run_raises_is_the_error_of_its_items(error: BaseException) -> None:
+def test_any_exception_of_a_run_is_an_engine_error(error: BaseException) -> None:
     def fail(*_: object) -> Outcomes:
         raise error
 
@@ -85,7 +85,7 @@ def test_runs_that_fail_one_after_another_raise_a_suspicion(
     assert len(seen) == suspicions
 
 
-def test_one_good_answer_ends_the_suspicion() -> None:
+def test_a_good_answer_resets_the_count_of_failures() -> None:
     seen: list[bool] = []
     count = iter(range(1000))
 

@@ -1,4 +1,4 @@
-"""Bundles from elsewhere: a real https server with a certificate of its own, and a Hub on loopback."""
+"""Fetching bundles: from a real https server with a self-signed certificate, and from a Hub on loopback."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REVISION = "c0ffee" + "0" * 34
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """Files with right hashes; what they hold is not looked at here."""
+    """Return a folder of files with correct hashes; their content is arbitrary."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     for name in FILES:
         (folder / name).write_bytes(name.encode())
     hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in FILES}
     (folder / "config.json").write_text(json.dumps({"files": hashes}))
-    (folder / "README.md").write_text("a card, which nothing needs at run time")
+    (folder / "README.md").write_text("a model card, not needed at run time")
     return folder
 
 
@@ -74,7 +74,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def tls(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """Of a server whose certificate this process trusts."""
+    """Return the TLS context of a server whose certificate this process trusts."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.path))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.path, certificate.key)
@@ -83,7 +83,7 @@ def tls(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLCon
 
 @pytest.fixture
 def https(bundle: Path, tls: ssl.SSLContext) -> Iterator[str]:
-    """The address of the bundle."""
+    """Serve the bundle; return its address."""
     with serving(type("Quiet", (Quiet,), {"root": bundle}), tls) as port:
         yield f"https://localhost:{port}"
 
@@ -121,13 +121,13 @@ def test_an_address_that_pins_nothing_or_is_of_no_known_kind_is_refused(tmp_path
 def test_a_pinned_bundle_is_fetched_once_and_whole(https: str, bundle: Path, tmp_path: Path) -> None:
     pin = sha256(bundle / "config.json")
     asked = settings(f"{https}/#sha256={pin}", tmp_path)
-    found = locate(asked)
-    assert found == tmp_path / "cache" / pin
-    assert {path.name for path in found.iterdir()} == {"config.json", *FILES}
+    folder = locate(asked)
+    assert folder == tmp_path / "cache" / pin
+    assert {path.name for path in folder.iterdir()} == {"config.json", *FILES}
     for name in FILES:
-        assert (found / name).read_bytes() == (bundle / name).read_bytes()
+        assert (folder / name).read_bytes() == (bundle / name).read_bytes()
     shutil.rmtree(bundle)
-    assert locate(asked) == found
+    assert locate(asked) == folder
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [pin]
 
 
@@ -183,7 +183,7 @@ RESET = b"a reset"
 
 
 class Said(BaseHTTPRequestHandler):
-    """Says `said` to whatever is asked, byte for byte, and hangs up; for RESET it says nothing."""
+    """Send the bytes `said` to any request and close; for RESET, reset the connection."""
 
     said: bytes
 
@@ -247,7 +247,7 @@ def test_a_file_that_turns_out_to_be_too_large_is_refused(tls: ssl.SSLContext, t
 
 
 class Dripping(BaseHTTPRequestHandler):
-    """A byte now and then, for longer than the test needs."""
+    """Send a byte every 20 ms, for longer than the test runs."""
 
     left: Event
 
@@ -269,7 +269,7 @@ def test_a_server_that_drips_is_not_waited_for(tls: ssl.SSLContext, tmp_path: Pa
     left = Event()
     with serving(type("ThisDripping", (Dripping,), {"left": left}), tls) as port:
         asked = settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path)
-        with pytest.raises(BundleError, match="comes too slowly"):
+        with pytest.raises(BundleError, match="takes too long to download"):
             locate(asked, Bounds(seconds=0.2))
         left.set()
     assert BOUNDS.seconds < 3600
@@ -288,7 +288,7 @@ def test_what_was_begun_by_processes_that_were_killed_is_removed_in_time(
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of https://huggingface.co/docs/hub/api as huggingface_hub asks for."""
+    """The part of https://huggingface.co/docs/hub/api that huggingface_hub uses."""
 
     root: Path
 
@@ -297,8 +297,9 @@ class Hub(BaseHTTPRequestHandler):
         if path in ("/api/models/lab/wbc/revision/v2", f"/api/models/lab/wbc/revision/{REVISION}"):
             self._json({"id": "lab/wbc", "sha": REVISION, "siblings": self._siblings()})
         elif path == f"/api/models/lab/wbc/tree/{REVISION}":
+            sizes = self._sizes()
             self._json(
-                [{"type": "file", "path": one, "size": size, "oid": "0" * 40} for one, size in self._sizes()]
+                [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes]
             )
         elif path.startswith(f"/lab/wbc/resolve/{REVISION}/"):
             self._file(self.root / path.rpartition("/")[2])
@@ -346,7 +347,7 @@ Ask = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Ask:
-    """Its library reads the variable when it is imported: hence a process of its own."""
+    """Locate a bundle in a separate process: the Hub's library reads HF_ENDPOINT when it is imported."""
     pytest.importorskip("huggingface_hub")
 
     def run(
@@ -363,9 +364,9 @@ def test_a_bundle_comes_from_the_hub_by_its_library(ask: Ask, bundle: Path) -> N
     with serving(type("ThisHub", (Hub,), {"root": bundle})) as port:
         done = ask(f"http://127.0.0.1:{port}")
         assert (done.returncode, done.stderr) == (0, "")
-        found = Path(done.stdout.strip())
-        assert {path.name for path in found.iterdir()} == {"config.json", *FILES}
-        assert (found / FILES[0]).read_bytes() == (bundle / FILES[0]).read_bytes()
+        folder = Path(done.stdout.strip())
+        assert {path.name for path in folder.iterdir()} == {"config.json", *FILES}
+        assert (folder / FILES[0]).read_bytes() == (bundle / FILES[0]).read_bytes()
         other = ask(f"http://127.0.0.1:{port}", "hf://lab/none@v2")
         assert "BundleError: hf://lab/none cannot be fetched" in other.stderr
     unplugged = ask(f"http://127.0.0.1:{port}")
@@ -387,7 +388,7 @@ NO_HUB = [
 
 
 class Turns(Said):
-    """Says each of `turns` once."""
+    """Send each of `turns` once."""
 
     turns: list[bytes]
 
@@ -403,8 +404,8 @@ def test_where_the_hub_resets_or_garbles_what_was_fetched_before_is_used(ask: As
     with serving(type("TheseTurns", (Turns,), {"turns": turns})) as port:
         done = ask(f"http://127.0.0.1:{port}", times=len(NO_HUB))
     assert (done.stdout, turns) == (fetched * len(NO_HUB), []), done.stderr
-    assert "ReadError" in done.stderr  # of the reset
-    warning = "hf://lab/wbc cannot be asked, what was fetched before is used: "
+    assert "ReadError" in done.stderr  # from the reset
+    warning = "hf://lab/wbc: no usable response from the Hub, using the cached copy: "
     assert [line.startswith(warning) for line in done.stderr.splitlines()] == [True] * len(NO_HUB)
 
 
@@ -421,7 +422,7 @@ def test_an_address_of_the_hub_that_cannot_be_one_is_refused(ask: Ask, endpoint:
 
 def test_where_there_is_no_home_another_folder_is_asked_for() -> None:
     asked = Settings(bundle="https://a/b#sha256=" + "0" * 64, cache="~nobody-of-this-name/leuko")
-    with pytest.raises(BundleError, match="there is no home here"):
+    with pytest.raises(BundleError, match="there is no home folder"):
         locate(asked)
     assert locate(Settings(bundle="models/mine", cache=asked.cache)) == Path("models/mine")
 

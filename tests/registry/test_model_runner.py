@@ -1,4 +1,4 @@
-"""What becomes of a model whose place another took, whose folder was replaced, or whose engine hangs."""
+"""Retiring a model: replaced by another, its folder changed, or its engine hanging."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.laboratory import IMAGE, Laboratory, Named, kill, laboratory, on_a_lo
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """As after `app.server.run` was ready: what is there by now is freed only when nothing names it."""
+    """Freeze objects as `app.server.run` does, and disable the collector: only reference counts free them."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -34,7 +34,7 @@ def uncollected() -> Iterator[None]:
 
 
 def forgotten(lab: Laboratory, folder: str) -> weakref.ref[Named]:
-    """The classifier loaded last from there, which the test holds no more."""
+    """Return a weak reference to the classifier loaded last from the folder, and drop the strong one."""
     return weakref.ref(lab.loaded[folder].pop())
 
 
@@ -43,10 +43,10 @@ async def test_those_whose_place_others_took_are_freed_without_the_collector(tmp
     async with laboratory(tmp_path, "wbc-1", "wbc-2*", probation_s=0) as lab:
         await lab.version()
         await lab.until_metric('leuko_shadow_images_total{name="wbc",outcome="agreed",version="2"}', 1)
-        gone = [forgotten(lab, folder) for folder in ("wbc-1", "wbc-2")]
+        retired = [forgotten(lab, folder) for folder in ("wbc-1", "wbc-2")]
         with uncollected():
             await lab.serve("wbc-3")
-            await lab.until(lambda: [one() for one in gone] == [None, None])
+            await lab.until(lambda: [reference() for reference in retired] == [None, None])
 
 
 @on_a_loop
@@ -57,7 +57,7 @@ async def test_what_lies_in_the_folder_by_then_does_not_take_the_place_of_what_d
         await lab.until(lambda: bool(lab.failures))
         [error] = lab.failures
         assert isinstance(error, BundleError)
-        assert "wbc-1 holds another bundle" in error.detail
+        assert "wbc-1 holds a different bundle" in error.detail
 
 
 class ClosingAudit:
@@ -87,13 +87,13 @@ async def test_the_end_does_not_wait_for_an_engine_that_hangs_and_says_so(
         asked = asyncio.create_task(client.post("/predict", content=png(32), headers=IMAGE))
         await asyncio.to_thread(classifier.busy)
     assert audit.closed
-    assert "wbc 1 did not finish within 0.1 s, and its engine is left behind" in caplog.text
+    assert "wbc 1: drain timed out after 0.1 s; abandoning the engine" in caplog.text
     assert (await asked).status_code == 503
     classifier.go()
 
 
 class Broken:
-    """Models that cannot be stopped in good order."""
+    """A registry whose `stop` raises."""
 
     def __init__(self, models: ModelRegistry) -> None:
         self._models = models
@@ -130,10 +130,10 @@ async def test_one_that_hangs_when_others_have_taken_its_place_is_left_behind(
         await asyncio.wait([asked])
         del asked
         lab.write("wbc-2")
-        await lab.until(lambda: "wbc 1 did not finish within 0.1 s" in caplog.text)
+        await lab.until(lambda: "wbc 1: drain timed out after 0.1 s" in caplog.text)
         classifier.go()
-        gone = weakref.ref(classifier)
+        retired = weakref.ref(classifier)
         del classifier
-        await lab.until(lambda: gc.collect() >= 0 and gone() is None)
+        await lab.until(lambda: gc.collect() >= 0 and retired() is None)
         assert await lab.version() == "wbc-2"
     assert "never retrieved" not in caplog.text

@@ -1,4 +1,4 @@
-"""Several bundles at once, and others in their place."""
+"""Several models served at once, and replaced at run time."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ async def test_one_that_does_not_load_changes_nothing_and_is_told(
         lab.write("wbc-2", "broken")
         await lab.until_metric("leuko_models_stale", 1)
         assert await lab.version() == "wbc-1"
-        assert "the models stay as they were: model.safetensors was changed" in caplog.text
+        rejected = "models file rejected; keeping the current models: model.safetensors was changed"
+        assert rejected in caplog.text
         lab.file.write_text("[[models]]")
         await lab.until(lambda: "model 1 bundle: is missing" in caplog.text)
         lab.file.unlink()
@@ -172,7 +173,7 @@ async def test_two_of_one_name_and_version_are_refused(
     async with laboratory(tmp_path, "wbc-1") as lab:
         lab.write("wbc-1", "./wbc-1")
         await lab.until_metric("leuko_models_stale", 1)
-        assert "two bundles are called wbc 1" in caplog.text
+        assert "two models have the same name and version: wbc 1" in caplog.text
         lab.write("wbc-1", "./wbc-1*")
         await lab.until_metric("leuko_models_stale", 0)
         lab.write("wbc-1", "other-1", "other-1*")
@@ -192,7 +193,7 @@ async def test_a_new_one_whose_engine_fails_gives_way_to_those_before(
         assert await lab.version() == "wbc-1"
         assert len(lab.loaded["wbc-1"]) == 1
         assert await lab.metric("leuko_models_stale") == 1
-        assert "those before are back" in caplog.text
+        assert "rolled back to the previous models" in caplog.text
         assert not lab.failures
 
 
@@ -218,7 +219,7 @@ async def test_the_same_file_written_again_does_not_end_the_probation(tmp_path: 
         await lab.until_metric("leuko_models_stale", 0)
         kill(lab.models.served.default)
         await lab.until_default("wbc-1")
-        assert {name: len(found) for name, found in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
+        assert {name: len(loads) for name, loads in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
 
 
 @on_a_loop
@@ -285,7 +286,7 @@ async def test_where_those_before_have_failed_too_a_new_one_is_started_again_in_
         lab.faults["wbc-1"] = BundleError("no memory is left")
         kill(first)
         await lab.until(lambda: first.failed)
-        assert "a model that answers nobody has failed: no memory is left" in caplog.text
+        assert "shadow or retired model failed: no memory is left" in caplog.text
         kill(lab.models.served.default)
         await lab.until(lambda: len(lab.loaded["wbc-2"]) == 2)
         await lab.until(lambda: lab.models.obstacle is None)
@@ -329,7 +330,7 @@ async def test_while_those_before_are_loaded_going_back_loads_nothing(tmp_path: 
         for version in ("wbc-2", "wbc-1"):
             lab.write(version)
             await lab.until_served(version)
-        assert {name: len(found) for name, found in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
+        assert {name: len(loads) for name, loads in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
 
 
 @on_a_loop

@@ -1,4 +1,4 @@
-"""Models that are tried on what others answer."""
+"""Shadow models: classify live images, count agreement, answer no request."""
 
 from __future__ import annotations
 

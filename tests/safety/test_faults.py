@@ -140,7 +140,7 @@ def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(ser
             os.kill(decoder, signal.SIGKILL)
         refused = halting.result()
         assert (refused.status_code, refused.json()["code"]) == (422, "undecodable_image")
-        assert "ends its decoder" in refused.json()["detail"]
+        assert "crashes its decoder" in refused.json()["detail"]
         assert [answer.result().status_code for answer in others] == [200, 200]
         assert lost(service) - before == 2
 
@@ -239,7 +239,7 @@ def test_26_an_engine_that_always_fails_ends_the_process_with_an_error(tmp_path:
             alone(client, png(0))
         assert service.process.wait(PATIENCE_S) == 1
         service.end()
-        assert any("the engine does not give the known answer any more" in line for line in service.log)
+        assert any("the engine no longer gives the known answer" in line for line in service.log)
 
 
 def test_26_images_that_always_fail_do_not(service: Running) -> None:

@@ -28,8 +28,8 @@ class FakeLifecycle:
         self.ready = False
 
 
-class Seen:
-    """What a server did: became ready so many times, ended the process with these codes."""
+class ServerUnderTest:
+    """A server, and what it did. ready: number of calls of on_ready; ends: statuses it ended with."""
 
     def __init__(self, lifecycle: FakeLifecycle, *, grace_s: float = 0, failed: bool = False) -> None:
         self.ready = 0
@@ -50,50 +50,50 @@ class Seen:
         return asyncio.run(self.server.on_tick(1))
 
 
-def test_the_server_says_once_that_it_is_ready() -> None:
+def test_the_server_calls_on_ready_once() -> None:
     lifecycle = FakeLifecycle(ready=False)
-    seen = Seen(lifecycle)
-    assert [seen.tick(), seen.ready] == [False, 0]
+    under_test = ServerUnderTest(lifecycle)
+    assert [under_test.tick(), under_test.ready] == [False, 0]
     lifecycle.ready = True
-    assert [seen.tick(), seen.tick(), seen.ready] == [False, False, 1]
+    assert [under_test.tick(), under_test.tick(), under_test.ready] == [False, False, 1]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_drains_and_the_server_stops_after_the_grace(sig: int) -> None:
+def test_the_first_signal_drains_and_the_server_stops_after_grace_s(sig: int) -> None:
     lifecycle = FakeLifecycle()
-    seen = Seen(lifecycle)
-    seen.tick()
-    seen.server.handle_exit(sig, None)
-    assert seen.tick()
-    assert (lifecycle.drains, seen.ends) == (1, [])
+    under_test = ServerUnderTest(lifecycle)
+    under_test.tick()
+    under_test.server.handle_exit(sig, None)
+    assert under_test.tick()
+    assert (lifecycle.drains, under_test.ends) == (1, [])
 
 
-def test_the_server_still_serves_during_the_grace() -> None:
+def test_the_server_still_serves_during_grace_s() -> None:
     lifecycle = FakeLifecycle()
-    seen = Seen(lifecycle, grace_s=3600)
-    seen.tick()
-    seen.server.handle_exit(signal.SIGTERM, None)
-    assert [seen.tick(), seen.tick()] == [False, False]
+    under_test = ServerUnderTest(lifecycle, grace_s=3600)
+    under_test.tick()
+    under_test.server.handle_exit(signal.SIGTERM, None)
+    assert [under_test.tick(), under_test.tick()] == [False, False]
     assert lifecycle.drains == 1
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    seen = Seen(FakeLifecycle(), grace_s=3600)
-    seen.tick()
-    seen.server.handle_exit(signal.SIGTERM, None)
-    seen.server.handle_exit(signal.SIGTERM, None)
-    assert seen.ends == [128 + signal.SIGTERM]
+    under_test = ServerUnderTest(FakeLifecycle(), grace_s=3600)
+    under_test.tick()
+    under_test.server.handle_exit(signal.SIGTERM, None)
+    under_test.server.handle_exit(signal.SIGTERM, None)
+    assert under_test.ends == [128 + signal.SIGTERM]
 
 
 def test_a_signal_while_the_model_loads_ends_the_process_at_once() -> None:
-    seen = Seen(FakeLifecycle(ready=False))
-    seen.tick()
-    seen.server.handle_exit(signal.SIGTERM, None)
-    assert seen.ends == [0]
+    under_test = ServerUnderTest(FakeLifecycle(ready=False))
+    under_test.tick()
+    under_test.server.handle_exit(signal.SIGTERM, None)
+    assert under_test.ends == [0]
 
 
 def test_a_failed_application_stops_the_server() -> None:
-    assert Seen(FakeLifecycle(ready=False), failed=True).tick()
+    assert ServerUnderTest(FakeLifecycle(ready=False), failed=True).tick()
 
 
 def test_a_taken_port_is_an_error_that_names_it() -> None:
@@ -102,11 +102,11 @@ def test_a_taken_port_is_an_error_that_names_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("localhost", "127.0.0.1")]
+    ("host", "url_host"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("localhost", "127.0.0.1")]
 )
-def test_the_url_is_one_that_a_browser_here_can_open(host: str, shown: str) -> None:
+def test_the_url_is_one_that_a_browser_here_can_open(host: str, url_host: str) -> None:
     with bind(host, 0) as listener:
-        assert url(listener) == f"http://{shown}:{listener.getsockname()[1]}"
+        assert url(listener) == f"http://{url_host}:{listener.getsockname()[1]}"
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
@@ -126,16 +126,16 @@ def test_the_url_of_an_ipv6_address_is_bracketed() -> None:
 def test_serve_answers_until_a_signal_and_exits_with_0(sig: int) -> None:
     with serving(FAKE) as process:
         address = wait_until_ready(process)
-        with urllib.request.urlopen(f"{address}/readyz") as answer:
-            assert answer.status == 200
-            assert "server" not in answer.headers
+        with urllib.request.urlopen(f"{address}/readyz") as response:
+            assert response.status == 200
+            assert "server" not in response.headers
         process.send_signal(sig)
         _, log = process.communicate()
         assert process.returncode == 0
         assert "Traceback" not in log, log
 
 
-def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> None:
+def test_serve_with_a_bundle_that_does_not_load_logs_the_error_and_exits_with_1() -> None:
     with serving(FAKE, "--bundle", "broken") as process:
         _, log = process.communicate()
         assert process.returncode == 1
@@ -143,7 +143,7 @@ def test_serve_with_a_bundle_that_does_not_load_says_so_and_exits_with_1() -> No
         assert "Traceback" not in log, log
 
 
-def test_serve_on_a_taken_port_says_so_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_on_a_taken_port_prints_the_error_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)], load=load) == 1
@@ -156,8 +156,8 @@ def test_serve_on_a_taken_port_says_so_and_exits_with_1(capsys: pytest.CaptureFi
 def test_serve_with_the_shipped_bundle_is_ready_and_ends_on_ctrl_c() -> None:
     with serving(REAL) as process:
         address = wait_until_ready(process)
-        with urllib.request.urlopen(f"{address}/readyz") as answer:
-            assert answer.status == 200
+        with urllib.request.urlopen(f"{address}/readyz") as response:
+            assert response.status == 200
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 0

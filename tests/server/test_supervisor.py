@@ -35,19 +35,19 @@ def is_gone(pid: int) -> bool:
 
 def predict(address: str) -> int:
     request = urllib.request.Request(f"{address}/predict", form([png(0)]), {"Content-Type": MULTIPART})
-    with urllib.request.urlopen(request) as answer:
-        status: int = answer.status
+    with urllib.request.urlopen(request) as response:
+        status: int = response.status
         return status
 
 
 def scrape(address: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"{address}/metrics") as answer:
-        families = list(text_string_to_metric_families(answer.read().decode()))
+    with urllib.request.urlopen(f"{address}/metrics") as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
 @linux
-def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
+def test_metrics_are_sums_over_processes_including_dead_ones() -> None:
     with serving(FAKE, "--processes", "2") as process:
         address = wait_until_ready(process)
         wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
@@ -57,19 +57,21 @@ def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
         for pid in first:
             os.kill(pid, signal.SIGKILL)
             wait_until(partial(is_gone, pid))
-            assert predict(address) == 200  # the other one answers, or this waits for a successor
+            assert (
+                predict(address) == 200
+            )  # the other process responds, or the request waits for the replacement
         wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
-        wait_until(lambda: scrape(address)["leuko_model_ready"] == 1)  # of all
+        wait_until(lambda: scrape(address)["leuko_model_ready"] == 1)  # the minimum of all processes
         assert len(services(process) - first) == 2
         for _ in range(8):
-            found = scrape(address)
-            assert found["leuko_images_total"] == found["leuko_batch_size_sum"] == 14
-            assert found["leuko_model_ready"] == found["leuko_model_info"] == 1
-            assert found["process_resident_memory_bytes"] > 3 * 2**20
+            metrics = scrape(address)
+            assert metrics["leuko_images_total"] == metrics["leuko_batch_size_sum"] == 14
+            assert metrics["leuko_model_ready"] == metrics["leuko_model_info"] == 1
+            assert metrics["process_resident_memory_bytes"] > 3 * 2**20
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate()
         assert process.returncode == 0
-        assert log.count("ended with -9 and is replaced") == 2
+        assert log.count("exited with status -9; replacing it") == 2
         assert "Traceback" not in log, log
 
 
@@ -77,22 +79,22 @@ def test_metrics_add_up_over_processes_and_outlive_those_that_die() -> None:
 def test_a_second_signal_ends_all_processes_at_once() -> None:
     with serving(FAKE, "--processes", "2") as process:
         wait_until_ready(process)
-        members = services(process)
+        pids = services(process)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.2)  # the services now have a second left in which they would still answer
+        time.sleep(0.2)  # the processes are draining, for GRACE_S
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 128 + signal.SIGINT
-        assert all(map(is_gone, members))
+        assert all(map(is_gone, pids))
 
 
 @linux
-def test_processes_do_not_outlive_the_one_that_started_them() -> None:
+def test_processes_do_not_outlive_the_supervisor() -> None:
     with serving(FAKE, "--processes", "2") as process:
         wait_until_ready(process)
-        members = services(process)
+        pids = services(process)
         process.kill()
-        wait_until(lambda: all(map(is_gone, members)))
+        wait_until(lambda: all(map(is_gone, pids)))
 
 
 def test_processes_that_cannot_load_end_the_service_with_1() -> None:
@@ -100,18 +102,18 @@ def test_processes_that_cannot_load_end_the_service_with_1() -> None:
         _, log = process.communicate()
         assert process.returncode == 1
         assert "model.safetensors was changed" in log
-        assert "could not start" in log
+        assert "failed to start" in log
         assert not serves(log)
         assert "Traceback" not in log, log
 
 
 @pytest.mark.parametrize("processes", range(1, 9))
-def test_each_core_belongs_to_one_process_where_there_are_enough(
+def test_each_core_belongs_to_one_process_if_there_are_enough(
     processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7, 11}, raising=False)
     shares = [cores_of(slot, processes) for slot in range(processes)]
-    held = [core for share in shares for core in share]
-    assert set(held) == {2, 3, 5, 7, 11}
-    assert len(held) == max(5, processes)
+    cores = [core for share in shares for core in share]
+    assert set(cores) == {2, 3, 5, 7, 11}
+    assert len(cores) == max(5, processes)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

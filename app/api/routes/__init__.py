@@ -1,1 +1,1 @@
-"""Routes: HTTP only; the name of a file is its URL."""
+"""The routes: HTTP only; the name of a module is its URL."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 
 from app import __version__, errors
+from app.api.json_response import json_response
 from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals
 from app.api.routes.examples import CELLS, DIFFERENTIAL
@@ -24,7 +25,7 @@ from app.wire.specimen import ClassifiedCell, ClassifiedCells, Differential, Spe
 
 router = APIRouter(tags=["classify"])
 
-MAX_CELLS_BYTES = 16 * MIB  # 10,000 predictions as /predict gives them, maps included
+MAX_CELLS_BYTES = 16 * MIB  # 10,000 predictions of /predict with activation maps
 TEXTS = {"specimen": 4096, "accession": 4096}  # bytes
 JSON = "application/json"
 
@@ -34,7 +35,7 @@ BODY = images_body(
     {"files": ["1.jpg", "2.jpg"], "specimen": "S-1", "accession": "A-1"},
     **dict.fromkeys(TEXTS, IDENTIFIER),
 ) | {JSON: {"schema": ref("ClassifiedCells"), "example": CELLS}}
-OTHERS: Document = {
+REPORT_FORMATS: Document = {
     fhir.MEDIA_TYPE: {"schema": {"type": "object"}, "example": {"resourceType": "Bundle", "…": "…"}},
     hl7.MEDIA_TYPE: {"schema": {"type": "string"}, "example": "MSH|^~\\&|LEUKO|…"},
 }
@@ -57,17 +58,17 @@ DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. No
     summary="Count the cells of a specimen by class",
     description=DESCRIPTION,
     response_model=Differential,
-    responses=answer(DIFFERENTIAL, **OTHERS)
+    responses=answer(DIFFERENTIAL, **REPORT_FORMATS)
     | refusals(*IMAGE_ERRORS, errors.NotAcceptable, errors.BadLabels),
     openapi_extra=body(BODY),
 )
-async def differential(request: Request, service: Loaded, context: Context) -> Differential | Response:
-    kind = choose(request.headers.get("accept", ""), (JSON, *OTHERS))
+async def differential(request: Request, service: Loaded, context: Context) -> Response:
+    kind = choose(request.headers.get("accept", ""), (JSON, *REPORT_FORMATS))
     bundle = service.classifier.bundle
     if media_type(request) == JSON:
-        sent = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
-        specimen: Specimen = sent
-        cells: Mapping[int, Prediction | ClassifiedCell] = dict(enumerate(sent.predictions))
+        classified_cells = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
+        specimen: Specimen = classified_cells
+        cells: Mapping[int, Prediction | ClassifiedCell] = dict(enumerate(classified_cells.predictions))
         faults: Sequence[ImageProblem] = ()
     else:
         with service.stage("receive", context.stages):
@@ -82,14 +83,14 @@ async def differential(request: Request, service: Loaded, context: Context) -> D
         responses.differential, context.request_id, bundle, specimen, cells, faults
     )
     context.findings.update(model_sha256=bundle.sha256, n=count.n)
-    return _render(count, kind, service.settings.loinc_method)
+    if kind == JSON:
+        return await json_response(count)
+    return await asyncio.to_thread(_render_report, count, kind, service.settings.loinc_method)
 
 
-def _render(count: Differential, kind: str, method: str) -> Differential | Response:
+def _render_report(count: Differential, kind: str, method: str) -> Response:
     now = datetime.now(UTC)
     if kind == fhir.MEDIA_TYPE:
         report = fhir.bundle(count, method=method, software=__version__, at=now)
         return Response(json.dumps(report, ensure_ascii=False), media_type=kind)
-    if kind == hl7.MEDIA_TYPE:
-        return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")
-    return count
+    return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")

@@ -1,4 +1,4 @@
-"""`GET /docs`: the API's documentation; everything it needs is served from here."""
+"""`GET /docs`: Swagger UI; all its files are served by this service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import FileResponse
 
 WEB = Path(__file__).parents[1] / "web"
-# Scripts and styles come from files only; Swagger UI's style sheet has its icons in data: addresses.
+# No inline scripts or styles; Swagger UI's style sheet has its icons in data: URLs.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

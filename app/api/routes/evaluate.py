@@ -1,4 +1,4 @@
-"""`POST /evaluate` and `/evaluate/predictions`: labels against answers → the full metric suite."""
+"""`POST /evaluate` and `/evaluate/predictions`: labels and predictions → the full metric suite."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 
 from app import errors
 from app.api import sse
+from app.api.json_response import json_response
 from app.api.labelled_upload import LabelledSet, class_indices, read_labelled
 from app.api.negotiation import accepts_events
 from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
@@ -27,9 +28,9 @@ from app.wire.schemas import Evaluation, EvaluationProgress, Outcomes, Report
 
 router = APIRouter(tags=["evaluate"])
 
-MAX_MAPPING = 64 * MIB  # labels or groups of 200,000 long file names
-MAX_OUTCOMES = 64 * MIB
-MAX_PATTERN = 1024  # bytes
+MAX_MAPPING_BYTES = 64 * MIB  # labels or groups of 200,000 long file names
+MAX_OUTCOMES_BYTES = 64 * MIB
+MAX_PATTERN_BYTES = 1024
 
 MAPPING = "JSON object or two-column CSV from file name to "
 BODY = form(
@@ -75,7 +76,7 @@ response is a stream of `progress` events that ends with one `result` or one `er
     | refusals(*BODY_ERRORS, errors.Unusable, errors.BadArchive, errors.BadLabels, errors.DeadlinePassed),
     openapi_extra=body(BODY),
 )
-async def evaluate(request: Request, service: Loaded, context: Context) -> Evaluation | Response:
+async def evaluate(request: Request, service: Loaded, context: Context) -> Response:
     with service.stage("receive", context.stages):
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
@@ -100,7 +101,7 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Evalu
     if accepts_events(request.headers.get("accept", "")):
         stream = sse.stream(work, report_progress, context.request_id)
         return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
-    return await work()
+    return await json_response(await work())
 
 
 @router.post(
@@ -109,13 +110,14 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Evalu
     summary="Evaluate existing predictions",
     description="Give classes by name or index. Without `probabilities`, scores that need them are null. "
     "Without `predictions`, the class with the highest probability is the prediction.",
+    response_model=Report,
     responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels),
     openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
 )
-async def evaluate_predictions(request: Request, service: Loaded, context: Context) -> Report:
-    outcomes = await read_json(request, Outcomes, MAX_OUTCOMES)
-    report = await asyncio.to_thread(_judge, outcomes, service.classifier.bundle.labels)
-    return Report(request_id=context.request_id, **asdict(report))
+async def evaluate_predictions(request: Request, service: Loaded, context: Context) -> Response:
+    outcomes = await read_json(request, Outcomes, MAX_OUTCOMES_BYTES)
+    report = await asyncio.to_thread(_score_outcomes, outcomes, service.classifier.bundle.labels)
+    return await json_response(Report(request_id=context.request_id, **asdict(report)))
 
 
 async def _evaluate(
@@ -124,14 +126,14 @@ async def _evaluate(
     images, bundle = labelled.images, service.classifier.bundle
     deadline = context.arrived + service.settings.evaluate_deadline_s
     scored = await score(service, images, labelled.groups, progress, deadline=deadline, stages=context.stages)
-    return responses.evaluation(context.request_id, bundle, images, scored, progress)
+    return await asyncio.to_thread(responses.evaluation, context.request_id, bundle, images, scored, progress)
 
 
-def _judge(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
-    made = outcomes.predictions
+def _score_outcomes(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
+    predictions = outcomes.predictions
     return report.evaluate(
         class_indices("labels", outcomes.labels, labels),
-        None if made is None else class_indices("predictions", made, labels),
+        None if predictions is None else class_indices("predictions", predictions, labels),
         outcomes.probabilities,
         names=labels,
         groups=outcomes.groups,
@@ -142,7 +144,7 @@ def _limits(settings: Settings) -> dict[str, Limit]:
     return {
         "archive": Limit(1, settings.max_body_mib * MIB),
         "files": Limit(settings.max_archive_entries, settings.max_image_mib * MIB),
-        "labels": Limit(1, MAX_MAPPING),
-        "groups": Limit(1, MAX_MAPPING),
-        "group_pattern": Limit(1, MAX_PATTERN),
+        "labels": Limit(1, MAX_MAPPING_BYTES),
+        "groups": Limit(1, MAX_MAPPING_BYTES),
+        "group_pattern": Limit(1, MAX_PATTERN_BYTES),
     }

@@ -1,6 +1,6 @@
-"""Examples in the API documentation; tests validate them against the schemas.
+"""Examples for the API's documentation; tests check them against the schemas.
 
-No required field is null here: FastAPI would omit it from the document.
+No required field is null, since FastAPI omits nulls from the document.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ DIFFERENTIAL = {
     "warnings": [
         {
             "code": "few_cells",
-            "detail": "2 classified cells are fewer than the 100 that a differential counts at least.",
+            "detail": "Cells classified: 2. A differential count needs at least 100.",
         },
         {
             "code": "classified_cells_only",

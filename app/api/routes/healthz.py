@@ -1,4 +1,4 @@
-"""`GET /healthz`: the process lives."""
+"""`GET /healthz`: the process is alive."""
 
 from __future__ import annotations
 

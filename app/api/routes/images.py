@@ -1,4 +1,4 @@
-"""What routes that classify uploaded images have in common."""
+"""Shared by the routes that classify uploaded images: their OpenAPI bodies, limits and classification."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ IMAGE_ERRORS = (
 
 @dataclass(frozen=True)
 class Classified:
-    """At least one prediction; the images that have none are in `faults`."""
+    """predictions: at least one; faults: the problems of the images that could not be classified."""
 
     predictions: list[Prediction]
     faults: list[ImageProblem]
 
 
 def images_body(name: str, example: Document, **texts: Document) -> Document:
-    """For OpenAPI: a form of images, and of `texts` by name, or an image as it is."""
+    """Return the request body for OpenAPI: a form of images and of `texts` by name, or a bare image."""
     properties = {"files": {"type": "array", "items": BINARY, "minItems": 1}} | texts
-    bare = {kind: {"schema": BINARY} for kind in MEDIA_TYPES}
-    return form(name, properties, required=["files"], example=example) | bare
+    bare_images = {kind: {"schema": BINARY} for kind in MEDIA_TYPES}
+    return form(name, properties, required=["files"], example=example) | bare_images
 
 
 def image_limit(service: Service) -> Limit:
@@ -58,7 +58,7 @@ def image_limit(service: Service) -> Limit:
 async def classify(
     service: Service, parts: Sequence[Part], context: RequestContext, *, cam: bool = False
 ) -> Classified | Response:
-    """Classify uploaded images; where none could be, return the first image's problem, which lists all."""
+    """Classify uploaded images. If all fail, return the first image's problem, which lists all problems."""
     images = [part.data for part in parts]
     deadline = context.arrived + service.settings.deadline_s
     answers = await service.classify(images, cam=cam, deadline=deadline, stages=context.stages)
@@ -71,7 +71,7 @@ async def classify(
     ]
     if len(faults) == len(parts):
         first = next(answer for answer in answers if isinstance(answer, LeukoError))
-        return problem_responses.answer(first, context.request_id, faults)
+        return problem_responses.render(first, context.request_id, faults)
     predictions = [
         prediction(index, part.filename, answer, bundle.labels)
         for index, (part, answer) in enumerate(zip(parts, answers, strict=True))
@@ -83,9 +83,9 @@ async def classify(
 async def findings(
     images: Sequence[bytes], answers: Sequence[Answer | LeukoError], model_sha256: str
 ) -> dict[str, Any]:
-    """Return what the audit log says of a request's images."""
+    """Return the audit log's fields for a request's images. answers: of each image."""
     failed = [image for image, answer in zip(images, answers, strict=True) if isinstance(answer, LeukoError)]
-    # In a thread: the images of one request may be hundreds of MiB, and the event loop serves everybody.
+    # In a thread, since hashing up to hundreds of MiB would block the event loop.
     hashes = iter(await asyncio.to_thread(_hash_all, failed) if failed else ())
     entries = [
         {"sha256": next(hashes), "error": answer.code} if isinstance(answer, LeukoError) else _entry(answer)

@@ -1,4 +1,4 @@
-"""`GET /metrics`: Prometheus text."""
+"""`GET /metrics`: metrics in Prometheus' text format."""
 
 from __future__ import annotations
 

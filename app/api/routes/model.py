@@ -1,4 +1,4 @@
-"""`GET /model`: what is loaded, where it comes from and how good it is."""
+"""`GET /model`: the loaded model, its origin, its scores and the limits of the service."""
 
 from __future__ import annotations
 

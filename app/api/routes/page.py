@@ -1,4 +1,4 @@
-"""`GET /`: the built-in page. It asks the service like any other client, so it needs no key itself."""
+"""`GET /`: the built-in page. It needs no key; its requests do, like those of any other client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from app.api.routes.docs import WEB
 
-# The page's own images are files that the user chose: blob: addresses.
+# The page shows image files that the user chose, as blob: URLs.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -30,7 +30,7 @@ async def page() -> FileResponse:
 
 
 class PageFiles(StaticFiles):
-    """Asked for again each time, so that a page of one version never has scripts of another."""
+    """Static files that browsers revalidate each time, so that page and scripts are of one version."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)

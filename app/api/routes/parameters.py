@@ -1,4 +1,4 @@
-"""What handlers ask for by type."""
+"""Parameter types of the handlers, which FastAPI injects."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from app.observability.request_context import RequestContext
 
 
 async def _lifecycle(request: Request) -> Lifecycle:
-    found: Lifecycle = request.app.state.lifecycle
-    return found
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    return lifecycle
 
 
 async def _service(
@@ -41,6 +41,6 @@ async def _context(request: Request) -> RequestContext:
 
 
 Current = Annotated[Lifecycle, Depends(_lifecycle)]
-Loaded = Annotated[Service, Depends(_service)]  # 503 until the model is loaded
-Named = Annotated[Service, Depends(_named)]  # by the path
+Loaded = Annotated[Service, Depends(_service)]  # by the query; 503 until the model is loaded
+Named = Annotated[Service, Depends(_named)]  # the model in the path
 Context = Annotated[RequestContext, Depends(_context)]

@@ -1,4 +1,4 @@
-"""`GET /problems/{code}`: what the `type` of a problem leads to."""
+"""`GET /problems/{code}`: the meaning of a problem; its `type` is this URL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /readyz`: whether the service wants traffic, and if not, why."""
+"""`GET /readyz`: whether the service is ready for traffic, and if not, why."""
 
 from __future__ import annotations
 

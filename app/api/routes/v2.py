@@ -1,6 +1,6 @@
 """`/v2`: the Open Inference Protocol, for Triton's and KServe's clients.
 
-Not in the OpenAPI document: the protocol has one of its own, and its errors are not problem documents.
+Not in the OpenAPI document: the protocol has its own, and its errors are not problem documents.
 """
 
 from __future__ import annotations
@@ -65,32 +65,34 @@ async def metadata(lifecycle: Current, service: Named) -> Any:
 async def infer(request: Request, service: Named, context: Context) -> Response:
     with service.stage("receive", context.stages):
         body = await read_body(request, service.settings.max_body_mib * MIB)
-    asked = await asyncio.to_thread(_parse, request, service, body)
+    inference = await asyncio.to_thread(_parse, request, service, body)
     deadline = context.arrived + service.settings.deadline_s
-    answers = await service.classify(asked.images, deadline=deadline, stages=context.stages)
+    answers = await service.classify(inference.images, deadline=deadline, stages=context.stages)
     bundle = service.classifier.bundle
-    context.findings.update(await findings(asked.images, answers, bundle.sha256))
+    context.findings.update(await findings(inference.images, answers, bundle.sha256))
     predictions = [answer.prediction for answer in answers if isinstance(answer, Answer)]
     for index, answer in enumerate(answers):
-        if isinstance(answer, LeukoError):  # the protocol has no partial answers
+        if isinstance(answer, LeukoError):  # the protocol has no partial responses
             raise type(answer)(f"image {index}: {answer.detail}")
-    made = oip.encode(asked, predictions, name=bundle.name, version=bundle.version, labels=bundle.labels)
-    return _respond(made, request.headers.get("accept-encoding", ""))
+    encoded = oip.encode(
+        inference, predictions, name=bundle.name, version=bundle.version, labels=bundle.labels
+    )
+    return _respond(encoded, request.headers.get("accept-encoding", ""))
 
 
-def _parse(request: Request, service: Service, body: bytes) -> oip.Inference:
+def _parse(request: Request, service: Service, body: bytes) -> oip.InferRequest:
     limit = image_limit(service)
     expanded = expand(body, ",".join(request.headers.getlist("content-encoding")))
     header = request.headers.get(HEADER_LENGTH)
     return oip.parse(expanded, header, most_images=limit.count, most_bytes=limit.size)
 
 
-def _respond(made: oip.Answer, accept_encoding: str) -> Response:
-    body, headers = made.body, {"Vary": "Accept-Encoding"}
+def _respond(encoded: oip.InferResponse, accept_encoding: str) -> Response:
+    body, headers = encoded.body, {"Vary": "Accept-Encoding"}
     if (coding := choose_coding(accept_encoding, CODINGS)) is not None:
         body = compress(body, coding)
         headers["Content-Encoding"] = coding
-    if made.header_bytes is None:
+    if encoded.header_bytes is None:
         return Response(body, headers=headers, media_type="application/json")
-    headers[HEADER_LENGTH] = str(made.header_bytes)
+    headers[HEADER_LENGTH] = str(encoded.header_bytes)
     return Response(body, headers=headers, media_type="application/octet-stream")

@@ -1,4 +1,4 @@
-"""DICOM by every way that images come in."""
+"""DICOM files in all kinds of uploads."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def cell(grey: int) -> bytes:
 
 
 @pytest.mark.parametrize("grey", GREYS)
-def test_a_bare_file_gets_the_answer_of_its_picture(client: TestClient, grey: int) -> None:
-    (found,) = client.post("/predict", content=cell(grey), headers=DICOM).json()["predictions"]
+def test_a_dicom_file_gets_the_prediction_of_its_image(client: TestClient, grey: int) -> None:
+    (prediction,) = client.post("/predict", content=cell(grey), headers=DICOM).json()["predictions"]
     (expected,) = client.post("/predict", files={"files": png(grey)}).json()["predictions"]
-    assert found.pop("image_sha256") != expected.pop("image_sha256")
+    assert prediction.pop("image_sha256") != expected.pop("image_sha256")
     expected["filename"] = None
-    assert found == expected
+    assert prediction == expected
 
 
-def test_files_and_pictures_mix_in_one_form(client: TestClient) -> None:
+def test_a_form_may_mix_dicom_files_and_images(client: TestClient) -> None:
     files = [
         ("files", ("a.dcm", cell(GREYS[2]))),
         ("files", ("b.png", png(GREYS[2]))),
         ("files", ("c.dcm", cell(GREYS[0]))),
     ]
-    found = client.post("/predict", files=files).json()["predictions"]
-    assert [one["label"] for one in found] == ["monocyte", "monocyte", "eosinophil"]
+    predictions = client.post("/predict", files=files).json()["predictions"]
+    assert [prediction["label"] for prediction in predictions] == ["monocyte", "monocyte", "eosinophil"]
 
 
-def test_an_archive_may_hold_files(client: TestClient) -> None:
+def test_an_archive_may_contain_dicom_files(client: TestClient) -> None:
     archive = zipped({"monocyte/a.dcm": cell(GREYS[2]), "lymphocyte/b.dcm": cell(GREYS[1])})
     report = client.post("/evaluate", files={"archive": archive}).json()
     assert (report["n"], report["accuracy"], report["errors"]) == (2, 1.0, [])
@@ -56,9 +56,9 @@ def test_a_whole_slide_is_an_unsupported_format(client: TestClient) -> None:
     assert "VL Whole Slide Microscopy Image Storage" in answer.json()["detail"]
 
 
-def test_a_cut_file_fails_alone(client: TestClient) -> None:
+def test_a_truncated_dicom_file_fails_alone(client: TestClient) -> None:
     whole = cell(GREYS[3])
     files = [("files", ("cut.dcm", whole[:-100])), ("files", ("whole.dcm", whole))]
     answer = client.post("/predict", files=files)
     assert answer.status_code == 200
-    assert [(one["index"], one["status"]) for one in answer.json()["errors"]] == [(0, 422)]
+    assert [(error["index"], error["status"]) for error in answer.json()["errors"]] == [(0, 422)]

@@ -24,21 +24,21 @@ def upload(client: TestClient, *images: bytes, url: str = "/differential", **opt
     return answer
 
 
-def cells(client: TestClient, *found: dict[str, Any], **whose: Any) -> Response:
-    answer: Response = client.post("/differential", json={"predictions": found, **whose})
+def cells(client: TestClient, *predictions: dict[str, Any], **identifiers: Any) -> Response:
+    answer: Response = client.post("/differential", json={"predictions": predictions, **identifiers})
     return answer
 
 
 def test_cells_are_counted_with_intervals(client: TestClient) -> None:
-    found = upload(client, *map(png, CELLS)).json()
-    assert found["n"] == 4
-    assert found["counts"] == {"eosinophil": 1, "lymphocyte": 1, "monocyte": 0, "neutrophil": 2}
-    assert found["percent"] == {"eosinophil": 25, "lymphocyte": 25, "monocyte": 0, "neutrophil": 50}
-    assert found["intervals"]["wilson"]["neutrophil"] == pytest.approx([15.0, 85.0], abs=0.05)
-    assert found["intervals"]["exact"]["monocyte"] == pytest.approx([0, 60.2], abs=0.05)
-    assert (found["intervals"]["level"], found["intervals"]["unit"]) == (0.95, "percent")
-    assert found["model"]["name"] == "fake"
-    assert (found["specimen"], found["accession"], found["errors"]) == (None, None, [])
+    count = upload(client, *map(png, CELLS)).json()
+    assert count["n"] == 4
+    assert count["counts"] == {"eosinophil": 1, "lymphocyte": 1, "monocyte": 0, "neutrophil": 2}
+    assert count["percent"] == {"eosinophil": 25, "lymphocyte": 25, "monocyte": 0, "neutrophil": 50}
+    assert count["intervals"]["wilson"]["neutrophil"] == pytest.approx([15.0, 85.0], abs=0.05)
+    assert count["intervals"]["exact"]["monocyte"] == pytest.approx([0, 60.2], abs=0.05)
+    assert (count["intervals"]["level"], count["intervals"]["unit"]) == (0.95, "percent")
+    assert count["model"]["name"] == "fake"
+    assert (count["specimen"], count["accession"], count["errors"]) == (None, None, [])
 
 
 def test_cells_for_review_are_listed_with_their_reasons(client: TestClient) -> None:
@@ -55,18 +55,18 @@ def test_cells_for_review_are_listed_with_their_reasons(client: TestClient) -> N
 
 
 def test_a_bare_image_is_a_specimen_of_one_cell(client: TestClient) -> None:
-    found = client.post("/v1/differential", content=png(GREYS[1]), headers={"content-type": "image/png"})
-    assert found.json()["counts"]["lymphocyte"] == 1
+    answer = client.post("/v1/differential", content=png(GREYS[1]), headers={"content-type": "image/png"})
+    assert answer.json()["counts"]["lymphocyte"] == 1
 
 
 def test_images_that_fail_are_itemised_and_not_counted(client: TestClient) -> None:
-    found = upload(client, CUT, png(GREYS[1])).json()
-    assert found["n"] == 1
-    assert [(one["index"], one["filename"], one["code"]) for one in found["errors"]] == [
+    count = upload(client, CUT, png(GREYS[1])).json()
+    assert count["n"] == 1
+    assert [(error["index"], error["filename"], error["code"]) for error in count["errors"]] == [
         (0, "0.png", "undecodable_image")
     ]
-    assert found["review"][0]["index"] == 1
-    assert "1 of 2 images could not be classified" in warnings(found)["images_left_out"]
+    assert count["review"][0]["index"] == 1
+    assert "1 of 2 images could not be classified" in warnings(count)["images_left_out"]
 
 
 def test_where_every_image_fails_the_first_one_s_problem_is_the_answer(client: TestClient) -> None:
@@ -75,11 +75,11 @@ def test_where_every_image_fails_the_first_one_s_problem_is_the_answer(client: T
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def warnings(found: dict[str, Any]) -> dict[str, str]:
-    return {one["code"]: one["detail"] for one in found["warnings"]}
+def warnings(count: dict[str, Any]) -> dict[str, str]:
+    return {warning["code"]: warning["detail"] for warning in count["warnings"]}
 
 
-def test_warnings_say_what_a_reader_must_know(client: TestClient) -> None:
+def test_warnings_depend_on_the_number_of_cells(client: TestClient) -> None:
     few = cells(client, *[{"label": "monocyte"}] * 99).json()
     assert list(warnings(few)) == ["few_cells", "classified_cells_only"]
     enough = cells(client, *[{"label": "monocyte"}] * 100).json()
@@ -88,26 +88,26 @@ def test_warnings_say_what_a_reader_must_know(client: TestClient) -> None:
 
 
 def test_an_image_sent_twice_is_warned_of(client: TestClient) -> None:
-    found = upload(client, png(GREYS[1]), png(GREYS[1]), png(GREYS[2])).json()
-    assert "1 of 3 images were sent more than once" in warnings(found)["duplicate_images"]
-    assert found["n"] == 3
+    count = upload(client, png(GREYS[1]), png(GREYS[1]), png(GREYS[2])).json()
+    assert "1 of 3 images were sent more than once" in warnings(count)["duplicate_images"]
+    assert count["n"] == 3
 
 
 def test_predictions_of_predict_are_counted_without_their_images(client: TestClient) -> None:
     predicted = upload(client, *map(png, CELLS), url="/predict").json()["predictions"]
     sent, counted = upload(client, *map(png, CELLS)).json(), cells(client, *predicted).json()
-    for found in (sent, counted):
-        del found["request_id"]
+    for body in (sent, counted):
+        del body["request_id"]
     assert counted == sent
 
 
 def test_identifiers_come_back_as_they_were_sent(client: TestClient) -> None:
-    whose = {"specimen": "S-1 / µ", "accession": "A|1^2"}
-    for found in (
-        upload(client, png(3 + GREYS[0]), data=whose),
-        cells(client, {"label": "monocyte"}, **whose),
+    identifiers = {"specimen": "S-1 / µ", "accession": "A|1^2"}
+    for answer in (
+        upload(client, png(3 + GREYS[0]), data=identifiers),
+        cells(client, {"label": "monocyte"}, **identifiers),
     ):
-        assert {name: found.json()[name] for name in whose} == whose
+        assert {name: answer.json()[name] for name in identifiers} == identifiers
 
 
 @pytest.mark.parametrize("empty", ["", None])
@@ -127,7 +127,7 @@ def test_a_wrong_identifier_is_refused_and_not_repeated(client: TestClient, wron
         assert len(answer.text) < 1000
 
 
-def test_an_identifier_over_its_bytes_is_too_large(client: TestClient) -> None:
+def test_an_identifier_over_the_limit_of_bytes_is_too_large(client: TestClient) -> None:
     assert upload(client, png(GREYS[0]), data={"specimen": "a" * 4097}).status_code == 413
 
 
@@ -148,18 +148,18 @@ def test_a_wrong_prediction_is_refused(client: TestClient, cell: dict[str, Any],
     assert "DOE" not in answer.text
 
 
-def test_predictions_are_bounded(client: TestClient) -> None:
+def test_the_number_of_predictions_is_limited(client: TestClient) -> None:
     assert cells(client).status_code == 422
     assert cells(client, *[{"label": "monocyte"}] * 10_000).json()["n"] == 10_000
     assert cells(client, *[{"label": "monocyte"}] * 10_001).status_code == 422
 
 
 def test_reports_come_in_the_format_that_is_asked_for(client: TestClient) -> None:
-    whose = {"specimen": "S-1"}
-    answer = upload(client, *map(png, CELLS), headers={"accept": "application/fhir+json"}, data=whose)
+    identifiers = {"specimen": "S-1"}
+    answer = upload(client, *map(png, CELLS), headers={"accept": "application/fhir+json"}, data=identifiers)
     assert answer.headers["content-type"] == "application/fhir+json"
     assert len(Bundle.model_validate_json(answer.content).entry or []) == 7
-    answer = upload(client, *map(png, CELLS), headers={"accept": "application/hl7-v2"}, data=whose)
+    answer = upload(client, *map(png, CELLS), headers={"accept": "application/hl7-v2"}, data=identifiers)
     assert answer.headers["content-type"] == "application/hl7-v2; charset=utf-8"
     specimen = parse_message(answer.text, find_groups=False).spm
     assert specimen.spm_2.to_er7() == "S-1"
@@ -173,7 +173,7 @@ def test_reports_are_made_of_predictions_too(client: TestClient) -> None:
     assert answer.json()["identifier"] == again.json()["identifier"]
 
 
-def test_codes_are_those_of_the_method_that_is_set() -> None:
+def test_codes_follow_the_loinc_method_setting() -> None:
     with serving(loinc_method="automated") as client:
         answer = upload(client, png(GREYS[0]), headers={"accept": "application/hl7-v2"})
     assert "|713-8^" in answer.text

@@ -14,8 +14,8 @@ from tests.fakes import serving
 
 @pytest.fixture(scope="module")
 def document(client: TestClient) -> dict[str, Any]:
-    found: dict[str, Any] = client.get("/openapi.json").json()
-    return found
+    document: dict[str, Any] = client.get("/openapi.json").json()
+    return document
 
 
 def operations(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,9 +37,9 @@ def has_example(media: dict[str, Any]) -> bool:
 def test_the_pages_get_everything_from_this_service(client: TestClient, address: str) -> None:
     page = client.get(address)
     assert page.headers["content-type"].startswith("text/html")
-    found = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(found) >= 4
-    for path in found:
+    paths = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(paths) >= 4
+    for path in paths:
         assert client.get(f"/{path}").status_code == 200, path
     starter = client.get("/swagger/init.js").text
     assert "validatorUrl: null" in starter
@@ -59,7 +59,7 @@ def test_the_pages_may_not_run_inline_scripts_nor_call_other_hosts(client: TestC
     assert "<script>" not in page.text
 
 
-def test_every_operation_says_who_it_is(document: dict[str, Any]) -> None:
+def test_every_operation_has_an_id_a_summary_and_tags(document: dict[str, Any]) -> None:
     names = {operation["operationId"] for operation in operations(document)}
     assert names == {
         "predict",
@@ -75,7 +75,7 @@ def test_every_operation_says_who_it_is(document: dict[str, Any]) -> None:
     assert all(operation["summary"] and operation["tags"] for operation in operations(document))
 
 
-def test_every_operation_shows_an_example_of_all_that_goes_in_and_out(document: dict[str, Any]) -> None:
+def test_every_operation_has_examples_of_its_bodies(document: dict[str, Any]) -> None:
     for operation in operations(document):
         name = operation["operationId"]
         for media, body in operation.get("requestBody", {"content": {}})["content"].items():
@@ -86,7 +86,7 @@ def test_every_operation_shows_an_example_of_all_that_goes_in_and_out(document: 
                 assert has_example(media), (name, status)
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     assert set(references(document)) <= known
 
@@ -99,24 +99,24 @@ def test_errors_are_documented_as_problems_and_never_as_anything_else(document: 
                 assert list(response["content"]) == ["application/problem+json"]
 
 
-def test_statuses_that_ask_for_patience_say_how_much(document: dict[str, Any]) -> None:
+def test_429_and_503_have_retry_after(document: dict[str, Any]) -> None:
     for operation in operations(document):
         for status in {"429", "503"} & set(operation["responses"]):
             assert "Retry-After" in operation["responses"][status]["headers"]
 
 
-def test_with_keys_the_document_says_where_they_are_needed(tmp_path: Path) -> None:
+def test_with_keys_the_document_lists_where_they_are_needed(tmp_path: Path) -> None:
     add_key(tmp_path / "keys", "lab", ["predict"])
     with serving(keys=str(tmp_path / "keys")) as client:
-        found = client.get("/openapi.json").json()
-    assert set(found["components"]["securitySchemes"]) == {"bearer", "header"}
-    firsts = {path: next(iter(operations.values())) for path, operations in found["paths"].items()}
+        document = client.get("/openapi.json").json()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+    firsts = {path: next(iter(operations.values())) for path, operations in document["paths"].items()}
     keyed = {path for path, operation in firsts.items() if "security" in operation}
     assert keyed == {"/predict", "/differential", "/evaluate", "/evaluate/predictions", "/model", "/metrics"}
     assert all({"401", "403"} <= {*firsts[path]["responses"]} for path in keyed)
 
 
-def test_without_keys_the_document_asks_for_none(document: Any) -> None:
+def test_without_keys_the_document_has_no_security_schemes(document: Any) -> None:
     assert "securitySchemes" not in document["components"]
 
 

@@ -42,7 +42,7 @@ def files(client: TestClient, *names: str, **parts: str) -> Response:
 
 
 def problem(answer: Response, status: int, code: str) -> str:
-    """The detail of a problem that is of this kind."""
+    """Check the status and code of a problem; return its detail."""
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     detail: str = answer.json()["detail"]
     return detail
@@ -88,7 +88,7 @@ def test_images_that_cannot_be_classified_are_left_out_and_itemised(client: Test
         client, {"monocyte/a.png": CUT, **IMAGES, "monocyte/b.png": b"text", "monocyte/c.png": png(NAN)}
     ).json()
     assert report["n"] == 9
-    assert [(one["index"], one["filename"], one["code"]) for one in report["errors"]] == [
+    assert [(error["index"], error["filename"], error["code"]) for error in report["errors"]] == [
         (0, "monocyte/a.png", "undecodable_image"),
         (10, "monocyte/b.png", "unsupported_format"),
         (11, "monocyte/c.png", "engine_error"),
@@ -100,7 +100,7 @@ def test_an_entry_with_a_wrong_checksum_is_left_out(client: TestClient) -> None:
     at = good.index(b"\x89PNG") + 30
     body = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
     report = client.post("/evaluate", files=[("archive", ("set.zip", body))]).json()
-    assert (report["n"], [one["index"] for one in report["errors"]]) == (8, [0])
+    assert (report["n"], [error["index"] for error in report["errors"]]) == (8, [0])
 
 
 def test_sources_come_from_a_pattern(client: TestClient) -> None:
@@ -125,7 +125,7 @@ def test_sources_follow_the_images_that_are_left(client: TestClient) -> None:
 def test_files_are_scored_by_a_mapping_of_labels(client: TestClient, labels: str) -> None:
     report = files(client, "a.png", "b.png", labels=labels).json()
     assert report["n"] == 2
-    assert [one["filename"] for one in report["misclassified"]] == ["b.png"]
+    assert [mistake["filename"] for mistake in report["misclassified"]] == ["b.png"]
 
 
 @pytest.mark.parametrize(
@@ -162,19 +162,19 @@ def test_a_wrong_archive_is_refused_whole(client: TestClient, images: dict[str, 
     problem(archive(client, images), 422, "bad_archive")
 
 
-def test_what_is_no_archive_is_refused(client: TestClient) -> None:
+def test_an_invalid_archive_is_refused(client: TestClient) -> None:
     assert client.post("/evaluate", files=[("archive", ("a.zip", b"PK"))]).status_code == 422
     assert client.post("/evaluate", json={}).status_code == 415
 
 
-def test_an_archive_that_lies_about_sizes_is_refused_whole(client: TestClient) -> None:
+def test_an_archive_with_wrong_sizes_is_refused_whole(client: TestClient) -> None:
     from io import BytesIO
     from zipfile import ZIP_DEFLATED, ZipFile
 
     file = BytesIO()
-    with ZipFile(file, "w", ZIP_DEFLATED) as made:
-        made.writestr("monocyte/a.png", bytes(1000))
-        made.filelist[0].file_size = 900
+    with ZipFile(file, "w", ZIP_DEFLATED) as zip_file:
+        zip_file.writestr("monocyte/a.png", bytes(1000))
+        zip_file.filelist[0].file_size = 900
     problem(client.post("/evaluate", files=[("archive", ("a.zip", file.getvalue()))]), 413, "too_large")
 
 
@@ -190,7 +190,7 @@ def test_more_entries_than_allowed_are_too_many() -> None:
         problem(files(client, *names, labels="a,b"), 413, "too_large")
 
 
-def test_an_evaluation_that_takes_too_long_is_given_up() -> None:
+def test_an_evaluation_past_its_deadline_is_cancelled() -> None:
     classifier = HeldClassifier()
     classifier.hold()
     with serving(classifier, evaluate_deadline_s=0.05) as client:
@@ -234,8 +234,8 @@ def test_progress_is_streamed_and_then_the_result(client: TestClient) -> None:
 def test_a_failure_after_the_start_is_an_event(client: TestClient) -> None:
     body = [("archive", ("set.zip", zipped({"monocyte/a.png": CUT})))]
     events = parse(client.post("/evaluate", files=body, headers=EVENTS).text)
-    name, found = events[-1]
-    assert (name, found["status"], found["code"]) == ("error", 422, "unusable")
+    name, data = events[-1]
+    assert (name, data["status"], data["code"]) == ("error", 422, "unusable")
 
 
 def test_a_failure_before_the_start_is_a_problem(client: TestClient) -> None:
@@ -243,7 +243,7 @@ def test_a_failure_before_the_start_is_a_problem(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_leaves_ends_its_evaluation(streamed: bool) -> None:
+def test_a_disconnect_cancels_the_evaluation(streamed: bool) -> None:
     classifier = HeldClassifier()
     body = zipped({f"monocyte/{number}.png": png(1) for number in range(200)})
     form = b'--x\r\nContent-Disposition: form-data; name="archive"\r\n\r\n' + body + b"\r\n--x--"
@@ -327,7 +327,7 @@ def test_probabilities_already_made_are_scored(client: TestClient) -> None:
         ({"labels": [10**30], "predictions": [0]}, "labels"),
     ],
 )
-def test_outcomes_that_do_not_fit_are_refused_by_place(
+def test_invalid_outcomes_are_refused_with_their_position(
     client: TestClient, outcomes: dict[str, Any], complaint: str
 ) -> None:
     assert complaint in problem(judge(client, **outcomes), 422, "bad_labels")
@@ -345,7 +345,7 @@ def test_outcomes_that_do_not_fit_are_refused_by_place(
         b"\xff",
     ],
 )
-def test_a_body_that_is_not_what_the_schema_says_is_invalid(client: TestClient, body: bytes) -> None:
+def test_a_body_that_violates_the_schema_is_invalid(client: TestClient, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     answer = client.post("/evaluate/predictions", content=body, headers=headers)
     problem(answer, 422, "invalid_request")

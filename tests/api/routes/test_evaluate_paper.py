@@ -1,4 +1,4 @@
-"""The paper's own matrix through the route gives the paper's own table."""
+"""`/evaluate/predictions` with the confusion matrix of the paper gives the scores in its table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_averages_are_the_papers(report: dict[str, Any]) -> None:
     assert f"{report['accuracy']:.4f}" == paper.ACCURACY
 
 
-def test_the_errors_of_the_indices_are_the_papers(report: dict[str, Any]) -> None:
+def test_the_squared_errors_of_class_indices_are_the_papers(report: dict[str, Any]) -> None:
     assert f"{report['mse']:.4f}" == paper.MSE
     assert f"{report['rmse']:.4f}" == paper.RMSE
 

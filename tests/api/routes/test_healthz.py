@@ -3,5 +3,5 @@ from __future__ import annotations
 from starlette.testclient import TestClient
 
 
-def test_a_living_process_says_so(client: TestClient) -> None:
+def test_the_process_is_alive(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}

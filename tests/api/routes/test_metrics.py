@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 from tests.fakes import metric, serving
 
 
-def test_metrics_name_the_model_and_the_room_in_the_queue() -> None:
+def test_metrics_have_the_model_and_the_capacity_of_the_queue() -> None:
     with serving(max_queue=9) as client:
         assert metric(client, "leuko_queue_capacity") == 9
         assert metric(client, "leuko_queue_depth") == 0

@@ -6,21 +6,21 @@ from tests.fakes import serving
 
 
 def test_the_model_is_described_down_to_its_hash(client: TestClient) -> None:
-    found = client.get("/model").json()
-    assert (found["name"], found["version"], found["sha256"]) == ("fake", "1.2", "f" * 64)
-    assert found["labels"] == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
-    assert (found["engine"], found["device"]) == ("fake", "abacus")
-    assert found["review"] == {"confidence": 0.5, "ood_score": 3}
-    assert found["temperature"] == 1
-    assert found["preprocessing"]["framing"] == "whole"
-    assert {"training", "scores", "service_version"} <= set(found)
+    model = client.get("/model").json()
+    assert (model["name"], model["version"], model["sha256"]) == ("fake", "1.2", "f" * 64)
+    assert model["labels"] == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
+    assert (model["engine"], model["device"]) == ("fake", "abacus")
+    assert model["review"] == {"confidence": 0.5, "ood_score": 3}
+    assert model["temperature"] == 1
+    assert model["preprocessing"]["framing"] == "whole"
+    assert {"training", "scores", "service_version"} <= set(model)
 
 
 def test_the_versioned_path_answers_too(client: TestClient) -> None:
     assert client.get("/v1/model").json() == client.get("/model").json()
 
 
-def test_the_limits_are_those_that_hold() -> None:
+def test_the_limits_are_the_effective_ones() -> None:
     with serving(max_files=9, max_queue=5, max_pixels=77) as client:
         limits = client.get("/model").json()["limits"]
     assert (limits["max_files"], limits["max_pixels"]) == (5, 77)

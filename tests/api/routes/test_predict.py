@@ -58,8 +58,8 @@ def test_a_bare_image_is_classified(client: TestClient) -> None:
 
 
 def test_several_images_are_answered_in_order(client: TestClient) -> None:
-    found = upload(client, *map(png, GREYS)).json()["predictions"]
-    assert [(one["index"], one["filename"], one["label"]) for one in found] == [
+    predictions = upload(client, *map(png, GREYS)).json()["predictions"]
+    assert [(each["index"], each["filename"], each["label"]) for each in predictions] == [
         (index, f"{index}.png", label) for index, label in enumerate(LABELS)
     ]
 
@@ -68,7 +68,7 @@ def test_the_versioned_path_answers_too(client: TestClient) -> None:
     assert bare(client, png(1), "/v1/predict").json()["predictions"]
 
 
-def test_an_activation_map_comes_only_when_it_is_asked_for(client: TestClient) -> None:
+def test_an_activation_map_is_returned_only_on_request(client: TestClient) -> None:
     cam = bare(client, png(1), "/predict?explain=cam").json()["predictions"][0]["cam"]
     assert cam["shape"] == [7, 7]
     assert [len(row) for row in cam["values"]] == [7] * 7
@@ -85,8 +85,11 @@ def test_an_unknown_explanation_is_refused_by_name(client: TestClient) -> None:
 def test_a_bad_image_among_good_ones_is_itemised(client: TestClient) -> None:
     answer = upload(client, png(GREYS[0]), CUT, b"<svg/>", png(NAN), png(GREYS[1]))
     assert answer.status_code == 200
-    assert [one["index"] for one in answer.json()["predictions"]] == [0, 4]
-    faults = [(one["index"], one["filename"], one["status"], one["code"]) for one in answer.json()["errors"]]
+    assert [prediction["index"] for prediction in answer.json()["predictions"]] == [0, 4]
+    faults = [
+        (error["index"], error["filename"], error["status"], error["code"])
+        for error in answer.json()["errors"]
+    ]
     assert faults == [
         (1, "1.png", 422, "undecodable_image"),
         (2, "2.png", 415, "unsupported_format"),
@@ -105,19 +108,19 @@ def test_a_single_bad_image_has_its_own_status(
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] == code
-        assert [one["index"] for one in answer.json()["errors"]] == [0]
+        assert [error["index"] for error in answer.json()["errors"]] == [0]
 
 
-def test_only_bad_images_have_the_status_of_the_first_and_are_all_listed(client: TestClient) -> None:
+def test_if_all_images_are_bad_the_status_is_the_first_one_s_and_all_are_listed(client: TestClient) -> None:
     answer = upload(client, b"%PDF", CUT)
     assert answer.status_code == 415
-    assert [one["code"] for one in answer.json()["errors"]] == ["unsupported_format", "undecodable_image"]
+    assert [error["code"] for error in answer.json()["errors"]] == ["unsupported_format", "undecodable_image"]
 
 
 def test_an_image_at_which_the_engine_raises_fails_alone(client: TestClient) -> None:
     answer = upload(client, png(GREYS[0]), png(POISON), png(GREYS[1])).json()
-    assert [one["index"] for one in answer["predictions"]] == [0, 2]
-    assert [(one["index"], one["code"]) for one in answer["errors"]] == [(1, "engine_error")]
+    assert [prediction["index"] for prediction in answer["predictions"]] == [0, 2]
+    assert [(error["index"], error["code"]) for error in answer["errors"]] == [(1, "engine_error")]
 
 
 def test_a_body_that_is_neither_form_nor_image_is_not_accepted(client: TestClient) -> None:
@@ -125,7 +128,7 @@ def test_a_body_that_is_neither_form_nor_image_is_not_accepted(client: TestClien
     assert client.post("/predict", content=png(1)).status_code == 415
 
 
-def test_a_form_without_files_says_what_is_missing(client: TestClient) -> None:
+def test_a_form_without_files_is_refused_with_the_accepted_names(client: TestClient) -> None:
     answer = client.post("/predict", files=[("image", ("a.png", png(1)))])
     assert (answer.status_code, answer.json()["detail"]) == (422, "only parts named files are accepted")
 
@@ -147,7 +150,7 @@ def test_images_over_the_limits_are_too_large() -> None:
         assert bare(client, bytes(2**20 + 1)).status_code == 413
 
 
-def test_a_full_queue_is_answered_at_once_and_leaves_the_admitted_alone() -> None:
+def test_a_full_queue_refuses_at_once_and_admitted_requests_are_answered() -> None:
     classifier = HeldClassifier()
 
     async def scenario() -> tuple[httpx.Response, httpx.Response]:
@@ -179,7 +182,7 @@ def test_an_image_whose_deadline_passes_is_not_answered_late() -> None:
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_passed")
 
 
-def test_a_client_that_leaves_gives_its_place_back() -> None:
+def test_a_disconnect_removes_the_image_from_the_queue() -> None:
     classifier = HeldClassifier()
 
     async def scenario() -> None:
@@ -208,7 +211,6 @@ def test_file_names_stay_out_of_logs_and_metrics(caplog: pytest.LogCaptureFixtur
         client.post("/predict", files=[("files", ("DOE_JANE.png", CUT)), ("files", ("DOE_JANE", png(1)))])
         client.post("/predict", content=b'--x\r\nDOE_JANE: "\r\n', headers={"content-type": FORM_X})
         assert "DOE" not in client.get("/metrics").text
-    # Messages of the client in this very test do not count.
     assert not [record for record in caplog.records if "DOE" in record.getMessage()]
 
 

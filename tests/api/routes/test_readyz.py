@@ -13,7 +13,7 @@ from tests.fakes import wait_ready
 
 
 class Slow(FakeClassifier):
-    """Warms up when it is let go."""
+    """A classifier whose warm-up waits for `go`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`/v2`, by Triton's own clients and as KServe's client calls it."""
+"""`/v2`, with Triton's own clients and with the requests of KServe's client."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def tritons(service: Running) -> Iterator[triton.InferenceServerClient]:
 
 
 def images(*data: bytes) -> triton.InferInput:
-    found = triton.InferInput("image", [len(data)], "BYTES")
-    found.set_data_from_numpy(np.array(data, object))
-    return found
+    tensor = triton.InferInput("image", [len(data)], "BYTES")
+    tensor.set_data_from_numpy(np.array(data, object))
+    return tensor
 
 
 CELLS = [png(grey) for grey in GREYS]
@@ -49,9 +49,9 @@ def test_triton_s_client_finds_the_server_and_its_model(tritons: triton.Inferenc
     assert tritons.is_model_ready("fake", "1.2")
     assert not tritons.is_model_ready("other")
     assert tritons.get_server_metadata()["name"] == "leuko"
-    found = tritons.get_model_metadata("fake", "1.2")
-    assert (found["name"], found["versions"]) == ("fake", ["1.2"])
-    assert found["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+    metadata = tritons.get_model_metadata("fake", "1.2")
+    assert (metadata["name"], metadata["versions"]) == ("fake", ["1.2"])
+    assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
 
 
 def test_triton_s_client_gets_numbers_and_labels(
@@ -62,7 +62,7 @@ def test_triton_s_client_gets_numbers_and_labels(
     assert result.get_response()["id"] == "7"
     files = [("files", data) for data in CELLS]
     predicted = httpx.post(f"{service.address}/predict", files=files).json()["predictions"]
-    expected = [[*one["probabilities"].values()] for one in predicted]
+    expected = [[*prediction["probabilities"].values()] for prediction in predicted]
     assert result.as_numpy("probabilities") == pytest.approx(np.array(expected), abs=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_triton_s_client_chooses_outputs(tritons: triton.InferenceServerClient, 
     assert result.as_numpy("confidence") == pytest.approx([0.7, 0.7])
     assert result.as_numpy("ood_score") == pytest.approx([1.5, 1.5])
     assert result.as_numpy("review").tolist() == [True, True]
-    assert [as_bytes(one) for one in result.as_numpy("label")] == LABELS[:2]
+    assert [as_bytes(label) for label in result.as_numpy("label")] == LABELS[:2]
     assert result.as_numpy("probabilities").shape == (2, 4)
 
 
@@ -105,9 +105,9 @@ def test_triton_s_client_compresses(
     assert list(result.as_numpy("label")) == LABELS
 
 
-def test_triton_s_client_asks_in_the_background(tritons: triton.InferenceServerClient) -> None:
-    asked = [tritons.async_infer("fake", [images(image)]) for image in CELLS]
-    assert [one.get_result().as_numpy("label")[0] for one in asked] == LABELS
+def test_triton_s_client_infers_asynchronously(tritons: triton.InferenceServerClient) -> None:
+    pending = [tritons.async_infer("fake", [images(image)]) for image in CELLS]
+    assert [request.get_result().as_numpy("label")[0] for request in pending] == LABELS
 
 
 def test_triton_s_asynchronous_client_gets_labels(service: Running) -> None:
@@ -120,7 +120,7 @@ def test_triton_s_asynchronous_client_gets_labels(service: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "version", "data", "said"),
+    ("model", "version", "data", "message"),
     [
         ("other", "", CELLS, "no model of this name"),
         ("fake", "9", CELLS, "no such version"),
@@ -128,10 +128,10 @@ def test_triton_s_asynchronous_client_gets_labels(service: Running) -> None:
         ("fake", "", [b"MZ"], "image 0: the image format is not supported; use JPEG"),
     ],
 )
-def test_triton_s_client_raises_what_the_service_says(
-    tritons: triton.InferenceServerClient, model: str, version: str, data: list[bytes], said: str
+def test_triton_s_client_raises_the_error_of_the_service(
+    tritons: triton.InferenceServerClient, model: str, version: str, data: list[bytes], message: str
 ) -> None:
-    with pytest.raises(InferenceServerException, match=said):
+    with pytest.raises(InferenceServerException, match=message):
         tritons.infer(model, [images(*data)], model_version=version)
 
 
@@ -149,7 +149,7 @@ def test_kserve_s_client_gets_an_answer(service: Running) -> None:
         assert client.get("/v2/models/fake/ready").json() == {"name": "fake", "ready": True}
         answer = client.post(INFER, json=request).json()
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("fake", "1.2", "a")
-    (label,) = (one["data"] for one in answer["outputs"] if one["name"] == "label")
+    (label,) = (output["data"] for output in answer["outputs"] if output["name"] == "label")
     assert label == [name.decode() for name in LABELS]
 
 
@@ -169,7 +169,7 @@ def test_kserve_s_client_gets_an_answer(service: Running) -> None:
         ("POST", INFER, {"content": b"x", "headers": {"host": "a b"}}, 400),
     ],
 )
-def test_errors_are_in_the_protocol_s_words(
+def test_errors_have_the_protocol_s_format(
     client: TestClient, method: str, path: str, options: dict[str, Any], status: int
 ) -> None:
     answer = client.request(method, path, **options)
@@ -179,7 +179,7 @@ def test_errors_are_in_the_protocol_s_words(
     assert answer.headers["x-request-id"]
 
 
-def test_more_images_than_a_request_takes_are_too_large() -> None:
+def test_more_images_than_the_limit_are_too_large() -> None:
     with serving(max_files=1) as client:
         data = [base64.b64encode(CELLS[0]).decode()] * 2
         body = {"inputs": [{"name": "image", "shape": [2], "datatype": "BYTES", "data": data}]}
@@ -187,9 +187,9 @@ def test_more_images_than_a_request_takes_are_too_large() -> None:
     assert (answer.status_code, "at most 1" in answer.json()["error"]) == (413, True)
 
 
-def test_a_service_that_is_not_ready_says_so() -> None:
+def test_a_service_that_is_not_ready_responds_503() -> None:
     app = build(HeldClassifier())
-    client = TestClient(app)  # without its lifespan nothing is ever loaded
+    client = TestClient(app)  # not entered, so its lifespan does not start and no model is loaded
     assert client.get("/v2").json()["name"] == "leuko"
     for path in ("/v2/health/ready", "/v2/models/fake/ready"):
         answer = client.get(path)
@@ -236,4 +236,4 @@ def test_the_audit_log_has_the_images(tmp_path: Path) -> None:
     (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
     entry = json.loads(line)
     assert entry["route"] == "/v2/models/{name}/infer"
-    assert [one["label"] for one in entry["images"]] == ["eosinophil", "lymphocyte"]
+    assert [image["label"] for image in entry["images"]] == ["eosinophil", "lymphocyte"]
