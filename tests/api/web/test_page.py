@@ -25,7 +25,7 @@ from app.imaging import dicom_writer
 from app.samples.smear import draw_smear
 from tests.fakes import zipped
 from tests.pictures import encode
-from tests.running import REAL, Running, running
+from tests.running import PATIENCE_S, REAL, Running, running
 
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}
@@ -42,6 +42,7 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is absent")
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -157,7 +158,7 @@ def test_the_differential_is_that_of_the_service(page: Page, folder: Path, servi
             f"{differential['percent'][label]:.1f} %",
         )
         assert wilson == f"{low:.1f} – {high:.1f}"
-    expect(page.locator("#warnings")).to_contain_text("fewer than the 100")
+    expect(page.locator("#warnings")).to_contain_text("needs at least 100")
 
 
 def test_the_end_is_announced_after_the_differential_is_shown(page: Page, folder: Path) -> None:
