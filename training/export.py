@@ -60,6 +60,7 @@ def export(
     int8_agreement: float = INT8_AGREEMENT,
 ) -> dict[str, float]:
     """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` unchanged."""
+    check_replaceable(out)
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
     network = load_checkpoint(run / BEST, config)
@@ -184,9 +185,13 @@ def check(figures: dict[str, float], int8_agreement: float) -> None:
         )
 
 
+def check_replaceable(out: Path) -> None:
+    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+        raise ExportError(f"{out} exists and is not a bundle; choose another folder")
+
+
 def replace_folder(draft: Path, out: Path) -> None:
+    check_replaceable(out)  # again, since the export took minutes
     if out.exists():
-        if not (out / "config.json").is_file() and any(out.iterdir()):
-            raise ExportError(f"{out} exists and is not a bundle; choose another folder")
         shutil.rmtree(out)
     draft.rename(out)

@@ -191,7 +191,7 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
 
 
 def test_every_precision_of_lightning_is_allowed_and_no_other() -> None:
-    from lightning.fabric.connector import _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
+    from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
 
     assert {*get_args(_PRECISION_INPUT_STR), *get_args(_PRECISION_INPUT_STR_ALIAS)} == set(
         get_args(Precision)
