@@ -49,7 +49,11 @@ def add_data(commands: Commands) -> None:
         "data", help="check image archives and write a manifest, split by source photo"
     )
     parser.add_argument(
-        "archives", nargs="*", type=Path, metavar="ARCHIVE", help="ZIP or folder; the Kaggle archive first"
+        "archives",
+        nargs="*",
+        type=Path,
+        metavar="ARCHIVE",
+        help="ZIP or folder; validation uses the first one",
     )
     parser.add_argument("--download", action="store_true", help="download the Kaggle archive with kagglehub")
     parser.add_argument("--sources", type=Path, help="CSV of path,source for other archives than Kaggle's")
@@ -111,7 +115,11 @@ def add_fit(commands: Commands) -> None:
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a recipe's field; TOML"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a field, in TOML; repeatable",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the run's last epoch")
     parser.set_defaults(command=run_fit)

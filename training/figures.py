@@ -66,8 +66,8 @@ def draw_curves(history: History, path: Path, *, monitor: str, held_out: str) ->
 def _draw_pair(ax: Axes, history: History, kind: str, held_out: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    parts = (("train", "training", GREY), ("val", held_out, BLUE))
-    lines = [(column(history, f"{part}_{kind}"), name, colour) for part, name, colour in parts]
+    curves = (("train", "training", GREY), ("val", held_out, BLUE))
+    lines = [(column(history, f"{prefix}_{kind}"), name, colour) for prefix, name, colour in curves]
     drawn = [line for line in lines if line[0]]
     ax.set_title(kind.capitalize())
     ax.set_xlabel("epoch")

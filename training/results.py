@@ -25,7 +25,7 @@ SELECTED_ON = {
     "test": "the `test` split",
 }
 FRAMING = {
-    "nucleus": "a square around the nucleus, which is found by its colour; the whole image if none is found",
+    "nucleus": "a square around the nucleus (found by its colour), or the whole image if none is found",
     "whole": "the whole image",
 }
 
@@ -153,7 +153,7 @@ def interval(report: Table) -> str:
         f"**{percent(intervals['level'])} intervals over {report['photos']} photos** (bootstrap of photos"
         f" within their class, {report['resamples']:,} samples): accuracy {low:.4f} to {high:.4f}, macro F1"
         f" {intervals['macro_f1'][0]:.4f} to {intervals['macro_f1'][1]:.4f}."
-        + (f" The paper's accuracy is {where} the first." if has_the_papers_counts(report) else "")
+        + (f" The paper's accuracy is {where} the first interval." if has_the_papers_counts(report) else "")
     )
 
 
