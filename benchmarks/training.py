@@ -1,4 +1,4 @@
-"""How busy `leuko-train fit` keeps the processor: what share of its time goes into the network itself."""
+"""Processor utilisation of `leuko-train fit`: its shares of time in the network and in augmentation."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ IMAGES = 128
 
 
 class Timed(Finetuning):
+    """Adds up the time spent in augmentation."""
+
     varying_s = 0.0
 
     def vary(self, patches: Tensor) -> Tensor:
         began = now()
-        varied = super().vary(patches)
+        augmented = super().vary(patches)
         self.varying_s += now() - began
-        return varied
+        return augmented
 
 
 class Clock(Callback):
-    """Sums the steps and the time from the first step's start to the last one's end."""
+    """Adds up the steps' time, and takes the time from the second step's start to the last one's end."""
 
     def __init__(self) -> None:
         self.began = self.ended = self.step_began = self.steps_s = self.cpu_s = 0.0
@@ -71,11 +73,11 @@ class Clock(Callback):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--recipe", default="default")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--recipe", default="default", help="recipe (default: default)")
+    parser.add_argument("--steps", type=int, default=20, help="optimiser steps per measurement (default: 20)")
     args = parser.parse_args()
     recipe = load_recipe(args.recipe)
-    result = Table("pixels a side", "images/s", "in the network", "varying pictures", "cores busy")
+    table = Table("pixels a side", "images/s", "in the network", "augmentation", "cores busy")
     with tempfile.TemporaryDirectory() as folder:
         rows = draw(Path(folder))
         for coarse_epochs in (1, 0):
@@ -89,8 +91,8 @@ def main() -> int:
                 monitor="last",
                 patience=0,
             )
-            result.add_row(*measure(rows, config, Path(folder) / f"run-{coarse_epochs}"))
-    Console().print(result)
+            table.add_row(*measure(rows, config, Path(folder) / f"run-{coarse_epochs}"))
+    Console().print(table)
     return 0
 
 

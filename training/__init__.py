@@ -1,1 +1,1 @@
-"""Training: fine-tune a ResNet18 on labelled images, and write a bundle that the service can load."""
+"""Training: fine-tune a ResNet18 on labelled images and write a bundle that the service loads."""

@@ -1,8 +1,8 @@
-"""What varies in training: turns, scales and stains of whole batches, on whichever device they are.
+"""Augmentation of training batches: geometry, sharpness, stain and colour, on the batch's own device.
 
-Light that passes a stained cell falls off exponentially with the stain (Beer and Lambert), so stains
-are varied in optical density: another laboratory's dyes and exposure are a matrix there, and the white
-background stays white.
+Transmitted light falls exponentially with the amount of stain (Beer-Lambert law). Stains are therefore varied
+in optical density, where another laboratory's dyes and exposure are a linear map and the white background
+stays white.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from training.config import Augmentation
 
-BLACK = 5.0  # of 255; what lies beyond the picture stays as it is
+BLACK = 5.0  # of 255; darker pixels are padding outside the image and keep their value
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
 def augment(patches: Tensor, size: int, room: float, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """patches: RGB uint8 [n, p, p, 3], the frame in the middle and `room` times as wide.
+    """Augment patches and crop them to the network's input.
 
-    Returns float [n, size, size, 3] in 0 to 255. `rng` is the CPU's, so that every device draws the same.
+    patches: RGB uint8 [n, p, p, 3], each `room` times as wide as the frame in its middle.
+    Returns float [n, size, size, 3] in 0 to 255. `rng` is a CPU generator, so that the random numbers do not
+    depend on the device.
     """
     pixels = warp(patches.permute(0, 3, 1, 2).float(), size, room, a, rng)
     pixels = soften(pixels, a, rng)
@@ -31,7 +33,7 @@ def augment(patches: Tensor, size: int, room: float, a: Augmentation, rng: torch
 
 
 def warp(pixels: Tensor, size: int, room: float, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """Turn, mirror, shear, scale and shift the frame in one resampling; black where the picture ends."""
+    """Rotate, mirror, shear, scale and shift the frame in one resampling; black outside the image."""
     n = len(pixels)
     angle = uniform(rng, n, -a.rotation, a.rotation) * math.pi / 180
     shear = torch.tan(uniform(rng, n, -a.shear, a.shear) * math.pi / 180)
@@ -39,7 +41,7 @@ def warp(pixels: Tensor, size: int, room: float, a: Augmentation, rng: torch.Gen
     across = torch.where(chance(rng, n, 0.5 * a.flip_horizontal), -scale, scale)
     down = torch.where(chance(rng, n, 0.5 * a.flip_vertical), -scale, scale)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    # Output → turned and sheared about the centre → stretched to the frame's own pixels.
+    # Output coordinates → rotated and sheared about the centre → scaled to the patch.
     x = torch.stack([across * cos, across * (cos * shear - sin)], dim=1)
     y = torch.stack([down * sin, down * (sin * shear + cos)], dim=1)
     shift = uniform(rng, (n, 2, 1), -2 * a.shift, 2 * a.shift) / room
@@ -49,7 +51,7 @@ def warp(pixels: Tensor, size: int, room: float, a: Augmentation, rng: torch.Gen
 
 
 def soften(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """Lower the sharpness of some, all of a batch to the same degree."""
+    """Blur a random share of the batch; one random strength for the whole batch."""
     size = pixels.shape[-1]
     small = round(size * float(uniform(rng, 1, 0.4, 1.0)))
     chosen = chance(rng, len(pixels), a.blur).to(pixels.device)
@@ -60,7 +62,7 @@ def soften(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
 
 
 def stain(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """Vary the optical density: the mixture of its channels, its strength, and whose strength it is."""
+    """Vary the optical density: channel mixture, strength, and spread (towards that of another image)."""
     if not (a.stain or a.strength or a.exchange):
         return pixels
     n, device = len(pixels), pixels.device
@@ -75,7 +77,7 @@ def stain(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
 
 
 def recolour(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """Brightness, contrast about the mean, saturation, and the gain of each channel."""
+    """Vary brightness, contrast about the mean, saturation, and each channel's gain."""
     n, device = len(pixels), pixels.device
 
     def factor(amount: float, channels: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model card: Markdown in the Hugging Face form, each number from the bundle, its report or the paper."""
+"""The model card: Markdown in Hugging Face's format, filled from the bundle, its report and the paper."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from training import paper
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
 from training.results import (
-    CHOSEN_ON,
     CURVES,
     FRAMING,
     RELIABILITY,
     RISK,
+    SELECTED_ON,
     differences,
     misclassified,
     photos,
@@ -32,7 +32,7 @@ Table = Mapping[str, Any]
 
 
 def model_card(config: Table, report: Table) -> str:
-    """config: the bundle's `config.json`; report: its `report.json`."""
+    """Write the card; config: the bundle's `config.json`, report: its `report.json`."""
     sections = (
         front_matter,
         summary,
@@ -52,9 +52,9 @@ def model_card(config: Table, report: Table) -> str:
 
 
 def front_matter(config: Table, report: Table) -> str:
-    """YAML, of which JSON is a part: texts and lists are written as JSON."""
+    """Write the YAML front matter; values are written as JSON, a subset of YAML."""
     scores = {"accuracy": report["accuracy"], "f1": report["macro_avg"]["f1"], "mse": report["mse"]}
-    found = [{"type": name, "value": None if v is None else round(v, 4)} for name, v in scores.items()]
+    metrics = [{"type": name, "value": None if v is None else round(v, 4)} for name, v in scores.items()]
     lines = [
         "license: apache-2.0",
         "library_name: leuko",
@@ -66,13 +66,13 @@ def front_matter(config: Table, report: Table) -> str:
         "  results:",
         '  - task: {"type": "image-classification"}',
         f"    dataset: {json.dumps({'type': 'images', 'name': archives(report), 'split': report['split']})}",
-        f"    metrics: {json.dumps(found)}",
+        f"    metrics: {json.dumps(metrics)}",
     ]
     return "\n".join(["---", *lines, "---"])
 
 
-def archives(part: Table) -> str:
-    return ", ".join(part["archives"])
+def archives(data: Table) -> str:
+    return ", ".join(data["archives"])
 
 
 def summary(config: Table, report: Table) -> str:
@@ -80,9 +80,9 @@ def summary(config: Table, report: Table) -> str:
     low, high = intervals["accuracy"]
     return paragraphs(
         f"# {config['name']} {config['version']}",
-        f"A ResNet18 that tells {listed([f'{label}s' for label in config['labels']])} apart in pictures"
-        " of stained blood smears, as a bundle for Leuko: calibrated probabilities, a distance from the cells"
-        " that it was trained on, and a mark on what a person should look at.",
+        f"A ResNet18 that classifies {listed([f'{label}s' for label in config['labels']])} in images"
+        " of stained blood smears, packaged as a Leuko bundle: calibrated probabilities, an"
+        " out-of-distribution score, and a flag on images that a person should review.",
         f"Accuracy on `{report['split']}`: **{report['accuracy']:.4f}**, {percent(intervals['level'])}"
         f" interval {low:.4f} to {high:.4f}, from {report['n']:,} images of {report['photos']} source"
         " photos.",
@@ -95,16 +95,17 @@ def limits(config: Table, report: Table) -> str:
         "## Intended use and limits",
         bullets(
             [
-                "For research, teaching and the testing of software. It is no medical device, and no decision"
-                " about a patient may rest on it.",
-                f"It knows {len(config['labels'])} classes: no basophils, bands or blasts. Those are called"
-                " one of the classes that it knows, and nothing promises that they are sent to review.",
-                f"It judges one cell a picture: {FRAMING[config['preprocessing']['framing']]}.",
-                f"{report['photos']} photos stand behind the scores on `{report['split']}`. Copies of one"
-                f" photo are mostly right or wrong together: the photos, not the {report['n']:,} images, say"
-                " how sure the scores are.",
-                f"They come from {archives(report)} alone. Other stains, microscopes and laboratories are not"
-                " measured here.",
+                "For research, teaching and software testing. It is not a medical device and must not be"
+                " used for decisions about patients.",
+                f"It has {len(config['labels'])} classes, without basophils, band cells and blasts. Such"
+                " cells get one of its classes, and it is not guaranteed that they are sent to review.",
+                "It classifies one cell per image. Its input is"
+                f" {FRAMING[config['preprocessing']['framing']]}.",
+                f"The scores on `{report['split']}` come from {report['photos']} photos. Copies of one"
+                " photo are mostly right or wrong together, so the confidence intervals are over photos, not"
+                f" over the {report['n']:,} images.",
+                f"The photos are from {archives(report)} only. Other stains, microscopes and laboratories"
+                " were not tested here.",
                 review(config, report),
             ]
         ),
@@ -114,9 +115,9 @@ def limits(config: Table, report: Table) -> str:
 def review(config: Table, report: Table) -> str:
     limit, sent = config["review"], report["review"]
     return (
-        f"`review` asks a person to look: the confidence is below {limit['confidence']:g} (`low_confidence`)"
-        f" or the `ood_score` above {limit['ood_score']:g} (`out_of_distribution`). The thresholds were set"
-        f" to send about {percent(limit['share'])} of the validation images. Of `{report['split']}` they send"
+        f"`review` is set if the confidence is below {limit['confidence']:g} (`low_confidence`)"
+        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`). The thresholds select"
+        f" about {percent(limit['share'])} of the validation images and, on `{report['split']}`,"
         f" {percent(sent['share'], 1)} ({sent['n']:,} images; {sent['low_confidence']:,} for the first"
         f" reason, {sent['out_of_distribution']:,} for the second). Among them are {sent['wrong']:,} of the"
         f" {misclassified(report):,} misclassified images; accuracy on the rest is"
@@ -125,30 +126,30 @@ def review(config: Table, report: Table) -> str:
 
 
 def data(config: Table, report: Table) -> str:
-    parts = {
+    splits = {
         "training": config["training"]["data"]["train"],
         "validation": config["training"]["data"]["validation"],
         f"`{report['split']}`": scored_data(report),
     }
     rows = [
-        [f"{name}, {what}", *(f"{part[key].get(label, 0):,}" for label in config["labels"])]
-        for name, part in parts.items()
+        [f"{name}, {what}", *(f"{split[key].get(label, 0):,}" for label in config["labels"])]
+        for name, split in splits.items()
         for key, what in (("images", "images"), ("sources", "photos"))
     ]
-    kinds = sorted({Path(name).stem for part in parts.values() for name in part["archives"]})
+    kinds = sorted({Path(name).stem for split in splits.values() for name in split["archives"]})
     licences = [LICENCES.get(kind, f"{kind}: ask its publisher") for kind in kinds]
     return paragraphs(
         "## Data",
         table(["", *config["labels"]], rows),
-        "Fingerprints are sha256 over the sorted hashes, classes and splits of the files.",
-        bullets(f"{name}: {archives(part)}, `{part['fingerprint']}`" for name, part in parts.items()),
-        "The weights are under Apache 2.0. What they were made from has licences of its own:",
+        "Fingerprints (sha256 over the sorted hashes, classes and splits of the files):",
+        bullets(f"{name}: {archives(split)}, `{split['fingerprint']}`" for name, split in splits.items()),
+        "The weights are under Apache 2.0. The data and initial weights have their own licences:",
         bullets([*licences, *initial_licence(config["training"]["recipe"]["initial"])]),
     )
 
 
 def scored_data(report: Table) -> Table:
-    images = {label: one["support"] for label, one in report["per_class"].items()}
+    images = {label: scores["support"] for label, scores in report["per_class"].items()}
     return {**report, "images": images}
 
 
@@ -156,8 +157,8 @@ def initial_licence(initial: str) -> list[str]:
     if initial == "random":
         return []
     if "imagenet" in Path(initial).name:
-        return ["torchvision's ImageNet weights, where training starts: BSD-3"]
-    return [f"{Path(initial).name}, where training starts: ask its publisher"]
+        return ["torchvision's ImageNet weights, the initial weights: BSD-3"]
+    return [f"{Path(initial).name}, the initial weights: ask its publisher"]
 
 
 def recipe(config: Table, report: Table) -> str:
@@ -165,13 +166,13 @@ def recipe(config: Table, report: Table) -> str:
     has_curves = CURVES in report["figures"]
     return paragraphs(
         "## Recipe",
-        f"torchvision's {config['architecture']}, its last layer replaced by {len(config['labels'])} logits."
-        " As `leuko-train fit --recipe` reads it:",
+        f"torchvision's {config['architecture']} with {len(config['labels'])} output logits. The recipe, as"
+        " `leuko-train fit --recipe` reads it:",
         f"```toml\n{toml(config['training']['recipe'])}\n```",
-        f"Accuracy on {measured['n']:,} images of {CHOSEN_ON[config['training']['recipe']['select_on']]},"
-        f" classes and photos weighing the same: {measured['accuracy']:.4f}.",
+        f"Validation accuracy, with equal weights of classes and photos: {measured['accuracy']:.4f} on"
+        f" {measured['n']:,} images of {SELECTED_ON[config['training']['recipe']['select_on']]}.",
         f"![Loss and accuracy by epoch](figures/{CURVES})" if has_curves else "",
-        "The training curves are of augmented pictures, while the weights still change."
+        "The training curves are of augmented images, measured while the weights change."
         if has_curves
         else "",
     )
@@ -201,7 +202,7 @@ leuko-train export --run {run} --out {folder} --version {config["version"]}
 leuko-train report --bundle {folder} --split {report["split"]} --run {run} --engine {report["engine"]["name"]}
 ```
 
-The sha256 of the scored bundle's `config.json`, before the scores were written into it, is
+The sha256 of the bundle's `config.json` before the scores were written into it is
 `{report["model"]["sha256"]}`."""
 
 
@@ -223,10 +224,10 @@ The method, the classes and the first measurement are the paper's ({paper.LICENC
 
 
 def calibration(config: Table, report: Table) -> str:
-    judges = CHOSEN_ON[config["training"]["recipe"]["select_on"]]
+    images = SELECTED_ON[config["training"]["recipe"]["select_on"]]
     return paragraphs(
         "## Calibration",
-        f"Logits are divided by {config['temperature']:g}, which was set on {judges}."
+        f"Logits are divided by a temperature of {config['temperature']:g}, which was fitted on {images}."
         f" On `{report['split']}`:",
         bullets(
             [
@@ -235,25 +236,25 @@ def calibration(config: Table, report: Table) -> str:
                 f"Brier score (0 to 2): {number(report['brier'])}",
             ]
         ),
-        f"![Share right by confidence, and images by confidence](figures/{RELIABILITY})",
+        f"![Accuracy by confidence, and number of images by confidence](figures/{RELIABILITY})",
     )
 
 
 def selective(_: Table, report: Table) -> str:
-    """What is gained by leaving images to a person, and what the measure of strangeness is worth."""
+    """Write the effect of review on the error rate, and the quality of the OOD score."""
     curve, float32, windows = report["risk_coverage"], report["float32"], report["without_cell"]
-    kept = dict(zip(curve["coverage"], curve["risk"], strict=True))
+    risk = dict(zip(curve["coverage"], curve["risk"], strict=True))
     return paragraphs(
-        "## Leaving images to a person",
-        f"Area under the risk–coverage curve: {number(curve['area'])}. Of the most confident half of the"
-        f" images {percent(kept[0.5], 1)} are wrong, of the most confident nine tenths"
-        f" {percent(kept[0.9], 1)}, of all {percent(kept[1.0], 1)}.",
-        f"![Share wrong by share of images kept](figures/{RISK})",
-        f"`ood_score` tells these images from {windows['n']:,} squares of them without the cell with an area"
-        f" under the ROC curve of {number(windows['auroc'])}; {percent(windows['reviewed'] or 0, 1)} of those"
-        " squares are sent to review. Cells of other types were not measured on this split."
+        "## Review by a person",
+        f"Area under the risk–coverage curve: {number(curve['area'])}. Error rate of the most confident half"
+        f" of the images: {percent(risk[0.5], 1)}; of the most confident 90 %: {percent(risk[0.9], 1)}; of"
+        f" all: {percent(risk[1.0], 1)}.",
+        f"![Error rate by coverage](figures/{RISK})",
+        f"`ood_score` separates these images from {windows['n']:,} squares cut from them beside the cell with"
+        f" an area under the ROC curve of {number(windows['auroc'])}; {percent(windows['reviewed'] or 0, 1)}"
+        " of those squares are sent to review. Cells of other types were not tested on this split."
         if windows["n"]
         else "",
-        f"The engine gives {percent(float32['same_label'], 2)} of the images the label that the network gives"
-        f" in float32, whose accuracy is {number(float32['accuracy'])}.",
+        f"For {percent(float32['same_label'], 2)} of the images the engine's label is that of the network in"
+        f" float32, whose accuracy is {number(float32['accuracy'])}.",
     )

@@ -26,14 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"leuko-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("leuko-train: stopped; `--resume` goes on from the last epoch", file=sys.stderr)
+        print("leuko-train: interrupted; continue from the last epoch with `--resume`", file=sys.stderr)
         return 130
     return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="leuko-train", description="Makes the bundles that `leuko serve` serves."
+        prog="leuko-train", description="Train a model and write the bundle that `leuko serve` loads."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_data, add_fit, add_export, add_report):
@@ -46,24 +46,28 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def add_data(commands: Commands) -> None:
     parser = commands.add_parser(
-        "data", help="check archives and write a manifest with splits by source photo"
+        "data", help="check image archives and write a manifest, split by source photo"
     )
     parser.add_argument(
-        "archives", nargs="*", type=Path, metavar="ARCHIVE", help="zip or folder; Kaggle's first"
+        "archives",
+        nargs="*",
+        type=Path,
+        metavar="ARCHIVE",
+        help="ZIP or folder; validation uses the first one",
     )
-    parser.add_argument("--download", action="store_true", help="fetch Kaggle's archive through kagglehub")
-    parser.add_argument("--sources", type=Path, help="CSV of path,source for an archive that is not Kaggle's")
+    parser.add_argument("--download", action="store_true", help="download the Kaggle archive with kagglehub")
+    parser.add_argument("--sources", type=Path, help="CSV of path,source for other archives than Kaggle's")
     parser.add_argument(
-        "--leave-out", nargs="+", default=[], metavar="FOLDER", help="folders of other classes, passed over"
+        "--leave-out", nargs="+", default=[], metavar="FOLDER", help="folders to skip: other classes"
     )
     parser.add_argument(
-        "--split", default="folders", help="folders (the archive's own), or a ratio such as 80:10:10"
+        "--split", default="folders", help="folders: the archive's own; or a ratio such as 80:10:10"
     )
     parser.add_argument(
-        "--split-by-file-leaking", metavar="RATIO", help="split by file: near copies land on both sides"
+        "--split-by-file-leaking", metavar="RATIO", help="split by file: copies of a photo are in both splits"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
-    parser.add_argument("--out", type=Path, default=MANIFEST, help=f"manifest to write (default {MANIFEST})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
+    parser.add_argument("--out", type=Path, default=MANIFEST, help=f"manifest to write (default: {MANIFEST})")
     parser.set_defaults(command=run_data)
 
 
@@ -72,7 +76,7 @@ def run_data(args: argparse.Namespace) -> None:
 
     archives = [*([data.download(args.out.parent)] if args.download else []), *args.archives]
     if not archives:
-        raise DataError("name an archive, or use --download")
+        raise DataError("no archive given: name one, or use --download")
     sources = read_sources(args.sources) if args.sources else None
     rows = [
         row
@@ -91,6 +95,7 @@ def run_data(args: argparse.Namespace) -> None:
 
 
 def read_sources(path: Path) -> dict[str, str]:
+    """Read a CSV of path,source without a header; raise DataError if it is none."""
     try:
         with path.open(newline="") as file:
             return dict(line for line in csv.reader(file))
@@ -105,12 +110,18 @@ def progress(items: Iterable[T], total: int) -> Iterable[T]:
 
 
 def add_fit(commands: Commands) -> None:
-    parser = commands.add_parser("fit", help="fine-tune ResNet18 by a recipe")
-    parser.add_argument("--recipe", default="default", help="paper, default or the path of a TOML file")
-    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
-    parser.add_argument("--run", type=Path, help="folder of the run (default runs/RECIPE)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override, in TOML")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last epoch")
+    parser = commands.add_parser("fit", help="fine-tune ResNet18 with a recipe")
+    parser.add_argument("--recipe", default="default", help="default, paper, or the path of a TOML file")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a field, in TOML; repeatable",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the run's last epoch")
     parser.set_defaults(command=run_fit)
 
 
@@ -124,7 +135,7 @@ def run_fit(args: argparse.Namespace) -> None:
     from training.fit import fit
 
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # it advertises
+        logging.getLogger(name).setLevel(logging.WARNING)  # its notices advertise other products
     run = args.run or Path("runs") / Path(args.recipe).stem
     resumed = args.resume and (run / "config.json").is_file() and not args.set
     config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, args.set)
@@ -133,12 +144,12 @@ def run_fit(args: argparse.Namespace) -> None:
 
 
 def add_export(commands: Commands) -> None:
-    parser = commands.add_parser("export", help="turn a run's best checkpoint into a bundle")
-    parser.add_argument("--run", type=Path, default=Path("runs/default"), help="default runs/default")
-    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
-    parser.add_argument("--out", type=Path, default=BUNDLE, help=f"bundle to write (default {BUNDLE})")
-    parser.add_argument("--name", help="name of the model (default: the folder's)")
-    parser.add_argument("--version", default="1.0.0", help="version of the model (default 1.0.0)")
+    parser = commands.add_parser("export", help="write a bundle from a run's best checkpoint")
+    parser.add_argument("--run", type=Path, default=Path("runs/default"), help="run (default: runs/default)")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
+    parser.add_argument("--out", type=Path, default=BUNDLE, help=f"bundle to write (default: {BUNDLE})")
+    parser.add_argument("--name", help="name of the model (default: the bundle folder's name)")
+    parser.add_argument("--version", default="1.0.0", help="version of the model (default: 1.0.0)")
     parser.set_defaults(command=run_export)
 
 
@@ -149,24 +160,24 @@ def run_export(args: argparse.Namespace) -> None:
     rows = read_manifest(args.manifest)
     figures = export(rows, args.run, args.out, name=args.name or args.out.name, version=args.version)
     print(
-        f"wrote {args.out}; labels as in float32: "
+        f"wrote {args.out}; validation labels equal to float32: "
         f"half precision {figures['half']:.2%}, int8 {figures['int8']:.2%} "
-        f"(probabilities differ by {figures['int8_drift']:.4f} on average)"
+        f"(int8 probabilities differ by {figures['int8_drift']:.4f} on average)"
     )
 
 
 def add_report(commands: Commands) -> None:
     parser = commands.add_parser(
-        "report", help="score a bundle on a split; write report.json, model card, figures"
+        "report", help="score a bundle on a split; write report.json, model card and figures"
     )
-    parser.add_argument("--bundle", type=Path, default=BUNDLE, help=f"default {BUNDLE}")
-    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"default {MANIFEST}")
-    parser.add_argument("--split", default="test", help="split of the manifest (default test)")
-    parser.add_argument("--run", type=Path, help="folder of the run, for the loss and accuracy curves")
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help=f"bundle to score (default: {BUNDLE})")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
+    parser.add_argument("--split", default="test", help="split of the manifest (default: test)")
+    parser.add_argument("--run", type=Path, help="folder of the run, for its learning curves")
     parser.add_argument(
-        "--paper", type=Path, metavar="BUNDLE", help="what the paper's recipe gave, scored already"
+        "--paper", type=Path, metavar="BUNDLE", help="scored bundle of the paper's recipe, to compare with"
     )
-    parser.add_argument("--engine", default="auto", help="auto, openvino or torch")
+    parser.add_argument("--engine", default="auto", help="auto, openvino or torch (default: auto)")
     parser.set_defaults(command=run_report)
 
 
@@ -175,7 +186,7 @@ def run_report(args: argparse.Namespace) -> None:
     from training.report import report
 
     rows = read_manifest(args.manifest)
-    found = report(
+    scores = report(
         args.bundle,
         rows,
         split=args.split,
@@ -184,4 +195,4 @@ def run_report(args: argparse.Namespace) -> None:
         engine=args.engine,
         progress=progress,
     )
-    print(f"accuracy {found.accuracy:.4f} on {found.n} images; see {args.bundle / 'README.md'}")
+    print(f"accuracy {scores.accuracy:.4f} on {scores.n} images; see {args.bundle / 'README.md'}")

@@ -1,153 +1,307 @@
-"""Everything that a training run depends on, one field a knob."""
+"""The configuration of a training run: its fields, their bounds, and how a recipe is read."""
 
 from __future__ import annotations
 
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    with_config,
+)
+from pydantic_core import ErrorDetails, core_schema
 
 from app.imaging.framing import Preprocessing
 from training.errors import RecipeError
 
 RECIPES = Path(__file__).with_name("recipes")
+LEAST_SIDE = 32  # pixels; ResNet18 halves the image five times
+MAX_SEED = 4_000_000_000  # NumPy takes 32 bits; each fold adds its number
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Side = Annotated[int, Field(strict=True, ge=LEAST_SIDE)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Field(min_length=1)]
+Precision = Literal[
+    "bf16-mixed", "bf16-true", "bf16", "16-mixed", "16-true", "16", "32-true", "32", "64-true", "64",
+    "transformer-engine", "transformer-engine-float16",
+]  # fmt: skip
 
 
+def check_range(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("must be the smaller factor, then the larger one")
+    return pair
+
+
+def check_folds(folds: int, info: ValidationInfo) -> int:
+    if info.data.get("select_on") == "folds" and folds < 2:
+        raise ValueError('must be a whole number of at least 2 with select_on = "folds"')
+    return folds
+
+
+def check_mix(mix: Mapping[str, float]) -> Mapping[str, float]:
+    if mix and not any(mix.values()):
+        raise ValueError("must have a share above 0")
+    return mix
+
+
+class PreprocessingTable(BaseModel):
+    """The bounds of a recipe's `[preprocessing]`; `Preprocessing` says what the fields mean."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: Side = Preprocessing.size
+    framing: Literal["nucleus", "whole"] = Preprocessing.framing
+    margin: Factor = Preprocessing.margin
+    white_point: Flag = Preprocessing.white_point
+    mean: tuple[Share, Share, Share] = Preprocessing.mean
+    std: tuple[Factor, Factor, Factor] = Preprocessing.std
+
+
+def preprocessing_schema(_: object, handler: Any) -> core_schema.CoreSchema:
+    return core_schema.no_info_after_validator_function(
+        lambda table: Preprocessing(**table.model_dump()), handler(PreprocessingTable)
+    )
+
+
+CheckedPreprocessing = Annotated[Preprocessing, GetPydanticSchema(preprocessing_schema)]
+
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Augmentation:
-    rotation: float = 180.0
-    """Turn by up to so many degrees either way."""
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Side of the crop times a factor between these, log-uniform."""
-    shift: float = 0.0
-    """Move the crop by up to this share of its side."""
-    shear: float = 0.0
-    """Shear by up to so many degrees either way."""
-    flip_horizontal: bool = True
-    """Mirror left and right, half of the time."""
-    flip_vertical: bool = True
-    """Mirror top and bottom, half of the time."""
-    brightness: float = 0.0
-    """Brightness times a factor within 1 ± this."""
-    contrast: float = 0.0
-    """Contrast times a factor within 1 ± this."""
-    saturation: float = 0.0
-    """Saturation times a factor within 1 ± this."""
-    tint: float = 0.0
-    """Each channel times a factor within 1 ± this: lamp and white balance, hue but little."""
-    stain: float = 0.0
-    """Standard deviation of what is added to each entry of the channels' identity in optical density."""
-    strength: float = 0.0
+    """Random changes to each training image; 0 turns one off."""
+
+    rotation: Annotated[float, Field(strict=True, ge=0, le=180)] = 180.0
+    """Largest rotation in either direction, in degrees."""
+    scale: Annotated[tuple[Factor, Factor], AfterValidator(check_range)] = (1.0, 1.0)
+    """Smallest and largest factor of the crop's side; drawn log-uniformly."""
+    shift: Share = 0.0
+    """Largest shift of the crop, as a share of its side."""
+    shear: Annotated[float, Field(strict=True, ge=0, lt=90)] = 0.0
+    """Largest shear in either direction, in degrees."""
+    flip_horizontal: Flag = True
+    """Mirror left and right with probability 0.5."""
+    flip_vertical: Flag = True
+    """Mirror top and bottom with probability 0.5."""
+    brightness: Share = 0.0
+    """Brightness is multiplied by a factor within 1 ± this."""
+    contrast: Share = 0.0
+    """Contrast is multiplied by a factor within 1 ± this."""
+    saturation: Share = 0.0
+    """Saturation is multiplied by a factor within 1 ± this."""
+    tint: Share = 0.0
+    """Each channel is multiplied by its own factor within 1 ± this: lamp and white balance, little hue."""
+    stain: Amount = 0.0
+    """Standard deviation of the noise added to each entry of the 3 × 3 channel mixing matrix (identity
+    without noise) in optical density."""
+    strength: Amount = 0.0
     """Standard deviation of the logarithm of a factor of optical density: pale and dark stains."""
-    exchange: float = 0.0
-    """Share of pictures whose channels take on part of the density spread of another in the batch."""
-    blur: float = 0.0
-    """Share of pictures whose sharpness is lowered as if taken at down to 0.4 of the resolution."""
+    exchange: Share = 0.0
+    """Share of images whose channels move towards the optical-density spread of another one in the batch."""
+    blur: Share = 0.0
+    """Share of images that are blurred as if taken at a lower resolution, down to 0.4 of the original."""
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class TrainConfig:
-    name: str = "default"
-    """Name of the recipe; goes into the bundle."""
-    initial: str = "imagenet"
-    """Where the weights start: imagenet (torchvision downloads them), random, or a file."""
+    """All settings of a run; a recipe sets them in TOML."""
+
+    name: Text = "default"
+    """Name of the recipe; recorded in the bundle."""
+    initial: Text = "imagenet"
+    """Initial weights: imagenet (downloaded by torchvision), random, or the path of a file."""
     select_on: Literal["holdout", "folds", "val", "test"] = "holdout"
-    """Rows that choose: held-out photos of train, each fold of them in turn, the manifest's val, or (leaks)
-    its test. With folds one network is trained without each; the result is the mean of their weights."""
-    holdout: float = 0.15
-    """Share of the training photos of each class held out when select_on = holdout."""
-    folds: int = 5
-    """Parts that the first archive's photos are split into when select_on = folds."""
-    shared_epochs: int = 0
-    """Epochs on the other archives alone, from which every fold then starts."""
-    files: int = 0
-    """At most so many files of each photo are trained on, for copies say little more; 0 for all."""
-    holdout_files: int = 6
-    """At most so many files of each held-out photo are scored; 0 for all."""
-    mix: Mapping[str, float] = field(default_factory=dict)
-    """Archive's stem → share of each epoch, drawn by class, then photo, then file; empty: every file once."""
-    epochs: int = 50
-    """At most so many passes."""
-    samples: int = 0
-    """Pictures in one epoch; 0: as many as there are."""
-    batch: int = 32
-    """Pictures in one optimiser step."""
-    detail: int = 224
-    """Pixels across the frame in what is turned and cropped; more than the pictures have is of no use."""
-    coarse_size: int = 224
-    """Pixels across in the first epochs, where fewer cost less."""
-    coarse_epochs: int = 0
-    """How many these are."""
-    learning_rate: float = 1e-4
+    """Rows that the best epoch, temperature and thresholds are selected on: photos held out of train,
+    cross-validation folds of train, the manifest's split val, or its split test (which leaks). With folds,
+    one network is trained without each fold; the result is the mean of their weights."""
+    holdout: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.15
+    """Share of each class's training photos that are held out; used with select_on = holdout."""
+    folds: Annotated[Positive, AfterValidator(check_folds)] = 5
+    """Number of folds of the first archive's photos, at least 2; used with select_on = folds."""
+    shared_epochs: Count = 0
+    """Epochs of training on the other archives alone, before the folds start from the result."""
+    files: Count = 0
+    """Largest number of files of one photo in training, since copies add little; 0: all."""
+    holdout_files: Count = 6
+    """Largest number of files of one held-out photo in validation; 0: all."""
+    mix: Annotated[Mapping[str, Amount], AfterValidator(check_mix)] = field(default_factory=dict)
+    """Archive's file name without suffix → its share of each epoch; files are drawn by class, then photo.
+    Empty: every file once."""
+    epochs: Positive = 50
+    """Largest number of epochs."""
+    samples: Count = 0
+    """Images per epoch; 0: the number of training files."""
+    batch: Positive = 32
+    """Images per optimiser step, over all processes."""
+    detail: Side = 224
+    """Pixels across the frame in the stored patches; more than the images have is of no use."""
+    coarse_size: Side = 224
+    """Input size in pixels during the first epochs; smaller images cost less."""
+    coarse_epochs: Count = 0
+    """Number of epochs at coarse_size."""
+    learning_rate: Factor = 1e-4
     """Adam's step size; the peak of the schedule."""
-    weight_decay: float = 0.0
-    """Decoupled decay (AdamW); 0 is plain Adam."""
+    weight_decay: Amount = 0.0
+    """Decoupled weight decay (AdamW); 0 is plain Adam."""
     schedule: Literal["constant", "one-cycle"] = "constant"
-    """Learning rate over the run: as it is, or warmed up for a tenth and annealed to nothing."""
-    label_smoothing: float = 0.0
-    """Share of each target spread evenly over the classes."""
-    average: float = 0.0
-    """Decay a step of the exponential moving average of the weights; 0 for none."""
+    """Learning rate over the run: constant, or warmed up for a tenth of the steps and then annealed to 0."""
+    label_smoothing: Share = 0.0
+    """Share of each target that is spread evenly over the classes."""
+    average: ShareBelowOne = 0.0
+    """Decay per step of the exponential moving average of the weights; 0: no average."""
     monitor: Literal["val_loss", "val_accuracy", "last"] = "val_loss"
-    """What the best checkpoint is best in; last: the schedule's end, whatever its score."""
-    patience: int = 5
-    """Stop after so many epochs without a lower val_loss; 0: never."""
-    seed: int = 0
-    """Of everything random."""
-    precision: str = "bf16-mixed"
+    """Metric that selects the best checkpoint; last: the last epoch, whatever its score."""
+    patience: Count = 5
+    """Stop after this many epochs without a lower val_loss; 0: never."""
+    seed: Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)] = 0
+    """Seed of every random choice."""
+    precision: Precision = "bf16-mixed"
     """Lightning's precision: bf16-mixed on CPU and recent GPUs, 16-mixed on older ones, 32-true."""
-    workers: int = 2
-    """Processes that load pictures, for each device."""
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    """What the network sees; the bundle's contract with the service."""
+    workers: Count = 2
+    """Processes that load images, per device."""
+    preprocessing: CheckedPreprocessing = field(default_factory=Preprocessing)
+    """Framing and normalisation; recorded in the bundle, and the same in the service."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """What varies in training."""
+    """Random changes to the training images."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def for_bundle(self) -> dict[str, Any]:
-        """As a bundle records it: the start by its name, not by where it lay on one machine."""
+        """Return the fields as a bundle records them: `initial` without its folder."""
         return self.as_dict() | {"initial": Path(self.initial).name}
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A shipped recipe's name or a path to a TOML file; overrides are `field=value`, value as in TOML."""
+    """Read a shipped recipe by name or a TOML file by path; each override is `field=value` in TOML.
+
+    Raise RecipeError that names every wrong field, its value and what is allowed.
+    """
     path = RECIPES / f"{name}.toml" if (RECIPES / f"{name}.toml").is_file() else Path(name)
     try:
-        table = tomllib.loads(path.read_text())
-        for override in overrides:
-            table = merge(table, tomllib.loads(override))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {name!r}: give one of {known}, or the path of a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path} or an override is not TOML: {error}") from error
-    return config_from(table)
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise RecipeError(f"{path} is not a TOML file ({error})") from error
+    for override in overrides:
+        try:
+            table = merge(table, tomllib.loads(override))
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(
+                f"--set {override} is not TOML ({error}); put text in quotes: --set 'initial=\"random\"'"
+            ) from error
+    return config_from(table, f"recipe {name}")
 
 
 def merge(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """`augmentation.stain=0` changes one field of the inner table; a table of data, `mix`, is replaced."""
+    """Return `table` with `override`; inner tables of fields are merged, `mix` is replaced as a whole."""
     inner = {
-        key: {**table.get(key, {}), **override[key]}
+        key: {**table[key], **override[key]}
         for key in ("preprocessing", "augmentation")
-        if key in override
+        if isinstance(table.get(key), dict) and isinstance(override.get(key), dict)
     }
     return {**table, **override, **inner}
 
 
-def config_from(table: Mapping[str, Any]) -> TrainConfig:
-    known = {f.name for f in fields(TrainConfig)}
-    if unknown := sorted(set(table) - known):
-        raise RecipeError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    nested: dict[str, Any] = {"preprocessing": Preprocessing, "augmentation": Augmentation}
+def config_from(table: object, origin: str = "recipe") -> TrainConfig:
+    """Check a table of fields; fields that it lacks have their defaults.
+
+    Raise RecipeError that begins with `origin` and names every wrong field.
+    """
     try:
-        parts = {key: cls(**_tuples(table[key])) for key, cls in nested.items() if key in table}
-        return replace(TrainConfig(), **{**table, **parts})
-    except TypeError as error:
-        raise RecipeError(f"recipe: {error}") from error
+        return adapter().validate_python(table)
+    except ValidationError as error:
+        problems = "; ".join(describe(details) for details in error.errors(include_url=False))
+        raise RecipeError(f"{origin}: {problems}") from error
+
+
+@cache
+def adapter() -> TypeAdapter[TrainConfig]:
+    return TypeAdapter(TrainConfig)
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of TrainConfig, which messages take the allowed values from."""
+    return adapter().json_schema()
+
+
+def describe(error: ErrorDetails) -> str:
+    """Say which field is wrong, its value and what is allowed."""
+    path = list(error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = sorted(schema_at(path[:-1])["properties"])
+        near = get_close_matches(str(path[-1]), known, n=1)
+        advice = f"did you mean {dotted([*path[:-1], *near])}?" if near else f"known: {', '.join(known)}"
+        return f"unknown setting {dotted(path)} ({advice})"
+    if error["type"] == "missing":  # an array that is too short
+        path.pop()
+    allowed = str(error["ctx"]["error"]) if error["type"] == "value_error" else allowed_at(path)
+    value = json.dumps(error["input"], default=str, ensure_ascii=False)
+    return f"{dotted(path)} = {value} {allowed}" if path else f"{value} {allowed}"
+
+
+def dotted(path: Sequence[int | str]) -> str:
+    return ".".join(map(str, path))
+
+
+def schema_at(path: Sequence[int | str]) -> dict[str, Any]:
+    """Return the JSON Schema of the field at `path`: names of fields and archives, places in arrays."""
+    node = schema()
+    for key in path:
+        if isinstance(key, int):
+            node = node["prefixItems"][key]
+        else:
+            node = node["properties"][key] if "properties" in node else node["additionalProperties"]
+        if "$ref" in node:
+            node = schema()["$defs"][node["$ref"].rpartition("/")[2]]
+    return node
+
+
+def allowed_at(path: Sequence[int | str]) -> str:
+    node = schema_at(path)
+    if "enum" in node:
+        return "must be one of " + ", ".join(map(json.dumps, node["enum"]))
+    kinds = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "text that is not empty",
+        "object": "a table",
+        "array": f"an array of {node.get('maxItems')} numbers",
+    }
+    bounds = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    limits = [f"{words} {node[key]}" for key, words in bounds.items() if key in node]
+    return f"must be {kinds[node['type']]} {' and '.join(limits)}".rstrip()
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -155,8 +309,11 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def read_config(path: Path) -> TrainConfig:
-    return config_from(json.loads(path.read_text()))
-
-
-def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    """Read a run's config.json; raise RecipeError if it is missing or not a configuration."""
+    try:
+        table = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path} does not exist; run `leuko-train fit` first") from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} is not JSON ({error})") from error
+    return config_from(table, str(path))

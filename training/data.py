@@ -1,8 +1,7 @@
-"""From an archive of pictures to a manifest: one row a file, with its class, split and source photo.
+"""The manifest: one row per image file of an archive, with class, split and source photo.
 
-The photo, not the file, is the unit: the Kaggle set is 351 photos blown up to 12,444 files, so a
-split by file puts near copies of one photo on both sides. `sources.csv` says which photo each file
-was made from.
+The unit is the photo, not the file: the Kaggle data set has 12,444 files that were augmented from 351 photos,
+so a split by file puts copies of one photo on both sides. `sources.csv` gives the photo of each file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from app.engine.bundle import CLASSES
 from app.errors import RequestError
 from app.imaging.decode import decode
 from training.errors import DataError
-from training.pictures import Pictures
+from training.images import ImageArchive
 
 SPLITS = ("TRAIN", "TEST", "TEST_SIMPLE")
 KAGGLE_SLUG = "paultimothymooney/blood-cells"
@@ -34,14 +33,14 @@ SOURCES = Path(__file__).with_name("sources.csv")
 
 @dataclass(frozen=True)
 class Row:
-    """One picture."""
+    """One image file."""
 
-    archive: str  # the zip or folder it is in
-    path: str  # inside that archive
+    archive: str  # path of the ZIP or folder
+    path: str  # inside the archive
     label: str  # class name
     split: str  # train, val, test or test_simple
-    source: str  # the photo, slide or patient it comes from
-    certain: bool  # the source is sure; rows that are not are kept out of training and validation
+    source: str  # photo, slide or patient
+    certain: bool  # the source is certain; other rows are left out of training and validation
     sha256: str  # of the file
 
 
@@ -55,22 +54,23 @@ def build_manifest(
     leave_out: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Check that the archive is whole (counts; every file decodes) and describe each picture.
+    """Check that the archive is complete (counts; every file decodes) and return a row for each image.
 
-    The Kaggle archive is known by its TRAIN and TEST folders. Any other archive needs one folder a
-    class; `sources` (path → photo or patient) groups its files, else each file is its own source.
-    Pictures in folders named in `leave_out` are passed over.
+    The Kaggle archive is recognised by its TRAIN and TEST folders. Any other archive needs one folder per
+    class; `sources` (path → photo or patient) groups its files, without it each file is its own source.
+    Images in folders named in `leave_out` are skipped. Raise DataError if the archive cannot be used.
     """
-    pictures = Pictures(path)
-    names = [name for name in pictures.names() if not any(part in leave_out for part in name.split("/")[:-1])]
+    images = ImageArchive(path)
+    names = [name for name in images.names() if not any(part in leave_out for part in name.split("/")[:-1])]
     kaggle = [row for name in names if (row := kaggle_row(path, name))]
     rows = with_kaggle_sources(kaggle) if kaggle else [folder_row(path, name, sources) for name in names]
     check_classes(path, rows)
-    checked = checked_rows(pictures, rows)
+    checked = checked_rows(images, rows)
     return list(progress(checked, len(rows)) if progress else checked)
 
 
 def kaggle_row(archive: Path, name: str) -> Row | None:
+    """Return the row of a file of the Kaggle archive, None if the name is not one of Kaggle's."""
     parts = name.split("/")
     if len(parts) < 3 or parts[-3] not in SPLITS or parts[-2].lower() not in CLASSES:
         return None
@@ -78,14 +78,14 @@ def kaggle_row(archive: Path, name: str) -> Row | None:
 
 
 def with_kaggle_sources(rows: Sequence[Row]) -> list[Row]:
-    """Check the counts, then fill in each file's photo; TEST_SIMPLE is not in the table and is dropped."""
-    found = Counter((row.split.upper(), row.label) for row in rows)
+    """Check the counts and fill in each file's photo; TEST_SIMPLE, which repeats TEST, is dropped."""
+    counts_here = Counter((row.split.upper(), row.label) for row in rows)
     for split, counts in KAGGLE_COUNTS.items():
         for label, expected in zip(CLASSES, counts, strict=True):
-            if found[split, label] != expected:
+            if counts_here[split, label] != expected:
                 raise DataError(
-                    f"{split}/{label.upper()} has {found[split, label]} pictures, Kaggle's has {expected}: "
-                    "it is incomplete or changed; download it again"
+                    f"{split}/{label.upper()} has {counts_here[split, label]} images instead of {expected}: "
+                    "the Kaggle archive is incomplete or changed; download it again"
                 )
     table = read_sources()
     known = [row for row in rows if row.split != "test_simple"]
@@ -97,7 +97,7 @@ def with_kaggle_sources(rows: Sequence[Row]) -> list[Row]:
 
 
 def file_key(path: str) -> str:
-    """`TRAIN/MONOCYTE/_0_1173.jpeg`, wherever the archive puts it."""
+    """Return the last three parts, such as `TRAIN/MONOCYTE/_0_1173.jpeg`."""
     return "/".join(path.split("/")[-3:])
 
 
@@ -106,10 +106,10 @@ def folder_row(archive: Path, name: str, sources: dict[str, str] | None) -> Row:
     if label is None:
         raise DataError(
             f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); "
-            "--leave-out names folders to pass over"
+            "skip folders of other classes with --leave-out"
         )
     if sources is not None and name not in sources:
-        raise DataError(f"{archive}: {name} has no line in the table of sources")
+        raise DataError(f"{archive}: {name} has no line in the CSV of sources")
     source = sources[name] if sources else f"{archive.stem}/{name}"
     return Row(str(archive), name, label, "train", source, True, "")
 
@@ -118,15 +118,16 @@ def check_classes(archive: Path, rows: Sequence[Row]) -> None:
     present = {row.label for row in rows}
     if missing := [label for label in CLASSES if label not in present]:
         raise DataError(
-            f"{archive}: no pictures of {', '.join(missing)}; each class needs a folder of its name"
+            f"{archive}: no images of {', '.join(missing)}; each class needs a folder of its name"
         )
 
 
-def checked_rows(pictures: Pictures, rows: Sequence[Row]) -> Iterable[Row]:
+def checked_rows(images: ImageArchive, rows: Sequence[Row]) -> Iterable[Row]:
+    """Decode every file and yield its row with its sha256; raise DataError if one does not decode."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(rows), 256):
             chunk = rows[start : start + 256]
-            contents = [pictures.read(row.path) for row in chunk]
+            contents = [images.read(row.path) for row in chunk]
             yield from pool.map(checked_row, chunk, contents)
 
 
@@ -142,7 +143,7 @@ def checked_row(row: Row, data: bytes) -> Row:
 
 
 def read_sources() -> dict[str, tuple[str, bool]]:
-    """Kaggle's file → (photo, whether the match is sure); derived by matching image features."""
+    """Read Kaggle's file → (photo, whether the match is certain), derived by matching image features."""
     with SOURCES.open(newline="") as file:
         return {
             line["file"]: (f"bccd/{line['photo']}", line["certain"] == "1") for line in csv.DictReader(file)
@@ -158,28 +159,30 @@ def write_manifest(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_manifest(path: Path) -> list[Row]:
+    """Read a manifest; raise DataError if it is missing or malformed."""
     try:
         with path.open(newline="") as file:
             lines = list(csv.DictReader(file))
         return [_row(line) for line in lines]
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; make it with `leuko-train data ARCHIVE`") from error
+        raise DataError(f"{path} does not exist; create it with `leuko-train data ARCHIVE`") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is not a manifest ({error}); make it again with `leuko-train data`"
+            f"{path} is not a manifest ({error}); create it again with `leuko-train data`"
         ) from error
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """sha256 over the sorted hashes, classes and splits: names what a model was trained on."""
+    """Return the sha256 over the sorted hashes, classes and splits; it identifies a data set."""
     lines = sorted(f"{row.sha256} {row.label} {row.split}" for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def download(folder: Path) -> Path:
-    """Fetch Kaggle's archive through kagglehub; needs a network and a Kaggle account's token.
+    """Download the Kaggle archive with kagglehub; needs a network and a Kaggle account's token.
 
-    kagglehub names folders by version, recipes name archives: `folder/blood-cells` is a link to its folder.
+    Return `folder/blood-cells`, a link to kagglehub's folder: that one is named after the version, while
+    recipes refer to archives by name.
     """
     import kagglehub
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, however a run is stopped."""
+"""Atomic writing of files: complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def draft_of(path: Path) -> Iterator[Path]:
-    """Where to write it; only what was written to the end takes the place of `path`."""
+    """Yield a temporary path; it replaces `path` only if the block ends without an exception."""
     draft = path.with_name(f"{path.name}.new")
     yield draft
     draft.replace(path)

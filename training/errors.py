@@ -1,17 +1,17 @@
-"""What stops training, in words that say what to do."""
+"""Errors of training; each message says what is wrong and what to do."""
 
 
 class TrainingError(Exception):
-    """Base of all; the command prints it in one line and exits with 1."""
+    """Base class; `leuko-train` prints the message on one line and exits with 1."""
 
 
 class DataError(TrainingError):
-    """The pictures, the archive or the manifest cannot be used as they are."""
+    """The images, an archive, a manifest or a log cannot be used."""
 
 
 class RecipeError(TrainingError):
-    """A recipe or an override of it has no meaning."""
+    """A recipe, an override or a run's configuration is invalid or does not fit the run."""
 
 
 class ExportError(TrainingError):
-    """The bundle would be wrong, so it is not written."""
+    """The bundle would be invalid and is not written."""

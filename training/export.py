@@ -1,4 +1,4 @@
-"""From a run's best checkpoint to a bundle, which is written only if all its parts agree."""
+"""Export of a run's best checkpoint as a bundle, written only if its precisions agree with float32."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
 from training.network import Network
 from training.rows import choose_rows
-from training.scored import Scored, Unseen, balanced_sample, find_neighbours, judge_folds, judge_unseen, score
+from training.scored import (
+    HeldOut,
+    Scored,
+    balanced_sample,
+    find_neighbours,
+    score,
+    score_folds,
+    score_held_out,
+)
 
-CALIBRATION_IMAGES = 40  # of each class of each archive, for int8 ranges; more changed nothing
-REVIEW_SHARE = 0.05  # of good images, half by confidence and half by distance
-INT8_AGREEMENT = 0.985  # least share of validation images with the same label in int8 and float32
-HALF_AGREEMENT = 0.999  # the same of half precision, where a near tie may fall the other way
+CALIBRATION_IMAGES = 40  # per class and archive, for the int8 ranges; more did not help
+REVIEW_SHARE = 0.05  # of validation images sent to review, half by confidence, half by OOD score
+INT8_AGREEMENT = 0.985  # lowest share of validation images with the same label in int8 and float32
+HALF_AGREEMENT = 0.999  # the same for half precision; a near tie may change its label
 
 Floats = NDArray[np.float32]
 
@@ -51,7 +59,8 @@ def export(
     version: str,
     int8_agreement: float = INT8_AGREEMENT,
 ) -> dict[str, float]:
-    """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` as it was."""
+    """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` unchanged."""
+    check_replaceable(out)
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
     network = load_checkpoint(run / BEST, config)
@@ -63,12 +72,12 @@ def export(
         draft.mkdir()
         scored = score(network, evaluation_loader(validation, config))
         neighbours = write_parts(draft, network, train, config)
-        unseen = (
-            judge_folds(run, train, validation, config)
+        held_out = (
+            score_folds(run, train, validation, config)
             if config.select_on == "folds"
-            else judge_unseen(network, validation, neighbours, config)
+            else score_held_out(network, validation, neighbours, config)
         )
-        table = describe(draft, network, config, unseen)
+        table = describe(draft, network, config, held_out)
         table |= {"name": name, "version": version}
         table["training"]["data"] = json.loads((run / "data.json").read_text())
         (draft / "config.json").write_text(json.dumps(table, indent=2) + "\n")
@@ -79,7 +88,7 @@ def export(
 
 
 def round_to_half(network: Network) -> None:
-    """Give every weight a value that half precision holds exactly, so that all forms agree."""
+    """Round every weight to half precision, so that all stored forms have equal values."""
     with torch.no_grad():
         for tensor in network.trunk.state_dict().values():
             if tensor.is_floating_point():
@@ -87,27 +96,29 @@ def round_to_half(network: Network) -> None:
 
 
 def write_parts(draft: Path, network: Network, train: Sequence[Row], config: TrainConfig) -> Neighbours:
-    """Everything that config.json then names by its hash."""
+    """Write weights, int8 graph, OOD features and known-answer image; config.json has the hash of each."""
     state = network.trunk.state_dict()
     halves = {key: t.half().contiguous() if t.is_floating_point() else t for key, t in state.items()}
     save_file(halves, draft / WEIGHTS)
-    few = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
-    images = [pixels[None] for batch, _, _ in few for pixels in batch.numpy()]
+    sample = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
+    images = [pixels[None] for batch, _, _ in sample for pixels in batch.numpy()]
     (draft / GRAPH).write_bytes(quantise(export_graph(network), images))
     neighbours = find_neighbours(network, train, config)
     arrays = {"bank": neighbours.bank.astype(np.float16), "k": np.array([neighbours.k])}
     save_arrays(arrays | {"scale": np.array([neighbours.scale], np.float32)}, draft / OOD)
     draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
     for file in FILES:
-        (draft / file).chmod(0o644)  # safetensors writes for the owner alone, but a service reads as another
+        (draft / file).chmod(
+            0o644
+        )  # safetensors makes files for the owner only; the service runs as another user
     return neighbours
 
 
-def describe(draft: Path, network: Network, config: TrainConfig, unseen: Unseen) -> dict[str, Any]:
-    """config.json, with temperature and review thresholds set on the validation images."""
-    temperature = round(temperature_for(unseen.logits, unseen.labels, unseen.weights), 4)
-    probabilities = softmax(unseen.logits / temperature)
-    right = probabilities.argmax(1) == unseen.labels
+def describe(draft: Path, network: Network, config: TrainConfig, held_out: HeldOut) -> dict[str, Any]:
+    """Return config.json, with temperature and review thresholds set on the validation images."""
+    temperature = round(temperature_for(held_out.logits, held_out.labels, held_out.weights), 4)
+    probabilities = softmax(held_out.logits / temperature)
+    right = probabilities.argmax(1) == held_out.labels
     share = REVIEW_SHARE / 2
     return {
         "format": FORMAT,
@@ -118,8 +129,8 @@ def describe(draft: Path, network: Network, config: TrainConfig, unseen: Unseen)
         "preprocessing": asdict(config.preprocessing),
         "temperature": temperature,
         "review": {
-            "confidence": round(weighted_quantile(probabilities.max(1), unseen.weights, share), 4),
-            "ood_score": round(weighted_quantile(unseen.ood_scores, unseen.weights, 1 - share), 4),
+            "confidence": round(weighted_quantile(probabilities.max(1), held_out.weights, share), 4),
+            "ood_score": round(weighted_quantile(held_out.ood_scores, held_out.weights, 1 - share), 4),
             "share": REVIEW_SHARE,
         },
         "known_answer": known_answer(network, config, draft, temperature),
@@ -128,7 +139,7 @@ def describe(draft: Path, network: Network, config: TrainConfig, unseen: Unseen)
             "recipe": config.for_bundle(),
             "validation": {
                 "n": len(right),
-                "accuracy": round(float(np.average(right, weights=unseen.weights)), 4),
+                "accuracy": round(float(np.average(right, weights=held_out.weights)), 4),
             },
         },
         "scores": {},
@@ -136,6 +147,7 @@ def describe(draft: Path, network: Network, config: TrainConfig, unseen: Unseen)
 
 
 def known_answer(network: Network, config: TrainConfig, draft: Path, temperature: float) -> list[float]:
+    """Return the probabilities of the known-answer image, which the service checks when it starts."""
     cell = frame_cell(decode((draft / KNOWN_ANSWER).read_bytes()), config.preprocessing)
     with torch.inference_mode():
         logits = network(torch.from_numpy(cell.pixels[None].copy()))[0].numpy()
@@ -143,7 +155,11 @@ def known_answer(network: Network, config: TrainConfig, draft: Path, temperature
 
 
 def agreement(draft: Path, unrounded: Scored, scored: Scored, loader: DataLoader[Batch]) -> dict[str, float]:
-    """Shares of the validation images with the label that float32 gives, and the int8 graph's mean drift."""
+    """Compare with float32 on the validation images.
+
+    Return the shares of equal labels in half precision and int8, and the mean over images of the largest
+    change of a probability in int8.
+    """
     bundle = load_bundle(draft)
     engine = load_engine(bundle, "openvino", 0)
     logits = np.concatenate([engine.infer(pixels.numpy()).logits for pixels, _, _ in loader])
@@ -159,19 +175,23 @@ def agreement(draft: Path, unrounded: Scored, scored: Scored, loader: DataLoader
 def check(figures: dict[str, float], int8_agreement: float) -> None:
     if figures["half"] < HALF_AGREEMENT:
         raise ExportError(
-            f"half precision keeps only {figures['half']:.2%} of the validation labels, "
-            f"not {HALF_AGREEMENT:.1%}"
+            f"half precision keeps only {figures['half']:.2%} of the validation labels; "
+            f"at least {HALF_AGREEMENT:.1%} is required"
         )
     if figures["int8"] < int8_agreement:
         raise ExportError(
-            f"the int8 graph keeps only {figures['int8']:.2%} of the validation labels, "
-            f"not {int8_agreement:.1%}"
+            f"the int8 graph keeps only {figures['int8']:.2%} of the validation labels; "
+            f"at least {int8_agreement:.1%} is required"
         )
 
 
+def check_replaceable(out: Path) -> None:
+    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+        raise ExportError(f"{out} exists and is not a bundle; choose another folder")
+
+
 def replace_folder(draft: Path, out: Path) -> None:
+    check_replaceable(out)  # again, since the export took minutes
     if out.exists():
-        if not (out / "config.json").is_file() and any(out.iterdir()):
-            raise ExportError(f"{out} exists and is not a bundle; name another folder")
         shutil.rmtree(out)
     draft.rename(out)

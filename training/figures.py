@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BINS = 15  # as in the report's calibration error
-FEW = 20  # images in a bin, below which its accuracy says little
+BINS = 15  # the same as in the report's calibration error
+FEW = 20  # images; the accuracy of a smaller bin says little
 DOTS_PER_INCH = 160
 INK, SOFT, FAINT = "#22272e", "#6e7781", "#d7dce1"
-BLUE, GREY = "#0b6fa4", "#87909a"  # told apart by lightness as well as by hue
-LOWEST, HIGHEST = "#f7fafc", "#084b74"  # of the confusion matrix
-STYLE: Any = {  # matplotlib types its keys one by one
+BLUE, GREY = "#0b6fa4", "#87909a"  # differ in lightness as well as in hue
+LOWEST, HIGHEST = "#f7fafc", "#084b74"  # colour scale of the confusion matrix
+STYLE: Any = {  # matplotlib's own type lists every key
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -50,7 +50,10 @@ Flags = NDArray[np.bool_]
 
 
 def draw_curves(history: History, path: Path, *, monitor: str, held_out: str) -> None:
-    """monitor: the column whose best epoch was kept; held_out: what the validation pictures are."""
+    """Plot loss and accuracy by epoch.
+
+    monitor: the log's column that selected the best epoch; held_out: label of the validation curve.
+    """
     chosen = best_epoch(history, monitor)
     with _figure(path, (8.8, 3.2)) as figure:
         for ax, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -63,8 +66,8 @@ def draw_curves(history: History, path: Path, *, monitor: str, held_out: str) ->
 def _draw_pair(ax: Axes, history: History, kind: str, held_out: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    parts = (("train", "training", GREY), ("val", held_out, BLUE))
-    lines = [(column(history, f"{part}_{kind}"), name, colour) for part, name, colour in parts]
+    curves = (("train", "training", GREY), ("val", held_out, BLUE))
+    lines = [(column(history, f"{prefix}_{kind}"), name, colour) for prefix, name, colour in curves]
     drawn = [line for line in lines if line[0]]
     ax.set_title(kind.capitalize())
     ax.set_xlabel("epoch")
@@ -82,7 +85,7 @@ def _draw_pair(ax: Axes, history: History, kind: str, held_out: str) -> None:
 
 
 def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Name each line where it ends, a line of text apart at least."""
+    """Write each line's name at its end, with at least one line of text between two names."""
     low, high = ax.get_ylim()
     last = -math.inf
     for value, name, colour in sorted(ends):
@@ -92,7 +95,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def _mark_epoch(ax: Axes, epoch: int, value: float, *, above: bool) -> None:
-    """above: where the words go; a loss leaves room above its line, an accuracy below."""
+    """Mark the best epoch; `above`: text at the top (there is room above a loss curve) or at the bottom."""
     first, last = ax.get_xlim()
     side = "left" if epoch - first < 0.6 * (last - first) else "right"
     ax.axvline(epoch, color=SOFT, linewidth=0.9, dashes=(2, 3), zorder=1)
@@ -111,7 +114,7 @@ def _mark_epoch(ax: Axes, epoch: int, value: float, *, above: bool) -> None:
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], path: Path) -> None:
-    """Counts under the percentages of their row; rows are true classes."""
+    """Draw row percentages with the counts below them; rows are true classes."""
     from matplotlib.colors import LinearSegmentedColormap
 
     counts = np.asarray(matrix)
@@ -145,7 +148,10 @@ def _fill_cell(ax: Axes, x: float, y: float, share: float, count: int) -> None:
 
 @dataclass(frozen=True)
 class Reliability:
-    """By bin of confidence, equally wide and closed above: [bins] each; means are NaN in an empty bin."""
+    """Counts and means by confidence bin, [bins] each; means are NaN in an empty bin.
+
+    Bins have equal width and include their upper edge.
+    """
 
     counts: NDArray[np.int64]
     confidence: Floats
@@ -160,21 +166,21 @@ def reliability(confidence: Floats, right: Flags, bins: int = BINS) -> Reliabili
     return Reliability(counts, sums[0] / filled, sums[1] / filled)
 
 
-def draw_reliability(found: Reliability, ece: float, path: Path) -> None:
+def draw_reliability(bins: Reliability, ece: float, path: Path) -> None:
     with _figure(path, (5.2, 5.4)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        _draw_calibration(upper, found, ece)
-        _draw_counts(lower, found.counts)
+        _draw_calibration(upper, bins, ece)
+        _draw_counts(lower, bins.counts)
         figure.subplots_adjust(left=0.13, right=0.96, top=0.97, bottom=0.1, hspace=0.12)
 
 
-def _draw_calibration(ax: Axes, found: Reliability, ece: float) -> None:
-    many = found.counts >= FEW
+def _draw_calibration(ax: Axes, bins: Reliability, ece: float) -> None:
+    many = bins.counts >= FEW
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, dashes=(4, 3))
-    ax.vlines(found.confidence, found.confidence, found.accuracy, color=BLUE, linewidth=1.4, alpha=0.45)
-    for chosen, fill in ((many, BLUE), (~many, "white")):
+    ax.vlines(bins.confidence, bins.confidence, bins.accuracy, color=BLUE, linewidth=1.4, alpha=0.45)
+    for shown, fill in ((many, BLUE), (~many, "white")):
         ax.plot(
-            found.confidence[chosen], found.accuracy[chosen], "o", markersize=6.5, color=fill,
+            bins.confidence[shown], bins.accuracy[shown], "o", markersize=6.5, color=fill,
             markeredgecolor=BLUE, markeredgewidth=1.3, clip_on=False, zorder=3,
         )  # fmt: skip
     ax.text(0.02, 0.97, f"ECE {ece:.4f}", fontsize=13, fontweight="bold", va="top")
@@ -197,7 +203,7 @@ def _draw_counts(ax: Axes, counts: NDArray[np.int64]) -> None:
 
 
 def draw_risk(coverage: Floats, risk: Floats, area: float, path: Path) -> None:
-    """The share wrong among the most confident images, by the share of images that these are."""
+    """Plot the error rate of the most confident images (risk) by their share of all images (coverage)."""
     with _figure(path, (5.2, 4.0)) as figure:
         ax = figure.subplots()
         ax.plot(coverage, risk, color=BLUE, linewidth=1.8, clip_on=False)
@@ -210,7 +216,7 @@ def draw_risk(coverage: Floats, risk: Floats, area: float, path: Path) -> None:
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure in the one style, in inches, written to `path` as PNG."""
+    """Yield a figure of `size` inches in the common style; write it to `path` as PNG."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -220,5 +226,5 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        # without the version that matplotlib would write, equal figures are equal files
+        # without matplotlib's version in the metadata, equal figures are equal files
         figure.savefig(path, format="png", metadata={"Software": None})

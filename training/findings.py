@@ -1,4 +1,4 @@
-"""What a report counts beside the scores: review, risk by coverage, photos, and pictures without a cell."""
+"""Figures of a report beside the scores: review, risk by coverage, photos, out-of-distribution, int8."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from app.engine.classifier import Prediction
 from app.imaging.framing import Frame
 from training.data import Row
 
-LEAST_SIDE = 48  # pixels
+LEAST_SIDE = 48  # pixels; a smaller square beside the cell is not used
 
 Table = dict[str, Any]
 
 
 def review_counts(rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
-    """How many images are sent to a person, why, and how many of the wrong ones are among them."""
+    """Count the images sent to review, by reason, and the wrong ones among them."""
     reviewed = np.array([answer.review for answer in answers])
     wrong = np.array([answer.label != row.label for row, answer in zip(rows, answers, strict=True)])
     reasons = Counter(reason for answer in answers for reason in answer.review_reasons)
@@ -34,28 +34,28 @@ def review_counts(rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
 
 
 def misclassified_photos(rows: Sequence[Row], answers: Sequence[Prediction]) -> list[Table]:
-    """The photos with a wrong image, those with most first."""
-    found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    """Return the photos with at least one wrong image, those with the most first."""
+    predicted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row, answer in zip(rows, answers, strict=True):
-        found[row.source, row.label][answer.label] += 1
+        predicted[row.source, row.label][answer.label] += 1
     tables = [
         {
             "photo": photo,
             "label": label,
-            "images": called.total(),
-            "wrong": called.total() - called[label],
-            "predicted": {name: n for name, n in called.most_common() if name != label},
+            "images": counts.total(),
+            "wrong": counts.total() - counts[label],
+            "predicted": {name: n for name, n in counts.most_common() if name != label},
         }
-        for (photo, label), called in sorted(found.items())
+        for (photo, label), counts in sorted(predicted.items())
     ]
     return sorted((table for table in tables if table["wrong"]), key=lambda table: -table["wrong"])
 
 
 def risk_coverage(rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
-    """The share wrong among the most confident, for every share of the images that these can be.
+    """Return the risk-coverage curve: the error rate of the most confident images, by their share of all.
 
-    The area under the curve is the mean of the risks (Geifman et al. 2019); `coverage` and `risk` are its
-    points at every twentieth of the images.
+    `area` is the mean of the risks (Geifman et al. 2019); `coverage` and `risk` are the curve's points
+    at every twentieth of the images.
     """
     order = np.argsort([-answer.confidence for answer in answers], kind="stable")
     wrong = np.array([answer.label != row.label for row, answer in zip(rows, answers, strict=True)])[order]
@@ -66,7 +66,10 @@ def risk_coverage(rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
 
 
 def beside_the_cell(image: Image.Image, frame: Frame) -> Image.Image | None:
-    """The largest square of the picture that is clear of the frame; None where there is no room for one."""
+    """Return the largest square of the image that does not touch the frame.
+
+    None if the image has no nucleus or the square would be smaller than LEAST_SIDE.
+    """
     left, top, right, bottom = frame.box
     width, height = image.size
     boxes = [(0, 0, left, height), (right, 0, width, height), (0, 0, width, top), (0, bottom, width, height)]
@@ -78,8 +81,11 @@ def beside_the_cell(image: Image.Image, frame: Frame) -> Image.Image | None:
     return image.crop((x, y, x + side, y + side))
 
 
-def strangeness(answers: Sequence[Prediction], others: Sequence[Prediction]) -> Table:
-    """How well `ood_score` tells the pictures from others: the area under the ROC curve."""
+def ood_separation(answers: Sequence[Prediction], others: Sequence[Prediction]) -> Table:
+    """Return how well `ood_score` separates images from `others`: the area under the ROC curve.
+
+    `reviewed` is the share of `others` that is sent to review; both are None without others.
+    """
     from sklearn.metrics import roc_auc_score
 
     scores = [answer.ood_score for answer in (*answers, *others)]
@@ -93,13 +99,16 @@ def strangeness(answers: Sequence[Prediction], others: Sequence[Prediction]) -> 
 
 
 def agreement(rows: Sequence[Row], answers: Sequence[Prediction], exact: Sequence[Prediction]) -> Table:
-    """The engine that serves against the network in float32: how many labels are the same."""
-    same = [one.label == other.label for one, other in zip(answers, exact, strict=True)]
-    right = [one.label == row.label for one, row in zip(exact, rows, strict=True)]
+    """Compare the serving engine's answers with `exact`, those of the network in float32.
+
+    Return the share of equal labels and the accuracy in float32.
+    """
+    same = [answer.label == reference.label for answer, reference in zip(answers, exact, strict=True)]
+    right = [reference.label == row.label for reference, row in zip(exact, rows, strict=True)]
     return {"same_label": float(np.mean(same)), "accuracy": float(np.mean(right))}
 
 
 def headline(report: Table) -> Table:
-    """What stands beside the paper's figures, of a report on what the paper's recipe gave."""
+    """Return the scores of a report that another bundle's model card shows beside the paper's."""
     names = ("n", "fingerprint", "accuracy", "macro_avg", "weighted_avg", "mse", "rmse", "groups")
     return {name: report[name] for name in names}

@@ -1,4 +1,4 @@
-"""One training run: manifest and recipe in, a folder with checkpoints and a log out."""
+"""One training run: from manifest and recipe to a folder with checkpoints and a log."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from training.errors import RecipeError
 from training.folds import fit_folds
 from training.module import LAST
 from training.patches import cut_patches
-from training.ranks import do_once, meet
+from training.ranks import do_once, start_processes
 from training.rows import choose_rows
 from training.trainer import fit_once
 
 
 def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
-    """Train and return the best checkpoint; `resume` goes on from the run's last one."""
+    """Train and return the path of the best checkpoint; `resume` continues from the run's last one.
+
+    Raise RecipeError if `run` holds a run already, or with `resume` if it holds none.
+    """
     begun = any(run.rglob(LAST))
     if resume and not begun:
         raise RecipeError(f"{run} has no {LAST}: nothing to resume")
     if not resume and begun:
         raise RecipeError(
-            f"{run} already holds a run: `--resume` goes on with it, `--run` names another folder"
+            f"{run} already holds a run: continue it with `--resume`, or choose another folder with `--run`"
         )
     train, validation = choose_rows(rows, config)
-    processes = meet(config)
+    processes = start_processes(config)
 
     def prepare() -> None:
         run.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,7 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
 
 
 def save_facts(train: Sequence[Row], validation: Sequence[Row], path: Path) -> None:
-    """What the run saw, for the bundle and its model card."""
+    """Write which data the run uses, for the bundle and its model card."""
 
     def facts(rows: Sequence[Row]) -> dict[str, object]:
         return {

@@ -1,8 +1,8 @@
-"""Cross-validation that is also the training: a network without each fold, and the mean of them all.
+"""Training by cross-validation: one network without each fold, and the mean of their weights.
 
-The folds start from one network that never saw their archive, so their weights stay close enough for the
-mean to work as one network (Wortsman et al. 2022, model soups), with the batch statistics taken anew. What
-each network says of the photos that it did not see is what temperature and thresholds are set on.
+All folds start from the same weights, so that their weights stay close enough to be averaged into one network
+(Wortsman et al. 2022, model soups) with new batch-norm statistics. Temperature and thresholds are set on the
+out-of-fold predictions: each photo is scored by the network that was trained without it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.ranks import do_once
 from training.rows import fold_path, fold_rows, shared_rows
 from training.trainer import fit_once
 
-STATISTICS_BATCHES = 100  # for the batch norms of the mean
+STATISTICS_BATCHES = 100  # for the batch-norm statistics of the mean network
 SHARED = "shared"
 
 
@@ -41,16 +41,17 @@ def fit_folds(
     run: Path,
     processes: Fabric,
 ) -> Path:
-    """Leaves `run/shared`, `run/fold-1` … and their mean as `run/best.ckpt`."""
+    """Train `run/shared` and `run/fold-1` …, and write the mean of the folds as `run/best.ckpt`."""
     start = fit_shared(train, validation, patches, config, run, processes)
-    for k, (some, held_out) in enumerate(fold_rows(train, validation, config)):
-        part = replace(config, initial=start, seed=config.seed + k)
-        fit_once(some, held_out, patches, part, fold_path(run, k))
+    for k, (fold_train, held_out) in enumerate(fold_rows(train, validation, config)):
+        fold_config = replace(config, initial=start, seed=config.seed + k)
+        fit_once(fold_train, held_out, patches, fold_config, fold_path(run, k))
     do_once(processes, lambda: save_mean(train, patches, config, run))
     return run / BEST
 
 
 def save_mean(train: Sequence[Row], patches: Patches, config: TrainConfig, run: Path) -> None:
+    """Write the mean of the folds' best networks as the run's best checkpoint."""
     network = mean_network([load_checkpoint(fold_path(run, k) / BEST, config) for k in range(config.folds)])
     module = Finetuning(network, replace(config, coarse_epochs=0))
     renew_statistics(module, train, patches)
@@ -66,7 +67,10 @@ def fit_shared(
     run: Path,
     processes: Fabric,
 ) -> str:
-    """What the folds start from: `config.initial`, trained on the other archives if the recipe says so."""
+    """Return the folds' initial weights.
+
+    `config.initial`, or with `shared_epochs` the path of weights trained from it on the other archives.
+    """
     rows = shared_rows(train, validation)
     if not config.shared_epochs:
         return config.initial
@@ -74,20 +78,21 @@ def fit_shared(
     mix = {stem: share for stem, share in config.mix.items() if stem in stems}
     weights = run / SHARED / "weights.safetensors"
     if not weights.is_file():
-        part = replace(config, epochs=config.shared_epochs, coarse_epochs=config.shared_epochs, mix=mix)
-        best = fit_once(rows, [], patches, part, run / SHARED)
+        shared = replace(config, epochs=config.shared_epochs, coarse_epochs=config.shared_epochs, mix=mix)
+        best = fit_once(rows, [], patches, shared, run / SHARED)
         do_once(processes, lambda: save_start(best, config, weights))
     return str(weights)
 
 
 def save_start(best: Path, config: TrainConfig, weights: Path) -> None:
-    with draft_of(weights) as draft:  # for its being there means that the shared training is over
+    """Write the checkpoint's weights as the file that the folds start from."""
+    with draft_of(weights) as draft:  # a resumed run skips the shared training if this file exists
         save_file(load_checkpoint(best, config).trunk.state_dict(), draft)
 
 
 @torch.no_grad()
 def mean_network(networks: Sequence[Network]) -> Network:
-    """Every weight the mean of the networks'."""
+    """Set the first network's weights to the mean of all networks and return it."""
     mean = networks[0]
     states = [network.trunk.state_dict() for network in networks]
     for name, tensor in mean.trunk.state_dict().items():
@@ -98,8 +103,8 @@ def mean_network(networks: Sequence[Network]) -> Network:
 
 @torch.no_grad()
 def renew_statistics(module: Finetuning, train: Sequence[Row], patches: Patches) -> None:
-    """Batch norm's means and variances, over training pictures, of the weights as they now are."""
-    seed_everything(module.config.seed, workers=True, verbose=False)  # whatever ran before, or was resumed
+    """Compute the batch-norm means and variances of the current weights over training images."""
+    seed_everything(module.config.seed, workers=True, verbose=False)  # the same after a resumed run
     norms = [layer for layer in module.network.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in norms:
         layer.reset_running_stats()

@@ -1,4 +1,4 @@
-"""The network as an ONNX graph, and that graph in int8."""
+"""Export of the network as an ONNX graph, and its quantisation to int8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ OUTPUTS = ("logits", "features", "maps")
 
 
 def export_graph(network: Network) -> bytes:
-    """Pixels uint8 [n, 224, 224, 3] → logits, features, maps; float32, normalisation inside."""
+    """Return an ONNX model: pixels uint8 [n, 224, 224, 3] → logits, features, maps in float32.
+
+    Normalisation is part of the graph.
+    """
     buffer = io.BytesIO()
     example = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
     torch.onnx.export(
@@ -25,13 +28,13 @@ def export_graph(network: Network) -> bytes:
         input_names=["pixels"],
         output_names=list(OUTPUTS),
         dynamic_axes={name: {0: "n"} for name in ("pixels", *OUTPUTS)},
-        dynamo=False,  # it folds batch norm, and NNCF corrects the biases of folded convolutions alone
+        dynamo=False,  # tracing folds batch norm; NNCF corrects biases only of folded convolutions
     )
     return buffer.getvalue()
 
 
 def quantise(model: bytes, images: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Post-training int8 with NNCF; ranges from `images`, each uint8 [1, 224, 224, 3]."""
+    """Quantise an ONNX model to int8 with NNCF; ranges from `images`, each uint8 [1, 224, 224, 3]."""
     import nncf
     import onnx
 

@@ -1,4 +1,4 @@
-"""What a run logged, epoch by epoch."""
+"""The log of a run, by epoch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ History = Mapping[int, Mapping[str, float]]  # epoch, from 1 → column → valu
 
 
 def read_history(run: Path) -> History:
-    """Every log of a run, one for each time that it was started or resumed; the later beats the earlier."""
+    """Read all logs of a run, one per start or resumption; a later log replaces earlier values from its first
+    epoch on. Raise DataError if the run has no log."""
     logs = sorted(run.rglob("metrics.csv"), key=lambda path: (len(str(path)), path))  # version_2, version_10
     if not logs:
-        raise DataError(f"{run} has no metrics.csv; name a run that `leuko-train fit` wrote")
+        raise DataError(f"{run} has no metrics.csv; give a run of `leuko-train fit`")
     history: dict[int, dict[str, float]] = {}
     for log in logs:
-        found = read_metrics(log)
-        first = min(found, default=math.inf)
-        history = {epoch: values for epoch, values in history.items() if epoch < first} | found
+        epochs = read_metrics(log)
+        first = min(epochs, default=math.inf)
+        history = {epoch: values for epoch, values in history.items() if epoch < first} | epochs
     return history
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Lightning's log, whose training and validation values stand on separate rows of the same epoch."""
+    """Read Lightning's log, which has an epoch's training and validation values on separate rows.
+
+    Values that are not finite are left out.
+    """
     epochs: dict[int, dict[str, float]] = defaultdict(dict)
     try:
         with path.open(newline="") as file:
@@ -41,19 +45,19 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
 
 
 def column(history: History, name: str) -> list[tuple[int, float]]:
-    """(epoch, value) in order, where the log has one."""
+    """Return (epoch, value) by epoch, without the epochs that lack the column."""
     return [(epoch, values[name]) for epoch, values in sorted(history.items()) if name in values]
 
 
 def best_epoch(history: History, monitor: str) -> int | None:
-    """The first of the best, as the checkpoint is; None where the log does not have the column."""
+    """Return the first epoch with the best value, like the checkpoint; None if the log lacks the column."""
     sign = 1 if monitor.endswith("loss") else -1
     best = min(column(history, monitor), key=lambda point: sign * point[1], default=None)
     return best and best[0]
 
 
 def mean_history(histories: Sequence[History]) -> History:
-    """Of runs side by side: the mean of what all of them logged."""
+    """Return the mean of several runs, for the epochs and columns that all of them have."""
     epochs = set.intersection(*(set(history) for history in histories))
     return {
         epoch: {

@@ -1,4 +1,4 @@
-"""Where the weights start: ImageNet, a file, or chance."""
+"""Initial weights: ImageNet, a file, or random."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from training.network import Network
 State = dict[str, Tensor]
 
 
-def start_from(network: Network, initial: str, pictures: DataLoader[Batch]) -> list[str]:
+def start_from(network: Network, initial: str, images: DataLoader[Batch]) -> list[str]:
     """Load `initial` (imagenet, random, or a .pth, .safetensors or folded .npz file) into the network.
 
-    The head and whatever else the file lacks or has in another shape keeps its random start; their
-    names are returned. `pictures` are run through only to unfold batch norm from a .npz.
+    Return the names of the tensors that keep their random values: the head, and those that the file lacks or
+    has in another shape. `images` are used only to unfold the batch norm of a .npz. Raise RecipeError if the
+    file does not exist or has no matching weights.
     """
     if initial == "random":
         return sorted(network.trunk.state_dict())
@@ -33,9 +34,9 @@ def start_from(network: Network, initial: str, pictures: DataLoader[Batch]) -> l
         )
     path = Path(initial)
     if not path.is_file():
-        raise RecipeError(f"initial = {initial!r} is neither imagenet, nor random, nor a file that exists")
+        raise RecipeError(f"initial = {initial!r} is neither imagenet, nor random, nor an existing file")
     if path.suffix == ".npz":
-        return load_folded(network, path, pictures)
+        return load_folded(network, path, images)
     state = (
         load_file(path)
         if path.suffix == ".safetensors"
@@ -48,17 +49,17 @@ def load_matching(network: Network, state: State) -> list[str]:
     own = network.trunk.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     if not fitting:
-        raise RecipeError("the initial weights have nothing in common with torchvision's ResNet18")
+        raise RecipeError("the initial weights match no tensor of torchvision's ResNet18")
     network.trunk.load_state_dict(fitting, strict=False)
     return sorted(set(own) - set(fitting))
 
 
 @torch.no_grad()
-def load_folded(network: Network, path: Path, pictures: DataLoader[Batch]) -> list[str]:
-    """Weights with batch norm folded into the convolutions → the same function with batch norm.
+def load_folded(network: Network, path: Path, images: DataLoader[Batch]) -> list[str]:
+    """Load weights whose batch norm is folded into the convolutions; the function stays the same.
 
-    With m and v the channel mean and variance of a folded convolution's output over `pictures`:
-    running statistics (m, v), γ = √(v + ε), β = bias + m.
+    With m and v the channel mean and variance of a folded convolution's output over `images`, each batch norm
+    gets running statistics (m, v), γ = √(v + ε), β = bias + m. Return the names of random tensors.
     """
     with np.load(path, allow_pickle=False) as arrays:
         folded = {key: torch.from_numpy(arrays[key].astype(np.float32)) for key in arrays.files}
@@ -71,7 +72,7 @@ def load_folded(network: Network, path: Path, pictures: DataLoader[Batch]) -> li
     zero, one = torch.zeros(1), torch.ones(1)
     for norm, _, bias in pairs.values():
         set_norm(norm, zero, one, bias)
-    statistics = channel_statistics(network, {name: conv for name, (_, conv, _) in pairs.items()}, pictures)
+    statistics = channel_statistics(network, {name: conv for name, (_, conv, _) in pairs.items()}, images)
     for name, (norm, _, bias) in pairs.items():
         mean, variance = statistics[name]
         set_norm(norm, mean, variance, bias + mean)
@@ -79,7 +80,7 @@ def load_folded(network: Network, path: Path, pictures: DataLoader[Batch]) -> li
 
 
 def set_norm(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, shift: Tensor) -> None:
-    """Make it x ↦ x − mean + shift, with these running statistics."""
+    """Make the layer compute x − mean + shift, with these running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     norm.running_mean.copy_(mean)
@@ -89,9 +90,9 @@ def set_norm(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, shift: Tensor
 
 
 def channel_statistics(
-    network: Network, layers: dict[str, nn.Module], pictures: DataLoader[Batch]
+    network: Network, layers: dict[str, nn.Module], images: DataLoader[Batch]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each layer's output over all pictures: mean and variance of each channel."""
+    """Return mean and variance of each channel of each layer's output over all images."""
     sums: dict[str, Tensor] = {}
 
     def collect(name: str, output: Tensor) -> None:
@@ -104,7 +105,7 @@ def channel_statistics(
     ]
     network.eval()
     total = 0
-    for pixels, _, _ in pictures:
+    for pixels, _, _ in images:
         network(pixels)
         total += len(pixels)
     for hook in hooks:

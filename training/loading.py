@@ -1,4 +1,4 @@
-"""Manifest rows → batches of pixels, labels and weights."""
+"""Data loaders: from manifest rows to batches of pixels, labels and weights."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from app.imaging.framing import frame_cell
 from training.config import TrainConfig
 from training.data import Row
 from training.errors import DataError
+from training.images import ImageArchive
 from training.patches import Patches
-from training.pictures import Pictures
 
 Batch = tuple[Tensor, Tensor, Tensor]  # pixels uint8 [n, side, side, 3], labels [n], weights [n]
 
 
-class Cells(Dataset[Batch]):
-    """Row i → pixels as the service frames them [size, size, 3], class index, weight in a score."""
+class FramedCells(Dataset[Batch]):
+    """Images framed as in the service: pixels [size, size, 3], class index, weight in the scores."""
 
     def __init__(self, rows: Sequence[Row], config: TrainConfig) -> None:
         self.rows = rows
         self.preprocessing = config.preprocessing
         self.weights = balanced_weights(rows)
-        self.pictures = {archive: Pictures(Path(archive)) for archive in {row.archive for row in rows}}
+        self.archives = {archive: ImageArchive(Path(archive)) for archive in {row.archive for row in rows}}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Batch:
         row = self.rows[index]
-        image = decode(self.pictures[row.archive].read(row.path))
+        image = decode(self.archives[row.archive].read(row.path))
         pixels = torch.from_numpy(frame_cell(image, self.preprocessing).pixels.copy())
         return pixels, torch.tensor(CLASSES.index(row.label)), torch.tensor(self.weights[index])
 
 
-class Uncut(Dataset[Batch]):
-    """Row i → its patch, which the training step turns and colours; class index; weight in a score."""
+class TrainingPatches(Dataset[Batch]):
+    """Patches, which the training step augments and crops: patch, class index, weight in the scores."""
 
     def __init__(self, rows: Sequence[Row], patches: Patches) -> None:
         self.rows = rows
@@ -62,22 +62,25 @@ class Uncut(Dataset[Batch]):
 def training_loader(
     rows: Sequence[Row], patches: Patches, config: TrainConfig, rank: int = 0, world: int = 1
 ) -> DataLoader[Batch]:
-    """Process `rank`'s share of each batch; no two have a draw in common, for all of them draw alike."""
+    """Return a loader of process `rank`'s share of each batch.
+
+    All processes draw the same sample with the same seed and take disjoint shares of it.
+    """
     samples = config.samples or len(rows)
     sampler: Sampler[int] = RandomSampler(rows, num_samples=samples)
     if config.mix:
         sampler = WeightedRandomSampler(mixed_weights(rows, config.mix), samples)
     if world > 1:
-        # Ours, since what Lightning puts in place of a RandomSampler forgets `samples`.
+        # Lightning's own replacement of a RandomSampler would ignore `samples`.
         sampler = DistributedSamplerWrapper(sampler, world, rank, shuffle=False, drop_last=True)
     cuda = torch.cuda.is_available()
     return DataLoader(
-        Uncut(rows, patches),
+        TrainingPatches(rows, patches),
         batch_size=config.batch // world,
         sampler=sampler,
         drop_last=True,
         pin_memory=cuda,
-        # Without a GPU they would take the cores from the network.
+        # Without a GPU, workers would compete with the network for the cores.
         num_workers=config.workers if cuda else 0,
         persistent_workers=cuda and config.workers > 0,
     )
@@ -85,7 +88,7 @@ def training_loader(
 
 def evaluation_loader(rows: Sequence[Row], config: TrainConfig) -> DataLoader[Batch]:
     return DataLoader(
-        Cells(rows, config),
+        FramedCells(rows, config),
         batch_size=2 * config.batch,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
@@ -93,7 +96,10 @@ def evaluation_loader(rows: Sequence[Row], config: TrainConfig) -> DataLoader[Ba
 
 
 def balanced_weights(rows: Sequence[Row]) -> list[float]:
-    """Equal weight to each class, within it to each photo, within that to each file; the mean is 1."""
+    """Return weights that are equal for each class, within it for each photo, within that for each file.
+
+    Their mean is 1.
+    """
     files = Counter((row.label, row.source) for row in rows)
     photos = Counter(label for label, _ in files)
     share = len(rows) / len(photos)
@@ -101,12 +107,15 @@ def balanced_weights(rows: Sequence[Row]) -> list[float]:
 
 
 def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
-    """As `balanced_weights` within each archive, the archives weighing as `mix` (stem → share) says."""
+    """Return `balanced_weights` within each archive, scaled to the archives' shares in `mix` (stem → share).
+
+    Raise DataError if the manifest's archives are not those of the mix.
+    """
     stems = [Path(row.archive).stem for row in rows]
     if set(stems) != set(mix):
         raise DataError(
             f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(sorted(set(stems)))}: "
-            "make the manifest from those archives, or say `--set 'mix={…}'`"
+            "create the manifest from those archives, or set other shares with `--set 'mix={…}'`"
         )
     weights = [0.0] * len(rows)
     for stem, share in mix.items():

@@ -1,4 +1,4 @@
-"""Pieces of Markdown, and a recipe as TOML."""
+"""Markdown elements, and a recipe as TOML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "---:") -> str:
-    """align: of all columns but the first, which holds names; to the right for numbers, `---` for words."""
+    """Return a table; `align` is that of all columns but the first: `---:` for numbers, `---` for text."""
     lines = [head, ["---", *[align] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -22,12 +22,12 @@ def paragraphs(*parts: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b and c`"""
+    """Return `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def number(value: float | None) -> str:
-    """A score; a dash where it is undefined."""
+    """Return a score with four decimals, a dash if it is None."""
     return "–" if value is None else f"{value:.4f}"
 
 
@@ -36,7 +36,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def toml(values: Mapping[str, Any]) -> str:
-    """values: numbers, texts, truths, lists of them (all written as in JSON), and tables of those."""
+    """Write numbers, strings, booleans and lists of them as in JSON, and mappings as TOML tables."""
     plain = [f"{key} = {_value(value)}" for key, value in values.items() if not _is_section(key, value)]
     sections = [
         "\n".join(["", f"[{key}]", toml(value)]) for key, value in values.items() if _is_section(key, value)
@@ -45,11 +45,11 @@ def toml(values: Mapping[str, Any]) -> str:
 
 
 def _is_section(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping) and key != "mix"  # which is short
+    return isinstance(value, Mapping) and key != "mix"  # short enough for one line
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{json.dumps(key)} = {_value(one)}" for key, one in value.items())
+        inner = ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items())
         return f"{{ {inner} }}" if inner else "{}"
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The training step, and what is measured after each epoch."""
+"""The Lightning module: training step, validation metrics and optimiser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class Finetuning(LightningModule):
-    """Cross-entropy on the four logits. Validation weighs classes, and photos within them, equally."""
+    """Trains with cross-entropy. Validation weighs classes equally, and photos equally within a class."""
 
     def __init__(self, network: Network, config: TrainConfig) -> None:
         super().__init__()
@@ -34,22 +34,22 @@ class Finetuning(LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rng = torch.Generator()
-        self.draws = torch.get_rng_state()  # what the pictures of the epochs are drawn by
+        self.draws = torch.get_rng_state()  # state of the generator that samples the epochs' images
 
     def setup(self, stage: str) -> None:
         del stage
-        # Lightning seeds anew where several processes meet; all are to draw what one alone would.
+        # Lightning reseeds when it starts several processes; all must draw the sample of a single process.
         torch.set_rng_state(self.trainer.strategy.broadcast(self.draws))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["draws"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "draws" in checkpoint:  # 0.1.0 kept none
+        if "draws" in checkpoint:  # version 0.1.0 did not save it
             torch.set_rng_state(checkpoint["draws"])
 
     def on_train_epoch_start(self) -> None:
-        # A resumed epoch draws what it would have drawn, and each device draws its own.
+        # The same augmentation after a resumption, another one on each device.
         self.rng.manual_seed(hash((self.config.seed, self.current_epoch, self.global_rank)))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -63,6 +63,7 @@ class Finetuning(LightningModule):
 
     @torch.no_grad()
     def vary(self, patches: Tensor) -> Tensor:
+        """Return augmented images [n, size, size, 3]; size is `coarse_size` in the first epochs."""
         config = self.config
         coarse = self.current_epoch < config.coarse_epochs
         size = config.coarse_size if coarse else config.preprocessing.size
@@ -70,14 +71,14 @@ class Finetuning(LightningModule):
             return augment(patches, size, room_for(config.augmentation), config.augmentation, self.rng)
 
     def on_after_backward(self) -> None:
-        """Make the running statistics of all processes' shares one; SyncBatchNorm, on GPUs, has done so."""
+        """Average batch-norm statistics over the processes; on GPUs, SyncBatchNorm has done it already."""
         norms = [layer for layer in self.network.modules() if isinstance(layer, nn.BatchNorm2d)]
         if self.trainer.world_size == 1 or not norms:
             return
         buffers = [values for layer in norms for values in layer.buffers() if values.is_floating_point()]
         mean = self.trainer.strategy.reduce(parameters_to_vector(buffers), reduce_op="mean")
-        for buffer, part in zip(buffers, mean.split([len(buffer) for buffer in buffers]), strict=True):
-            buffer.copy_(part)
+        for buffer, values in zip(buffers, mean.split([len(buffer) for buffer in buffers]), strict=True):
+            buffer.copy_(values)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         pixels, labels, weights = batch
@@ -87,17 +88,17 @@ class Finetuning(LightningModule):
         self.scored.append((losses, right, weights.float()))
 
     def on_validation_epoch_end(self) -> None:
-        losses, right, weights = (self.of_all(torch.cat(parts)) for parts in zip(*self.scored, strict=True))
+        losses, right, weights = (self.gather(torch.cat(column)) for column in zip(*self.scored, strict=True))
         self.scored.clear()
         for name, values in (("val_loss", losses), ("val_accuracy", right)):
             mean = (values * weights).sum() / weights.sum()
             self.log(name, mean, prog_bar=True, sync_dist=True)
 
-    def of_all(self, share: Tensor) -> Tensor:
-        """What all processes scored, in the rows' order, without the rows that fill up the last shares."""
+    def gather(self, share: Tensor) -> Tensor:
+        """Return the values of all processes in the rows' order, without the padding of the last shares."""
         loader: Any = self.trainer.val_dataloaders
-        dealt = self.all_gather(share).reshape(self.trainer.world_size, -1)  # type: ignore[union-attr]
-        return dealt.T.reshape(-1)[: len(loader.dataset)]
+        shares = self.all_gather(share).reshape(self.trainer.world_size, -1)  # type: ignore[union-attr]
+        return shares.T.reshape(-1)[: len(loader.dataset)]
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]  # Lightning's own union is not exported
         config = self.config
@@ -115,11 +116,12 @@ class Finetuning(LightningModule):
 
 
 def load_checkpoint(path: Path, config: TrainConfig) -> Network:
+    """Return the checkpoint's network in evaluation mode; raise ExportError if the file is missing."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except FileNotFoundError as error:
         raise ExportError(f"{path} does not exist; run `leuko-train fit` first") from error
     network = Network(len(CLASSES), config.preprocessing)
-    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-    network.load_state_dict(own)
+    weights = {key.removeprefix("network."): t for key, t in state.items() if key.startswith("network.")}
+    network.load_state_dict(weights)
     return network.eval()

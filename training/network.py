@@ -1,4 +1,4 @@
-"""The network as it is trained: torchvision's ResNet18, from pixels to logits."""
+"""The network in training: torchvision's ResNet18, from pixels to logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.imaging.framing import Preprocessing
 
 
 class Network(nn.Module):
-    """ResNet18 (He et al. 2016) from pixels: normalisation is its first layer.
+    """ResNet18 (He et al. 2016) with normalisation as its first layer.
 
     RGB uint8 [n, h, w, 3] → logits [n, classes], features [n, 512], maps [n, 512, h/32, w/32].
     """
@@ -37,7 +37,7 @@ class Network(nn.Module):
 
 
 def load_network(bundle: Bundle) -> Network:
-    """The bundle's network in evaluation mode, float32, whatever precision it is stored in."""
+    """Return the bundle's network in evaluation mode and float32, whatever precision it is stored in."""
     network = Network(len(bundle.labels), bundle.preprocessing)
     network.trunk.load_state_dict(load_file(bundle.path / WEIGHTS))
     return network.eval()

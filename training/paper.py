@@ -1,4 +1,4 @@
-"""Table 2 of Tarigan, Prasetyo and Susanti (2025), as printed; the model card sets it beside ours."""
+"""Table 2 of Tarigan, Prasetyo and Susanti (2025) as printed, for comparison in the model card."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ACCURACY = 0.8689
 MSE = 0.7125
 RMSE = 0.8441
 
-# As the Method and Results sections say, or as their numbers show where they contradict each other.
+# From the Method and Results sections; where they contradict each other, what their numbers support.
 METHOD = {
-    "training pictures": "Kaggle's TRAIN folder",
-    "input": "the whole picture, 224 × 224",
+    "training images": "Kaggle's TRAIN folder",
+    "input": "the whole image, 224 × 224",
     "initial weights": "ImageNet",
     "epochs, at most": "10 (Results; the Method says 50)",
-    "pictures a step": "32",
+    "images per step": "32",
     "learning rate": "0.0001, Adam",
-    "epoch chosen on": "TEST, the images that it reports",
-    "probabilities": "as the network gives them",
+    "epoch selected on": "TEST, the images that it reports",
+    "probabilities": "softmax of the logits",
     "interval": "none",
 }

@@ -1,4 +1,4 @@
-"""The processes of one run: those that `torchrun` started, or this one alone."""
+"""The processes of one run: those started by `torchrun`, or this one alone."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from training.config import TrainConfig
 from training.errors import RecipeError
 
 
-def places() -> dict[str, Any]:
-    """Each process has one device; Lightning wants to be told how many there are, of how many machines."""
+def device_counts() -> dict[str, Any]:
+    """Return Lightning's arguments for the numbers of devices and machines; each process has one device."""
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         return {"devices": 1}
     return {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": int(os.environ["GROUP_WORLD_SIZE"])}
 
 
-def meet(config: TrainConfig) -> Fabric:
-    """Wait for all of them, so that none is still reading what the first is about to write."""
-    processes = Fabric(**places())
+def start_processes(config: TrainConfig) -> Fabric:
+    """Connect the processes and wait for all, so that none still reads what the first is about to write.
+
+    Raise RecipeError if the batch cannot be divided among them.
+    """
+    processes = Fabric(**device_counts())
     if config.batch % processes.world_size:
         raise RecipeError(
-            f"a batch of {config.batch} cannot be dealt out to {processes.world_size} processes evenly: "
-            "start another number of them, or say `--set batch=…`"
+            f"batch = {config.batch} cannot be divided evenly among {processes.world_size} processes: "
+            "start another number of them, or change it with `--set batch=…`"
         )
     processes.launch()
     processes.barrier()
@@ -34,7 +37,7 @@ def meet(config: TrainConfig) -> Fabric:
 
 
 def do_once(processes: Fabric, work: Callable[[], object]) -> None:
-    """The first process does it; the others wait, for as long as it takes, and see what it wrote."""
+    """Call `work` in the first process; the others wait until it is done, without a time limit."""
     with processes.rank_zero_first():
         if processes.is_global_zero:
             work()

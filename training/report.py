@@ -1,4 +1,4 @@
-"""Scores a bundle as it is served, and writes into it what is found: report, figures, model card."""
+"""Scoring of a bundle with the serving engine; writes report, figures and model card into it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from training.findings import (
     agreement,
     headline,
     misclassified_photos,
+    ood_separation,
     review_counts,
     risk_coverage,
-    strangeness,
 )
 from training.history import History, mean_history, read_history
 from training.results import CONFUSION, CURVES, RELIABILITY, RISK
@@ -35,9 +35,9 @@ from training.rows import fold_path
 from training.served import classify, frame_background
 from training.split import thin
 
-RESAMPLES = 10_000  # of whole photos
-WINDOWS = 4  # of each photo, without a cell
-PAPER_RECIPE = "paper-recipe.json"  # in the bundle, once a report was given it
+RESAMPLES = 10_000  # bootstrap samples of photos
+WINDOWS = 4  # squares without a cell, per photo
+PAPER_RECIPE = "paper-recipe.json"  # in the bundle, written by `--paper`
 FIGURES = (CURVES, CONFUSION, RELIABILITY, RISK)
 HELD_OUT = {"holdout": "held-out photos", "folds": "held-out fold", "val": "validation", "test": "test"}
 
@@ -55,12 +55,12 @@ def report(
     progress: Progress | None = None,
     load: Callable[[Path, str], Classifier] = load_classifier,
 ) -> Report:
-    """Intervals are over photos.
+    """Score the bundle on a split and write the results into it; confidence intervals are over photos.
 
-    rows: the whole manifest; run: where the bundle was trained, for the curves; paper: a bundle made by the
-    paper's recipe and scored already, to stand beside the paper's own figures.
+    rows: the whole manifest; run: the bundle's training run, for the learning curves; paper: a scored bundle
+    of the paper's recipe, shown beside the paper's figures. Raise DataError if split or run do not fit.
     """
-    chosen = of_split(rows, split)
+    chosen = rows_of_split(rows, split)
     classifier = load(bundle, engine)
     config: Table = json.loads((bundle / "config.json").read_text())
     history = read_own_history(run, config["training"]["recipe"]) if run else None
@@ -68,44 +68,47 @@ def report(
     answers = classify(classifier, chosen, progress)
     exact = classify(load(bundle, "torch"), chosen, progress)
     without_cell = classify(classifier, thin(chosen, WINDOWS, 0), progress, frame_background)
-    found = score(chosen, answers, classifier.bundle.labels)
-    table = asdict(found) | describe(classifier, config, rows, chosen, answers)
+    scores = score(chosen, answers, classifier.bundle.labels)
+    table = asdict(scores) | describe(classifier, config, rows, chosen, answers)
     table |= {
         "float32": agreement(chosen, answers, exact),
-        "without_cell": strangeness(answers, without_cell),
+        "without_cell": ood_separation(answers, without_cell),
         "paper_recipe": read_paper_recipe(bundle, paper),
     }
-    draw(bundle / "figures", found, answers, chosen, table["risk_coverage"])
+    draw(bundle / "figures", scores, answers, chosen, table["risk_coverage"])
     if history is not None:
         draw_history(bundle / "figures", history, config["training"]["recipe"])
     table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
     (bundle / "report.json").write_text(dump(table))
     (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
-    seen = [Seen(one.label, one.confidence, one.ood_score, one.review) for one in answers]
+    seen = [Seen(answer.label, answer.confidence, answer.ood_score, answer.review) for answer in answers]
     reference = summarise(seen, classifier.bundle.labels, f"{', '.join(table['archives'])}, {split}")
-    record(bundle / "config.json", config | {"reference": dump_reference(reference)}, found, split)
-    return found
+    record(bundle / "config.json", config | {"reference": dump_reference(reference)}, scores, split)
+    return scores
 
 
-def of_split(rows: Sequence[Row], split: str) -> list[Row]:
+def rows_of_split(rows: Sequence[Row], split: str) -> list[Row]:
     chosen = [row for row in rows if row.split == split]
     if not chosen:
         known = ", ".join(sorted({row.split for row in rows}))
-        raise DataError(f"the manifest has no pictures of split {split!r}, only of {known}")
+        raise DataError(f"the manifest has no images of split {split!r}, only of {known}")
     return chosen
 
 
 def read_paper_recipe(bundle: Path, paper: Path | None) -> Table | None:
-    """What the paper's recipe gave: from the bundle `paper`, and kept for the next report in `bundle`."""
-    kept = bundle / PAPER_RECIPE
+    """Return the scores of the paper's recipe, None if there are none.
+
+    With `paper`, copy them from that bundle's report; later reports read the copy in `bundle`.
+    """
+    copy = bundle / PAPER_RECIPE
     if paper:
-        kept.write_text(dump(headline(json.loads((paper / "report.json").read_text()))))
-    found: Table | None = json.loads(kept.read_text()) if kept.is_file() else None
-    return found
+        copy.write_text(dump(headline(json.loads((paper / "report.json").read_text()))))
+    scores: Table | None = json.loads(copy.read_text()) if copy.is_file() else None
+    return scores
 
 
 def read_own_history(run: Path, recipe: Mapping[str, Any]) -> History:
-    """The run's log, if it is the run that the bundle comes from."""
+    """Return the run's log; raise DataError if the bundle was exported from a run of another recipe."""
     config = read_config(run / "config.json")
     if config_from(config.for_bundle()) != config_from(recipe):
         raise DataError(f"{run} is not the run that the bundle was exported from: their recipes differ")
@@ -115,6 +118,7 @@ def read_own_history(run: Path, recipe: Mapping[str, Any]) -> History:
 
 
 def score(rows: Sequence[Row], answers: Sequence[Prediction], labels: Sequence[str]) -> Report:
+    """Evaluate the answers; images are grouped by photo."""
     return evaluate(
         [labels.index(row.label) for row in rows],
         [labels.index(answer.label) for answer in answers],
@@ -132,7 +136,7 @@ def describe(
     chosen: Sequence[Row],
     answers: Sequence[Prediction],
 ) -> Table:
-    """What was scored on what, beside the scores."""
+    """Return the rest of the report: model, engine, data, review, risk and misclassified photos."""
     photos = {row.source for row in chosen}
     trained = {row.source for row in rows if row.split == "train"}
     return {
@@ -160,19 +164,19 @@ def describe(
 
 
 def sha256_before_scores(config: Table) -> str:
-    """Of config.json as exported: the same however often the bundle is scored."""
+    """Return the sha256 of config.json as exported, which scoring does not change."""
     exported = {key: value for key, value in config.items() if key != "reference"}
     return hashlib.sha256(dump(exported | {"scores": {}}).encode()).hexdigest()
 
 
 def draw(
-    folder: Path, found: Report, answers: Sequence[Prediction], rows: Sequence[Row], curve: Table
+    folder: Path, scores: Report, answers: Sequence[Prediction], rows: Sequence[Row], curve: Table
 ) -> None:
-    draw_confusion(found.confusion_matrix, found.labels, folder / CONFUSION)
+    draw_confusion(scores.confusion_matrix, scores.labels, folder / CONFUSION)
     right = np.array([answer.label == row.label for row, answer in zip(rows, answers, strict=True)])
     bins = reliability(np.array([answer.confidence for answer in answers]), right)
-    assert found.ece is not None  # it is given probabilities
-    draw_reliability(bins, found.ece, folder / RELIABILITY)
+    assert scores.ece is not None  # None only without probabilities
+    draw_reliability(bins, scores.ece, folder / RELIABILITY)
     draw_risk(np.array(curve["coverage"]), np.array(curve["risk"]), curve["area"], folder / RISK)
 
 
@@ -181,30 +185,30 @@ def draw_history(folder: Path, history: History, recipe: Mapping[str, Any]) -> N
     draw_curves(history, folder / CURVES, monitor=recipe["monitor"], held_out=held_out)
 
 
-def record(path: Path, config: Table, found: Report, split: str) -> None:
-    """Headline scores into config.json, whose hashes are of the files used at run time and stay true."""
-    intervals, sources = found.confidence_intervals, found.groups
-    assert sources is not None  # it is given photos
-    scores = {
+def record(path: Path, config: Table, scores: Report, split: str) -> None:
+    """Write the headline scores into config.json; the hashes in it are of other files and stay valid."""
+    intervals, sources = scores.confidence_intervals, scores.groups
+    assert sources is not None  # None only without photos
+    headlines = {
         "split": split,
-        "n": found.n,
+        "n": scores.n,
         "photos": sources.n,
-        "accuracy": short(found.accuracy),
-        "macro_f1": short(found.macro_avg.f1),
-        "mse": short(found.mse),
-        "ece": short(found.ece),
+        "accuracy": rounded(scores.accuracy),
+        "macro_f1": rounded(scores.macro_avg.f1),
+        "mse": rounded(scores.mse),
+        "ece": rounded(scores.ece),
         "interval": {
             "level": intervals.level,
             "unit": "photo",
-            "accuracy": [short(end) for end in intervals.accuracy],
-            "macro_f1": [short(end) for end in intervals.macro_f1],
+            "accuracy": [rounded(end) for end in intervals.accuracy],
+            "macro_f1": [rounded(end) for end in intervals.macro_f1],
         },
     }
-    with draft_of(path) as draft:  # a bundle is never without a whole config.json
-        draft.write_text(dump(config | {"scores": scores}))
+    with draft_of(path) as draft:  # config.json is never missing or incomplete
+        draft.write_text(dump(config | {"scores": headlines}))
 
 
-def short(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 

@@ -1,4 +1,4 @@
-"""The model card's tables: what a report found, beside what the paper printed."""
+"""Tables of the model card: a report's scores beside those of the paper."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training import paper
 from training.markdown import listed, number, paragraphs, percent, table
 
 CURVES, CONFUSION, RELIABILITY, RISK = "curves.png", "confusion.png", "reliability.png", "risk.png"
-WORST = 8  # photos that are listed
+WORST = 8  # photos in the table of misclassified images
 AVERAGED = ("precision", "recall", "F1")
 OWN = {
     "balanced accuracy": "balanced_accuracy",
@@ -18,15 +18,15 @@ OWN = {
     "Matthews correlation": "matthews_corrcoef",
     "ROC AUC, one against the rest": "roc_auc_ovr",
 }
-CHOSEN_ON = {
-    "holdout": "photos held out of the training photos",
-    "folds": "training photos, each as judged by a network that was trained without it",
+SELECTED_ON = {
+    "holdout": "photos held out of training",
+    "folds": "training photos, each classified by the network that was trained without it",
     "val": "the `val` split",
     "test": "the `test` split",
 }
 FRAMING = {
-    "nucleus": "the square around the nucleus that its colour finds, the whole picture where it finds none",
-    "whole": "the whole picture",
+    "nucleus": "a square around the nucleus (found by its colour), or the whole image if none is found",
+    "whole": "the whole image",
 }
 
 Table = Mapping[str, Any]
@@ -36,59 +36,59 @@ def results(config: Table, report: Table) -> str:
     engine = report["engine"]
     return paragraphs(
         "## Results",
-        f"On `{report['split']}`, scored through the engine {engine['name']} on {engine['device']}."
-        f" {selection(config, report)} {leak(report)}".rstrip(),
+        f"On `{report['split']}`, scored with the engine {engine['name']} on {engine['device']}."
+        f" {selection(config, report)} {leak_warning(report)}".rstrip(),
         f"“Paper” is Table 2 of {listed(paper.AUTHORS)} ({paper.YEAR}). {same_images(report)}",
         class_table(report),
         score_table(report),
         "Macro averages weigh the classes equally, weighted ones by support. MSE and RMSE are of class"
         " indices (the paper's equation 6), so they depend on the classes' alphabetical order.",
         interval(report),
-        "Rows are true classes, columns predicted ones:",
+        "Rows are true classes, columns are predicted classes:",
         confusion_table(report),
         f"![Confusion matrix, counts and row percentages](figures/{CONFUSION})",
     )
 
 
 def selection(config: Table, report: Table) -> str:
-    """What was chosen on which images, also where that spoils the scores."""
+    """Say which images were used for selection, with a warning where that biases the scores."""
     split, select_on = report["split"], config["training"]["recipe"]["select_on"]
     if split == "train":
-        return "**The model was trained on these images: the scores say nothing about new cells.**"
+        return "**The model was trained on these images: the scores do not hold for new cells.**"
     if split == select_on:
         return (
-            "**The epoch, the temperature and the review thresholds were chosen on these very images,"
-            " so the scores are better than new cells would give.**"
+            "**The epoch, the temperature and the review thresholds were selected on these same images,"
+            " so the scores are higher than they would be on new cells.**"
         )
-    return f"{chosen(config)} were chosen on {CHOSEN_ON[select_on]}; this run chose nothing on `{split}`."
+    return f"{selected(config)} were selected on {SELECTED_ON[select_on]}; nothing was selected on `{split}`."
 
 
-def chosen(config: Table) -> str:
-    return f"The {'' if ends(config) else 'epoch, the '}temperature and the review thresholds"
+def selected(config: Table) -> str:
+    return f"The {'' if keeps_last_epoch(config) else 'epoch, the '}temperature and the review thresholds"
 
 
-def ends(config: Table) -> bool:
-    """Whether the last epoch is kept, whatever its score."""
+def keeps_last_epoch(config: Table) -> bool:
+    """Return whether the last epoch is kept, whatever its score."""
     return bool(config["training"]["recipe"]["monitor"] == "last")
 
 
-def leak(report: Table) -> str:
+def leak_warning(report: Table) -> str:
     if report["split"] == "train" or not report["photos_also_in_train"]:
         return ""
     return (
         f"**{report['photos_also_in_train']} of its {report['photos']} photos have other copies among the"
-        " training images: this split leaks, and the scores say little about new cells.**"
+        " training images: this split leaks, and the scores do not hold for new cells.**"
     )
 
 
 def same_images(report: Table) -> str:
     if has_the_papers_counts(report):
-        return f"Its {paper.N:,} images have the class counts of these: Kaggle's TEST folder."
-    return f"Its {paper.N:,} images are others than these {report['n']:,}: the two columns do not compare."
+        return f"Its {paper.N:,} images have the same class counts as these: Kaggle's TEST folder."
+    return f"Its {paper.N:,} images are not these {report['n']:,}: the two columns are not comparable."
 
 
 def has_the_papers_counts(report: Table) -> bool:
-    return {label: one["support"] for label, one in report["per_class"].items()} == paper.SUPPORT
+    return {label: scores["support"] for label, scores in report["per_class"].items()} == paper.SUPPORT
 
 
 def class_table(report: Table) -> str:
@@ -105,9 +105,9 @@ def class_table(report: Table) -> str:
 
 
 def score_table(report: Table) -> str:
-    again = report.get("paper_recipe")
-    columns = [paper_scores(), *([scores(again)] if again else []), scores(report)]
-    head = ["", "paper", *(["its recipe, run here"] if again else []), "here"]
+    reproduced = report.get("paper_recipe")
+    columns = [paper_scores(), *([scores(reproduced)] if reproduced else []), scores(report)]
+    head = ["", "paper", *(["its recipe, run here"] if reproduced else []), "here"]
     rows = [
         [name, *(number(column.get(name)) for column in columns[:-1]), f"**{number(value)}**"]
         for name, value in columns[-1].items()
@@ -117,42 +117,43 @@ def score_table(report: Table) -> str:
 
 def paper_scores() -> dict[str, float | None]:
     means = {"macro": paper.MACRO, "weighted": paper.WEIGHTED}
-    found: dict[str, float | None] = {"accuracy": paper.ACCURACY}
+    values: dict[str, float | None] = {"accuracy": paper.ACCURACY}
     for name, printed in means.items():
-        found |= {f"{name} {what}": value for what, value in zip(AVERAGED, printed, strict=True)}
-    return found | {"MSE": paper.MSE, "RMSE": paper.RMSE}
+        values |= {f"{name} {what}": value for what, value in zip(AVERAGED, printed, strict=True)}
+    return values | {"MSE": paper.MSE, "RMSE": paper.RMSE}
 
 
 def scores(report: Table) -> dict[str, float | None]:
-    """In the paper's order, then those that it does not have."""
-    found: dict[str, float | None] = {"accuracy": report["accuracy"]}
+    """Return the paper's scores in its order, then those that the paper lacks."""
+    values: dict[str, float | None] = {"accuracy": report["accuracy"]}
     for name in ("macro", "weighted"):
-        found |= {f"{name} {what}": report[f"{name}_avg"][what.lower()] for what in AVERAGED}
-    found |= {"MSE": report["mse"], "RMSE": report["rmse"]}
-    return found | {name: report[field] for name, field in OWN.items() if field in report}
+        values |= {f"{name} {what}": report[f"{name}_avg"][what.lower()] for what in AVERAGED}
+    values |= {"MSE": report["mse"], "RMSE": report["rmse"]}
+    return values | {name: report[field] for name, field in OWN.items() if field in report}
 
 
 def paper_recipe(report: Table) -> str:
-    again = report.get("paper_recipe")
-    if not again:
+    reproduced = report.get("paper_recipe")
+    if not reproduced:
         return ""
-    same = "the same" if again["fingerprint"] == report["fingerprint"] else "other"
+    same = "the same" if reproduced["fingerprint"] == report["fingerprint"] else "other"
     return (
-        f"“Its recipe, run here” is what `recipes/paper.toml` gave on {same} images, the epoch chosen on them"
-        f" as in the paper; {again['groups']['correct']} of {again['groups']['n']} photos are right by mean"
-        " probability. docs/model.md says where it differs from the paper, and why."
+        f"“Its recipe, run here” is a model trained with `recipes/paper.toml` and scored on {same} images;"
+        f" its epoch was selected on them, as in the paper. {reproduced['groups']['correct']} of"
+        f" {reproduced['groups']['n']} photos are right by mean probability. docs/model.md explains the"
+        " differences from the paper."
     )
 
 
 def interval(report: Table) -> str:
-    found = report["confidence_intervals"]
-    low, high = found["accuracy"]
+    intervals = report["confidence_intervals"]
+    low, high = intervals["accuracy"]
     where = "below" if low > paper.ACCURACY else "above" if high < paper.ACCURACY else "inside"
     return (
-        f"**{percent(found['level'])} intervals over {report['photos']} photos** (drawn whole within their"
-        f" class, {report['resamples']:,} times): accuracy {low:.4f} to {high:.4f}, macro F1"
-        f" {found['macro_f1'][0]:.4f} to {found['macro_f1'][1]:.4f}."
-        + (f" The paper's accuracy lies {where} the first." if has_the_papers_counts(report) else "")
+        f"**{percent(intervals['level'])} intervals over {report['photos']} photos** (bootstrap of photos"
+        f" within their class, {report['resamples']:,} samples): accuracy {low:.4f} to {high:.4f}, macro F1"
+        f" {intervals['macro_f1'][0]:.4f} to {intervals['macro_f1'][1]:.4f}."
+        + (f" The paper's accuracy is {where} the first interval." if has_the_papers_counts(report) else "")
     )
 
 
@@ -168,25 +169,23 @@ def photos(_: Table, report: Table) -> str:
     groups, failed, wrong = report["groups"], report["misclassified_photos"], misclassified(report)
     rows = [
         [
-            f"`{one['photo']}`",
-            one["label"],
-            str(one["images"]),
-            str(one["wrong"]),
-            ", ".join(f"{name} {n}" for name, n in one["predicted"].items()),
+            f"`{photo['photo']}`",
+            photo["label"],
+            str(photo["images"]),
+            str(photo["wrong"]),
+            ", ".join(f"{name} {n}" for name, n in photo["predicted"].items()),
         ]
-        for one in failed[:WORST]
+        for photo in failed[:WORST]
     ]
-    named = sum(one["wrong"] for one in failed[:WORST])
+    listed_wrong = sum(photo["wrong"] for photo in failed[:WORST])
     uncertain = report["uncertain_images"]
     return paragraphs(
         "## By photo",
-        f"Judged by the mean probability of its images, {groups['correct']} of {groups['n']} photos are right"
-        f" ({groups['accuracy']:.4f}). Photos with a wrong image at least: {len(failed)}."
-        + (
-            f" Which photo an image comes from is a weak match for {uncertain:,} images." if uncertain else ""
-        ),
-        f"The photos with most of the {wrong:,} wrong images, {named:,} in all:" if failed else "",
-        table(["photo", "true class", "images", "wrong", "called"], rows) if failed else "",
+        f"By the mean probability of their images, {groups['correct']} of {groups['n']} photos are classified"
+        f" correctly ({groups['accuracy']:.4f}). Photos with at least one wrong image: {len(failed)}."
+        + (f" The source photo of {uncertain:,} images is uncertain." if uncertain else ""),
+        f"The photos with the most wrong images, {listed_wrong:,} of {wrong:,} in all:" if failed else "",
+        table(["photo", "true class", "images", "wrong", "predicted"], rows) if failed else "",
     )
 
 
@@ -199,15 +198,15 @@ def differences(config: Table, report: Table) -> str:
     recipe, train = config["training"]["recipe"], config["training"]["data"]["train"]
     size = config["preprocessing"]["size"]
     here = {
-        "training pictures": ", ".join(train["archives"]),
+        "training images": ", ".join(train["archives"]),
         "input": f"{FRAMING[config['preprocessing']['framing']]}, {size} × {size}",
         "initial weights": Path(recipe["initial"]).name,
         "epochs, at most": f"{recipe['epochs']}",
-        "pictures a step": f"{recipe['batch']}",
+        "images per step": f"{recipe['batch']}",
         "learning rate": f"{recipe['learning_rate']:g}, {recipe['schedule']}; decay {recipe['weight_decay']}",
-        "epoch chosen on": "nothing: the schedule's last"
-        if ends(config)
-        else f"{CHOSEN_ON[recipe['select_on']]}, by {recipe['monitor']}",
+        "epoch selected on": "nothing: the last epoch"
+        if keeps_last_epoch(config)
+        else f"{SELECTED_ON[recipe['select_on']]}, by {recipe['monitor']}",
         "probabilities": f"divided by a temperature of {config['temperature']:g}",
         "interval": f"bootstrap over {report['photos']} photos",
     }
@@ -215,6 +214,6 @@ def differences(config: Table, report: Table) -> str:
     return paragraphs(
         "## What differs from the paper's measurement",
         table(["", "paper", "here"], rows, align="---"),
-        f"The paper calls its {paper.N:,} images validation. They are the archive's TEST folder, the epoch"
-        " was chosen on them, and no third set was held back.",
+        f"The paper calls its {paper.N:,} images validation data. They are the archive's TEST folder, the"
+        " epoch was selected on them, and there is no third, independent set.",
     )

@@ -1,4 +1,4 @@
-"""Pictures through a bundle as the service would take them: decoded, framed, in batches."""
+"""Classification of manifest rows as in the service: decoded, framed, in batches."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from app.imaging.framing import Cell, Preprocessing, frame_cell
 from training.data import Progress, Row
 from training.errors import DataError
 from training.findings import beside_the_cell
-from training.pictures import Pictures
+from training.images import ImageArchive
 
-BATCH = 32  # images, the service's largest unless it is told otherwise
+BATCH = 32  # images; the service's default
 READERS = 4  # threads that decode
 
 Framing = Callable[[Image.Image, Preprocessing], Cell | None]
@@ -28,42 +28,43 @@ Framing = Callable[[Image.Image, Preprocessing], Cell | None]
 def classify(
     classifier: Classifier, rows: Sequence[Row], progress: Progress | None, framing: Framing = frame_cell
 ) -> list[Prediction]:
-    """An answer for each row for which `framing` has a cell."""
-    pictures = {archive: Pictures(Path(archive)) for archive in {row.archive for row in rows}}
+    """Return an answer for each row, except those for which `framing` returns None."""
+    archives = {archive: ImageArchive(Path(archive)) for archive in {row.archive for row in rows}}
     preprocessing = classifier.bundle.preprocessing
     answers: list[Prediction] = []
-    shown = iter(progress(rows, len(rows)) if progress else rows)
+    remaining = iter(progress(rows, len(rows)) if progress else rows)
     with ThreadPoolExecutor(READERS) as pool:
-        while batch := list(islice(shown, BATCH)):
-            contents = [pictures[row.archive].read(row.path) for row in batch]
+        while batch := list(islice(remaining, BATCH)):
+            contents = [archives[row.archive].read(row.path) for row in batch]
             images = pool.map(read_image, batch, contents)
             cells = pool.map(framing, images, [preprocessing] * len(batch))
-            found = [(row, cell) for row, cell in zip(batch, cells, strict=True) if cell]
-            if found:
-                answers += answer(classifier, *zip(*found, strict=True))
+            framed = [(row, cell) for row, cell in zip(batch, cells, strict=True) if cell]
+            if framed:
+                answers += answer(classifier, *zip(*framed, strict=True))
     return answers
 
 
 def answer(classifier: Classifier, rows: Sequence[Row], cells: Sequence[Cell]) -> list[Prediction]:
+    """Classify the cells; raise EngineError that names the image if one fails."""
     answers: list[Prediction] = []
-    for row, found in zip(rows, classifier.classify(cells), strict=True):
-        if isinstance(found, EngineError):
-            raise EngineError(f"{row.archive}: {row.path}: {found.detail}")
-        answers.append(found)
+    for row, result in zip(rows, classifier.classify(cells), strict=True):
+        if isinstance(result, EngineError):
+            raise EngineError(f"{row.archive}: {row.path}: {result.detail}")
+        answers.append(result)
     return answers
 
 
 def read_image(row: Row, data: bytes) -> Image.Image:
-    # the report names the pictures by the manifest's fingerprint, so they must be those pictures
+    # the report has the manifest's fingerprint, so the files must be those of the manifest
     if hashlib.sha256(data).hexdigest() != row.sha256:
         raise DataError(
-            f"{row.archive}: {row.path} has changed since the manifest was made; "
-            "make that again with `leuko-train data`"
+            f"{row.archive}: {row.path} has changed since the manifest was created; "
+            "create it again with `leuko-train data`"
         )
     return decode(data)
 
 
 def frame_background(image: Image.Image, preprocessing: Preprocessing) -> Cell | None:
-    """The picture beside the cell, framed as if it were a picture of its own."""
+    """Frame the part of the image beside the cell as an image of its own; None if there is no room."""
     window = beside_the_cell(image, frame_cell(image, preprocessing).frame)
     return None if window is None else frame_cell(window, preprocessing)

@@ -1,4 +1,4 @@
-"""Who is trained on and who is not: always by source photo, unless a name says that it leaks."""
+"""Splits by source photo; the one split by file has `leaking` in its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
 
 def parse_ratio(text: str) -> tuple[float, ...]:
-    """`80:10:10` → (0.8, 0.1, 0.1); two or three parts."""
+    """Parse two or three parts: `80:10:10` → (0.8, 0.1, 0.1); raise DataError if they are not positive."""
     try:
         parts = [float(part) for part in text.split(":")]
     except ValueError as error:
@@ -25,12 +25,15 @@ def parse_ratio(text: str) -> tuple[float, ...]:
 
 
 def split_by_source(rows: Sequence[Row], ratio: Sequence[float], seed: int) -> list[Row]:
-    """Give each source one split; each class's sources are shared out in the ratio."""
+    """Assign each source to one split, in the ratio within each class.
+
+    Raise DataError if a class has fewer sources than there are splits.
+    """
     names = NAMES[len(ratio)]
     by_class: dict[str, list[str]] = defaultdict(list)
     for source, label in sorted(source_labels(rows).items()):
         by_class[label].append(source)
-    chosen: dict[str, str] = {}
+    split: dict[str, str] = {}
     for label, sources in sorted(by_class.items()):
         if len(sources) < len(ratio):
             raise DataError(
@@ -38,12 +41,12 @@ def split_by_source(rows: Sequence[Row], ratio: Sequence[float], seed: int) -> l
                 "add photos or use fewer splits"
             )
         random.Random(f"{seed}/{label}").shuffle(sources)
-        chosen |= dict(zip(sources, _allot(len(sources), ratio, names), strict=True))
-    return [replace(row, split=chosen[row.source]) for row in rows]
+        split |= dict(zip(sources, _allot(len(sources), ratio, names), strict=True))
+    return [replace(row, split=split[row.source]) for row in rows]
 
 
 def split_by_file_leaking(rows: Sequence[Row], ratio: Sequence[float], seed: int) -> list[Row]:
-    """As many public notebooks do: near copies of one photo land on both sides. Never for a claim."""
+    """Split by file, as many public notebooks do; copies of one photo are on both sides (leakage)."""
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     names = dict(zip(order, _allot(len(rows), ratio, NAMES[len(ratio)]), strict=True))
@@ -51,7 +54,7 @@ def split_by_file_leaking(rows: Sequence[Row], ratio: Sequence[float], seed: int
 
 
 def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training rows → (rows to fit, rows of held-out sources to select on); uncertain rows are left out."""
+    """Split training rows into training and validation rows by source; leave out uncertain rows."""
     certain = [row for row in rows if row.certain]
     split = split_by_source(certain, (1 - share, share), seed)
     return [row for row in split if row.split == "train"], [
@@ -60,34 +63,37 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
 
 
 def into_folds(rows: Sequence[Row], folds: int, seed: int) -> dict[str, int]:
-    """Source → the fold, from 0, that holds it out; each class's sources are dealt out in turn."""
+    """Return source → the fold, from 0, that holds it out; each class's sources are distributed evenly.
+
+    Raise DataError if a class has fewer sources than folds.
+    """
     by_class: dict[str, list[str]] = defaultdict(list)
     for source, label in sorted(source_labels(rows).items()):
         by_class[label].append(source)
-    found: dict[str, int] = {}
+    fold: dict[str, int] = {}
     for label, sources in sorted(by_class.items()):
         if len(sources) < folds:
             raise DataError(f"{label} has {len(sources)} source photos, too few for {folds} folds")
         random.Random(f"{seed}/{label}").shuffle(sources)
-        found |= {source: i % folds for i, source in enumerate(sources)}
-    return found
+        fold |= {source: i % folds for i, source in enumerate(sources)}
+    return fold
 
 
 def thin(rows: Sequence[Row], per_source: int, seed: int) -> list[Row]:
-    """At most so many files of each source: copies of one photo say little more than the first few."""
+    """Return at most `per_source` files of each source, since further copies of one photo add little."""
     shuffled = sorted(rows, key=lambda row: row.path)
     random.Random(seed).shuffle(shuffled)
-    taken: Counter[str] = Counter()
-    kept = []
+    counts: Counter[str] = Counter()
+    thinned = []
     for row in shuffled:
-        taken[row.source] += 1
-        if taken[row.source] <= per_source:
-            kept.append(row)
-    return sorted(kept, key=lambda row: row.path)
+        counts[row.source] += 1
+        if counts[row.source] <= per_source:
+            thinned.append(row)
+    return sorted(thinned, key=lambda row: row.path)
 
 
 def source_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """A source's class: its most frequent one (a photo of two cells may carry two)."""
+    """Return each source's most frequent class (a photo of two cells may have two classes)."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         counts[row.source][row.label] += 1
@@ -95,7 +101,7 @@ def source_labels(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _allot(n: int, ratio: Sequence[float], names: Sequence[str]) -> list[str]:
-    """n names in the ratio, each at least once."""
+    """Return n names in the ratio, each at least once."""
     sizes = [max(1, round(n * part)) for part in ratio[1:]]
     return [names[0]] * (n - sum(sizes)) + [
         name for name, size in zip(names[1:], sizes, strict=True) for _ in range(size)

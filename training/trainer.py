@@ -1,4 +1,4 @@
-"""One network trained once: Lightning's trainer, its checkpoints and its progress bar."""
+"""Training of one network: Lightning's trainer, its checkpoints and its progress bar."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ from training.loading import evaluation_loader, training_loader
 from training.module import BEST, LAST, Finetuning
 from training.network import Network
 from training.patches import Patches
-from training.ranks import places
+from training.ranks import device_counts
 
-UNFOLDING_FILES = 512  # for the channel statistics of a start with folded batch norm
+UNFOLDING_FILES = 512  # images for the channel statistics of initial weights with folded batch norm
 
 
 def fit_once(
     train: Sequence[Row], validation: Sequence[Row], patches: Patches, config: TrainConfig, run: Path
 ) -> Path:
-    """One network, from `config.initial` or from the run's last checkpoint where it has one."""
+    """Train one network and return the path of its best checkpoint.
+
+    Continue from the run's last checkpoint if it exists, else start from `config.initial`.
+    """
     seed_everything(config.seed, workers=True, verbose=False)
     last = run / LAST
     trainer = build_trainer(config, run)
     module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
-    if not last.is_file() and trainer.is_global_zero:  # the other processes are given its weights
-        few = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
-        fresh = start_from(module.network, config.initial, evaluation_loader(few, config))
-        print(f"start: {config.initial}; {len(fresh)} tensors start at random")
+    if not last.is_file() and trainer.is_global_zero:  # Lightning broadcasts its weights
+        sample = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
+        random_tensors = start_from(module.network, config.initial, evaluation_loader(sample, config))
+        print(f"initial weights: {config.initial}; {len(random_tensors)} tensors are random")
     module.draws = torch.get_rng_state()
     try:
         trainer.fit(
@@ -45,9 +48,9 @@ def fit_once(
             training_loader(train, patches, config, trainer.global_rank, trainer.world_size),
             evaluation_loader(validation, config) if validation else None,
             ckpt_path=last if last.is_file() else None,
-            weights_only=True,  # no pickle, not even of our own
+            weights_only=True,  # checkpoints are read without pickle
         )
-    except SystemExit as end:  # what Lightning makes of Ctrl-C
+    except SystemExit as end:  # Lightning turns Ctrl-C into it
         raise KeyboardInterrupt from end
     return run / BEST
 
@@ -55,12 +58,12 @@ def fit_once(
 def build_trainer(config: TrainConfig, run: Path) -> Trainer:
     better = "min" if config.monitor == "val_loss" else "max"
     monitor = None if config.monitor == "last" else config.monitor
-    # At the end of each epoch, whether or not it is validated, and without a monitor the last one kept.
-    keep: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    # Saved after each epoch, validated or not; without a monitor the last epoch is kept.
+    options: Any = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     callbacks: list[Callback] = [
-        ModelCheckpoint(run, "best", monitor, mode=better, **keep),
-        # One of its own: `save_last` beside a monitor is written only when the monitor improves.
-        ModelCheckpoint(run, "last", **keep),
+        ModelCheckpoint(run, "best", monitor, mode=better, **options),
+        # A second callback, since `save_last` with a monitor saves only when the monitor improves.
+        ModelCheckpoint(run, "last", **options),
         Progress(config.batch),
     ]
     if config.patience:
@@ -68,14 +71,14 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
     if config.average:
         average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         callbacks.append(WeightAveraging(multi_avg_fn=average))
-    place = places()
-    several = place["devices"] * place.get("num_nodes", 1) > 1
+    counts = device_counts()
+    several = counts["devices"] * counts.get("num_nodes", 1) > 1
     return Trainer(
-        **place,
+        **counts,
         strategy="ddp" if several else "auto",
         sync_batchnorm=several and torch.cuda.is_available(),
         max_epochs=config.epochs,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=config.precision,
         callbacks=callbacks,
         logger=CSVLogger(run, "log"),
         deterministic="warn",
@@ -87,7 +90,7 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
 
 
 class Progress(TQDMProgressBar):
-    """Adds images a second to Lightning's bar, which has steps a second and the time left."""
+    """Lightning's progress bar with images per second."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -98,7 +101,7 @@ class Progress(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         metrics = super().get_metrics(trainer, pl_module)  # type: ignore[arg-type]
         metrics.pop("v_num", None)
-        # Lightning moves the bar by hand, so that tqdm has no rate of its own.
+        # Lightning sets the bar's position itself, so tqdm has no rate.
         bar = self.train_progress_bar
         images, elapsed = bar.n * self.batch, bar.format_dict["elapsed"]
         return {"images/s": round(images / elapsed, 1), **metrics} if elapsed else metrics

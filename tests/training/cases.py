@@ -19,7 +19,7 @@ RECIPE = replace(load_recipe("default"), select_on="holdout", monitor="val_accur
 
 
 def config(recipe: TrainConfig = RECIPE, **changes: Any) -> dict[str, Any]:
-    """As `leuko-train export` writes it, but for the files."""
+    """Return config.json as `leuko-train export` writes it, without hashes of files."""
     facts = {
         "archives": ["blood-cells.zip", "pbc-cells.zip"],
         "images": dict(zip(CLASSES, (4458, 3116, 3206, 4461), strict=True)),
@@ -49,13 +49,13 @@ def config(recipe: TrainConfig = RECIPE, **changes: Any) -> dict[str, Any]:
 
 
 def report(labels: Sequence[int] | None = None, predictions: Sequence[int] | None = None) -> dict[str, Any]:
-    """As `leuko-train report` writes it; without labels, of random ones with probabilities."""
+    """Return report.json as `leuko-train report` writes it; by default for random probabilities."""
     if labels is None:
         true, probabilities = random_case(n=310)
-        found = evaluate(true, None, probabilities, names=CLASSES, groups=np.arange(310).tolist())
+        scores = evaluate(true, None, probabilities, names=CLASSES, groups=np.arange(310).tolist())
     else:
-        found = evaluate(labels, predictions, names=CLASSES, groups=range(len(labels)))
-    table = asdict(found) | {
+        scores = evaluate(labels, predictions, names=CLASSES, groups=range(len(labels)))
+    table = asdict(scores) | {
         "model": {"name": "wbc-resnet18", "version": "1.2.3", "sha256": "ab" * 32},
         "engine": {"name": "openvino", "device": "CPU"},
         "split": "test",

@@ -1,4 +1,4 @@
-"""A small labelled archive, drawn; shared by the training tests."""
+"""A small labelled archive of drawn images, shared by the training tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from app.engine.bundle import CLASSES
 from app.samples.smear import draw_smear
 from training.data import Row, build_manifest
 
-PHOTOS = 4  # of each class
-COPIES = 2  # of each photo
+PHOTOS = 4  # per class
+COPIES = 2  # per photo
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +22,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         for label in CLASSES:
             for photo in range(PHOTOS):
-                picture = draw_smear(label, seed=photo)
+                image = draw_smear(label, seed=photo)
                 for copy in range(COPIES):
                     buffer = io.BytesIO()
-                    picture.rotate(15 * copy).save(buffer, "JPEG", quality=92)
+                    image.rotate(15 * copy).save(buffer, "JPEG", quality=92)
                     file.writestr(f"slides/{label.upper()}/{photo}_{copy}.jpg", buffer.getvalue())
     return path
 

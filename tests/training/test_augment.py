@@ -36,7 +36,7 @@ def test_without_augmentation_training_sees_what_the_service_sees() -> None:
     assert np.abs(seen.numpy() - wanted).mean() < 2  # the two resamplings differ by a little
 
 
-def test_the_same_seed_gives_the_same_pictures_and_another_seed_others() -> None:
+def test_the_same_seed_gives_the_same_images_and_another_seed_others() -> None:
     a = Augmentation(
         scale=(0.8, 1.2),
         shift=0.1,
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others() -> None
 @pytest.mark.parametrize(
     ("horizontal", "vertical", "turned"), [(True, False, (-1,)), (False, True, (-2,)), (False, False, ())]
 )
-def test_mirrored_pictures_are_exact_and_about_half(
+def test_mirrored_images_are_exact_and_about_half(
     horizontal: bool, vertical: bool, turned: tuple[int]
 ) -> None:
     a = Augmentation(rotation=0, flip_horizontal=horizontal, flip_vertical=vertical)
@@ -77,7 +77,7 @@ def test_a_turn_keeps_the_centre_where_it_is() -> None:
     assert seen[:, :, 49:51, 49:51].min() > 254
 
 
-def test_black_lies_beyond_the_picture() -> None:
+def test_black_lies_outside_the_image() -> None:
     seen = warp(torch.full((4, 3, 64, 64), 200.0), 64, 1.0, Augmentation(rotation=0, scale=(2, 2)), seeded())
     assert seen[:, :, 0, 0].max() == 0
     assert seen[:, :, 32, 32].min() > 199
@@ -109,16 +109,16 @@ def test_a_stronger_stain_is_a_multiple_of_the_optical_density() -> None:
     assert abs(float(ratio.mean()) - 1) > 0.01
 
 
-def test_exchange_takes_on_the_density_of_another_picture() -> None:
+def test_exchange_takes_on_the_density_of_another_image() -> None:
     pale, dark = 255 - noise(1) * 0.1, noise(1) * 0.3 + 5
     for seed in range(20):
         seen = stain(torch.cat([pale, dark]), Augmentation(exchange=1), seeded(seed))
         if (seen[0].mean() < pale.mean() - 1) and (seen[1].mean() > dark.mean() + 1):
             return
-    pytest.fail("no picture took on the other's strength")
+    pytest.fail("no image took on the other's strength")
 
 
-def test_soft_pictures_keep_their_mean_and_lose_their_grain() -> None:
+def test_blurred_images_keep_their_mean_and_lose_their_grain() -> None:
     pixels = noise(8, 64)
     seen = soften(pixels, Augmentation(blur=1), seeded())
     assert seen.mean() == pytest.approx(float(pixels.mean()), abs=1)
@@ -126,7 +126,7 @@ def test_soft_pictures_keep_their_mean_and_lose_their_grain() -> None:
     assert torch.equal(soften(pixels, Augmentation(), seeded()), pixels)
 
 
-def test_nothing_is_recoloured_without_being_asked() -> None:
+def test_nothing_is_recoloured_by_default() -> None:
     assert torch.equal(recolour(noise(), Augmentation(), seeded()), noise())
     assert torch.equal(stain(noise(), Augmentation(), seeded()), noise())
 

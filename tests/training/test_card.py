@@ -21,10 +21,10 @@ from training.markdown import listed, number, table, toml
 def floats(value: Any) -> Iterator[float]:
     if isinstance(value, float):
         yield value
-    for one in (
+    for item in (
         value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     ):
-        yield from floats(one)
+        yield from floats(item)
 
 
 def of_papers_images(**changes: Any) -> dict[str, Any]:
@@ -32,17 +32,23 @@ def of_papers_images(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_card_has_every_score_of_the_report() -> None:
-    found = report()
-    card = model_card(config(), found)
+    scored = report()
+    card = model_card(config(), scored)
     names = ("accuracy", "mse", "rmse", "balanced_accuracy", "cohen_kappa", "matthews_corrcoef")
-    scores = [found[name] for name in (*names, "log_loss", "brier", "ece", "roc_auc_ovr")]
+    scores = [scored[name] for name in (*names, "log_loss", "brier", "ece", "roc_auc_ovr")]
     scores += [
-        *floats(found["confidence_intervals"]["accuracy"]),
-        *floats(found["confidence_intervals"]["macro_f1"]),
+        *floats(scored["confidence_intervals"]["accuracy"]),
+        *floats(scored["confidence_intervals"]["macro_f1"]),
     ]
-    scores += [one[what] for one in found["per_class"].values() for what in ("precision", "recall", "f1")]
     scores += [
-        found[f"{mean}_avg"][what] for mean in ("macro", "weighted") for what in ("precision", "recall", "f1")
+        label_scores[what]
+        for label_scores in scored["per_class"].values()
+        for what in ("precision", "recall", "f1")
+    ]
+    scores += [
+        scored[f"{mean}_avg"][what]
+        for mean in ("macro", "weighted")
+        for what in ("precision", "recall", "f1")
     ]
     assert [score for score in scores if f"{score:.4f}" not in card] == []
 
@@ -54,17 +60,17 @@ def test_the_card_has_every_figure_of_the_papers_table() -> None:
 
 
 def test_the_card_has_no_score_of_its_own() -> None:
-    settings, found = config(), report()
+    settings, scored = config(), report()
     constants = [
         *paper.PER_CLASS.values(),
         paper.MACRO,
         paper.WEIGHTED,
         (paper.ACCURACY, paper.MSE, paper.RMSE),
     ]
-    known = {f"{score:.4f}" for score in floats([settings, found, constants])} | {
+    known = {f"{score:.4f}" for score in floats([settings, scored, constants])} | {
         "0.0001"
     }  # the paper's Adam
-    assert set(re.findall(r"(?<![\d.])\d\.\d{4}(?!\d)", model_card(settings, found))) <= known
+    assert set(re.findall(r"(?<![\d.])\d\.\d{4}(?!\d)", model_card(settings, scored))) <= known
 
 
 def test_the_papers_constants_are_those_that_evaluation_is_tested_with() -> None:
@@ -73,18 +79,18 @@ def test_the_papers_constants_are_those_that_evaluation_is_tested_with() -> None
         assert paper.SUPPORT[label] == support
     assert [*map(number, paper.MACRO), paper.N] == [*printed.MACRO]
     assert [*map(number, paper.WEIGHTED), paper.N] == [*printed.WEIGHTED]
-    assert [number(one) for one in (paper.ACCURACY, paper.MSE, paper.RMSE)] == [
+    assert [number(score) for score in (paper.ACCURACY, paper.MSE, paper.RMSE)] == [
         printed.ACCURACY, printed.MSE, printed.RMSE,
     ]  # fmt: skip
 
 
 def test_counts_of_data_photos_and_confusions_are_in_the_card() -> None:
-    settings, found = config(), report()
-    card = model_card(settings, found)
-    for row in found["confusion_matrix"]:
+    settings, scored = config(), report()
+    card = model_card(settings, scored)
+    for row in scored["confusion_matrix"]:
         assert " | ".join(map(str, row)) in card
     train = settings["training"]["data"]["train"]
-    for counts in (train["images"], train["sources"], found["sources"]):
+    for counts in (train["images"], train["sources"], scored["sources"]):
         assert " | ".join(f"{n:,}" for n in counts.values()) in card
     for text in (
         "71 photos",
@@ -103,20 +109,20 @@ def test_the_recipe_in_the_card_reads_back_as_it_was() -> None:
 
 def test_the_front_matter_is_yaml_with_the_scores() -> None:
     yaml = pytest.importorskip("yaml")
-    found = report()
-    front = yaml.safe_load(model_card(config(), found).split("---\n")[1])
+    scored = report()
+    front = yaml.safe_load(model_card(config(), scored).split("---\n")[1])
     assert front["license"] == "apache-2.0"
     assert front["pipeline_tag"] == "image-classification"
     (result,) = front["model-index"][0]["results"]
-    assert result["metrics"][0] == {"type": "accuracy", "value": round(found["accuracy"], 4)}
+    assert result["metrics"][0] == {"type": "accuracy", "value": round(scored["accuracy"], 4)}
 
 
-def test_a_model_chosen_on_the_split_it_is_scored_on_says_so() -> None:
+def test_a_model_selected_on_the_split_it_is_scored_on_says_so() -> None:
     honest = model_card(config(), report())
-    assert "photos held out of the training photos; this run chose nothing on `test`" in honest
-    assert "chosen on these very images" not in honest
+    assert "photos held out of training; nothing was selected on `test`" in honest
+    assert "selected on these same images" not in honest
     chosen_on_test = config(replace(RECIPE, select_on="test"))
-    assert "chosen on these very images" in model_card(chosen_on_test, report())
+    assert "selected on these same images" in model_card(chosen_on_test, report())
 
 
 def test_scores_on_training_images_and_on_a_leaking_split_come_with_a_warning() -> None:
@@ -126,20 +132,20 @@ def test_scores_on_training_images_and_on_a_leaking_split_come_with_a_warning() 
 
 
 def test_the_papers_accuracy_is_judged_by_the_interval_only_where_the_images_are_the_papers() -> None:
-    assert "do not compare" in model_card(config(), report())
-    assert "The paper's accuracy lies" not in model_card(config(), report())
+    assert "are not comparable" in model_card(config(), report())
+    assert "The paper's accuracy is" not in model_card(config(), report())
     card = model_card(config(), of_papers_images())
-    assert "The paper's accuracy lies inside the first" in card
-    assert "Its 2,487 images have the class counts of these" in card
+    assert "The paper's accuracy is inside the first" in card
+    assert "Its 2,487 images have the same class counts as these" in card
 
 
 @pytest.mark.parametrize(("interval", "where"), [((0.87, 0.95), "below"), ((0.7, 0.8), "above")])
-def test_the_paper_lies_below_or_above_an_interval_that_does_not_hold_it(
+def test_the_paper_is_below_or_above_an_interval_that_does_not_hold_it(
     interval: tuple[float, float], where: str
 ) -> None:
-    found = of_papers_images()
-    found["confidence_intervals"]["accuracy"] = list(interval)
-    assert f"The paper's accuracy lies {where} the first" in model_card(config(), found)
+    scored = of_papers_images()
+    scored["confidence_intervals"]["accuracy"] = list(interval)
+    assert f"The paper's accuracy is {where} the first" in model_card(config(), scored)
 
 
 def test_a_score_that_is_undefined_is_a_dash() -> None:
@@ -155,24 +161,26 @@ def test_figures_are_shown_only_if_they_were_drawn() -> None:
     assert "figures/curves.png" in model_card(config(), report())
 
 
-def test_what_the_papers_recipe_gave_stands_beside_the_paper() -> None:
+def test_the_scores_of_the_papers_recipe_are_beside_the_papers() -> None:
     ours, theirs = report(), of_papers_images(fingerprint="other")
     card = model_card(config(), ours | {"paper_recipe": headline(theirs)})
     assert "| accuracy | 0.8689 | 0.8689 |" in card
-    assert "gave on other images" in card
+    assert "scored on other images" in card
     assert "its recipe, run here" not in model_card(config(), ours)
 
 
-def test_the_card_of_a_run_by_folds_says_who_judged_and_that_no_epoch_was_chosen() -> None:
+def test_the_card_of_a_run_with_folds_says_that_scores_are_out_of_fold_and_no_epoch_was_selected() -> None:
     card = model_card(config(replace(RECIPE, select_on="folds", monitor="last")), report())
-    assert "each as judged by a network that was trained without it; this run chose nothing on `test`" in card
-    assert "The temperature and the review thresholds were chosen on training photos" in card
-    assert "| epoch chosen on | TEST, the images that it reports | nothing: the schedule's last |" in card
+    assert (
+        "each classified by the network that was trained without it; nothing was selected on `test`" in card
+    )
+    assert "The temperature and the review thresholds were selected on training photos" in card
+    assert "| epoch selected on | TEST, the images that it reports | nothing: the last epoch |" in card
 
 
 def test_the_card_says_what_leaving_images_to_a_person_gains() -> None:
     card = model_card(config(), report())
-    for text in ("curve: 0.0417", "half of the images 5.0 % are wrong", "ROC curve of 0.9512", "99.68 %"):
+    for text in ("curve: 0.0417", "half of the images: 5.0 %", "ROC curve of 0.9512", "99.68 %"):
         assert text in card
     nothing = report() | {"without_cell": {"n": 0, "auroc": None, "reviewed": None}}
     assert "squares" not in model_card(config(), nothing)
@@ -185,14 +193,14 @@ def test_the_licences_of_data_and_initial_weights_stand_apart_from_the_models() 
     from_file = model_card(
         config(replace(RECIPE, initial="mine/own.pth")), report() | {"archives": ["own.zip"]}
     )
-    assert "own.pth, where training starts: ask its publisher" in from_file
+    assert "own.pth, the initial weights: ask its publisher" in from_file
     assert "own: ask its publisher" in from_file
     assert "BSD-3" not in model_card(config(replace(RECIPE, initial="random")), report())
 
 
 def test_the_card_says_what_the_network_looks_at() -> None:
-    assert "the square around the nucleus" in model_card(config(), report())
-    assert "one cell a picture: the whole picture." in model_card(
+    assert "a square around the nucleus" in model_card(config(), report())
+    assert "one cell per image. Its input is the whole image." in model_card(
         config(replace(RECIPE, preprocessing=WHOLE)), report()
     )
 
@@ -203,10 +211,10 @@ def test_a_perfect_model_has_no_table_of_photos() -> None:
 
 
 def test_writing_the_card_changes_neither_of_its_inputs() -> None:
-    settings, found = config(), report()
-    before = copy.deepcopy((settings, found))
-    assert model_card(settings, found) == model_card(settings, found)
-    assert (settings, found) == before
+    settings, scored = config(), report()
+    before = copy.deepcopy((settings, scored))
+    assert model_card(settings, scored) == model_card(settings, scored)
+    assert (settings, scored) == before
 
 
 def test_every_table_is_as_wide_as_its_head() -> None:

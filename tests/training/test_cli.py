@@ -35,9 +35,9 @@ def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "name an archive, or use --download"),
+        (["data"], "no archive given: name one, or use --download"),
         (["data", "nowhere.zip"], "nowhere.zip does not exist"),
-        (["fit", "--manifest", "nowhere.csv"], "nowhere.csv does not exist; make it with"),
+        (["fit", "--manifest", "nowhere.csv"], "nowhere.csv does not exist; create it with"),
         (["fit", "--recipe", "nonsense"], "no recipe 'nonsense'"),
         (["fit", "--set", "epocs=3"], "unknown setting epocs"),
         (["export", "--manifest", "nowhere.csv"], "nowhere.csv does not exist"),

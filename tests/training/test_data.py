@@ -26,7 +26,7 @@ from training.errors import DataError
 
 
 def kaggle_names() -> list[str]:
-    """Every name in Kaggle's archive, from the table of sources; TEST_SIMPLE's are made up."""
+    """Return every name in the Kaggle archive, from the CSV of sources; TEST_SIMPLE's are invented."""
     simple = [
         f"TEST_SIMPLE/{label}/_{i}.jpeg"
         for label, n in zip(
@@ -41,7 +41,7 @@ def kaggle_rows(names: list[str]) -> list[Row]:
     return [row for name in names if (row := kaggle_row(Path("blood-cells.zip"), name))]
 
 
-def test_a_manifest_has_a_row_for_each_picture_with_its_class_and_source(rows: list[Row]) -> None:
+def test_a_manifest_has_a_row_for_each_image_with_its_class_and_source(rows: list[Row]) -> None:
     assert Counter(row.label for row in rows) == dict.fromkeys(
         ("eosinophil", "lymphocyte", "monocyte", "neutrophil"), 8
     )
@@ -74,7 +74,7 @@ def test_kaggles_files_get_their_photo_from_the_table() -> None:
 
 def test_a_kaggle_archive_with_a_file_missing_is_refused_by_name() -> None:
     names = [name for name in kaggle_names() if not name.endswith("TRAIN/MONOCYTE/_0_1173.jpeg")]
-    with pytest.raises(DataError, match=r"TRAIN/MONOCYTE has 2477 .* 2478.*download"):
+    with pytest.raises(DataError, match=r"TRAIN/MONOCYTE has 2477 images instead of 2478.*download"):
         with_kaggle_sources(kaggle_rows(names))
 
 
@@ -82,11 +82,11 @@ def test_test_simple_is_left_out_because_it_repeats_test() -> None:
     assert all("TEST_SIMPLE" not in row.path for row in with_kaggle_sources(kaggle_rows(kaggle_names())))
 
 
-def test_a_picture_that_does_not_decode_is_named(archive: Path, tmp_path: Path) -> None:
+def test_an_image_that_does_not_decode_is_named(archive: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.zip"
     broken.write_bytes(archive.read_bytes())
     with zipfile.ZipFile(broken, "a") as file:
-        file.writestr("slides/MONOCYTE/bad.jpg", b"\xff\xd8\xff\xe0 no picture")
+        file.writestr("slides/MONOCYTE/bad.jpg", b"\xff\xd8\xff\xe0 no image")
     with pytest.raises(DataError, match=r"slides/MONOCYTE/bad\.jpg does not decode"):
         build_manifest(broken)
 
@@ -94,17 +94,17 @@ def test_a_picture_that_does_not_decode_is_named(archive: Path, tmp_path: Path) 
 def test_a_missing_class_is_named(tmp_path: Path) -> None:
     (tmp_path / "monocyte").mkdir()
     (tmp_path / "monocyte" / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match="no pictures of eosinophil, lymphocyte, neutrophil"):
+    with pytest.raises(DataError, match="no images of eosinophil, lymphocyte, neutrophil"):
         build_manifest(tmp_path)
 
 
-def test_a_picture_outside_the_class_folders_is_named(tmp_path: Path) -> None:
+def test_an_image_outside_the_class_folders_is_named(tmp_path: Path) -> None:
     (tmp_path / "slide.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"slide\.png is in no folder named after a class"):
         build_manifest(tmp_path)
 
 
-def test_folders_of_other_classes_and_what_finder_leaves_are_passed_over(
+def test_folders_of_other_classes_and_hidden_files_are_skipped(
     archive: Path, sources: dict[str, str], rows: list[Row], tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(archive) as file:
@@ -112,29 +112,27 @@ def test_folders_of_other_classes_and_what_finder_leaves_are_passed_over(
     for name in ("basophil/a.png", "monocyte/.DS_1.png", "__MACOSX/monocyte/._1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = build_manifest(tmp_path, sources=sources, leave_out=["basophil"])
-    assert fingerprint(found) == fingerprint(rows)
+    kept = build_manifest(tmp_path, sources=sources, leave_out=["basophil"])
+    assert fingerprint(kept) == fingerprint(rows)
     with pytest.raises(DataError, match=r"basophil/a\.png .* --leave-out"):
         build_manifest(tmp_path, sources=sources)
 
 
-def test_what_kagglehub_fetches_gets_the_name_that_recipes_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_gets_the_name_that_recipes_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = tmp_path / "cache" / "versions" / "6"
     fetched.mkdir(parents=True)
     kagglehub = Mock(dataset_download=Mock(return_value=str(fetched)))
     monkeypatch.setitem(sys.modules, "kagglehub", kagglehub)
-    for _ in range(2):  # a second time in the same place
+    for _ in range(2):  # the second download replaces the link
         link = download(tmp_path / "data")
     kagglehub.dataset_download.assert_called_with("paultimothymooney/blood-cells")
     assert link == tmp_path / "data" / "blood-cells"
     assert link.resolve() == fetched.resolve()
 
 
-def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"no zip")
-    with pytest.raises(DataError, match=r"x\.zip is not a readable zip"):
+    with pytest.raises(DataError, match=r"x\.zip is not a readable ZIP"):
         build_manifest(tmp_path / "x.zip")
 
 
@@ -158,8 +156,8 @@ def test_the_real_archive_is_whole() -> None:
     if not path.is_file():
         pytest.skip("LEUKO_DATA is absent: the real archive is not checked")
     rows = build_manifest(path)
-    found = Counter((row.split.upper(), row.label) for row in rows)
-    assert [found["TRAIN", label] for label in sorted({r.label for r in rows})] == list(
+    counts = Counter((row.split.upper(), row.label) for row in rows)
+    assert [counts["TRAIN", label] for label in sorted({r.label for r in rows})] == list(
         KAGGLE_COUNTS["TRAIN"]
     )
     assert len({row.source for row in rows if row.split == "test"}) == 71

@@ -6,7 +6,7 @@ from PIL import Image
 from app.engine.classifier import Prediction
 from app.imaging.framing import Frame, Preprocessing, frame_cell
 from app.samples.smear import draw_smear
-from training.findings import beside_the_cell, strangeness
+from training.findings import beside_the_cell, ood_separation
 from training.served import frame_background
 
 
@@ -40,12 +40,12 @@ def test_there_is_no_square_without_a_nucleus_or_without_room() -> None:
 
 
 def test_a_square_beside_a_drawn_cell_has_no_nucleus_of_its_own() -> None:
-    found = frame_background(draw_smear("lymphocyte", seed=2), Preprocessing())
-    assert found is None or not found.frame.nucleus
+    cell = frame_background(draw_smear("lymphocyte", seed=2), Preprocessing())
+    assert cell is None or not cell.frame.nucleus
     assert frame_cell(draw_smear("lymphocyte", seed=2), Preprocessing()).frame.nucleus
 
 
-def test_strangeness_is_the_area_under_the_curve_of_the_scores() -> None:
-    known, strange = [prediction(s) for s in (0.5, 1.0, 1.5)], [prediction(s) for s in (1.2, 3.0)]
-    assert strangeness(known, strange) == {"n": 2, "auroc": pytest.approx(5 / 6), "reviewed": 0.5}
-    assert strangeness(known, []) == {"n": 0, "auroc": None, "reviewed": None}
+def test_ood_separation_is_the_area_under_the_curve_of_the_scores() -> None:
+    known, unknown = [prediction(s) for s in (0.5, 1.0, 1.5)], [prediction(s) for s in (1.2, 3.0)]
+    assert ood_separation(known, unknown) == {"n": 2, "auroc": pytest.approx(5 / 6), "reviewed": 0.5}
+    assert ood_separation(known, []) == {"n": 0, "auroc": None, "reviewed": None}

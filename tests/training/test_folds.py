@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,18 @@ from training.network import Network
 from training.patches import cut_patches
 from training.rows import fold_path
 
-HALF = 20 * 2**20  # bytes of a network's 45 million
+HALF = 20 * 2**20  # bytes; a network has 45 million
 
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return load_recipe(
-        "default", ["folds=1", "mix={slides=1}", "workers=0", "samples=8", "batch=8", "detail=32"]
-    )
+    recipe = load_recipe("default", ["mix={slides=1}", "workers=0", "samples=8", "batch=8", "detail=32"])
+    return replace(recipe, folds=1)  # a recipe has at least two
 
 
 @pytest.fixture
 def trained(config: TrainConfig, tmp_path: Path) -> Path:
-    """A run whose one fold is done."""
+    """Return a run whose only fold has been trained."""
     best = fold_path(tmp_path, 0) / BEST
     best.parent.mkdir()
     module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
@@ -37,7 +37,7 @@ def trained(config: TrainConfig, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_start_that_was_half_written_is_not_there(config: TrainConfig, trained: Path) -> None:
+def test_initial_weights_that_were_half_written_do_not_exist(config: TrainConfig, trained: Path) -> None:
     best, weights = fold_path(trained, 0) / BEST, trained / "weights.safetensors"
     with full_beyond(HALF), pytest.raises(SafetensorError):
         save_start(best, config, weights)
@@ -46,7 +46,7 @@ def test_a_start_that_was_half_written_is_not_there(config: TrainConfig, trained
     assert torch.equal(load_file(weights)["fc.bias"], load_checkpoint(best, config).trunk.fc.bias)
 
 
-def test_a_mean_that_was_half_written_does_not_take_the_place_of_a_whole_one(
+def test_a_mean_that_was_half_written_does_not_replace_a_complete_one(
     config: TrainConfig, trained: Path, rows: list[Row]
 ) -> None:
     patches = cut_patches(rows, config, trained)

@@ -16,7 +16,7 @@ from training.patches import Patches, cut_patches
 
 
 def uneven(archive: str) -> list[Row]:
-    """One eosinophil photo with nine files, nine monocyte photos with one."""
+    """Return one eosinophil photo with nine files and nine monocyte photos with one each."""
     eosinophils = [Row(archive, f"e{i}", "eosinophil", "train", "e", True, "") for i in range(9)]
     return eosinophils + [Row(archive, f"m{i}", "monocyte", "train", f"m{i}", True, "") for i in range(9)]
 
@@ -56,7 +56,7 @@ def test_a_batch_is_patches_labels_and_weights(rows: list[Row], tmp_path: Path) 
 
 @pytest.mark.parametrize("mix", ["mix={}", "mix={a=1}"])
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_that_draw_alike_share_out_the_batches_of_one(mix: str, world: int) -> None:
+def test_processes_share_the_batches_of_a_single_process(mix: str, world: int) -> None:
     rows = uneven("a.zip")
     numbered = Patches(rows, np.arange(len(rows), dtype=np.uint8).reshape(-1, 1, 1, 1))
     config = load_recipe("default", ["workers=0", "samples=27", "batch=8", mix])
@@ -69,7 +69,7 @@ def test_processes_that_draw_alike_share_out_the_batches_of_one(mix: str, world:
     whole = drawn(0, 1)
     shares = [drawn(rank, world) for rank in range(world)]
     together = [
-        [one for dealt in zip(*batch, strict=True) for one in dealt] for batch in zip(*shares, strict=True)
+        [item for items in zip(*batch, strict=True) for item in items] for batch in zip(*shares, strict=True)
     ]
     assert [len(batch) for batch in whole] == [8] * 6
     assert together == whole

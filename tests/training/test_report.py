@@ -29,7 +29,7 @@ TEMPERATURE = 2.0
 
 
 class ColourEngine:
-    """Red says the class, green the size of its logit (255: not a number), blue how strange the cell is."""
+    """Red encodes the class, green its logit (255: not a number), blue the OOD distance."""
 
     name = "colour"
     device = "none"
@@ -42,9 +42,9 @@ class ColourEngine:
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:  # noqa: ARG002
         self.batches.append(len(pixels))
         colours = pixels[:, 0, 0]
-        strange = np.zeros((len(pixels), 8), np.float32) + colours[:, 2:]
+        features = np.zeros((len(pixels), 8), np.float32) + colours[:, 2:]
         return Output(
-            logits_of(colours), strange, np.ones((len(pixels), 8, 7, 7), np.float32) if maps else None
+            logits_of(colours), features, np.ones((len(pixels), 8, 7, 7), np.float32) if maps else None
         )
 
     def warm_up(self, batch: int, size: int) -> None:
@@ -60,7 +60,7 @@ def logits_of(colours: Pixels) -> Floats:
 
 @dataclass
 class Setting:
-    """A bundle, a manifest and what the engine will say of it."""
+    """A bundle, a manifest and the engine that scores it."""
 
     bundle: Path
     rows: list[Row]
@@ -72,7 +72,7 @@ class Setting:
         return Classifier(load_bundle(path), self.engine, neighbours, np.ones((4, 8), np.float32))
 
     def draw(self, name: str, colour: tuple[int, int, int], photo: str, split: str = "test") -> None:
-        """One picture more, of the class that its name begins with."""
+        """Add an image of the class that its name begins with."""
         path = self.bundle.parent / "slides" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 24), colour).save(path)
@@ -81,12 +81,12 @@ class Setting:
         self.rows.append(Row(folder, name, name.split("/")[0], split, photo, True, sha256))
 
     def config(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
-        return found
+        table: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        return table
 
     def written(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.bundle / "report.json").read_text())
-        return found
+        table: dict[str, Any] = json.loads((self.bundle / "report.json").read_text())
+        return table
 
 
 def write_bundle(path: Path, preprocessing: Preprocessing = WHOLE) -> None:
@@ -107,7 +107,7 @@ def write_bundle(path: Path, preprocessing: Preprocessing = WHOLE) -> None:
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    """Three photos a class with four copies each: sure and right, but for one photo of monocytes."""
+    """Three photos per class with four copies each: confident and right, except one photo of monocytes."""
     write_bundle(tmp_path / "bundle")
     setting = Setting(tmp_path / "bundle", [], ColourEngine())
     for index, label in enumerate(CLASSES):
@@ -127,7 +127,7 @@ def score(setting: Setting, **changes: Any) -> Any:
 
 
 def test_the_report_in_the_bundle_is_what_evaluate_says_and_what_is_returned(setting: Setting) -> None:
-    found = score(setting)
+    scores = score(setting)
     rows = setting.rows[:-1]
     colours = np.array([Image.open(Path(row.archive) / row.path).getpixel((0, 0)) for row in rows], np.uint8)
     probabilities = softmax(logits_of(colours) / TEMPERATURE)
@@ -139,11 +139,13 @@ def test_the_report_in_the_bundle_is_what_evaluate_says_and_what_is_returned(set
         groups=[row.source for row in rows],
         resamples=RESAMPLES,
     )
-    assert json.loads(json.dumps(asdict(found))) == {name: setting.written()[name] for name in asdict(found)}
-    assert found.confusion_matrix == expected.confusion_matrix
-    assert found.ece == pytest.approx(expected.ece)
-    assert found.confidence_intervals == expected.confidence_intervals
-    assert found.confidence_intervals.unit == "group"
+    assert json.loads(json.dumps(asdict(scores))) == {
+        name: setting.written()[name] for name in asdict(scores)
+    }
+    assert scores.confusion_matrix == expected.confusion_matrix
+    assert scores.ece == pytest.approx(expected.ece)
+    assert scores.confidence_intervals == expected.confidence_intervals
+    assert scores.confidence_intervals.unit == "group"
 
 
 def test_the_report_says_what_was_scored_on_what(setting: Setting) -> None:
@@ -188,16 +190,16 @@ def test_misclassified_images_are_summed_up_by_photo(setting: Setting) -> None:
 
 def test_scores_go_into_the_configuration_and_the_bundle_still_loads(setting: Setting) -> None:
     before = setting.config()
-    found = score(setting)
+    scores = score(setting)
     bundle = load_bundle(setting.bundle)
-    scores, reference = bundle.scores, bundle.reference
+    headlines, reference = bundle.scores, bundle.reference
     assert reference is not None
     assert (reference.n, reference.of.endswith(", test")) == (49, True)
-    assert scores["accuracy"] == round(found.accuracy, 4)
-    assert scores["macro_f1"] == round(found.macro_avg.f1, 4)
-    assert (scores["split"], scores["n"], scores["photos"]) == ("test", 49, 13)
-    assert scores["interval"]["unit"] == "photo"
-    assert {"mse", "ece"} < set(scores)
+    assert headlines["accuracy"] == round(scores.accuracy, 4)
+    assert headlines["macro_f1"] == round(scores.macro_avg.f1, 4)
+    assert (headlines["split"], headlines["n"], headlines["photos"]) == ("test", 49, 13)
+    assert headlines["interval"]["unit"] == "photo"
+    assert {"mse", "ece"} < set(headlines)
     assert setting.config() | {"scores": {}} == before | {"reference": dump(reference)}
     assert (setting.bundle / "config.json").read_text() == json.dumps(setting.config(), indent=2) + "\n"
 
@@ -213,9 +215,9 @@ def test_scoring_twice_gives_the_same_files(setting: Setting) -> None:
 
 
 def test_card_and_figures_are_written(setting: Setting) -> None:
-    found = score(setting)
+    scores = score(setting)
     card = (setting.bundle / "README.md").read_text()
-    assert f"**{found.accuracy:.4f}**" in card
+    assert f"**{scores.accuracy:.4f}**" in card
     assert setting.written()["figures"] == ["confusion.png", "reliability.png", "risk.png"]
     assert all(f"(figures/{name})" in card for name in setting.written()["figures"])
     assert "curves.png" not in card
@@ -248,8 +250,8 @@ def test_the_risk_is_that_of_the_most_confident_first(setting: Setting) -> None:
 
 
 def test_the_engine_is_compared_with_float32(setting: Setting) -> None:
-    found = score(setting)
-    assert setting.written()["float32"] == {"same_label": 1.0, "accuracy": found.accuracy}
+    scores = score(setting)
+    assert setting.written()["float32"] == {"same_label": 1.0, "accuracy": scores.accuracy}
 
 
 def test_curves_come_from_the_run_and_stay_when_the_bundle_is_scored_again(
@@ -296,18 +298,18 @@ def test_photos_that_are_also_trained_on_are_counted(setting: Setting) -> None:
     assert setting.written()["photos_also_in_train"] == 1
 
 
-def test_a_split_without_pictures_is_named(setting: Setting) -> None:
-    with pytest.raises(DataError, match="no pictures of split 'val', only of test, train"):
+def test_a_split_without_images_is_named(setting: Setting) -> None:
+    with pytest.raises(DataError, match="no images of split 'val', only of test, train"):
         score(setting, split="val")
 
 
-def test_a_picture_that_is_not_the_manifests_is_named(setting: Setting) -> None:
+def test_an_image_that_is_not_the_manifests_is_named(setting: Setting) -> None:
     setting.rows[3] = replace(setting.rows[3], sha256="0" * 64)
     with pytest.raises(DataError, match=r"eosinophil/0_3\.png has changed"):
         score(setting)
 
 
-def test_a_picture_that_the_network_fails_on_is_named(setting: Setting) -> None:
+def test_an_image_that_the_network_fails_on_is_named(setting: Setting) -> None:
     setting.draw("monocyte/bad.png", (0, 255, 0), "monocyte-1")
     with pytest.raises(EngineError, match=r"monocyte/bad\.png: .* not finite"):
         score(setting)

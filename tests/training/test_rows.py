@@ -18,7 +18,7 @@ def split_of(photo: int) -> str:
 
 
 def manifest() -> list[Row]:
-    """Seven photos a class with four files each, and as many of a second laboratory; one photo is in TEST."""
+    """Return seven photos per class with four files each, from two laboratories; one photo is in TEST."""
     return [
         Row(archive, f"{label}/{photo}_{i}", label, split_of(photo), f"{archive}/{label}{photo}", True, "")
         for archive in ("first.zip", "second.zip")
@@ -31,15 +31,15 @@ def manifest() -> list[Row]:
 def test_every_photo_is_held_out_once_by_a_network_that_never_saw_it() -> None:
     train, validation = choose_rows(manifest(), CONFIG)
     held_out = []
-    for some, unseen in fold_rows(train, validation, CONFIG):
-        assert not {row.source for row in some} & {row.source for row in unseen}
-        assert {row.label for row in unseen} == set(CLASSES)
-        held_out += unseen
+    for fold_train, fold_validation in fold_rows(train, validation, CONFIG):
+        assert not {row.source for row in fold_train} & {row.source for row in fold_validation}
+        assert {row.label for row in fold_validation} == set(CLASSES)
+        held_out += fold_validation
     assert sorted(row.source for row in held_out) == sorted(row.source for row in validation)
     assert {row.archive for row in held_out} == {"first.zip"}
 
 
-def test_nothing_of_test_is_trained_on_or_chosen_by() -> None:
+def test_test_is_neither_trained_nor_validated_on() -> None:
     train, validation = choose_rows(manifest(), CONFIG)
     assert {row.split for row in (*train, *validation)} == {"train"}
 
@@ -49,12 +49,12 @@ def test_only_so_many_files_of_a_photo_are_used() -> None:
     assert (len(train), len(validation)) == (2 * 4 * 6 * 2, 4 * 6)
 
 
-def test_the_shared_start_never_sees_the_archive_that_is_judged() -> None:
+def test_the_shared_start_never_sees_the_archive_that_is_validated_on() -> None:
     train, validation = choose_rows(manifest(), CONFIG)
     assert {row.archive for row in shared_rows(train, validation)} == {"second.zip"}
 
 
-def test_a_source_that_is_uncertain_is_neither_fitted_nor_judged() -> None:
+def test_a_source_that_is_uncertain_is_neither_trained_nor_validated_on() -> None:
     rows = [replace(row, certain=row.path != "monocyte/0_0") for row in manifest()]
     for config in (CONFIG, replace(CONFIG, select_on="holdout", holdout=0.5)):
         train, validation = choose_rows(rows, config)

@@ -42,6 +42,6 @@ def test_the_scale_makes_a_typical_cell_of_the_bank_one() -> None:
 
 
 def test_a_bank_of_one_cell_has_a_scale_all_the_same() -> None:
-    found = neighbours_of(np.ones((1, 4), np.float32), groups=1)
-    assert (found.k, found.scale) == (1, 1.0)
-    assert isinstance(found, Neighbours)
+    neighbours = neighbours_of(np.ones((1, 4), np.float32), groups=1)
+    assert (neighbours.k, neighbours.scale) == (1, 1.0)
+    assert isinstance(neighbours, Neighbours)

@@ -25,10 +25,10 @@ def test_no_photo_is_on_two_sides_of_a_split() -> None:
     sides: dict[str, set[str]] = {}
     for row in rows:
         sides.setdefault(row.source, set()).add(row.split)
-    assert all(len(found) == 1 for found in sides.values())
+    assert all(len(splits) == 1 for splits in sides.values())
 
 
-def test_every_class_is_shared_out_in_the_ratio() -> None:
+def test_every_class_is_split_in_the_ratio() -> None:
     rows = split_by_source(photos(20), parse_ratio("80:10:10"), seed=3)
     counts = Counter((row.label, row.split) for row in rows)
     assert {counts[label, "train"] for label in CLASSES} == {16 * 3}
@@ -56,7 +56,7 @@ def test_the_split_by_file_leaks_as_its_name_says() -> None:
 
 
 @pytest.mark.parametrize("text", ["80", "80:20:0", "a:b", "1:2:3:4", "-1:2"])
-def test_a_ratio_that_makes_no_sense_is_refused(text: str) -> None:
+def test_an_invalid_ratio_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="is not a ratio"):
         parse_ratio(text)
 
@@ -70,5 +70,5 @@ def test_holding_out_leaves_uncertain_rows_on_neither_side() -> None:
 
 
 def test_thinning_keeps_some_files_of_every_photo() -> None:
-    kept = thin(photos(5, copies=4), 2, 0)
-    assert set(Counter(row.source for row in kept).values()) == {2}
+    thinned = thin(photos(5, copies=4), 2, 0)
+    assert set(Counter(row.source for row in thinned).values()) == {2}

@@ -1,4 +1,4 @@
-"""Training by two processes that torchrun starts: what one learns, and they go on after a kill."""
+"""Training by two processes under torchrun: the same result as one process, and resumption after a kill."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def arguments(
     manifest: Path, run: Path, changes: Mapping[str, str] = MappingProxyType({}), resume: bool = False
 ) -> list[str]:
     chosen = {**QUICK, **changes}
-    settings = [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+    settings = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
     last = ["--resume"] if resume else settings
     return [LEUKO_TRAIN, "fit", "--manifest", str(manifest), "--run", str(run), *last]
 
@@ -73,12 +73,12 @@ def train(command: list[str]) -> None:
 
 
 def train_until(holds: Callable[[], bool], command: list[str]) -> None:
-    """By torchrun, which is then killed with both its workers."""
+    """Train under torchrun until the condition holds; then kill torchrun and both its workers."""
     with subprocess.Popen(
         [*TORCHRUN, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         wait_until(lambda: holds() or process.poll() is not None, patience_s=200)
-        processes = family(process.pid)  # by number: each worker has a session and group of its own
+        processes = family(process.pid)  # by pid: each worker has its own session and group
         assert len(processes) >= 3
         for pid in processes:
             os.kill(pid, signal.SIGKILL)
@@ -86,26 +86,26 @@ def train_until(holds: Callable[[], bool], command: list[str]) -> None:
 
 
 def runs(pid: int) -> bool:
-    """A zombie does not: whoever inherited it may never ask how it ended."""
+    """Return whether the process exists and is not a zombie (its new parent may never reap it)."""
     return field(pid, r"State:\s+(\w)") not in ([], ["Z"])
 
 
 def losses(run: Path) -> list[float]:
-    """Of training, by epoch, over all that was written before and after a kill."""
-    found: dict[int, float] = {}
+    """Return the training losses by epoch, from all logs before and after a kill."""
+    by_epoch: dict[int, float] = {}
     for log in sorted(run.rglob("metrics.csv")):
         with log.open(newline="") as file:
-            found |= {
+            by_epoch |= {
                 int(row["epoch"]): float(row["train_loss"])
                 for row in csv.DictReader(file)
                 if row["train_loss"]
             }
-    return [found[epoch] for epoch in sorted(found)]
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def distance(one: list[float], other: list[float]) -> float:
-    assert len(one) == len(other) == EPOCHS
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+def distance(first: list[float], second: list[float]) -> float:
+    assert len(first) == len(second) == EPOCHS
+    return max(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +119,13 @@ def test_two_processes_learn_as_one_does(manifest: Path, by_two: Path, tmp_path:
     for seed in ("0", "1", "2"):
         train(arguments(manifest, tmp_path / seed, {"seed": seed}))
     curve, *others = (losses(tmp_path / seed) for seed in ("0", "1", "2"))
-    # What a seed changes is the noise; two processes draw other pictures of the same cells, as a seed does.
+    # The noise is the effect of the seed; two processes augment the same images differently, as a seed does.
     noise = max(distance(curve, other) for other in others)
     print(f"one process {curve}, other seeds {others}, two processes {losses(by_two)}")
     assert distance(curve, losses(by_two)) <= 1.5 * noise
     one, two = (torch.load(run / LAST, weights_only=True) for run in (tmp_path / "0", by_two))
     assert one["global_step"] == two["global_step"] == EPOCHS * 64 // 16
-    assert torch.equal(one["draws"], two["draws"])  # so each epoch had the pictures of the one's
+    assert torch.equal(one["draws"], two["draws"])  # so each epoch sampled the same images
 
 
 @linux
@@ -162,13 +162,13 @@ def test_after_a_kill_between_folds_two_processes_go_on_to_the_same_mean(
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(run / BEST, weights_only=True)["state_dict"]
-    return found
+    state: dict[str, torch.Tensor] = torch.load(run / BEST, weights_only=True)["state_dict"]
+    return state
 
 
-def test_a_batch_that_cannot_be_dealt_out_is_refused(manifest: Path, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(manifest: Path, tmp_path: Path) -> None:
     command = arguments(manifest, tmp_path / "run")
     command[command.index("batch=16")] = "batch=15"
     done = subprocess.run([*TORCHRUN, *command], capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "a batch of 15 cannot be dealt out to 2 processes evenly" in done.stderr
+    assert "batch = 15 cannot be divided evenly among 2 processes" in done.stderr

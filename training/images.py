@@ -1,4 +1,4 @@
-"""Pictures by name, from a zip or from the folder it was unpacked into."""
+"""Image files by name, from a ZIP or from the folder that it was unpacked into."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from training.errors import DataError
 
 
 @dataclass
-class Pictures:
-    """Opened lazily and once in each process, so that it travels to data-loading workers."""
+class ImageArchive:
+    """The image files of a ZIP or folder. Opened lazily, once per process, so that it can be pickled to
+    data-loading workers."""
 
     path: Path
     _opened: tuple[int, zipfile.ZipFile] | None = field(default=None, repr=False, compare=False)
 
     def names(self) -> list[str]:
-        """Every picture's path inside, sorted, with forward slashes; hidden ones are passed over."""
+        """Return the sorted paths of the images inside, with forward slashes; hidden files are skipped."""
         if self.path.is_dir():
-            found = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
+            names = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
         else:
-            found = [info.filename for info in self._zip().infolist() if not info.is_dir()]
-        paths = ((name, PurePosixPath(name)) for name in found)
-        return sorted(n for n, path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path))
+            names = [info.filename for info in self._zip().infolist() if not info.is_dir()]
+        paths = ((name, PurePosixPath(name)) for name in names)
+        return sorted(
+            name for name, path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
+        )
 
     def read(self, name: str) -> bytes:
+        """Return the file's content; raise DataError if it cannot be read."""
         try:
             return (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
@@ -42,7 +46,7 @@ class Pictures:
             except FileNotFoundError as error:
                 raise DataError(f"{self.path} does not exist; see `leuko-train data --help`") from error
             except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(f"{self.path} is not a readable zip ({error}); download it again") from error
+                raise DataError(f"{self.path} is not a readable ZIP ({error}); download it again") from error
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, object]:
