@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.engine.bundle import CLASSES
 from app.engine.classifier import Prediction, load_classifier
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from training.config import TrainConfig, load_recipe
-from training.data import CLASSES, Row, checked_row, kaggle_row, with_kaggle_sources
+from training.data import Row, checked_row, kaggle_row, with_kaggle_sources
 from training.errors import DataError, ExportError, RecipeError
 from training.export import check, export
 from training.fit import fit
