@@ -13,8 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.engine.bundle import CLASSES, FILES
-from app.registry.fetch import CONFIG
+from app.engine.bundle import CLASSES, CONFIG, FILES
 from benchmarks.client import load, tool
 from benchmarks.engine import draw
 from benchmarks.server import HOST, serve

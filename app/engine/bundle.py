@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
-from pydantic_core import ErrorDetails
 
 from app.errors import BundleError
 from app.evaluation.answer_profile import AnswerProfile, parse
 from app.imaging.framing import Preprocessing
+from app.validation import explain
 
 FORMAT = 2
 CONFIG = "config.json"
@@ -30,6 +30,7 @@ WEIGHTS, GRAPH, OOD, KNOWN_ANSWER = (
     "known-answer.png",
 )
 FILES = (WEIGHTS, GRAPH, OOD, KNOWN_ANSWER)
+INVALID = "is not a valid bundle configuration"
 CLASSES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 
 
@@ -112,11 +113,11 @@ def _check_known_answer(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _check_files(value: dict[str, str]) -> dict[str, str]:
-    if missing := [name for name in FILES if name not in value]:
-        raise ValueError(f"must have the sha256 of {', '.join(missing)}")
     for name in value:
         if Path(name).name != name or "\0" in name:
             raise ValueError(f"must not name a file outside the bundle: {name!r}")
+    if missing := [name for name in FILES if name not in value]:
+        raise ValueError(f"must have the sha256 of {', '.join(missing)}")
     return value
 
 
@@ -151,7 +152,11 @@ class _Review(_Table):
     ood_score: float
 
 
-class _Config(_Table):
+class _Files(_Table):
+    files: Annotated[dict[str, str], AfterValidator(_check_files)]
+
+
+class _Config(_Files):
     """The parts of `config.json` that are read here; others are ignored."""
 
     format: Annotated[int, AfterValidator(_check_format)]
@@ -162,7 +167,6 @@ class _Config(_Table):
     temperature: Positive
     review: _Review
     known_answer: Annotated[tuple[Probability, ...], AfterValidator(_check_known_answer)]
-    files: Annotated[dict[str, str], AfterValidator(_check_files)]
     training: dict[str, Any]
     scores: dict[str, Any]
     reference: Annotated[AnswerProfile | None, PlainValidator(_parse_reference)] = None
@@ -176,23 +180,12 @@ def _parse(raw: bytes, path: Path) -> _Config:
         errors = error.errors()
         # The fields of another format are unknown here.
         errors = [item for item in errors if item["loc"] == ("format",) and "ctx" in item] or errors
-        raise BundleError(
-            f"{path} is not a valid bundle configuration: {'; '.join(map(_explain, errors))}"
-        ) from error
+        raise BundleError(f"{path} {INVALID}: {explain(errors)}") from error
 
 
-def _explain(error: ErrorDetails) -> str:
-    """Name the field, its allowed values and its present value."""
-    field, message = ".".join(map(str, error["loc"])) or "the document", error["msg"]
-    match error["type"]:
-        case "missing":
-            return f"{field} is missing"
-        case "extra_forbidden":
-            return f"{field} is unknown"
-        case "value_error":
-            return f"{field} {error['ctx']['error']}"
-        case "json_invalid":
-            return message
-    if message.startswith("Input should be"):
-        return f"{field} {message.replace('Input should', 'must')}, not {reprlib.repr(error['input'])}"
-    return f"{field}: {message}"
+def parse_files(raw: bytes, origin: str) -> dict[str, str]:
+    """Return the sha256 of each file that a `config.json` lists. Raise BundleError."""
+    try:
+        return _Files.model_validate_json(raw.removeprefix(BOM_UTF8)).files
+    except ValidationError as error:
+        raise BundleError(f"{origin} {INVALID}: {explain(error.errors())}") from error

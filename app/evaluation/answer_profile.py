@@ -10,13 +10,17 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from app.errors import BundleError
+from app.validation import explain
 
 # Inclusive upper edges, as in Prometheus; values above the last edge have a bin of their own.
 CONFIDENCE_EDGES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 OOD_EDGES = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+INVALID = "the reference is not a valid answer profile"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,33 @@ class AnswerProfile:
 
     def share(self, label: str) -> float:
         return self.labels[label] / self.n
+
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class _Histogram(BaseModel):
+    mean: Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    edges: tuple[float, ...]
+    counts: tuple[Count, ...]
+
+
+def _with_edges(expected: tuple[float, ...]) -> AfterValidator:
+    def check(histogram: _Histogram) -> _Histogram:
+        if histogram.edges != expected or len(histogram.counts) != len(expected) + 1:
+            raise ValueError(f"must have the edges {list(expected)} and one count more than edges")
+        return histogram
+
+    return AfterValidator(check)
+
+
+class _Profile(BaseModel):
+    of: str
+    n: Annotated[int, Field(strict=True, ge=1)]
+    labels: dict[str, Count]
+    review: Count
+    confidence: Annotated[_Histogram, _with_edges(CONFIDENCE_EDGES)]
+    ood_score: Annotated[_Histogram, _with_edges(OOD_EDGES)]
 
 
 @dataclass(frozen=True)
@@ -116,23 +147,21 @@ def dump(profile: AnswerProfile) -> dict[str, Any]:
     }
 
 
-def parse(table: Mapping[str, Any], names: Sequence[str]) -> AnswerProfile:
-    """Read what `dump` returned. Raise BundleError if a value is missing or wrong."""
+def parse(table: object, names: Sequence[str]) -> AnswerProfile:
+    """Read what `dump` returned. Raise BundleError, which names every invalid value."""
     try:
-        profile = AnswerProfile(
-            of=str(table["of"]),
-            n=int(table["n"]),
-            labels={name: int(table["labels"][name]) for name in names},
-            review=int(table["review"]),
-            confidence=_parse(table["confidence"], CONFIDENCE_EDGES),
-            ood_score=_parse(table["ood_score"], OOD_EDGES),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"reference is not a valid answer profile: {error!r}") from error
-    sums = {sum(profile.labels.values()), sum(profile.confidence.counts), sum(profile.ood_score.counts)}
-    if profile.n < 1 or sums != {profile.n} or not 0 <= profile.review <= profile.n:
-        raise BundleError(f"reference is not a valid answer profile: its counts do not match n, {profile.n}")
-    return profile
+        profile = _Profile.model_validate(table)
+    except ValidationError as error:
+        raise BundleError(f"{INVALID}: {explain(error.errors())}") from error
+    if missing := [name for name in names if name not in profile.labels]:
+        raise BundleError(f"{INVALID}: no count of {', '.join(missing)}")
+    labels = {name: profile.labels[name] for name in names}
+    histograms = (profile.confidence, profile.ood_score)
+    sums = {sum(labels.values()), *(sum(histogram.counts) for histogram in histograms)}
+    if sums != {profile.n} or profile.review > profile.n:
+        raise BundleError(f"{INVALID}: its counts do not match n, {profile.n}")
+    confidence, ood_score = (Histogram(h.edges, h.counts, h.mean) for h in histograms)
+    return AnswerProfile(profile.of, profile.n, labels, profile.review, confidence, ood_score)
 
 
 def _dump(histogram: Histogram) -> dict[str, Any]:
@@ -141,10 +170,3 @@ def _dump(histogram: Histogram) -> dict[str, Any]:
         "edges": list(histogram.edges),
         "counts": list(histogram.counts),
     }
-
-
-def _parse(table: Mapping[str, Any], edges: tuple[float, ...]) -> Histogram:
-    counts = tuple(int(count) for count in table["counts"])
-    if tuple(table["edges"]) != edges or len(counts) != len(edges) + 1 or min(counts) < 0:
-        raise ValueError(f"a histogram must have the edges {edges}, and one count more than edges")
-    return Histogram(edges, counts, float(table["mean"]))

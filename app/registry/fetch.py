@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import shutil
@@ -18,13 +17,12 @@ from urllib.parse import urldefrag, urlsplit
 from urllib.request import Request, build_opener
 
 import app
-from app.engine.bundle import FILES
+from app.engine.bundle import CONFIG, FILES, parse_files
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
 from app.settings import Settings
 from app.units import GIB, MIB
 
-CONFIG = "config.json"
 SHIPPED = Settings.bundle  # the default
 PACKAGE = Path(app.__file__).parent
 DRAFT = "fetching-"  # prefix of temporary folders in the cache
@@ -138,13 +136,7 @@ def _fetch_all(url: str, sha256: str, folder: Path, bounds: Bounds) -> None:
     folder.mkdir()
     fetch = partial(_fetch, most_bytes=bounds.most_bytes, until=time.monotonic() + bounds.seconds)
     fetch(f"{url}/{CONFIG}", sha256, folder / CONFIG)
-    try:
-        files = dict(json.loads((folder / CONFIG).read_bytes())["files"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{url}/{CONFIG} is not a bundle's configuration: {error!r}") from error
-    for name, expected in files.items():
-        if Path(name).name != name:
-            raise BundleError(f"{url}/{CONFIG} names a file outside the bundle: {name!r}")
+    for name, expected in parse_files((folder / CONFIG).read_bytes(), f"{url}/{CONFIG}").items():
         fetch(f"{url}/{name}", expected, folder / name)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from app.errors import SettingsError
+from app.validation import Place, dotted, explain
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,6 @@ class _ModelsFile(BaseModel):
     models: list[_Model] = Field(min_length=1)
 
 
-WORDS: dict[str, str] = {
-    "extra_forbidden": "unknown key",
-    "missing": "is missing",
-    "string_too_short": "must not be empty",
-    "string_type": "must be text",
-    "too_short": "must list at least one model",
-    "list_type": "must be [[models]] tables",
-    "model_type": "must be a table",
-}
-
-
 def parse_models(text: str) -> tuple[ModelEntry, ...]:
     """Parse the file; the first entry is the default model. Raise SettingsError, which names every error."""
     try:
@@ -59,18 +49,18 @@ def parse_models(text: str) -> tuple[ModelEntry, ...]:
     try:
         models = _ModelsFile.model_validate(document).models
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(fault) for fault in error.errors())) from None
+        raise SettingsError(explain(error.errors(), _name)) from None
     entries = tuple(ModelEntry(model.bundle, model.shadow) for model in models)
     _check(entries)
     return entries
 
 
-def _explain(fault: Any) -> str:
-    """Return one error with its place; models are counted from 1, as a person counts tables."""
-    name, *rest = fault["loc"]
-    if rest:
-        name = " ".join([f"model {rest[0] + 1}", *map(str, rest[1:])])
-    return f"{name}: {WORDS.get(fault['type']) or fault['msg'].removeprefix('Value error, ')}"
+def _name(place: Place) -> str:
+    """Name a field; models are counted from 1, as a person counts tables."""
+    if len(place) < 2:
+        return dotted(place)
+    _, index, *rest = place
+    return " ".join([f"model {int(index) + 1}", *map(str, rest)])
 
 
 def _check(entries: Sequence[ModelEntry]) -> None:

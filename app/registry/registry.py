@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from app.engine.bundle import CONFIG
 from app.errors import LeukoError, SettingsError, StartupError
 from app.evaluation.answer_profile import AnswerProfile
 from app.inference.pipeline import Answer
 from app.inference.runtime import Runtime
 from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
-from app.registry.fetch import CONFIG, locate
+from app.registry.fetch import locate
 from app.registry.lineup import Lineup, RunnerKey
 from app.registry.model_runner import LOADING, ModelRunner
 from app.registry.models_file import ModelEntry, parse_models

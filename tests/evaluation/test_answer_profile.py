@@ -56,8 +56,22 @@ def test_edges_belong_to_the_bin_below_as_in_prometheus() -> None:
         {"confidence": {"mean": 0.9, "edges": [1], "counts": [1, 0]}},
         {"ood_score": TABLE["ood_score"] | {"counts": [1]}},
         {"ood_score": 3},
+        {"n": float("inf")},
+        {"n": "1"},
+        {"review": True},
+        {"labels": [1, 2, 3, 4]},
+        {"confidence": TABLE["confidence"] | {"mean": float("nan")}},
     ],
 )
 def test_an_invalid_profile_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match="reference"):
         parse(TABLE | change, CLASSES)
+
+
+def test_every_invalid_value_of_a_profile_is_named() -> None:
+    with pytest.raises(BundleError) as caught:
+        parse(TABLE | {"n": "1", "review": -1, "ood_score": 3}, CLASSES)
+    for field in ("n must be a valid integer", "review must be greater", "ood_score must be an object"):
+        assert field in caught.value.detail
+    with pytest.raises(BundleError, match="the document must be an object"):
+        parse([], CLASSES)

@@ -33,20 +33,20 @@ def test_the_file_lists_bundles_and_what_each_is_for() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "models: is missing"),
-        ("models = []", "models: must list at least one model"),
-        ("models = 3", "models: must be [[models]] tables"),
+        ("", "models is missing"),
+        ("models = []", "models must not be empty"),
+        ("models = 3", "models must be a valid list"),
         ("[[models]", "not valid TOML"),
-        ("[[models]]", "model 1 bundle: is missing"),
-        ('[[models]]\nbundle = " "', "model 1 bundle: must not be empty"),
-        ("[[models]]\nbundle = 7", "model 1 bundle: must be text"),
-        ("models = [3]", "model 1: must be a table"),
-        ('port = 1\n[[models]]\nbundle = "a"', "port: unknown key"),
-        ('[[models]]\nbundle = "a"\nshadows = true', "model 1 shadows: unknown key"),
+        ("[[models]]", "model 1 bundle is missing"),
+        ('[[models]]\nbundle = " "', "model 1 bundle must not be empty"),
+        ("[[models]]\nbundle = 7", "model 1 bundle must be a valid string, not 7"),
+        ("models = [3]", "model 1 must be an object, not 3"),
+        ('port = 1\n[[models]]\nbundle = "a"', "port is unknown"),
+        ('[[models]]\nbundle = "a"\nshadows = true', "model 1 shadows is unknown"),
         ('[[models]]\nbundle = "a"\nshadow = true', "model 1 is the default"),
         (
             '[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = 2',
-            "model 2 shadow: must be true, or a share",
+            "model 2 shadow must be true, or a share",
         ),
         ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = "yes"', "share of images from 0 to 1"),
         ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = nan', "share of images from 0 to 1"),
@@ -64,8 +64,8 @@ def test_every_error_of_the_file_is_named_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         parse_models(text)
     assert caught.value.detail.split("; ") == [
-        "model 1 bundle: must be text",
-        "model 2 bundle: is missing",
-        "model 2 shadow: must be true, or a share of images from 0 to 1",
-        "port: unknown key",
+        "model 1 bundle must be a valid string, not 7",
+        "model 2 bundle is missing",
+        "model 2 shadow must be true, or a share of images from 0 to 1",
+        "port is unknown",
     ]

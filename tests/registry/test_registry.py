@@ -140,7 +140,7 @@ async def test_one_that_does_not_load_changes_nothing_and_is_told(
         rejected = "models file rejected; keeping the current models: model.safetensors was changed"
         assert rejected in caplog.text
         lab.file.write_text("[[models]]")
-        await lab.until(lambda: "model 1 bundle: is missing" in caplog.text)
+        await lab.until(lambda: "model 1 bundle is missing" in caplog.text)
         lab.file.unlink()
         await lab.until(lambda: "No such file" in caplog.text)
         assert await lab.metric("leuko_models_stale") == 1
