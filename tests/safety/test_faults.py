@@ -229,7 +229,7 @@ def restarts(client: httpx.Client) -> str:
 
 
 def replaced(service: Running) -> int:
-    return sum("is replaced" in line for line in service.log)
+    return sum("replacing it" in line for line in service.log)
 
 
 def test_26_an_engine_that_always_fails_ends_the_process_with_an_error(tmp_path: Path) -> None:
