@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,17 @@ def service() -> Iterator[Running]:
     """
     with running.running() as service:
         yield service
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    """For tests that configure logging: the root logger has no handlers, and is as before afterwards."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    root.handlers[:] = []
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -6,7 +6,6 @@ import logging
 import os
 import pty
 import signal
-from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -27,15 +26,7 @@ FIELDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _root() -> Iterator[None]:
-    """Restore the root logger after the test."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    root.handlers[:] = []
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
+pytestmark = pytest.mark.usefixtures("root_logger")
 
 
 class Terminal(io.StringIO):

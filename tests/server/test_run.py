@@ -143,6 +143,7 @@ def test_serve_with_a_bundle_that_does_not_load_logs_the_error_and_exits_with_1(
         assert "Traceback" not in log, log
 
 
+@pytest.mark.usefixtures("root_logger")
 def test_serve_on_a_taken_port_prints_the_error_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
