@@ -108,6 +108,7 @@ def test_the_audit_log_says_who_asked_for_what_and_what_came_out(tmp_path: Path)
             client.post("/evaluate", files=files)
             client.get("/healthz")
         httpx.get(f"{service.address}/model")
+        assert service.end() == 0  # a line is written after its response
     first, second, third = (json.loads(line) for line in audit.read_text().splitlines())
     assert first.pop("time") < second["time"] < third["time"]
     assert first.pop("seconds") >= 0
