@@ -510,8 +510,9 @@ def test_the_death_of_a_worker_fails_every_waiting_item_and_stops_the_batcher(wo
         engine.go()
         outcomes = await asyncio.gather(running, *waiting, *bulk, return_exceptions=True)
         answered = [outcome for outcome in outcomes if isinstance(outcome, str)]
-        assert "first!" in answered
-        assert len(answered) <= workers  # the other worker's run may have finished too
+        # Every worker holds one item when the engine goes on, and the first that ends stops the batcher.
+        assert 1 <= len(answered) <= workers
+        assert workers > 1 or answered == ["first!"]
         assert sum(isinstance(outcome, NotReady) for outcome in outcomes) == len(outcomes) - len(answered)
         assert not batcher.alive
         assert batcher.depth == 0
