@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-Version = tuple[int, int, int]
+from app.regular_file import open_trusted
+
+Version = tuple[int, int, int, int]
 
 
 class WatchedFile:
@@ -15,15 +17,16 @@ class WatchedFile:
 
     @property
     def changed(self) -> bool:
-        """Return whether time, inode or size differ from those at the last `read`. Raise OSError."""
+        """Return whether times, inode or size differ from those at the last `read`. Raise OSError."""
         return self._version != _version(self.path.stat())
 
     def read(self) -> str:
         """Return the content. Raise OSError or UnicodeDecodeError."""
-        with self.path.open(encoding="utf-8") as file:
+        with os.fdopen(open_trusted(self.path), encoding="utf-8") as file:
             self._version = _version(os.fstat(file.fileno()))
             return file.read()
 
 
 def _version(status: os.stat_result) -> Version:
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    # Not only the time of the content's last change, which `touch` and `cp -p` can set to an earlier one.
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

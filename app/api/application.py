@@ -18,7 +18,6 @@ from app.api.routes import problems as problem_types
 from app.edge.access import Access, access_rules
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.paths import is_queued
-from app.edge.request_log import RequestLog
 from app.edge.tracing import open_tracer
 from app.errors import LeukoError
 from app.inference.runtime import Load, Runtime
@@ -108,5 +107,5 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
             named=frozenset(access.needs),
         ),
         problem=problem_responses.render,
-        observe=RequestLog(lifecycle.telemetry, lifecycle.audit, lifecycle.tracer),
+        observe=lifecycle.request_log,
     )

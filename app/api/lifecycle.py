@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from app.edge.keys import Keys
+from app.edge.keys import REREAD_S, Keys
+from app.edge.request_log import RequestLog
 from app.edge.tracing import Tracer
 from app.errors import LeukoError, NotReady
 from app.inference.runtime import Runtime
@@ -55,10 +56,12 @@ class Lifecycle:
         self.models = ModelRegistry(runtime, reference)
         self.obstacle: str | None = None
         self.tracer = tracer
+        self.request_log = RequestLog(self.telemetry, self.audit, tracer, keyed=self.keys is not None)
         self._on_failure = on_failure
         self._settled = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._watching_keys: asyncio.Task[None] | None = None
         self.accept_when_ready = False  # delay the lifespan, and so all connections, until loading has ended
 
     @property
@@ -116,20 +119,23 @@ class Lifecycle:
         self._running = asyncio.create_task(self._run(), name="running")
         if self.telemetry.shared:
             self._refreshing = asyncio.create_task(self._refresh(), name="refreshing")
+        if self.keys is not None:
+            self._watching_keys = asyncio.create_task(_watch(self.keys), name="watching keys")
         if self.accept_when_ready:
             await self.settled()
 
     async def __aexit__(self, *_: object) -> None:
         self.drain()
-        for task in (self._running, self._refreshing):
+        for task in (self._running, self._refreshing, self._watching_keys):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
         try:
             await self.models.stop()
         finally:
+            self.request_log.flush()
             if self.audit is not None:
-                self.audit.close()
+                await in_thread(self.audit.close)
             if self.tracer is not None:
                 await in_thread(self.tracer.close)
 
@@ -137,8 +143,7 @@ class Lifecycle:
     def _unready_reason(self) -> str | None:
         obstacle = self.obstacle or self.models.obstacle
         if obstacle is None and self.audit is not None and self.audit.failing:
-            self.audit.retry()
-            return UNAUDITED if self.audit.failing else None
+            return UNAUDITED
         return obstacle
 
     async def _run(self) -> None:
@@ -163,3 +168,10 @@ class Lifecycle:
         while True:
             self.telemetry.refresh()
             await asyncio.sleep(REFRESH_S)
+
+
+async def _watch(keys: Keys) -> None:
+    """Reread the key file in time also while no request asks for a key."""
+    while True:
+        keys.check()
+        await asyncio.sleep(REREAD_S)

@@ -15,12 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from app.errors import SettingsError
+from app.regular_file import Refused
 from app.watched_file import WatchedFile
 
 logger = logging.getLogger(__name__)
 
 SCOPES = ("predict", "evaluate", "metrics")
-REREAD_S = 1.0  # how long a key may stay valid after its removal from the file
+# A key is invalid at most REREAD_S after its removal from the file, and at most 2 × REREAD_S + GRACE_S, which
+# is less than a second, after the removal of the file or of all keys in it.
+REREAD_S = 0.25  # between two checks of the file
+GRACE_S = 0.4  # for editors that empty or remove a file before they write it anew
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # 256 random bits; a shorter secret is never valid, even if the file has its hash.
 SECRET = re.compile(r"leuko_[A-Za-z0-9_-]{43}")
@@ -70,12 +74,20 @@ def parse_keys(text: str) -> tuple[Key, ...]:
             detail = error.detail if isinstance(error, SettingsError) else "expected: ID SCOPE,SCOPE SHA256"
             raise SettingsError(f"line {number}: {detail}") from None
     if not keys:
-        raise SettingsError("no keys in it")
+        raise NoKeys("no keys in it")
     return tuple(keys)
 
 
+class NoKeys(SettingsError):
+    """There is no key file, or it has no keys."""
+
+
 class Keys:
-    """The keys of a file. `stale`: the file can no longer be used, and its last valid keys stay in use."""
+    """The keys of a file, reread when it changes. `stale`: the file cannot be used.
+
+    The keys of an invalid file stay in use, so that a typing error does not close the service. A file that is
+    gone or empty for GRACE_S has no keys: nobody is let in until it has some again.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file. Raise SettingsError."""
@@ -83,6 +95,7 @@ class Keys:
         self._clock = clock
         self._keys = self._read()
         self._checked = clock()
+        self._gone_since: float | None = None
         self.stale = False
 
     def find(self, secret: str) -> Key | None:
@@ -94,19 +107,42 @@ class Keys:
         return matches[0] if matches and SECRET.fullmatch(secret) else None
 
     def refresh(self) -> None:
-        """Reload the file if it has changed; check at most every REREAD_S seconds."""
-        if self._clock() - self._checked < REREAD_S:
-            return
-        self._checked = self._clock()
+        """Reload the file if it has changed and was not checked within REREAD_S seconds."""
+        if self._clock() - self._checked >= REREAD_S:
+            self.check()
+
+    def check(self) -> None:
+        """Reload the file if it has changed."""
+        now = self._checked = self._clock()
         try:
-            if self.stale or self._file.changed:
+            if self.stale or self._gone_since is not None or self._has_changed():
                 self._keys = self._read()
-                self.stale = False
+                self.stale, self._gone_since = False, None
                 logger.info("key file reloaded: %d keys", len(self._keys))
-        except (OSError, SettingsError) as error:
+        except NoKeys as error:
+            self._close(error, now)
+        except SettingsError as error:
+            self._gone_since = None
             if not self.stale:
                 logger.error("key file rejected; keeping the current keys: %s", error)
             self.stale = True
+
+    def _has_changed(self) -> bool:
+        try:
+            return self._file.changed
+        except OSError:  # reading it tells which
+            return True
+
+    def _close(self, reason: NoKeys, now: float) -> None:
+        """Make all keys invalid once the file has been gone or empty for GRACE_S."""
+        if self._gone_since is None:
+            self._gone_since = now
+        if now - self._gone_since < GRACE_S:
+            return
+        if self._keys:
+            logger.error("no key is valid any more: %s", reason)
+        self._keys = ()
+        self.stale = True
 
     def _read(self) -> tuple[Key, ...]:
         path = self._file.path
@@ -114,10 +150,12 @@ class Keys:
             return parse_keys(self._file.read())
         except UnicodeDecodeError:
             raise SettingsError(f"the key file {path} cannot be used: it is not UTF-8") from None
+        except (FileNotFoundError, NotADirectoryError, Refused) as error:
+            raise NoKeys(f"the key file {path} cannot be read: {error.strerror}") from None
         except OSError as error:
             raise SettingsError(f"the key file {path} cannot be read: {error.strerror}") from None
         except SettingsError as error:
-            raise SettingsError(f"the key file {path} cannot be used: {error.detail}") from None
+            raise type(error)(f"the key file {path} cannot be used: {error.detail}") from None
 
 
 def _key(id: str, scopes: Collection[str], sha256: str) -> Key:

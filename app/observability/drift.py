@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import zlib
@@ -20,6 +21,8 @@ SHIFTED = 0.1  # stability index above which a measure is "shifted"; credit scor
 DRIFTED = 0.25  # likewise "drifted"
 CHANCE = 0.001  # rate of false alarms allowed per measure
 VERDICTS = ("stable", "shifted", "drifted")
+RETRY_S = 180  # longest time between the lines of one request that was sent again
+NO_REQUEST = {"summary", "lost"}  # fields of lines that only count requests
 
 
 @dataclass
@@ -27,7 +30,9 @@ class Window:
     """The answers of a period, read from audit logs; the counters say what was skipped.
 
     since, until: start (inclusive) and end (exclusive) of the period; model_sha256: only answers of this
-    model count. A request that a proxy sent to two replicas is in the logs of both and counts once.
+    model count. A request that a proxy sent to two replicas is in the logs of both and counts once: the
+    lines have the same id and images and are at most RETRY_S apart. Else they are requests of their own,
+    since a client may send one id with all its requests.
     """
 
     since: datetime | None = None
@@ -36,7 +41,8 @@ class Window:
     other_models: int = 0  # answers of other models
     repeated: int = 0  # answers whose request was already counted
     broken: int = 0  # lines truncated by a full disk (the log repeats those), or written by older versions
-    _requests: set[str] = field(default_factory=set, repr=False)  # ids; 125 bytes each
+    # The moment of each request, in seconds, by its digest; 140 bytes each.
+    _requests: dict[bytes, float] = field(default_factory=dict, repr=False)
 
     def read(self, paths: Sequence[Path]) -> Iterator[Seen]:
         """Yield the answers in the audit logs `paths`, plain or .gz.
@@ -60,9 +66,11 @@ class Window:
     def _answers(self, line: str) -> list[Seen]:
         try:
             entry = json.loads(line)
+            if NO_REQUEST & entry.keys():
+                return []
             moment, images = _moment(entry["time"]), entry.get("images", ())
             answers = [_seen(image) for image in images if "label" in image]
-            request, model = str(entry["request_id"]), entry.get("model_sha256")
+            request, model = _digest(entry["request_id"], images), entry.get("model_sha256")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self.broken += 1
             return []
@@ -71,11 +79,22 @@ class Window:
         if self.model_sha256 not in (None, model):
             self.other_models += len(answers)
             return []
-        if request in self._requests:
+        if self._is_repeated(request, moment.timestamp()):
             self.repeated += len(answers)
             return []
-        self._requests.add(request)
         return answers
+
+    def _is_repeated(self, request: bytes, moment: float) -> bool:
+        """Return whether the request was counted within RETRY_S of the moment; count it if not.
+
+        Two moments that were counted lie over RETRY_S apart, so a span of this length has one at most.
+        """
+        span = int(moment // RETRY_S)
+        spans = [request + number.to_bytes(8, signed=True) for number in (span - 1, span, span + 1)]
+        if any(abs(self._requests.get(each, -math.inf) - moment) <= RETRY_S for each in spans):
+            return True
+        self._requests[spans[1]] = moment
+        return False
 
     def _includes(self, moment: datetime) -> bool:
         return (self.since is None or self.since <= moment) and (self.until is None or moment < self.until)
@@ -188,6 +207,12 @@ def _moment(text: str) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"the time {text} has no time zone")
     return moment
+
+
+def _digest(request_id: str, images: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return 16 bytes that stand for a request: for its id and the hashes of its images."""
+    parts = [request_id, *(str(image.get("sha256")) for image in images)]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
 
 def _seen(image: Mapping[str, Any]) -> Seen:

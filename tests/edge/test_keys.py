@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from app.cli.main import main
-from app.edge.keys import REREAD_S, Keys, add_key, make_key, parse_keys
+from app.edge.keys import GRACE_S, REREAD_S, Keys, add_key, make_key, parse_keys
 from app.errors import SettingsError
 
 
@@ -17,8 +19,8 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def pass_by(self) -> None:
-        self.now += REREAD_S
+    def pass_by(self, seconds: float = REREAD_S) -> None:
+        self.now += seconds
 
 
 def test_a_key_is_known_by_its_secret_and_the_file_does_not_hold_it(tmp_path: Path) -> None:
@@ -91,18 +93,93 @@ def test_an_invalid_file_keeps_the_current_keys_and_sets_stale(tmp_path: Path) -
     path, clock = tmp_path / "keys", Clock()
     secret = add_key(path, "lab", ["predict"])
     keys, text = Keys(path, clock), path.read_text()
-    for spoilt in ("lab predict", ""):
-        path.write_text(spoilt)
-        clock.pass_by()
+    for spoilt in (b"lab predict", b"\xff"):
+        path.write_bytes(spoilt)
+        clock.pass_by(2 * GRACE_S)
         assert keys.find(secret) is not None
         assert keys.stale
-    path.unlink()
-    clock.pass_by()
-    assert keys.find(secret) is not None
     path.write_text(text)
     clock.pass_by()
     assert keys.find(secret) is not None
     assert not keys.stale
+
+
+def absent(path: Path) -> None:
+    path.unlink()
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("absent"))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def empty(path: Path) -> None:
+    path.write_text("")
+
+
+def only_comments(path: Path) -> None:
+    path.write_text("# lab predict\n \n")
+
+
+@pytest.mark.parametrize("end", [absent, dangling, folder, fifo, empty, only_comments])
+def test_a_file_that_is_gone_or_empty_closes_the_service_within_a_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, end: Callable[[Path], None]
+) -> None:
+    path, clock = tmp_path / "keys", Clock()
+    secret = add_key(path, "lab", ["predict"])
+    keys, text = Keys(path, clock), path.read_text()
+    end(path)
+    while keys.find(secret) is not None:
+        assert not keys.stale
+        clock.pass_by()
+    assert clock.now < 1
+    assert clock.now > GRACE_S
+    assert keys.stale
+    clock.pass_by()
+    assert keys.find(secret) is None
+    assert [record.getMessage() for record in caplog.records if "no key is valid" in record.getMessage()]
+    if end is not absent:
+        path.rename(tmp_path / "aside")
+    path.write_text(text)
+    clock.pass_by()
+    assert keys.find(secret) is not None
+    assert not keys.stale
+
+
+def test_a_file_that_an_editor_empties_or_removes_for_a_moment_keeps_its_keys(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys", Clock()
+    secret = add_key(path, "lab", ["predict"])
+    keys, text = Keys(path, clock), path.read_text()
+    for end in (empty, absent) * 3:
+        end(path)
+        clock.pass_by()
+        assert keys.find(secret) is not None
+        path.write_text(text)
+        clock.pass_by()
+        assert keys.find(secret) is not None
+        assert not keys.stale
+
+
+def test_a_file_whose_time_and_size_are_as_before_is_read_again(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys", Clock()
+    old = add_key(path, "lab", ["predict"])
+    keys, before = Keys(path, clock), path.stat()
+    new, key = make_key("lab", ["predict"])
+    path.write_text(f"{key}\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    clock.pass_by()
+    assert keys.find(old) is None
+    assert keys.find(new) is not None
 
 
 def test_leuko_key_prints_the_secret_once_and_files_its_hash(

@@ -162,6 +162,35 @@ def test_a_request_that_two_replicas_took_counts_once(tmp_path: Path) -> None:
     assert (window.repeated, window.other_models) == (1, 1)
 
 
+def test_requests_of_one_id_are_told_apart_by_their_images_and_times(tmp_path: Path) -> None:
+    """A client, or a proxy, that sends the same X-Request-ID with everything."""
+    same = {"request_id": "constant", "sha256": SHIPPED.sha256}
+    others = [json.loads(line(**same)) for _ in range(50)]
+    for number, other in enumerate(others):
+        other["images"][0]["sha256"] = str(number)
+    log = write(
+        tmp_path / "audit.jsonl",
+        *map(json.dumps, others),
+        json.dumps(others[0] | {"images": others[0]["images"] * 2}),
+        line("2026-11-27T12:00:00+00:00", **same, label="neutrophil"),
+        line("2026-11-27T12:03:00+00:00", **same, label="neutrophil"),  # sent again
+        line("2026-11-27T11:57:00+00:00", **same, label="neutrophil"),  # likewise, from another log
+        line("2026-11-27T12:03:00.001+00:00", **same, label="eosinophil"),
+        line("2026-11-27T12:06:01+00:00", **same, label="eosinophil"),
+    )
+    window = Window()
+    labels = [answer.label for answer in window.read([log])]
+    assert labels == ["monocyte"] * 51 + ["eosinophil"] * 2
+    assert window.repeated == 3
+
+
+def test_lines_that_count_requests_are_neither_answers_nor_broken(tmp_path: Path) -> None:
+    summary = json.dumps({"summary": "requests", "from": NOON, "to": NOON, "status": 401, "count": 7})
+    window = Window()
+    assert len(list(window.read([write(tmp_path / "audit.jsonl", summary, line(), '{"lost": 3}')]))) == 1
+    assert window.broken == 0
+
+
 def test_the_answers_of_a_window_are_not_kept_in_memory() -> None:
     def answers() -> Iterator[Seen]:
         for _ in range(3):

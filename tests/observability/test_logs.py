@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.engine.bundle import CLASSES
-from app.observability.logs import configure_logging
+from app.observability.logs import INTERVAL_S, MAX_TEXT, MOST_LINES, BoundedHandler, configure_logging
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import CUT, GREYS, zipped
@@ -58,6 +58,57 @@ def test_an_exception_stays_on_its_line() -> None:
     [line] = lines(stream)
     assert line["level"] == "error"
     assert "ValueError: two\nlines" in line["exception"]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def complain(logger: logging.Logger, number: int) -> None:
+    for each in range(number):
+        logger.error("request %d failed", each)
+
+
+def test_what_one_place_logs_again_and_again_is_counted() -> None:
+    stream, clock = io.StringIO(), Clock()
+    handler = BoundedHandler(stream, clock)
+    logger = logging.Logger("library")
+    logger.addHandler(handler)
+    complain(logger, MOST_LINES + 7)
+    logger.error("another place")
+    for _ in range(2 * MOST_LINES):
+        logger.info("no warning")
+    logs = stream.getvalue().splitlines()
+    assert len(logs) == MOST_LINES + 1 + 2 * MOST_LINES
+    stream.truncate(0)
+    clock.now = INTERVAL_S
+    logger.info("later")
+    assert stream.getvalue().strip("\0").splitlines() == ["7 more lines like: request %d failed", "later"]
+    complain(logger, MOST_LINES + 1)
+    handler.close()
+    assert stream.getvalue().endswith("1 more lines like: request %d failed\n")
+
+
+def test_the_lines_of_requests_are_limited_by_those_who_write_them() -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("leuko.request")
+    logger.addHandler(BoundedHandler(stream))
+    complain(logger, 3 * MOST_LINES)
+    assert len(stream.getvalue().splitlines()) == 3 * MOST_LINES
+
+
+@pytest.mark.parametrize("asked", ["json", "text"])
+def test_a_line_has_a_bound_whatever_a_library_puts_into_it(asked: str) -> None:
+    stream = io.StringIO()
+    configure_logging(Settings(log_format=asked), stream)
+    try:
+        raise ValueError("x" * 10**6)
+    except ValueError:
+        logging.getLogger("app").exception("%s", "y" * 10**6)
+    assert len(stream.getvalue()) < 3 * MAX_TEXT
 
 
 def test_a_terminal_gets_text_without_hashes() -> None:

@@ -58,10 +58,13 @@ class Replicas:
     def answered(self, slot: int, status: int) -> set[str]:
         """Return the request ids in the service's log."""
         lines = [json.loads(line) for line in self.running[slot][0].log]
-        return {line["request_id"] for line in lines if line.get("status") == status}
+        return {
+            line["request_id"] for line in lines if line.get("status") == status and "summary" not in line
+        }
 
     def audited(self, slot: int) -> set[str]:
-        return {json.loads(line)["request_id"] for line in self.audit(slot).read_text().splitlines()}
+        lines = [json.loads(line) for line in self.audit(slot).read_text().splitlines()]
+        return {line["request_id"] for line in lines if "summary" not in line}
 
     def faults(self, slot: int) -> Path:
         return self.folder / f"faults-{slot}"
