@@ -51,7 +51,9 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0: any free port", most=65535)
     keys: str = _setting(NONE, "file of API keys, as `leuko key` writes it")
-    audit: str = _setting(NONE, "audit log file; each request appends one line")
+    audit: str = _setting(
+        NONE, "audit log file; requests append a line each, and refused ones a line per kind and minute"
+    )
     reference: str = _setting(
         NONE, "drift reference, as `leuko drift --save` writes it; none: the bundle's own reference"
     )

@@ -118,7 +118,8 @@ class Telemetry:
             "leuko_decoders_lost_total", "Decoder processes that crashed, hung or were killed."
         )
         self.keys_stale = any_of(
-            "leuko_keys_stale", "1 if the key file cannot be reloaded; the previous keys stay valid."
+            "leuko_keys_stale",
+            "1 if the key file cannot be used; if invalid, the previous keys stay valid, if absent, none.",
         )
         self.models_stale = any_of(
             "leuko_models_stale", "1 if the file LEUKO_MODELS was rejected; the previous models keep serving."

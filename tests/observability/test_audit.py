@@ -209,7 +209,12 @@ def test_what_is_put_in_the_place_of_a_log_is_not_written_to(tmp_path: Path, put
     path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
     audit = AuditLog(path)
     path.rename(old)
-    {"fifo": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(old), "folder": path.mkdir}[put]()
+    if put == "fifo":
+        os.mkfifo(path)
+    elif put == "link":
+        path.symlink_to(old)
+    else:
+        path.mkdir()
     audit.write({"n": 1})
     wait_until(lambda: audit.failing)
     path.rename(tmp_path / "aside")

@@ -180,7 +180,7 @@ def test_requests_of_one_id_are_told_apart_by_their_images_and_times(tmp_path: P
     )
     window = Window()
     labels = [answer.label for answer in window.read([log])]
-    assert labels == ["monocyte"] * 51 + ["eosinophil"] * 2
+    assert labels == ["monocyte"] * 52 + ["eosinophil"] * 2
     assert window.repeated == 3
 
 

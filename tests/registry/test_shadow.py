@@ -36,6 +36,15 @@ async def test_a_shadow_answers_nobody_and_its_disagreements_are_counted(tmp_pat
 
 
 @on_a_loop
+async def test_a_shadow_counts_each_image_whatever_the_id_of_its_request(tmp_path: Path) -> None:
+    async with laboratory(tmp_path, "wbc-1", "wbc-2*") as lab, caller(lab.app) as client:
+        headers = IMAGE | {"X-Request-ID": "constant"}
+        for grey in (10, 70, 130):
+            assert (await client.post("/predict", content=png(grey), headers=headers)).status_code == 200
+        await lab.until_metric(OUTCOMES("wbc", "agreed", "2"), 3)
+
+
+@on_a_loop
 async def test_a_shadow_that_hangs_or_fails_delays_no_answer(tmp_path: Path) -> None:
     async with laboratory(tmp_path, "wbc-1", "wbc-2*", "poor-1*") as lab:
         [classifier] = lab.loaded["wbc-2"]

@@ -182,7 +182,10 @@ def make_link(path: Path) -> None:
     path.symlink_to(path.with_name("precious"))
 
 
-PLACED = {make_fifo: "it is not a regular file", make_link: "it is a symbolic link"}
+PLACED: dict[Callable[[Path], None], str] = {
+    make_fifo: "it is not a regular file",
+    make_link: "it is a symbolic link",
+}
 
 
 @pytest.mark.parametrize("place", PLACED)
