@@ -112,7 +112,7 @@ def test_33_a_full_or_absent_temporary_folder_does_not_matter(tmp_path: Path) ->
 @linux
 def test_33_a_full_disk_under_the_audit_log_is_503_until_there_is_room(tmp_path: Path) -> None:
     def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
     log, full = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
 
