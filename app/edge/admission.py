@@ -120,7 +120,9 @@ class Admission:
         except Forbidden as error:
             exchange.key_id = error.key_id
             raise
-        exchange.key_id = key.id if key else None
+        if key is not None:
+            exchange.key_id = key.id
+            exchange.context.caller = f"key:{key.id}"
 
     async def _work(self, exchange: Exchange) -> None:
         size = self.limits.max_body_bytes if exchange.declared is None else exchange.declared

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv6Address, IPv6Network
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -63,6 +64,7 @@ class Exchange:
         self.context = RequestContext(
             _match(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex,
             arrived=asyncio.get_running_loop().time(),
+            caller=_address(scope),
             traceparent=_match(TRACEPARENT, self.headers.get("traceparent")),
         )
         scope.setdefault("state", {})["context"] = self.context
@@ -211,6 +213,19 @@ class Exchange:
                     if message["type"] == "http.disconnect":
                         self._on_disconnect()
                     self._complete = not message.get("more_body", False)
+
+
+def _address(scope: Scope) -> str:
+    """Return the caller that a request without a key counts as; of an IPv6 address only the network, /64.
+
+    One customer usually has a whole /64 (RFC 6177), and could else be as many callers as he likes.
+    """
+    host = (scope.get("client") or ("unknown",))[0]
+    if ":" not in host:
+        return f"address:{host}"
+    address = IPv6Address(host)
+    network = IPv6Network((int(address) >> 64 << 64, 64))
+    return f"address:{address.ipv4_mapped or network}"
 
 
 def _match(pattern: re.Pattern[str], value: str | None) -> str | None:
