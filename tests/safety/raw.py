@@ -66,4 +66,4 @@ def statuses(received: bytes) -> list[int]:
 
 
 def head(line: str, *headers: str) -> bytes:
-    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode("latin-1")
+    return "\r\n".join([line, "Host: localhost", *headers, "", ""]).encode("latin-1")
