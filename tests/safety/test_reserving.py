@@ -101,6 +101,20 @@ def test_37_a_body_that_nobody_wants_holds_no_place_and_no_memory(single: Keyed,
             assert single.predict("lab") == 200
 
 
+def test_37_where_all_places_are_taken_a_body_that_nobody_wants_is_refused_for_what_it_is(
+    single: Keyed,
+) -> None:
+    with ExitStack() as idle:
+        _, status = single.begin(idle, "POST /predict HTTP/1.1", PNG, CHUNKED, ASKS, single.key("lab"))
+        assert (status, single.predict("ward")) == (100, 429)
+        for line, (status, id) in UNWANTED.items():
+            key = [] if id is None else [single.key(id)]
+            _, found = single.begin(idle, f"{line} HTTP/1.1", CHUNKED, *key)
+            takes_body = line in ("POST /differential", "POST /v2/models/a/infer")
+            assert (line, found) == (line, 429 if takes_body else status)
+    wait_until(lambda: single.predict("ward") == 200)
+
+
 def test_37_a_method_that_a_route_lacks_is_405_with_the_ones_it_has(single: Keyed) -> None:
     allowed = {"/healthz": {"GET"}, "/page/page.js": {"GET", "HEAD"}, "/swagger/a": {"GET", "HEAD"}}
     for path, methods in allowed.items():
