@@ -406,7 +406,7 @@ def test_a_route_that_takes_no_body_reserves_nothing_for_one(method: str, path: 
             sent.append(message)
             started.set()
 
-        scope = post(path, transfer_encoding="chunked") | {"method": method}
+        scope: Scope = {**post(path, transfer_encoding="chunked"), "method": method}
         lingering = asyncio.create_task(service.admission(scope, receive, send))
         await started.wait()
         assert sent[0]["status"] == status
