@@ -5,6 +5,7 @@ LeukoError
 │   ├── MalformedRequest      400  not valid HTTP, multipart, JSON or tensor data
 │   ├── Unauthenticated       401  no key, or an unknown one
 │   ├── Forbidden             403  the key lacks the scope
+│   ├── CrossSite             403  without keys: another Host, or a browser's request for another site's page
 │   ├── UnknownModel          404  no model of this name or version
 │   ├── NotAcceptable         406  the Accept header allows no format of the response
 │   ├── BodyTimeout           408  the head or the body of the request arrived too slowly
@@ -61,6 +62,11 @@ class Forbidden(RequestError):
     def __init__(self, detail: str, key_id: str | None = None) -> None:
         super().__init__(detail)
         self.key_id = key_id
+
+
+class CrossSite(RequestError):
+    code = "cross_site"
+    title = "Request of another site"
 
 
 class UnknownModel(RequestError):

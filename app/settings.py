@@ -59,7 +59,8 @@ class Settings:
     )
     without_keys: str = _setting(
         "loopback",
-        "where the service may listen without keys; anywhere: on any address, open to everyone",
+        "where the service may listen without keys, and for which names in Host it answers; anywhere: on any "
+        "address and for any name, open to everyone",
         choices="loopback anywhere",
     )
     metrics: str = _setting(
@@ -83,10 +84,16 @@ class Settings:
     max_archive_entries: int = _setting(
         200_000, "most images in one /evaluate request, and most entries in its archive", "images", least=1
     )
-    max_requests: int = _setting(1024, "most requests with a body in flight", "requests", least=1)
+    max_requests: int = _setting(
+        1024,
+        "most requests with a body in flight, of which one caller can have three quarters",
+        "requests",
+        least=1,
+    )
     max_reserved_mib: int = _setting(
         1024,
-        "most memory for all bodies in flight; a body of unknown length counts as LEUKO_MAX_BODY_MIB",
+        "most memory for all bodies in flight, of which one caller can have three quarters; at least 4/3 of "
+        "LEUKO_MAX_BODY_MIB",
         "MiB",
         least=1,
     )
@@ -100,7 +107,10 @@ class Settings:
         10.0, "longest time for the head of a request to arrive", "seconds", least=0.001
     )
     stall_timeout_s: float = _setting(
-        30.0, "longest time in which a client reads nothing of its response", "seconds", least=0.001
+        30.0,
+        "longest time in which a client reads less than 4 KiB a second of its response",
+        "seconds",
+        least=0.001,
     )
     engine_timeout_s: float = _setting(
         30.0,

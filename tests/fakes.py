@@ -23,6 +23,7 @@ from app.settings import Settings
 from tests.fake_classifier import FakeClassifier, png
 
 PATIENCE_S = 60
+LOCAL = "http://localhost"  # without keys, the service answers under no other name
 GREYS = (32, 96, 160, 224)  # one of each class, in the order of the labels
 POISON = 3  # the grey at which the engine raises
 CUT = png(32)[:50]  # an image that cannot be decoded
@@ -61,7 +62,7 @@ class HeldClassifier(FakeClassifier):
 def serving(classifier: FakeClassifier | None = None, **settings: Any) -> Iterator[TestClient]:
     """A client of a service that is ready."""
     app = build(classifier or HeldClassifier(), **settings)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, LOCAL, raise_server_exceptions=False) as client:
         wait_ready(client, app)
         yield client
 
@@ -87,7 +88,7 @@ async def started(classifier: FakeClassifier | None = None, **settings: Any) -> 
 
 def caller(app: FastAPI) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://leuko")
+    return httpx.AsyncClient(transport=transport, base_url=LOCAL)
 
 
 def metric(client: TestClient, line: str) -> float:

@@ -17,7 +17,8 @@ from app.api.routes import differential, docs, evaluate, healthz, metrics, model
 from app.api.routes import problems as problem_types
 from app.edge.access import Access, access_rules
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
-from app.edge.paths import is_queued
+from app.edge.paths import QUEUED
+from app.edge.routing import Routes
 from app.edge.tracing import open_tracer
 from app.errors import LeukoError
 from app.inference.runtime import Load, Runtime
@@ -58,7 +59,12 @@ def create_app(
         lifespan=lambda _: lifecycle,
     )
     app.state.lifecycle = lifecycle
-    access = access_rules(lifecycle.keys, metrics=settings.metrics, docs=settings.docs)
+    access = access_rules(
+        lifecycle.keys,
+        metrics=settings.metrics,
+        docs=settings.docs,
+        any_host=settings.without_keys == "anywhere",
+    )
     app.openapi = partial(openapi.describe, app, access)  # type: ignore[method-assign]
     _add_routes(app, settings)
     _add_error_handlers(app)
@@ -100,11 +106,11 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
             body_timeout_s=settings.body_timeout_s,
         ),
         rules=AdmissionRules(
+            match=Routes(app).match,
             ready=lambda: lifecycle.serving,
             authorize=access.authorize,
-            queued=is_queued,
+            queued=QUEUED,
             check_queue=lifecycle.check_room,
-            named=frozenset(access.needs),
         ),
         problem=problem_responses.render,
         observe=lifecycle.request_log,

@@ -54,6 +54,8 @@ def describe(app: FastAPI, access: Access) -> Document:
         _name_forms(document)
         if access.keys is not None:
             _ask_for_keys(document, access)
+        else:
+            _refuse_other_sites(document, access)
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -78,6 +80,15 @@ def _ask_for_keys(document: Document, access: Access) -> None:
             operation["security"] = [{name: []} for name in KEYS]
             key_errors = refusals(errors.Unauthenticated, errors.Forbidden)
             operation["responses"] |= {str(status): response for status, response in key_errors.items()}
+
+
+def _refuse_other_sites(document: Document, access: Access) -> None:
+    for path, operations in document["paths"].items():
+        if access.need(path) == OPEN:
+            continue
+        for operation in operations.values():
+            for status, response in refusals(errors.CrossSite).items():
+                operation["responses"][str(status)] = response
 
 
 def refusals(*kinds: type[LeukoError]) -> dict[int | str, Document]:

@@ -1,4 +1,4 @@
-"""Authorization: which scope each path needs, and whether a request's key has it."""
+"""Authorization: which scope each route needs, and whether a request's key has it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 
 from app.edge.keys import Key, Keys
-from app.edge.paths import DOCUMENTS, PAGE, PROBES, WORK, is_infer
+from app.edge.origin import check_loopback, check_site
+from app.edge.paths import DOCUMENTS, PAGE, PROBES, WORK
 from app.errors import Forbidden, Unauthenticated
 
 ANY = "any"  # a key, whatever its scopes
@@ -17,19 +18,32 @@ OPEN = "open"  # no key
 
 @dataclass(frozen=True)
 class Access:
-    """Authorize requests by path.
+    """Authorize requests by the template of their route.
 
-    keys: None if the service has no keys; then every request is authorized.
-    needs: path → scope, ANY or OPEN; a path that ends in / stands for all paths below it. A path that is not
-    listed needs ANY, so that no path is open by omission.
+    keys: None if the service has no keys; then every request is authorized, except those of other sites' web
+    pages.
+    needs: template → scope, ANY or OPEN. A route that is not listed needs ANY, so that none is open by
+    omission; so does a path without a route.
+    any_host: whether a service without keys serves under any name, not only on loopback.
     """
 
     keys: Keys | None
     needs: Mapping[str, str]
+    any_host: bool = False
 
-    def authorize(self, path: str, headers: Headers) -> Key | None:
-        """Return the request's key, or None where no key is needed. Raise Unauthenticated or Forbidden."""
-        if self.keys is None or (need := self.need(path)) == OPEN:
+    def authorize(self, template: str | None, headers: Headers) -> Key | None:
+        """Return the request's key, or None where no key is needed.
+
+        Raise Unauthenticated or Forbidden; without keys CrossSite.
+        """
+        need = self.need(template)
+        if self.keys is None:
+            if not self.any_host and template not in PROBES:
+                check_loopback(headers)
+            if need != OPEN:
+                check_site(headers)
+            return None
+        if need == OPEN:
             return None
         key = self.keys.find(_find_secret(headers))
         if key is None:
@@ -38,22 +52,17 @@ class Access:
             raise Forbidden(f"The key lacks the scope {need}.", key.id)
         return key
 
-    def need(self, path: str) -> str:
-        """Return the scope that a path needs, or ANY or OPEN."""
-        if is_infer(path):
-            return WORK["/predict"]
-        folder = path.rpartition("/")[0] + "/"  # /problems/too_large → /problems/
-        return self.needs.get(path) or (self.needs.get(folder, ANY) if folder != "/" else ANY)
+    def need(self, template: str | None) -> str:
+        """Return the scope that a route needs, or ANY or OPEN. template: None if no route has the path."""
+        return ANY if template is None else self.needs.get(template, ANY)
 
 
-def access_rules(keys: Keys | None, *, metrics: str, docs: str) -> Access:
-    """Return the rules for all paths. metrics, docs: `open`, `keyed` or `closed`."""
+def access_rules(keys: Keys | None, *, metrics: str, docs: str, any_host: bool = False) -> Access:
+    """Return the rules for all routes. metrics, docs: `open`, `keyed` or `closed`."""
     needs = dict.fromkeys((*PROBES, *PAGE), OPEN) | {"/metrics": OPEN if metrics == OPEN else "metrics"}
     if docs == OPEN:
         needs |= dict.fromkeys(DOCUMENTS, OPEN)
-    for path, scope in WORK.items():
-        needs[path] = needs["/v1" + path] = scope
-    return Access(keys, needs)
+    return Access(keys, needs | WORK, any_host)
 
 
 def _find_secret(headers: Headers) -> str:

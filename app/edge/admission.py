@@ -8,24 +8,34 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.edge.body_cost import factor
+from app.edge.budget import Budget
 from app.edge.content_encoding import EXPANSION
 from app.edge.exchange import Exchange
 from app.edge.keys import Key
-from app.edge.paths import is_open_inference
+from app.edge.paths import INFER
+from app.edge.routing import Matched
 from app.errors import Forbidden, LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
 
 Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → response
 Observe = Callable[[Exchange, str | None], None]  # finished exchange, template of its route or None
-Authorize = Callable[[str, Headers], Key | None]  # path, headers → key; raises Unauthenticated, Forbidden
+Match = Callable[[Scope], Matched]
+# Template of the route, headers → key. Raises Unauthenticated, Forbidden or CrossSite.
+Authorize = Callable[[str | None, Headers], Key | None]
+
+# Of the Open Inference Protocol's `infer`; its clients may also send none. A browser asks for leave (CORS)
+# before it sends these two for another site's page, but not before text/plain or a form.
+INFER_TYPES = ("", "application/json", "application/octet-stream")
 
 
 @dataclass(frozen=True)
 class AdmissionLimits:
     """Limits on bodies and requests in flight.
 
-    Until its request is answered, a body reserves its declared length, or what it may expand to if it is
-    compressed, or max_body_bytes if its length is unknown. body_timeout_s runs from the start of the request;
-    linger_s is how long an unread body is read and discarded before closing.
+    Only a request for a route that takes a body counts among max_requests, and reserves memory: for its
+    declared length at once, or for what has arrived if the length is unknown or the body is slow; in bytes
+    that its kind of body takes in memory. All this is given back when it is answered. body_timeout_s runs
+    from the start of the request; linger_s is how long an unread body is read and discarded before closing.
     """
 
     max_body_bytes: int
@@ -39,18 +49,18 @@ class AdmissionLimits:
 class AdmissionRules:
     """What admission asks the application.
 
-    authorize: called before any other rule.
+    match: the route of a request. authorize: called before any other rule. Both are called before anything is
+    reserved or read of the body.
     ready: whether work is accepted.
-    queued: whether a POST to a path puts images into the queue; then check_queue raises if that is full, so
-    that a refusal under overload costs little more than reading the head.
-    named: paths under which a refused request is observed, although it reached no route.
+    queued: templates of routes that put images into the queue; for these check_queue raises if that is full,
+    so that a refusal under overload costs little more than reading the head.
     """
 
+    match: Match
     ready: Callable[[], bool]
-    authorize: Authorize = lambda _path, _headers: None
-    queued: Callable[[str], bool] = lambda _path: False
+    authorize: Authorize = lambda _template, _headers: None
+    queued: Collection[str] = ()
     check_queue: Callable[[], object] = lambda: None
-    named: Collection[str] = ()
 
 
 class Admission:
@@ -69,10 +79,12 @@ class Admission:
         self.rules = rules
         self.problem = problem
         self.observe = observe
-        # One body of the maximum size must always fit, or its client would retry for ever.
-        self.max_reserved_bytes = max(limits.max_reserved_bytes, limits.max_body_bytes)
-        self.requests = 0
-        self.reserved_bytes = 0
+        # One body of the maximum size must fit into an idle service, or its client would retry for ever.
+        self.budget = Budget(
+            max_requests=limits.max_requests,
+            max_bytes=limits.max_reserved_bytes,
+            largest=limits.max_body_bytes,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,20 +100,22 @@ class Admission:
         )
         try:
             await self._serve(exchange)
+            await exchange.finish()
+        except Exception:
+            await exchange.finish()
+            raise
         finally:
-            path = exchange.path
-            route = getattr(scope.get("route"), "path", path if path in self.rules.named else None)
-            self.observe(exchange, route)
+            self.observe(exchange, exchange.route.name)
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
+            exchange.check_path()
+            exchange.route = self.rules.match(exchange.scope)
             exchange.check_host()
             self._identify(exchange)
-            self._check_body(exchange)
-            # Only POST carries work; probes and metrics are answered under any load.
-            if exchange.scope["method"] == "POST":
+            if exchange.route.takes_body:
                 await self._work(exchange)
-            else:
+            else:  # 404 and 405 as well; probes and metrics are answered under any load
                 await self._forward(exchange)
         except LeukoError as error:
             if exchange.started:
@@ -116,43 +130,45 @@ class Admission:
 
     def _identify(self, exchange: Exchange) -> None:
         try:
-            key = self.rules.authorize(exchange.path, exchange.headers)
+            key = self.rules.authorize(exchange.route.template, exchange.headers)
         except Forbidden as error:
             exchange.key_id = error.key_id
             raise
-        exchange.key_id = key.id if key else None
+        if key is not None:
+            exchange.key_id = key.id
+            exchange.context.caller = f"key:{key.id}"
 
     async def _work(self, exchange: Exchange) -> None:
-        size = self.limits.max_body_bytes if exchange.declared is None else exchange.declared
-        if exchange.encoded:
-            size = min(EXPANSION * size, self.limits.max_body_bytes)
+        self._check_body(exchange)
         if exchange.surplus:
             raise NotReady("Too many connections are open.", retry_after=1)
-        self._check_room(size)
-        if self.rules.queued(exchange.path):
-            self.rules.check_queue()
-        self.requests += 1
-        self.reserved_bytes += size
+        if not self.rules.ready():
+            raise NotReady("The service is starting or stopping.")
+        reservation = self.budget.admit(exchange.context.caller, _factor(exchange))
         try:
+            reservation.cover(exchange.declared or 0)
+            if exchange.route.template in self.rules.queued:
+                self.rules.check_queue()
+            exchange.reservation = reservation
             await self._forward(exchange)
         finally:
-            self.requests -= 1
-            self.reserved_bytes -= size
+            reservation.close()
 
     async def _forward(self, exchange: Exchange) -> None:
         async with exchange.while_connected():
             await self.app(exchange.scope, exchange.receive, exchange.send)
 
     def _check_body(self, exchange: Exchange) -> None:
-        if exchange.encoded and not is_open_inference(exchange.path):
+        infer = exchange.route.template in INFER
+        if exchange.encoded and not infer:
             raise UnsupportedFormat("Compressed bodies are not accepted: send it without Content-Encoding.")
+        if infer and any(kind not in INFER_TYPES for kind in exchange.media_types):
+            raise UnsupportedFormat("Send application/json or application/octet-stream.")
         if exchange.declared is not None and exchange.declared > self.limits.max_body_bytes:
             raise TooLarge(f"The body is over {self.limits.max_body_bytes} bytes.")
 
-    def _check_room(self, size: int) -> None:
-        if not self.rules.ready():
-            raise NotReady("The service is starting or stopping.")
-        if self.requests >= self.limits.max_requests:
-            raise QueueFull("Too many requests are in flight.")
-        if self.reserved_bytes + size > self.max_reserved_bytes:
-            raise QueueFull("The bodies of all requests in flight are too large in total.")
+
+def _factor(exchange: Exchange) -> float:
+    """Return the bytes to reserve for each byte of the body."""
+    of_body = max(factor(exchange.route.template or "", kind) for kind in exchange.media_types or [""])
+    return 1 + EXPANSION * of_body if exchange.encoded else of_body

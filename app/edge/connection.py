@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -15,6 +19,8 @@ from app.errors import BodyTimeout, LeukoError, MalformedRequest
 
 MAX_FRAMING = 2**16  # bytes of a request besides its body: head, chunk sizes, trailers
 MAX_WAITING = 16  # requests that a client may pipeline before the first is answered
+LEAST_RATE = 4096  # bytes a second that a client must read of its responses, on average over stall_s
+TICKS = 10  # how often in stall_s it is looked at what has left
 LINGER_S = 2.0  # time between a refusal and closing: closing earlier, on unread bytes, could lose the refusal
 
 
@@ -24,7 +30,7 @@ class ConnectionLimits:
 
     connections: number above which a new connection is marked as surplus: work on it is refused.
     head_s: time for the head of a request, from the opening of its connection or its first byte.
-    stall_s: time after which a client that reads nothing of its response is disconnected.
+    stall_s: time after which a client is disconnected that has read less than LEAST_RATE of its response.
     problem: error, request id → response. observe: called with the status of that response.
     """
 
@@ -43,6 +49,8 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0  # of responses, when enough had last left
+        self._stalled_ticks = 0  # since then
         self._framing_bytes = 0  # of the current request, besides its body
         self._body_bytes = 0  # of the current request
         self._in_head = False
@@ -165,7 +173,34 @@ class Connection(HttpToolsProtocol):
 
     def _start_stall_timer(self) -> None:
         if self._stall_timer is None:
-            self._stall_timer = self.loop.call_later(self._limits.stall_s, self.transport.abort)
+            self._renew_stall_timer()
+
+    def _renew_stall_timer(self) -> None:
+        self._unread_bytes, self._stalled_ticks = self._count_unread(), 0
+        self._stall_timer = self.loop.call_later(self._limits.stall_s / TICKS, self._on_stall_tick)
+
+    def _on_stall_tick(self) -> None:
+        self._stalled_ticks += 1
+        if self._unread_bytes - self._count_unread() >= LEAST_RATE * self._limits.stall_s:
+            self._renew_stall_timer()
+        elif self._stalled_ticks < TICKS:
+            self._stall_timer = self.loop.call_later(self._limits.stall_s / TICKS, self._on_stall_tick)
+        else:
+            self.transport.abort()
+
+    def _count_unread(self) -> int:
+        """Return how many bytes of responses the client's machine has not accepted.
+
+        Those in the transport alone do not do: the kernel takes more of them only when a third of its own
+        buffer, which may be megabytes, is free again.
+        """
+        unread = self.transport.get_write_buffer_size()
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            with suppress(OSError):  # the connection has just been lost
+                queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+                unread += int.from_bytes(queued, sys.byteorder)
+        return unread
 
     def _close(self) -> None:
         self.transport.close()

@@ -6,12 +6,15 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv6Address, IPv6Network
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from app.edge.budget import Reservation
+from app.edge.routing import NOWHERE
 from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
 from app.observability.request_context import RequestContext
 from app.units import MIB
@@ -22,7 +25,11 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 # https://www.w3.org/TR/trace-context/#traceparent-header, version 00
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# Control characters (ASCII, C1), separators of lines and paragraphs, and what stands for bytes that are not
+# UTF-8: the regular expressions of routers and proxies treat some of them as the end of a path.
+UNSAFE_PATH = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 SMALL_BODY = MIB  # largest body in bytes that is read and discarded to keep its connection open
+GRACE_S = 2.0  # how far a declared body may lag behind an even pace that completes it in body_timeout_s
 CLIENT_GONE = 499  # nginx's status for a client that disconnected before the response
 
 
@@ -31,6 +38,8 @@ class Exchange:
 
     max_body_bytes is checked as the body arrives. body_timeout_s runs from the start of the request.
     linger_s is how long the rest of an unread body is read and discarded before closing.
+
+    route: what the request was matched to. reservation: of a request with a body; it grows as bytes arrive.
     """
 
     def __init__(
@@ -46,6 +55,8 @@ class Exchange:
         self.scope = scope
         self.headers = Headers(scope=scope)
         self.failure: LeukoError | None = None
+        self.route = NOWHERE
+        self.reservation: Reservation | None = None
         self.started = False
         self.status = 500
         self.key_id: str | None = None
@@ -57,12 +68,14 @@ class Exchange:
         self._linger_s = linger_s
         self._received = 0
         self._complete = False
+        self._unfinished = False  # the response lacks its end
         self._disconnected = asyncio.Event()
         self._work = asyncio.timeout(None)
         self._watcher: asyncio.Task[None] | None = None
         self.context = RequestContext(
             _match(REQUEST_ID, self.headers.get("x-request-id")) or uuid4().hex,
             arrived=asyncio.get_running_loop().time(),
+            caller=_address(scope),
             traceparent=_match(TRACEPARENT, self.headers.get("traceparent")),
         )
         scope.setdefault("state", {})["context"] = self.context
@@ -89,6 +102,11 @@ class Exchange:
         return any(value.lower() != "identity" for value in self.headers.getlist("content-encoding"))
 
     @property
+    def media_types(self) -> list[str]:
+        """Return each Content-Type in lower case, without parameters."""
+        return [value.partition(";")[0].strip().lower() for value in self.headers.getlist("content-type")]
+
+    @property
     def declared(self) -> int | None:
         """Return the declared length of the body in bytes, None if it is chunked. Raise MalformedRequest."""
         if "transfer-encoding" in self.headers:
@@ -97,6 +115,11 @@ class Exchange:
         if length is None:
             raise MalformedRequest("Content-Length is not a number of bytes.")
         return int(length)
+
+    def check_path(self) -> None:
+        """Raise MalformedRequest for a path that others may read differently."""
+        if UNSAFE_PATH.search(self.scope["path"]):
+            raise MalformedRequest("The path contains a control character, or bytes that are not UTF-8.")
 
     def check_host(self) -> None:
         """Raise MalformedRequest unless there is exactly one valid Host (RFC 9112, section 3.2).
@@ -140,6 +163,7 @@ class Exchange:
         if self._received > self._max_body_bytes:
             self.failure = TooLarge(f"The body is over {self._max_body_bytes} bytes.")
             raise self.failure
+        self._reserve()
         if not message.get("more_body", False):
             self._complete = True
             self._watcher = asyncio.create_task(self._watch())
@@ -157,10 +181,18 @@ class Exchange:
             self.status = CLIENT_GONE if self._disconnected.is_set() else message["status"]
             self._put_headers(MutableHeaders(scope=message))
         elif message["type"] == "http.response.body" and self._unread and not message.get("more_body"):
-            await self._send({**message, "more_body": True})
-            await self._linger()
-            message = {"type": "http.response.body"}
+            message, self._unfinished = {**message, "more_body": True}, True
         await self._send(message)
+
+    async def finish(self) -> None:
+        """Read and discard an unread body after the response, then end it: closing sooner could lose it.
+
+        To be called when nothing of the request is held any more.
+        """
+        if self._unfinished:
+            self._unfinished = False
+            await self._linger()
+            await self._send({"type": "http.response.body"})
 
     async def discard(self) -> None:
         """Read and discard a small body, so that its connection can serve the next request."""
@@ -182,13 +214,41 @@ class Exchange:
         if self._unread or self.surplus or isinstance(self.failure, MalformedRequest):
             headers["Connection"] = "close"
 
-    async def _receive_in_time(self) -> Message:
+    def _reserve(self) -> None:
+        if self.reservation is None:
+            return
         try:
-            async with asyncio.timeout_at(self.context.arrived + self._body_timeout_s):
+            self.reservation.cover(self._received)
+        except LeukoError as error:
+            self.failure = error
+            raise
+
+    async def _receive_in_time(self) -> Message:
+        deadline = self.context.arrived + self._body_timeout_s
+        if self._reserved_ahead and (late := self._late) < deadline:
+            try:
+                async with asyncio.timeout_at(late):
+                    return await self._receive()
+            except TimeoutError:
+                # Its sender has stopped, or will not be done in time: others can use the memory meanwhile.
+                assert self.reservation is not None
+                self.reservation.keep(self._received)
+        try:
+            async with asyncio.timeout_at(deadline):
                 return await self._receive()
         except TimeoutError:
             self.failure = BodyTimeout(f"The body was not complete within {self._body_timeout_s:g} s.")
             raise self.failure from None
+
+    @property
+    def _reserved_ahead(self) -> bool:
+        return self.reservation is not None and self.reservation.covers(self._received + 1)
+
+    @property
+    def _late(self) -> float:
+        """Return when a declared body will be late if none of it arrives until then, on the loop's clock."""
+        pace = self._body_timeout_s * self._received / (self.declared or 1)
+        return self.context.arrived + GRACE_S + pace
 
     async def _watch(self) -> None:
         await self._receive()  # after the whole body, only a disconnect can follow
@@ -203,7 +263,7 @@ class Exchange:
             self.status = CLIENT_GONE
 
     async def _linger(self) -> None:
-        """Read and discard the body for linger_s: closing on unread bytes could lose the response."""
+        """Read and discard the body for linger_s."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._linger_s):
                 while not self._complete:
@@ -211,6 +271,19 @@ class Exchange:
                     if message["type"] == "http.disconnect":
                         self._on_disconnect()
                     self._complete = not message.get("more_body", False)
+
+
+def _address(scope: Scope) -> str:
+    """Return the caller that a request without a key counts as; of an IPv6 address only the network, /64.
+
+    One customer usually has a whole /64 (RFC 6177), and could else be as many callers as he likes.
+    """
+    host = (scope.get("client") or ("unknown",))[0]
+    if ":" not in host:
+        return f"address:{host}"
+    address = IPv6Address(host)
+    network = IPv6Network((int(address) >> 64 << 64, 64))
+    return f"address:{address.ipv4_mapped or network}"
 
 
 def _match(pattern: re.Pattern[str], value: str | None) -> str | None:

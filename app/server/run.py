@@ -96,7 +96,7 @@ def configure(app: ASGIApp, settings: Settings, http: Callable[..., Connection])
         log_level="error",  # a warning per invalid request would let any client fill the log
         access_log=False,  # it would contain query strings; `app.edge.request_log` logs requests
         server_header=False,
-        proxy_headers=False,  # nothing here depends on the client's address
+        proxy_headers=False,  # any client could choose the address that it counts as without a key
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_s),

@@ -17,7 +17,7 @@ from app.errors import BundleError, LeukoError, RemoteError, RequestError, Start
 from app.settings import Settings
 from app.wire import problems
 from tests.fake_classifier import FakeClassifier, png
-from tests.fakes import HeldClassifier, build, metric, serving, wait_ready
+from tests.fakes import LOCAL, HeldClassifier, build, metric, serving, wait_ready
 
 ROOT = Path(__file__).parents[2]
 DOCS = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
@@ -39,7 +39,7 @@ def failing(error: Exception) -> Iterator[tuple[TestClient, list[Exception]]]:
 
     failures: list[Exception] = []
     app = create_app(Settings(), load, failures.append)
-    with TestClient(app) as client:
+    with TestClient(app, LOCAL) as client:
         wait_ready(client, app)
         yield client, failures
 
@@ -52,7 +52,7 @@ def test_while_the_model_loads_the_process_is_alive_and_refuses_work() -> None:
         return cast(Classifier, HeldClassifier())
 
     app = create_app(Settings(), load)
-    with TestClient(app) as client:
+    with TestClient(app, LOCAL) as client:
         assert client.get("/healthz").status_code == 200
         for answer in (client.get("/readyz"), client.get("/model"), client.post("/predict")):
             assert answer.status_code == 503
@@ -85,7 +85,7 @@ def test_a_service_that_ends_while_it_loads_does_not_wait_for_the_load() -> None
         assert go.wait(30)
         return cast(Classifier, HeldClassifier())
 
-    with TestClient(create_app(Settings(), load)):
+    with TestClient(create_app(Settings(), load), LOCAL):
         pass
     go.set()
 
@@ -116,7 +116,7 @@ def test_a_warm_up_that_fails_counts_as_a_failed_load() -> None:
 
     failures: list[Exception] = []
     app = create_app(Settings(), lambda _: cast(Classifier, Wrong()), failures.append)
-    with TestClient(app) as client:
+    with TestClient(app, LOCAL) as client:
         wait_ready(client, app)
         assert client.get("/readyz").status_code == 503
     assert len(failures) == 1
@@ -124,7 +124,7 @@ def test_a_warm_up_that_fails_counts_as_a_failed_load() -> None:
 
 def test_a_draining_service_is_not_ready_and_still_accepts_work() -> None:
     app = build(HeldClassifier())
-    with TestClient(app) as client:
+    with TestClient(app, LOCAL) as client:
         wait_ready(client, app)
         app.state.lifecycle.drain()
         assert client.get("/readyz").json()["detail"] == "the service is stopping"
@@ -134,7 +134,7 @@ def test_a_draining_service_is_not_ready_and_still_accepts_work() -> None:
 def test_a_drain_during_the_load_is_not_undone_by_its_end() -> None:
     app = build(HeldClassifier())
     app.state.lifecycle.drain()
-    with TestClient(app) as client:
+    with TestClient(app, LOCAL) as client:
         wait_ready(client, app)
         assert client.get("/readyz").status_code == 503
 
@@ -187,7 +187,7 @@ def test_the_response_to_a_defect_contains_only_the_request_id(caplog: pytest.Lo
     async def defect() -> None:
         raise RuntimeError("patient DOE, JANE")
 
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, LOCAL, raise_server_exceptions=False) as client:
         answer = client.get("/defect", headers={"x-request-id": "r1"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "r1"

@@ -11,10 +11,11 @@ import httpx
 import pytest
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.exchange import Exchange
+from app.edge.routing import Routes
 from app.errors import (
     BodyTimeout,
     LeukoError,
@@ -56,8 +57,8 @@ class Service:
         self.go = asyncio.Event()
         self.admission = self.admit(self.application(), **options)
 
-    def admit(self, application: ASGIApp, **options: Any) -> Admission:
-        rules = {name: options.pop(name) for name in ("named", "queued", "check_queue") if name in options}
+    def admit(self, application: FastAPI, **options: Any) -> Admission:
+        rules = {name: options.pop(name) for name in ("queued", "check_queue") if name in options}
         limits = {
             "max_body_bytes": 100,
             "max_reserved_bytes": 1000,
@@ -68,7 +69,7 @@ class Service:
         return Admission(
             application,
             AdmissionLimits(**limits | options),
-            AdmissionRules(ready=lambda: self.ready, **rules),
+            AdmissionRules(Routes(application).match, lambda: self.ready, **rules),
             problem,
             self.observe,
         )
@@ -222,7 +223,7 @@ def test_a_slow_body_is_408_however_the_route_reads_it(path: str) -> None:
         sent = await call(service.admission, slow, receive)
         assert sent[0]["status"] == 408
         assert (b"connection", b"close") in sent[0]["headers"]
-        assert service.admission.reserved_bytes == 0
+        assert service.admission.budget.bytes == 0
 
     run(scenario)
 
@@ -235,7 +236,7 @@ def test_a_compressed_body_is_refused_except_under_v2(encoding: str) -> None:
         async with service.client() as client:
             assert (await client.post("/raw/a", content=b"x", headers=headers)).status_code == 415
             assert (await client.post("/v2/models/m/infer", content=b"x", headers=headers)).status_code == 200
-            assert (await client.post("/v2x", content=b"x", headers=headers)).status_code == 415
+            assert (await client.post("/v2/raw/a", content=b"x", headers=headers)).status_code == 404
             assert (await client.post("/raw/a", headers={"Content-Encoding": "identity"})).status_code == 200
 
     run(scenario)
@@ -273,7 +274,7 @@ def test_requests_in_flight_are_limited_but_probes_are_answered() -> None:
             service.go.set()
             assert (await held).status_code == 200
             assert (await client.post("/raw/a")).status_code == 200
-        assert service.admission.requests == 0
+        assert service.admission.budget.requests == 0
 
     run(scenario)
 
@@ -299,16 +300,16 @@ def refuse_all() -> None:
 
 def test_a_full_queue_refuses_before_the_application_and_keeps_the_connection() -> None:
     async def scenario() -> None:
-        service = Service(named={"/raw/a"}, queued="/raw/a".__eq__, check_queue=refuse_all, linger_s=1000.0)
+        service = Service(queued={"/raw/{name}"}, check_queue=refuse_all, linger_s=1000.0)
         body = ArrivingBody(b"some", b"body")
         start, last = await call(service.admission, post("/raw/a", content_length="8"), body.receive)
         headers = dict(start["headers"])
         assert (start["status"], headers[b"retry-after"]) == (429, b"7")
         assert b"connection" not in headers
         assert (last.get("more_body", False), body.messages, service.bodies) == (False, [], [])
-        assert service.observed == [("/raw/a", "POST", 429)]
+        assert service.observed == [("/raw/{name}", "POST", 429)]
         async with service.client() as client:
-            assert (await client.post("/raw/b", content=b"x")).status_code == 200
+            assert (await client.post("/declared", json={})).status_code == 200
             assert (await client.get("/healthz")).status_code == 200
 
     run(scenario)
@@ -324,7 +325,7 @@ def test_a_refused_body_that_is_slow_or_large_or_expects_100_closes_the_connecti
 ) -> None:
     async def scenario() -> None:
         service = Service(
-            queued="/raw/a".__eq__,
+            queued={"/raw/{name}"},
             check_queue=refuse_all,
             linger_s=0.01,
             max_body_bytes=2**21,
@@ -340,20 +341,158 @@ def test_a_refused_body_that_is_slow_or_large_or_expects_100_closes_the_connecti
     run(scenario)
 
 
-def test_bytes_in_flight_are_bounded_and_an_undeclared_body_counts_as_the_largest() -> None:
+@pytest.mark.parametrize("body", [lambda data: data, chunks], ids=["declared", "chunked"])
+def test_the_bytes_of_one_caller_in_flight_are_bounded(body: Callable[[bytes], Any]) -> None:
     async def scenario() -> None:
-        service = Service(max_reserved_bytes=120)
+        service = Service(max_reserved_bytes=200)
+        budget = service.admission.budget
         async with service.client() as client:
-            held = asyncio.create_task(client.post("/held", content=b"x" * 60))
+            held = asyncio.create_task(client.post("/held", content=body(b"x" * 100)))
             await service.arrived.acquire()
-            assert service.admission.reserved_bytes == 60
-            assert (await client.post("/raw/a", content=b"x" * 60)).status_code == 200
-            assert (await client.post("/raw/a", content=b"x" * 61)).status_code == 429
-            assert (await client.post("/raw/a", content=chunks(b"x"))).status_code == 429
+            assert budget.bytes == 100
+            assert (await client.post("/raw/a", content=body(b"x" * 50))).status_code == 200
+            assert (await client.post("/raw/a", content=body(b"x" * 51))).status_code == 429
+            assert budget.bytes == 100
             service.go.set()
             await held
-            assert (await client.post("/raw/a", content=chunks(b"x"))).status_code == 200
-        assert service.admission.reserved_bytes == 0
+            assert (await client.post("/raw/a", content=body(b"x" * 100))).status_code == 200
+        assert (budget.requests, budget.bytes) == (0, 0)
+
+    run(scenario)
+
+
+def test_a_body_of_unknown_length_reserves_what_has_arrived() -> None:
+    async def scenario() -> None:
+        service = Service()
+        body = ArrivingBody(b"ab", b"cde", ends=False)
+        reading = asyncio.create_task(
+            call(service.admission, post("/raw/a", transfer_encoding="chunked"), body.receive)
+        )
+        while body.messages:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (1, 5)
+        reading.cancel()
+        await asyncio.wait([reading])
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (0, 0)
+
+    run(scenario)
+
+
+NO_BODY = [
+    ("POST", "/healthz", 405),
+    ("PUT", "/raw/a", 405),
+    ("POST", "/nowhere", 404),
+    ("GET", "/healthz", 200),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), NO_BODY)
+def test_a_route_that_takes_no_body_reserves_nothing_for_one(method: str, path: str, status: int) -> None:
+    async def scenario() -> None:
+        service = Service(max_requests=1, linger_s=1000.0)
+        leaving = asyncio.Event()
+        sent: list[Message] = []
+        started = asyncio.Event()
+        body = [{"type": "http.request", "body": b"x", "more_body": True}]
+
+        async def receive() -> Message:
+            if body:
+                return body.pop()
+            await leaving.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+            started.set()
+
+        scope: Scope = {**post(path, transfer_encoding="chunked"), "method": method}
+        lingering = asyncio.create_task(service.admission(scope, receive, send))
+        await started.wait()
+        assert sent[0]["status"] == status
+        assert service.admission.budget.requests == 0
+        async with service.client() as client:
+            assert (await client.post("/raw/a", content=b"x")).status_code == 200
+        leaving.set()
+        await lingering
+
+    run(scenario)
+
+
+def test_nothing_is_held_while_the_rest_of_a_refused_body_is_discarded() -> None:
+    async def scenario() -> None:
+        service = Service(linger_s=1000.0)
+        body, started = ArrivingBody(b"x" * 60, b"x" * 41, ends=False), asyncio.Event()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                assert message["status"] == 413
+            else:
+                started.set()
+
+        lingering = asyncio.create_task(
+            service.admission(post("/raw/a", transfer_encoding="chunked"), body.receive, send)
+        )
+        await started.wait()
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (0, 0)
+        assert not lingering.done()
+        lingering.cancel()
+        await asyncio.wait([lingering])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "multipart/form-data; boundary=x", "text/plain; application/json"]
+)
+def test_infer_takes_no_type_that_a_page_of_another_site_may_send_without_asking(kind: str) -> None:
+    async def scenario() -> None:
+        async with Service().client() as client:
+            for path, status in (("/v2/models/m/infer", 415), ("/raw/a", 200)):
+                sent = await client.post(path, content=b"x", headers={"content-type": kind})
+                assert sent.status_code == status
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=utf-8", "application/octet-stream"]
+)
+def test_infer_takes_json_octets_and_a_body_without_a_type(kind: str) -> None:
+    async def scenario() -> None:
+        async with Service().client() as client:
+            for headers in ({"content-type": kind}, {}):
+                sent = await client.post("/v2/models/m/infer", content=b"x", headers=headers)
+                assert sent.status_code == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "path", ["/raw/a\n", "/raw/a\0", "/healthz\x7f", "/nowhere\x85", "/\u2028", "/\ufffd"]
+)
+def test_a_control_character_in_the_path_is_400_before_anything_else(path: str) -> None:
+    async def scenario() -> None:
+        service = Service()
+        service.ready = False
+        start, *_ = await call(service.admission, post(path, content_length="1000"), disconnected)
+        assert start["status"] == 400
+        assert service.observed == [(None, "POST", 400)]
+
+    run(scenario)
+
+
+def test_a_compressed_body_reserves_what_it_may_expand_to() -> None:
+    async def scenario() -> None:
+        service = Service(max_reserved_bytes=1200)
+        headers = {"Content-Encoding": "gzip"}
+        async with service.client() as client:
+            fits = await client.post("/v2/models/m/infer", content=b"x" * 100, headers=headers)
+            assert fits.status_code == 200
+        service = Service(max_reserved_bytes=1199)
+        async with service.client() as client:
+            never_fits = await client.post("/v2/models/m/infer", content=b"x" * 100, headers=headers)
+            assert never_fits.status_code == 413
 
     run(scenario)
 
@@ -381,10 +520,10 @@ def test_a_disconnect_releases_the_request_and_its_bytes() -> None:
 
         held = asyncio.create_task(call(service.admission, post("/held", content_length="4"), receive))
         await service.arrived.acquire()
-        assert (service.admission.requests, service.admission.reserved_bytes) == (1, 4)
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (1, 4)
         disconnect.set()
         assert await held == []
-        assert (service.admission.requests, service.admission.reserved_bytes) == (0, 0)
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (0, 0)
         assert service.observed == [("/held", "POST", 499)]
 
     run(scenario)
@@ -404,7 +543,7 @@ def test_each_request_is_observed_under_its_route_template_and_status() -> None:
             ("/healthz", "GET", 200),
             (None, "GET", 404),
             ("/broken", "POST", 500),
-            (None, "POST", 413),
+            ("/raw/{name}", "POST", 413),
         ]
 
     run(scenario)
@@ -417,8 +556,9 @@ def test_scopes_other_than_http_pass_unchanged() -> None:
         async def application(scope: Scope, _: Receive, __: Send) -> None:
             scopes.append(scope)
 
-        admission = Service().admit(application)
-        await call(admission, {"type": "lifespan"}, disconnected)
+        service = Service()
+        service.admission.app = application
+        await call(service.admission, {"type": "lifespan"}, disconnected)
         assert scopes == [{"type": "lifespan"}]
 
     run(scenario)

@@ -15,12 +15,15 @@ from uvicorn.server import ServerState
 from app.api import problem_responses
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.connection import (
+    LEAST_RATE,
     LINGER_S,
     MAX_FRAMING,
     MAX_WAITING,
+    TICKS,
     Connection,
     ConnectionLimits,
 )
+from app.edge.routing import Matched
 from tests.safety.raw import head, statuses
 
 HEAD_S, STALL_S = 10.0, 30.0
@@ -48,7 +51,7 @@ class Task:
 
 
 class Loop:
-    """A fake event loop: time passes in `let_pass`, tasks run in `Client.answer`."""
+    """A fake event loop: time passes in `let_pass`, timer by timer; tasks run in `Client.answer`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,16 +69,20 @@ class Loop:
         return task
 
     def let_pass(self, seconds: float) -> None:
-        self.now += seconds
-        while due := [timer for timer in self.timers if timer.due <= self.now]:
-            self.timers.remove(due[0])
-            if not due[0].cancelled:
-                due[0].call()
+        end = self.now + seconds
+        while due := [timer for timer in self.timers if timer.due <= end]:
+            first = min(due, key=lambda timer: timer.due)
+            self.timers.remove(first)
+            self.now = first.due
+            if not first.cancelled:
+                first.call()
+        self.now = end
 
 
 class Transport:
     def __init__(self) -> None:
         self.sent = b""
+        self.unread = 0  # bytes that the client has not taken
         self.closing = False
         self.aborted = False
         self.ended = False
@@ -87,6 +94,9 @@ class Transport:
         assert not self.closing
         assert not self.ended
         self.sent += data
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def can_write_eof(self) -> bool:
         return True
@@ -258,7 +268,7 @@ def test_trailers_are_not_added_to_the_headers() -> None:
     client = Client(app)
     client.send(CHUNKED + b"0\r\nX-API-Key: leuko\r\nHost: y\r\n\r\n")
     client.answer()
-    assert received == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+    assert received == [[(b"host", b"localhost"), (b"transfer-encoding", b"chunked")]]
 
 
 def test_after_an_upgrade_request_further_bytes_are_ignored_and_the_connection_closes(
@@ -371,6 +381,53 @@ def test_a_client_that_continues_reading_is_not_disconnected() -> None:
     assert not client.transport.aborted
 
 
+ENOUGH = int(LEAST_RATE * STALL_S)
+
+
+def read_steadily(client: Client, *, size: int, every_s: float) -> None:
+    """Until all is read or the connection is lost."""
+    while client.transport.unread and not client.transport.aborted:
+        client.loop.let_pass(every_s)
+        client.transport.unread = max(client.transport.unread - size, 0)
+
+
+@pytest.mark.parametrize("end", [lambda _: None, lambda client: client.connection.eof_received()])
+@pytest.mark.parametrize("pieces", [1, 2, 9])
+def test_a_slow_but_steady_reader_gets_all_of_a_long_response(
+    end: Callable[[Client], None], pieces: int
+) -> None:
+    client = Client()
+    client.transport.unread = 20 * ENOUGH
+    client.connection.pause_writing()
+    end(client)
+    read_steadily(client, size=-(-ENOUGH // pieces), every_s=(STALL_S - 1) / pieces)
+    assert not client.transport.aborted
+
+
+@pytest.mark.parametrize(("size", "every_s"), [(1, STALL_S - 1), (ENOUGH // 20, STALL_S / 10), (0, 1)])
+def test_a_reader_below_the_least_rate_is_disconnected_within_one_stall_time(
+    size: int, every_s: float
+) -> None:
+    client = Client()
+    client.transport.unread = 20 * ENOUGH
+    client.connection.pause_writing()
+    read_steadily(client, size=size, every_s=every_s)
+    assert client.transport.aborted
+    assert client.transport.unread > 19 * ENOUGH
+
+
+def test_a_reader_that_stops_is_disconnected_one_stall_time_after_it_read_enough() -> None:
+    client = Client()
+    client.transport.unread = 20 * ENOUGH
+    client.connection.pause_writing()
+    client.loop.let_pass(STALL_S / TICKS)
+    client.transport.unread -= ENOUGH
+    client.loop.let_pass(STALL_S)
+    assert not client.transport.aborted
+    client.loop.let_pass(STALL_S / TICKS)
+    assert client.transport.aborted
+
+
 def end_with_an_answer(client: Client) -> None:
     client.send(head("GET / HTTP/1.1", "Connection: close"))
     client.answer()
@@ -423,7 +480,9 @@ def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered
     admission = Admission(
         ok,
         AdmissionLimits(max_body_bytes=100, max_reserved_bytes=100, max_requests=10, body_timeout_s=1),
-        AdmissionRules(ready=lambda: True),
+        AdmissionRules(
+            lambda scope: Matched("/predict", "/predict", scope["method"] == "POST"), lambda: True
+        ),
         problem_responses.render,
         lambda *_: None,
     )

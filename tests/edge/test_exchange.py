@@ -252,8 +252,11 @@ def test_a_response_that_has_started_continues_when_the_body_fails() -> None:
 def test_a_response_to_an_unread_body_discards_the_rest_and_closes(headers: dict[str, str]) -> None:
     async def scenario() -> None:
         client = Client(b"un", b"read", headers=headers)
-        await respond(client.exchange(linger_s=1000.0), 413)
+        exchange = client.exchange(linger_s=1000.0)
+        await respond(exchange, 413)
         assert client.response_headers()["connection"] == "close"
+        assert len(client.pending) == 2
+        await exchange.finish()
         assert client.pending == []
         assert [message.get("body") for message in client.sent] == [None, b"ok", None]
         assert [message.get("more_body", False) for message in client.sent] == [False, True, False]
@@ -264,7 +267,9 @@ def test_a_response_to_an_unread_body_discards_the_rest_and_closes(headers: dict
 def test_the_rest_of_a_slow_body_is_read_for_linger_s_only() -> None:
     async def scenario() -> None:
         client = Client(b"part", headers=CHUNKED, whole=False)
-        await respond(client.exchange(linger_s=0.01), 408)
+        exchange = client.exchange(linger_s=0.01)
+        await respond(exchange, 408)
+        await exchange.finish()
         assert client.sent[-1] == {"type": "http.response.body"}
 
     run(scenario)

@@ -48,6 +48,12 @@ def answer(client: socket.socket) -> bytes:
     return bytes(received)
 
 
+def first_answer(*clients: socket.socket) -> bytes:
+    """The head of the first answer that any of them gets."""
+    (readable, *_), _, _ = select.select(clients, [], [], PATIENCE_S)
+    return answer(readable)
+
+
 def send_until_answered(client: socket.socket, pieces: Iterable[bytes]) -> bool:
     """Whether an answer came, or the connection went, before all was sent."""
     for piece in pieces:
@@ -66,4 +72,4 @@ def statuses(received: bytes) -> list[int]:
 
 
 def head(line: str, *headers: str) -> bytes:
-    return "\r\n".join([line, "Host: x", *headers, "", ""]).encode("latin-1")
+    return "\r\n".join([line, "Host: localhost", *headers, "", ""]).encode("latin-1")

@@ -22,7 +22,16 @@ from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
 from tests.running import FAKE, PATIENCE_S, Running, running, serving, wait_until
 from tests.safety.memory import growing_less_than
-from tests.safety.raw import answer, connected, exchange, head, rest, send_until_answered, statuses
+from tests.safety.raw import (
+    answer,
+    connected,
+    exchange,
+    first_answer,
+    head,
+    rest,
+    send_until_answered,
+    statuses,
+)
 from tests.safety.sending import alone
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
@@ -111,24 +120,23 @@ def test_09_a_chunked_body_over_the_limit_is_413_before_its_end(service: Running
         rest(client)
 
 
-def test_09_bodies_of_unknown_length_reserve_the_limit_and_give_it_back(service: Running) -> None:
+def test_09_bodies_of_unknown_length_reserve_what_has_arrived_and_give_it_back(service: Running) -> None:
     with service.client() as client:
-        with ExitStack() as held:
-            for _ in range(2):
-                held.enter_context(connected(service.port)).sendall(post(CHUNKED) + chunk(b"x"))
-            refused = until_refused(client)
-            assert int(refused.headers["Retry-After"]) >= 1
+        deadline = time.monotonic() + PATIENCE_S
+        while (status := status_beside_another(service, client)) != 429:  # one may have timed out: 408
+            assert (status, time.monotonic() < deadline) == (408, True)
         wait_until(lambda: alone(client, png(0)).status_code == 200)
 
 
-def until_refused(client: httpx.Client) -> httpx.Response:
-    """Return the first 429: a request later, the bodies that caused it may have timed out."""
-    answer = alone(client, png(0))
-    deadline = time.monotonic() + PATIENCE_S
-    while answer.status_code != 429:
-        assert time.monotonic() < deadline
-        answer = alone(client, png(0))
-    return answer
+def status_beside_another(service: Running, client: httpx.Client) -> int:
+    """How one of two bodies is answered that are too much for their caller; a short one is admitted."""
+    with connected(service.port) as first, connected(service.port) as second:
+        for each in (first, second):
+            each.sendall(post(CHUNKED) + chunk(b"x"))
+        assert alone(client, png(0)).status_code == 200
+        for each in (first, second):
+            each.sendall(chunk(bytes(MIB - 1)))
+        return statuses(first_answer(first, second))[0]
 
 
 def test_09_a_part_over_the_limit_of_an_image_is_413_before_its_end(keyed: Keyed) -> None:
@@ -388,7 +396,6 @@ def test_13_an_ambiguous_request_is_400_and_the_last_on_its_connection(keyed: Ke
         get("Host: x", line="GET /model;/healthz HTTP/1.1"),
         get("Host: x", line="GET /model?/healthz HTTP/1.1"),
         get("Host: x", line="GET /model#/healthz HTTP/1.1"),
-        get("Host: x", line="GET /healthz%00 HTTP/1.1"),
         get("Host: x", line="GET /healthz%2f HTTP/1.1"),
         get("Host: x", line="OPTIONS * HTTP/1.1"),
         get("Host: x", "X-Original-URL: /healthz", "X-Rewrite-URL: /healthz", line="GET /model HTTP/1.1"),

@@ -13,6 +13,7 @@ import httpx
 from tests.fake_classifier import png
 from tests.running import Running, wait_until
 from tests.safety.faulty import GO, HELD, HOLD, faulty, wait_for
+from tests.safety.raw import head
 from tests.safety.sending import alone
 
 
@@ -81,14 +82,12 @@ def test_23_a_client_that_leaves_the_queue_frees_its_place_and_its_bytes(
     tmp_path: Path,
 ) -> None:
     body = png(64) + bytes(700_000)
-    head = (
-        f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    request = head("POST /predict HTTP/1.1", "Content-Type: image/png", f"Content-Length: {len(body)}") + body
     arguments = ("--max-queue", "1", "--max-reserved-mib", "1", "--max-body-mib", "1")
     with ThreadPoolExecutor() as pool, faulty(tmp_path, *arguments) as service, service.client() as client:
         held = Held(service, tmp_path, pool)
         with socket.create_connection(("127.0.0.1", service.port)) as leaving:
-            leaving.sendall(head.encode() + b"\r\n\r\n" + body)
+            leaving.sendall(request)
             held.wait_for_depth(1)
             assert alone(client, body).status_code == 429
         held.wait_for_depth(0)

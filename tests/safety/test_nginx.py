@@ -102,7 +102,7 @@ def upload(front: Front, length: int) -> bytes:
         "Content-Type: image/png",
         f"Authorization: Bearer {front.secret}",
         f"Content-Length: {length}",
-    ).replace(b"Host: x", f"Host: {NAME}".encode())
+    ).replace(b"Host: localhost", f"Host: {NAME}".encode())
 
 
 def test_a_body_over_the_limit_is_413_before_it_is_sent(front: Front) -> None:
@@ -139,6 +139,7 @@ def test_images_and_archives_are_not_put_into_files(front: Front) -> None:
 
 
 METRICS = "/metrics //metrics /x/../metrics /%6detrics /metrics?x /metrics#x /./metrics /metrics/ /v1/metrics"
+CONTROLS = "%0a %0d %0d%0a %00 %7f %09 %1f %c2%85 %c2%9f"
 
 
 @pytest.mark.parametrize("target", METRICS.split())
@@ -150,6 +151,18 @@ def test_metrics_are_not_for_the_outside(front: Front, target: str) -> None:
         received = rest(client)
     assert statuses(received)[0] in (401, 404)
     assert b"# HELP" not in received
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/predict", "/", "/v2/models/a/infer"])
+@pytest.mark.parametrize("control", CONTROLS.split())
+def test_38_a_control_character_in_a_path_goes_no_further_than_nginx(
+    front: Front, path: str, control: str
+) -> None:
+    with front.client() as client:
+        sent = client.get(path + control)
+    assert (sent.status_code, "x-request-id" in sent.headers) == (400, False)
+    if control != "%00":  # nginx itself has an answer to this one
+        assert sent.json()["code"] == "malformed_request"
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_a_disconnect_cancels_the_evaluation(streamed: bool) -> None:
             async def send(_: Message) -> None:
                 pass
 
-            headers = [(b"host", b"leuko"), (b"content-type", b"multipart/form-data; boundary=x")]
+            headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
             scope = {
                 "type": "http",
                 "http_version": "1.1",

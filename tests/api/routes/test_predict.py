@@ -245,7 +245,7 @@ def scope() -> Scope:
         "query_string": b"",
         "root_path": "",
         "headers": [
-            (b"host", b"leuko"),
+            (b"host", b"localhost"),
             (b"content-type", b"image/png"),
             (b"content-length", str(len(png(2))).encode()),
         ],

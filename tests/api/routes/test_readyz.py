@@ -9,7 +9,7 @@ from app.api.application import create_app
 from app.engine.classifier import Classifier
 from app.settings import Settings
 from tests.fake_classifier import FakeClassifier
-from tests.fakes import wait_ready
+from tests.fakes import LOCAL, wait_ready
 
 
 class Slow(FakeClassifier):
@@ -29,7 +29,7 @@ class Slow(FakeClassifier):
 def test_a_service_is_not_ready_before_it_is_warm() -> None:
     slow = Slow()
     app = create_app(Settings(), lambda _: cast(Classifier, slow))
-    with TestClient(app) as client:
+    with TestClient(app, LOCAL) as client:
         assert slow.warming.wait(30)
         while client.get("/readyz").json()["detail"] != "the engine is warming up":
             pass

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from app.edge.keys import add_key
 from tests.fake_classifier import png
-from tests.fakes import CUT, GREYS, HeldClassifier, build, serving
+from tests.fakes import CUT, GREYS, LOCAL, HeldClassifier, build, serving
 from tests.running import Running
 
 LABELS = [b"eosinophil", b"lymphocyte", b"monocyte", b"neutrophil"]
@@ -189,7 +189,7 @@ def test_more_images_than_the_limit_are_too_large() -> None:
 
 def test_a_service_that_is_not_ready_responds_503() -> None:
     app = build(HeldClassifier())
-    client = TestClient(app)  # not entered, so its lifespan does not start and no model is loaded
+    client = TestClient(app, LOCAL)  # not entered, so its lifespan does not start and no model is loaded
     assert client.get("/v2").json()["name"] == "leuko"
     for path in ("/v2/health/ready", "/v2/models/fake/ready"):
         answer = client.get(path)

@@ -1,0 +1,61 @@
+"""Clients that read their responses slowly, from a running service."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests.running import FAKE, PATIENCE_S, Running, running, wait_until
+from tests.safety.raw import connected, head
+
+BIG = "/swagger/swagger-ui-bundle.js"
+RESPONSES = 5  # one after another: more than the kernel's buffers hold
+STALL_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with running(FAKE, "--stall-timeout-s", str(STALL_S)) as service:
+        yield service
+
+
+def ask(client: socket.socket) -> None:
+    line = f"GET {BIG} HTTP/1.1"
+    client.sendall(head(line) * (RESPONSES - 1) + head(line, "Connection: close"))
+
+
+def holds(service: Running, client: socket.socket) -> bool:
+    """Whether the service still has the connection."""
+    own = client.getsockname()[1]
+    found = psutil.Process(service.process.pid).net_connections("tcp")
+    return any(each.raddr and each.raddr.port == own for each in found)
+
+
+def test_48_a_steady_reader_gets_all_of_its_responses_however_long_that_takes(service: Running) -> None:
+    size = len(httpx.get(service.address + BIG).content)
+    received = 0
+    with connected(service.port, receive_buffer=2**16) as client:
+        ask(client)
+        began = time.monotonic()
+        while piece := client.recv(2**15):
+            received += len(piece)
+            time.sleep(0.03)
+    assert time.monotonic() - began > 4 * STALL_S  # or it would show nothing
+    assert received > RESPONSES * size
+
+
+@pytest.mark.parametrize(("size", "every_s"), [(1, STALL_S * 0.9), (900, STALL_S / 2)])
+def test_48_a_reader_of_next_to_nothing_is_sent_away(service: Running, size: int, every_s: float) -> None:
+    with connected(service.port, receive_buffer=1) as client:
+        wait_until(lambda: holds(service, client))
+        ask(client)
+        deadline = time.monotonic() + PATIENCE_S
+        while holds(service, client):
+            assert time.monotonic() < deadline
+            client.recv(size)
+            time.sleep(every_s)
