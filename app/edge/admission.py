@@ -13,6 +13,7 @@ from app.edge.exchange import Exchange
 from app.edge.keys import Key
 from app.edge.paths import is_open_inference
 from app.errors import Forbidden, LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
+from app.observability.request_context import RequestContext
 
 Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → response
 Observe = Callable[[Exchange, str | None], None]  # finished exchange, template of its route or None
@@ -41,15 +42,15 @@ class AdmissionRules:
 
     authorize: called before any other rule.
     ready: whether work is accepted.
-    queued: whether a POST to a path puts images into the queue; then check_queue raises if that is full, so
-    that a refusal under overload costs little more than reading the head.
+    queued: whether a POST to a path puts images into the queue; then check_queue raises if that has no room
+    for the caller, so that a refusal under overload costs little more than reading the head.
     named: paths under which a refused request is observed, although it reached no route.
     """
 
     ready: Callable[[], bool]
     authorize: Authorize = lambda _path, _headers: None
     queued: Callable[[str], bool] = lambda _path: False
-    check_queue: Callable[[], object] = lambda: None
+    check_queue: Callable[[RequestContext], object] = lambda _context: None
     named: Collection[str] = ()
 
 
@@ -120,7 +121,12 @@ class Admission:
         except Forbidden as error:
             exchange.key_id = error.key_id
             raise
-        exchange.key_id = key.id if key else None
+        context = exchange.context
+        if key is None:
+            context.caller = f"address:{exchange.address}"
+            return
+        exchange.key_id = key.id
+        context.caller, context.weight = f"key:{key.id}", key.weight
 
     async def _work(self, exchange: Exchange) -> None:
         size = self.limits.max_body_bytes if exchange.declared is None else exchange.declared
@@ -130,7 +136,7 @@ class Admission:
             raise NotReady("Too many connections are open.", retry_after=1)
         self._check_room(size)
         if self.rules.queued(exchange.path):
-            self.rules.check_queue()
+            self.rules.check_queue(exchange.context)
         self.requests += 1
         self.reserved_bytes += size
         try:

@@ -79,6 +79,12 @@ class Exchange:
         return path.removeprefix(self.scope.get("root_path", ""))
 
     @property
+    def address(self) -> str:
+        """Return the address that connects, "" if the server does not give it."""
+        client = self.scope.get("client")
+        return str(client[0]) if client else ""
+
+    @property
     def surplus(self) -> bool:
         """Return whether the connection is over the limit, so that it must be closed after the response."""
         return bool(self.scope["state"].get("surplus"))

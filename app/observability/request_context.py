@@ -15,5 +15,7 @@ class RequestContext:
     request_id: str
     arrived: float  # when the request began, on the event loop's clock
     traceparent: str | None = None
+    caller: str = ""  # who shares the service with others: key:ID, or address:IP without a key
+    weight: int = 1  # of the caller's share
     findings: dict[str, Any] = field(default_factory=dict)  # the application's part of the audit log's line
     stages: Stages = field(default_factory=Stages)
