@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import http.client
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -25,6 +28,7 @@ from benchmarks.server import HOST, serve
 
 CONNECTIONS, IMAGES = 8, 64  # of the flood; images in each request
 TARGET = 3.0  # p99 under the flood ÷ alone
+FILL_S = 2.0  # until the flood has filled the queue
 PATIENCE_S = 120
 
 
@@ -76,29 +80,45 @@ def quiet(caller: Caller, images: Sequence[bytes], seconds: float, pause_s: floa
 
 @contextmanager
 def flood(caller: Caller, images: Sequence[bytes]) -> Iterator[Tally]:
-    """Send many images on many connections until the block ends; wait as long as a refusal says."""
-    tally, stop = Tally(), threading.Event()
-    body = form([images[number % len(images)] for number in range(IMAGES)])
+    """Send many images on many connections until the block ends; the tally is complete then.
 
-    def send() -> None:
-        while not stop.is_set():
-            connection = caller.connect()
-            response = caller.send(connection, body)
-            connection.close()
-            tally.images += IMAGES if response.status == 200 else 0
-            tally.refused += response.status != 200
-            if response.status == 429:
-                stop.wait(float(response.headers["Retry-After"]))
-
-    threads = [threading.Thread(target=send) for _ in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
+    In a process of its own, so that it does not hold up the threads of the quiet caller.
+    """
+    tally, spawning = Tally(), get_context("spawn")
+    began, stop, counts = spawning.Event(), spawning.Event(), spawning.SimpleQueue()
+    process = spawning.Process(target=send_until, args=(caller, images, began, stop, counts))
+    process.start()
+    began.wait()
     try:
         yield tally
     finally:
         stop.set()
-        for thread in threads:
-            thread.join()
+        tally.images, tally.refused = counts.get()
+        process.join()
+
+
+def send_until(
+    caller: Caller, images: Sequence[bytes], began: Event, stop: Event, counts: SimpleQueue[tuple[int, int]]
+) -> None:
+    body = form([images[number % len(images)] for number in range(IMAGES)])
+    began.set()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        answers = list(pool.map(lambda _: send(caller, body, stop), range(CONNECTIONS)))
+    counts.put((IMAGES * sum(good for good, _ in answers), sum(refused for _, refused in answers)))
+
+
+def send(caller: Caller, body: bytes, stop: Event) -> tuple[int, int]:
+    """Return how many requests were answered and how many refused; wait as long as a refusal says."""
+    good = refused = 0
+    while not stop.is_set():
+        connection = caller.connect()
+        response = caller.send(connection, body)
+        connection.close()
+        good += response.status == 200
+        refused += response.status != 200
+        if response.status == 429:
+            stop.wait(float(response.headers["Retry-After"]))
+    return good, refused
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,13 +153,13 @@ def measure(light: Caller, heavy: Caller, images: Sequence[bytes], arguments: ar
     for run in range(1, arguments.runs + 1):
         before = quiet(light, images, arguments.seconds, arguments.pause)
         with flood(heavy, images) as flooding:
-            time.sleep(2)
+            time.sleep(FILL_S)
             under = quiet(light, images, arguments.seconds, arguments.pause)
         ratios.append(under.ms(99) / before.ms(99))
         cells = "".join(
             f"{before.ms(p):11.1f}{under.ms(p):8.1f}{under.ms(p) / before.ms(p):6.1f}" for p in (50, 99)
         )
-        rate = flooding.images / (arguments.seconds + 2)
+        rate = flooding.images / (arguments.seconds + FILL_S)
         print(
             f"run {run:<14}{cells}{before.refused + under.refused:9}   flood {rate:.0f} images/s", flush=True
         )

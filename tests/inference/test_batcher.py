@@ -73,7 +73,8 @@ async def queued(
 ) -> list[asyncio.Task[str]]:
     tasks = [asyncio.create_task(batcher.submit(item, caller=caller)) for item in items]
     depth = batcher.depth + len(tasks)
-    await until(lambda: batcher.depth == depth)
+    await until(lambda: batcher.depth == depth or any(task.done() for task in tasks))
+    assert batcher.depth == depth
     return tasks
 
 
@@ -733,11 +734,11 @@ def test_floods_of_two_callers_share_whole_batches_in_turns() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_batch=4) as batcher:
-            await_first = asyncio.create_task(batcher.submit("first", caller=HEAVY))
+            first = asyncio.create_task(batcher.submit("first", caller=HEAVY))
             await engine.busy()
             tasks = [*await queued(batcher, "abcd", HEAVY), *await queued(batcher, "wxyz", LIGHT)]
             engine.go()
-            await asyncio.gather(await_first, *tasks)
+            await asyncio.gather(first, *tasks)
         assert [sorted(batch) for batch in engine.batches[:2]] == [["first"], list("abwx")]
 
     run(scenario())
@@ -775,7 +776,8 @@ def test_a_request_larger_than_its_share_finds_room_beside_a_full_queue_once() -
             first = await occupied(batcher, engine)
             tasks = await queued(batcher, "abcdefgh", HEAVY)
             large = asyncio.create_task(batcher.submit_many(list("stuvwxyz"), caller=LIGHT))
-            await until(lambda: batcher.depth == 16)
+            await until(lambda: batcher.depth == 16 or large.done())
+            assert not large.done()
             with pytest.raises(QueueFull):
                 await batcher.submit_many(list("stuvwxyz"), caller=OTHER)
             assert batcher.has_room(OTHER, 2)

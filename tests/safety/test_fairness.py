@@ -24,6 +24,7 @@ from tests.zips import pack
 
 FLOOD, QUIET = 100, 200  # greys
 CONNECTIONS, IMAGES = 8, 64
+ARGUMENTS = ("--decode-workers", "1", "--max-batch", "4", "--deadline-s", "120", "--engine-timeout-s", "120")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Held:
 
 
 @contextmanager
-def held(folder: Path, kind: str, weight: int = 1, *arguments: str) -> Iterator[Held]:
+def held(folder: Path, kind: str, weight: int = 1) -> Iterator[Held]:
     environ = {FOLDER: str(folder)}
     secrets = ["", ""]
     if kind == "keys":
@@ -87,7 +88,7 @@ def held(folder: Path, kind: str, weight: int = 1, *arguments: str) -> Iterator[
         environ["LEUKO_KEYS"] = str(file)
     with (
         ThreadPoolExecutor(4 * CONNECTIONS) as pool,
-        running(NOTING, "--decode-workers", "1", "--max-batch", "4", *arguments, environ=environ) as service,
+        running(NOTING, *ARGUMENTS, environ=environ) as service,
     ):
         flood, quiet = callers(service, kind, secrets)
         one = Held(folder, pool, flood, quiet)
