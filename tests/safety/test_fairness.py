@@ -137,6 +137,20 @@ def test_58_a_caller_beside_a_flood_is_never_refused_and_overtakes_its_backlog(
 
 
 @KINDS
+def test_58_a_flood_runs_one_image_at_a_time_while_another_caller_is_active(
+    tmp_path: Path, kind: str
+) -> None:
+    with held(tmp_path, kind) as service:
+        flood = service.submit(service.flood, FLOOD, IMAGES)
+        service.wait_for_depth(IMAGES)
+        quiet = service.submit(service.quiet, QUIET)
+        service.wait_for_depth(IMAGES + 1)
+        service.go()
+        assert [quiet.result().status_code, flood.result().status_code] == [200, 200]
+        assert batches(tmp_path)[1:4] == [[QUIET], [FLOOD], [FLOOD]]
+
+
+@KINDS
 def test_58_a_request_of_256_images_is_admitted_beside_a_flood_that_fills_the_queue(
     tmp_path: Path, kind: str
 ) -> None:
