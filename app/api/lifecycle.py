@@ -13,12 +13,14 @@ from app.edge.keys import REREAD_S, Keys
 from app.edge.request_log import RequestLog
 from app.edge.tracing import Tracer
 from app.errors import LeukoError, NotReady
+from app.inference.fair_queue import Caller
 from app.inference.runtime import Runtime
 from app.inference.service import Service
 from app.inference.threads import in_thread
 from app.observability.audit import AuditLog
 from app.observability.drift import read_reference
 from app.observability.metrics import REFRESH_S
+from app.observability.request_context import RequestContext
 from app.registry.model_runner import FAILED, LOADING
 from app.registry.registry import ModelRegistry
 from app.settings import NONE
@@ -85,10 +87,10 @@ class Lifecycle:
         self.check_serving()
         return self.models.served.use(name, version)
 
-    def check_room(self) -> None:
-        """Raise QueueFull if no model's queue has room, NotReady if no work is accepted."""
+    def check_room(self, context: RequestContext) -> None:
+        """Raise QueueFull if no model's queue has room for the caller, NotReady if no work is accepted."""
         self.check_serving()
-        self.models.served.check_room()
+        self.models.served.check_room(Caller(context.caller, context.weight))
 
     def check_serving(self) -> None:
         """Raise NotReady if no work is accepted."""
@@ -111,6 +113,7 @@ class Lifecycle:
     async def __aenter__(self) -> None:
         self.telemetry.watch(
             depth=lambda: self.models.served.depth,
+            callers=lambda: self.models.served.callers,
             ready=lambda: self.ready,
             keys_stale=lambda: self.keys is not None and self.keys.stale,
             models_stale=lambda: self.models.stale,

@@ -16,6 +16,7 @@ from app.edge.keys import Key
 from app.edge.paths import INFER
 from app.edge.routing import Matched
 from app.errors import Forbidden, LeukoError, NotReady, QueueFull, TooLarge, UnsupportedFormat
+from app.observability.request_context import RequestContext
 
 Problem = Callable[[LeukoError, str], ASGIApp]  # error, request id → response
 Observe = Callable[[Exchange, str | None], None]  # finished exchange, template of its route or None
@@ -52,15 +53,15 @@ class AdmissionRules:
     match: the route of a request. authorize: called before any other rule. Both are called before anything is
     reserved or read of the body.
     ready: whether work is accepted.
-    queued: templates of routes that put images into the queue; for these check_queue raises if that is full,
-    so that a refusal under overload costs little more than reading the head.
+    queued: templates of routes that put images into the queue; for these check_queue raises if that has no
+    room for the caller, so that a refusal under overload costs little more than reading the head.
     """
 
     match: Match
     ready: Callable[[], bool]
     authorize: Authorize = lambda _template, _headers: None
     queued: Collection[str] = ()
-    check_queue: Callable[[], object] = lambda: None
+    check_queue: Callable[[RequestContext], object] = lambda _context: None
 
 
 class Admission:
@@ -136,7 +137,7 @@ class Admission:
             raise
         if key is not None:
             exchange.key_id = key.id
-            exchange.context.caller = f"key:{key.id}"
+            exchange.context.caller, exchange.context.weight = f"key:{key.id}", key.weight
 
     async def _work(self, exchange: Exchange) -> None:
         self._check_body(exchange)
@@ -148,7 +149,7 @@ class Admission:
         try:
             reservation.cover(exchange.declared or 0)
             if exchange.route.template in self.rules.queued:
-                self.rules.check_queue()
+                self.rules.check_queue(exchange.context)
             exchange.reservation = reservation
             await self._forward(exchange)
         finally:

@@ -9,8 +9,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,8 @@ ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # 256 random bits; a shorter secret is never valid, even if the file has its hash.
 SECRET = re.compile(r"leuko_[A-Za-z0-9_-]{43}")
 HASH = re.compile(r"[0-9a-f]{64}")
+WEIGHT = re.compile(r"weight=([1-9][0-9]?|100)")
+EXPECTED = "expected: ID SCOPE,SCOPE SHA256, and optionally weight=N with N from 1 to 100"
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class Key:
     id: str  # goes into the audit log; several keys may share it while one replaces the other
     scopes: frozenset[str]
     sha256: bytes
+    weight: int = 1  # of its share of the service, beside other keys
 
     def __str__(self) -> str:
-        return f"{self.id} {','.join(scope for scope in SCOPES if scope in self.scopes)} {self.sha256.hex()}"
+        scopes = ",".join(scope for scope in SCOPES if scope in self.scopes)
+        weight = f" weight={self.weight}" if self.weight > 1 else ""
+        return f"{self.id} {scopes} {self.sha256.hex()}{weight}"
 
 
 def make_key(id: str, scopes: Collection[str]) -> tuple[str, Key]:
@@ -58,8 +63,9 @@ def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:
-    """Parse one key per line: id, comma-separated scopes, SHA-256 of the secret; # starts a comment.
+    """Parse one key per line: id, comma-separated scopes, SHA-256 of the secret, and optionally weight=N.
 
+    # starts a comment.
     Raise SettingsError, which names the line.
     """
     keys = []
@@ -68,10 +74,10 @@ def parse_keys(text: str) -> tuple[Key, ...]:
         if not fields:
             continue
         try:
-            id, scopes, sha256 = fields
-            keys.append(_key(id, scopes.split(","), sha256))
+            id, scopes, sha256, *options = fields
+            keys.append(replace(_key(id, scopes.split(","), sha256), weight=_weight(options)))
         except (ValueError, SettingsError) as error:
-            detail = error.detail if isinstance(error, SettingsError) else "expected: ID SCOPE,SCOPE SHA256"
+            detail = error.detail if isinstance(error, SettingsError) else EXPECTED
             raise SettingsError(f"line {number}: {detail}") from None
     if not keys:
         raise NoKeys("no keys in it")
@@ -80,6 +86,16 @@ def parse_keys(text: str) -> tuple[Key, ...]:
 
 class NoKeys(SettingsError):
     """There is no key file, or it has no keys."""
+
+
+def _weight(options: Sequence[str]) -> int:
+    """Return N of `weight=N`, 1 without it. Raise ValueError for anything else."""
+    if not options:
+        return 1
+    match = WEIGHT.fullmatch(" ".join(options))
+    if match is None:
+        raise ValueError(options)
+    return int(match[1])
 
 
 class Keys:

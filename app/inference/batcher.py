@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
+from app.inference.fair_queue import Caller, FairQueue
 from app.inference.threads import Worker
 from app.inference.watchdog import Hung, Run, Watchdog
 
@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 QUIET_S = 1.0  # after this long without interactive items, bulk items fill whole batches
+ANYONE = Caller()
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class BatchStats:
 
     size: int
     waits: tuple[float, ...]  # s in the queue, one per item
+    first_waits: tuple[float, ...]  # of interactive items whose caller had no other in the queue
     seconds: float
 
 
@@ -39,10 +41,12 @@ class Waiting(Generic[Item, Result]):
     """An item in the queue. Errors are set as results: asyncio logs exceptions that are never retrieved."""
 
     item: Item
+    caller: Caller
     outcome: asyncio.Future[Result | LeukoError]
     since: float
     deadline: float | None
-    bulk: bool
+    first: bool  # interactive, and its caller had no other item in the queue
+    yields: bool  # its run leaves one worker free for others
 
     def wanted(self, now: float) -> bool:
         return not self.outcome.done() and (self.deadline is None or now < self.deadline)
@@ -52,8 +56,7 @@ class Waiting(Generic[Item, Result]):
             self.outcome.set_result(outcome)
 
 
-# An ordered set: a queue from whose middle an item can be removed.
-Lane = dict[Waiting[Item, Result], None]
+Lane = FairQueue[Waiting[Item, Result]]
 
 
 class Batcher(Generic[Item, Result]):
@@ -64,12 +67,17 @@ class Batcher(Generic[Item, Result]):
     retried one by one, so that only the bad ones fail. `max_queue` limits the items that wait; items in a run
     are no longer in the queue.
 
+    Callers share the queue (`FairQueue`). A caller that is within its share finds room in a queue that others
+    filled. A caller alone fills whole batches. While another caller is active, a caller with several items
+    takes at most `short_batch` places in a run and leaves one worker free, so that the next item of the other
+    waits for a short run at most.
+
     When a run gives no heartbeat for `silence_s`, the batcher stops and all waiting items fail with NotReady.
     `on_suspicion` is called when several runs fail in a row.
 
     Bulk items wait in a lane of their own, behind interactive items, but every second run has a place for
-    them. While interactive items arrive, bulk takes at most `bulk_batch` places in a run and leaves one
-    worker free, so that the next interactive item waits for a short run at most.
+    them. While interactive items arrive, bulk also takes at most `short_batch` places and leaves one worker
+    free.
     """
 
     def __init__(
@@ -79,25 +87,25 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_queue: int,
         workers: int = 1,
-        bulk_batch: int = 1,
+        short_batch: int = 1,
         silence_s: float = math.inf,
         on_suspicion: Callable[[], object] = lambda: None,
         on_batch: Callable[[BatchStats], None] | None = None,
+        on_share_refusal: Callable[[], object] = lambda: None,
     ) -> None:
         self.max_batch = max_batch
         self.capacity = max_queue
         self.workers = workers
-        self.bulk_batch = bulk_batch
+        self.short_batch = short_batch
         self._watchdog = Watchdog(run, silence_s=silence_s, on_suspicion=on_suspicion)
         self._on_batch = on_batch
-        self._lane: Lane[Item, Result] = {}
-        self._bulk_lane: Lane[Item, Result] = {}
-        # One place per call, with one item or a batch. Images are not read while their call waits.
-        self._bulk_places = asyncio.Semaphore(2 * max_batch * workers)
+        self._on_share_refusal = on_share_refusal
+        self._lane: Lane[Item, Result] = FairQueue()
+        self._bulk_lane: Lane[Item, Result] = FairQueue()
         self._last_submit = -math.inf  # of interactive items, on the loop's clock
         self._bulk_ran = False
         self._running = 0
-        self._bulk_running = 0  # runs with bulk items only
+        self._yielding = 0  # runs of which all items yield
         self._arrived = asyncio.Event()
         self._draining = False
         self._seconds_per_item = 0.0
@@ -106,6 +114,11 @@ class Batcher(Generic[Item, Result]):
     @property
     def depth(self) -> int:
         return len(self._lane)
+
+    @property
+    def callers(self) -> int:
+        """Return the number of callers with interactive items in the queue."""
+        return self._lane.callers
 
     @property
     def idle(self) -> bool:
@@ -139,60 +152,75 @@ class Batcher(Generic[Item, Result]):
             finally:
                 self._task.cancel()
 
-    async def submit(self, item: Item, *, deadline: float | None = None, bulk: bool = False) -> Result:
-        """Return the result of one item, or raise its error.
-
-        deadline: on the loop's clock. Bulk items wait for room; interactive ones raise QueueFull.
-        """
-        [outcome] = await self.submit_many([item], deadline=deadline, bulk=bulk)
+    async def submit(
+        self, item: Item, *, caller: Caller = ANYONE, deadline: float | None = None, bulk: bool = False
+    ) -> Result:
+        """Return the result of one item, or raise its error. deadline: on the loop's clock."""
+        [outcome] = await self.submit_many([item], caller=caller, deadline=deadline, bulk=bulk)
         if isinstance(outcome, LeukoError):
             raise outcome
         return outcome
 
     async def submit_many(
-        self, items: Sequence[Item], *, deadline: float | None = None, bulk: bool = False
+        self,
+        items: Sequence[Item],
+        *,
+        caller: Caller = ANYONE,
+        deadline: float | None = None,
+        bulk: bool = False,
     ) -> list[Result | LeukoError]:
-        """Admit all items or none; return a result or an error for each, in order."""
-        if bulk:
-            async with self._room_for_bulk(deadline):
-                return await self._outcomes(self._bulk_lane, items, deadline)
-        self._check_open()
-        if len(items) > self.capacity:
-            raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")
-        self.check_room(len(items))
-        self._last_submit = asyncio.get_running_loop().time()
-        return await self._outcomes(self._lane, items, deadline) if items else []
+        """Admit all items or none; return a result or an error for each, in order.
 
-    def check_room(self, items: int = 1) -> None:
-        """Raise QueueFull, with the time to empty the queue at its current pace as `retry_after`."""
-        if self.depth + items > self.capacity:
-            seconds = math.ceil(self.depth * self._seconds_per_item / self.workers)
-            raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
+        Raise QueueFull if there is no room for interactive items. The bulk lane has no limit: whoever submits
+        bulk items waits for them before it submits more.
+        """
+        self._check_open()
+        if not bulk:
+            if len(items) > self.capacity:
+                raise TooLarge(f"{len(items)} images in one request; at most {self.capacity} are accepted.")
+            self.check_room(caller, len(items))
+            self._last_submit = asyncio.get_running_loop().time()
+        return await self._outcomes(caller, items, deadline, bulk) if items else []
+
+    def has_room(self, caller: Caller, items: int = 1) -> bool:
+        """Return whether the queue has room, or the caller is within its share of it.
+
+        A request that is larger than its caller's share is admitted beyond the capacity too if that caller
+        has nothing in the queue, or it might never be.
+        """
+        if self.depth + items <= self.capacity:
+            return True
+        held = self._lane.depth(caller)
+        if held + items <= max(1, self.capacity * self._lane.share(caller)):
+            return True
+        return not held and self.depth <= self.capacity
+
+    def check_room(self, caller: Caller = ANYONE, items: int = 1) -> None:
+        """Raise QueueFull; `retry_after` is the time for the caller's own items at its current pace."""
+        if self.has_room(caller, items):
+            return
+        share, held = self._lane.share(caller), self._lane.depth(caller)
+        if share < 1:
+            self._on_share_refusal()
+        ahead = held / share if held else self.depth
+        seconds = math.ceil(ahead * self._seconds_per_item / self.workers)
+        raise QueueFull("The queue of images is full.", retry_after=max(1, seconds))
 
     def _check_open(self) -> None:
         if self._draining or not self.alive:
             raise NotReady("No images are accepted now: the service is starting, stopping or has failed.")
 
-    @asynccontextmanager
-    async def _room_for_bulk(self, deadline: float | None) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._bulk_places.acquire()
-        except TimeoutError:
-            raise DeadlinePassed("The deadline passed before there was room in the queue.") from None
-        try:
-            self._check_open()
-            yield
-        finally:
-            self._bulk_places.release()
-
     async def _outcomes(
-        self, lane: Lane[Item, Result], items: Sequence[Item], deadline: float | None
+        self, caller: Caller, items: Sequence[Item], deadline: float | None, bulk: bool
     ) -> list[Result | LeukoError]:
         loop = asyncio.get_running_loop()
-        bulk = lane is self._bulk_lane
-        entries = [Waiting(item, loop.create_future(), loop.time(), deadline, bulk) for item in items]
-        lane.update(dict.fromkeys(entries))
+        lane = self._bulk_lane if bulk else self._lane
+        firsts = 0 if bulk or lane.depth(caller) else 1
+        entries = [
+            Waiting(item, caller, loop.create_future(), loop.time(), deadline, index < firsts, bulk)
+            for index, item in enumerate(items)
+        ]
+        lane.add(caller, entries)
         self._arrived.set()
         try:
             async with asyncio.timeout_at(deadline):
@@ -203,7 +231,7 @@ class Batcher(Generic[Item, Result]):
         finally:
             for entry in entries:
                 entry.outcome.cancel()
-                lane.pop(entry, None)
+                lane.discard(caller, entry, loop.time())
         return [entry.outcome.result() for entry in entries]
 
     async def _serve(self) -> None:
@@ -227,28 +255,45 @@ class Batcher(Generic[Item, Result]):
     def _gather(self) -> list[Waiting[Item, Result]]:
         """Return the next batch for a free worker: its share of the queue, with bulk in every second run."""
         reserved = bool(self._bulk_lane) and not self._bulk_ran  # a place for bulk
-        batch = self._take(self._lane, min(self._share(self._lane), self.max_batch - reserved))
+        batch = self._take_interactive(self.max_batch - reserved)
         bulk = self._take(self._bulk_lane, self._bulk_share(len(batch))) if reserved or not batch else []
         if batch or bulk:
             self._bulk_ran = bool(bulk)
         return batch + bulk
 
+    def _take_interactive(self, room: int) -> list[Waiting[Item, Result]]:
+        lane = self._lane
+        if not lane.contended(asyncio.get_running_loop().time()):
+            return self._take(lane, min(self._share(len(lane)), room))
+        if not lane.first_is_crowded or not self._may_yield:
+            return self._take(lane, min(self._share(lane.singles), room), crowded=False)
+        batch = self._take(lane, min(self.short_batch, room), crowded=True)
+        for entry in batch:
+            entry.yields = True
+        return batch
+
     def _bulk_share(self, taken: int) -> int:
         if asyncio.get_running_loop().time() - self._last_submit > QUIET_S:
-            return min(self._share(self._bulk_lane), self.max_batch - taken)
-        if not taken and 0 < self._bulk_running >= self.workers - 1:
+            return min(self._share(len(self._bulk_lane)), self.max_batch - taken)
+        if not taken and not self._may_yield:
             return 0
-        return min(self.bulk_batch, self.max_batch - taken)
+        return min(self.short_batch, self.max_batch - taken)
 
-    def _share(self, lane: Lane[Item, Result]) -> int:
-        return min(self.max_batch, math.ceil(len(lane) / (self.workers - self._running)))
+    @property
+    def _may_yield(self) -> bool:
+        """Return whether a run that yields would leave one worker free."""
+        return self._yielding < max(1, self.workers - 1)
 
-    def _take(self, lane: Lane[Item, Result], room: int) -> list[Waiting[Item, Result]]:
+    def _share(self, items: int) -> int:
+        return min(self.max_batch, math.ceil(items / (self.workers - self._running)))
+
+    def _take(
+        self, lane: Lane[Item, Result], room: int, *, crowded: bool | None = None
+    ) -> list[Waiting[Item, Result]]:
+        """Take up to `room` items that are still wanted; crowded: as for `FairQueue.take`."""
         now = asyncio.get_running_loop().time()
         taken: list[Waiting[Item, Result]] = []
-        while lane and len(taken) < room:
-            entry = next(iter(lane))
-            del lane[entry]
+        while len(taken) < room and (entry := lane.take(now, crowded=crowded)) is not None:
             if entry.wanted(now):
                 taken.append(entry)
         return taken
@@ -257,9 +302,9 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         began = loop.time()
         exclusive = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
-        bulk = all(entry.bulk for entry in batch)
+        yields = all(entry.yields for entry in batch)
         self._running += 1
-        self._bulk_running += bulk
+        self._yielding += yields
         try:
             await self._attempt(batch, exclusive, worker)
         except BaseException:
@@ -268,7 +313,7 @@ class Batcher(Generic[Item, Result]):
             raise
         finally:
             self._running -= 1
-            self._bulk_running -= bulk
+            self._yielding -= yields
         self._observe(batch, began, loop.time())
 
     async def _attempt(self, batch: list[Waiting[Item, Result]], exclusive: bool, worker: Worker) -> None:
@@ -288,7 +333,9 @@ class Batcher(Generic[Item, Result]):
                 entry.settle(outcome)
 
     def _observe(self, batch: list[Waiting[Item, Result]], began: float, ended: float) -> None:
-        stats = BatchStats(len(batch), tuple(began - entry.since for entry in batch), ended - began)
+        waits = tuple(began - entry.since for entry in batch)
+        first_waits = tuple(began - entry.since for entry in batch if entry.first)
+        stats = BatchStats(len(batch), waits, first_waits, ended - began)
         weight = 0.2 if self._seconds_per_item else 1.0
         self._seconds_per_item += weight * (stats.seconds / stats.size - self._seconds_per_item)
         if self._on_batch is not None:

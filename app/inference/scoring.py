@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from app.archives.images import StoredImage
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
+from app.inference.batcher import ANYONE
+from app.inference.fair_queue import Caller
 from app.inference.service import Service
 from app.observability.stages import Stages
 
@@ -54,6 +56,7 @@ async def score(
     groups: Sequence[str] | None,
     progress: Progress,
     *,
+    caller: Caller = ANYONE,
     deadline: float,
     stages: Stages | None = None,
 ) -> Scored:
@@ -72,7 +75,7 @@ async def score(
     async def work() -> None:
         for start in starts:
             reads = [image.read for image in images[start : start + size]]
-            outcomes = await service.classify_bulk(reads, deadline=deadline, stages=stages)
+            outcomes = await service.classify_bulk(reads, caller=caller, deadline=deadline, stages=stages)
             for index, outcome in enumerate(outcomes, start):
                 if isinstance(outcome, LeukoError):
                     failures[index] = outcome

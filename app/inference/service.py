@@ -12,9 +12,10 @@ from app.archives.labelled_archive import ArchiveLimits
 from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
 from app.imaging.limits import ImageLimits
-from app.inference.batcher import Batcher
+from app.inference.batcher import ANYONE, Batcher
 from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
+from app.inference.fair_queue import Caller
 from app.inference.pipeline import Answer, InferenceItem, Pipeline, untimed
 from app.inference.runtime import Runtime
 from app.inference.threads import in_thread
@@ -73,6 +74,7 @@ class Service:
             silence_s=settings.engine_timeout_s,
             on_suspicion=on_suspicion,
             on_batch=telemetry.observe_batch if counted else None,
+            on_share_refusal=telemetry.count_share_refusal,
         )
         try:
             await in_thread(decoders.open)
@@ -105,14 +107,20 @@ class Service:
             self.decoders.close()
 
     async def classify(
-        self, images: Sequence[bytes], *, cam: bool = False, deadline: float, stages: Stages | None = None
+        self,
+        images: Sequence[bytes],
+        *,
+        caller: Caller = ANYONE,
+        cam: bool = False,
+        deadline: float,
+        stages: Stages | None = None,
     ) -> list[Answer | LeukoError]:
         """Return an answer or an error for each image, in order. deadline: on the loop's clock.
 
         Raise TooLarge, QueueFull or NotReady for all images together.
         """
         items = [InferenceItem(image.__bytes__, cam, stages) for image in images]
-        answers = await self.batcher.submit_many(items, deadline=deadline)
+        answers = await self.batcher.submit_many(items, caller=caller, deadline=deadline)
         for image, answer in zip(images, answers, strict=True):
             if isinstance(answer, LeukoError):
                 self.telemetry.count_image(answer.code)
@@ -122,7 +130,12 @@ class Service:
         return answers
 
     async def classify_bulk(
-        self, reads: Sequence[Callable[[], bytes]], *, deadline: float, stages: Stages | None = None
+        self,
+        reads: Sequence[Callable[[], bytes]],
+        *,
+        caller: Caller = ANYONE,
+        deadline: float,
+        stages: Stages | None = None,
     ) -> list[Prediction | LeukoError]:
         """Classify images of a large set at lower priority than `classify`; read each when its batch runs.
 
@@ -131,7 +144,7 @@ class Service:
         """
         images = [_ArchiveImage(read) for read in reads]
         items = [InferenceItem(image.read, stages=stages) for image in images]
-        outcomes = await self.batcher.submit_many(items, deadline=deadline, bulk=True)
+        outcomes = await self.batcher.submit_many(items, caller=caller, deadline=deadline, bulk=True)
         return [self._settle(image, outcome) for image, outcome in zip(images, outcomes, strict=True)]
 
     def _settle(self, image: _ArchiveImage, outcome: Answer | LeukoError) -> Prediction | LeukoError:

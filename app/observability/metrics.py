@@ -47,6 +47,8 @@ class Batch(Protocol):
     def size(self) -> int: ...
     @property
     def waits(self) -> Sequence[float]: ...
+    @property
+    def first_waits(self) -> Sequence[float]: ...
 
 
 class Telemetry:
@@ -72,6 +74,17 @@ class Telemetry:
         self.queue_depth = total("leuko_queue_depth", "Images in the queue.")
         self.queue_capacity = total("leuko_queue_capacity", "Most images that the queue holds.")
         self.queue_wait = latency("leuko_queue_wait_seconds", "Time that an image spent in the queue.")
+        self.queue_first_wait = latency(
+            "leuko_queue_first_wait_seconds",
+            "Time in the queue of images whose caller had no other image in it.",
+        )
+        self.queue_callers = total(
+            "leuko_queue_callers", "Callers (keys, or addresses without one) with images in the queue."
+        )
+        self.queue_share_refused = counter(
+            "leuko_queue_share_refused_total",
+            "Requests refused because the queue was full and their caller had its share of it.",
+        )
         self.stage_duration = latency(
             "leuko_stage_duration_seconds", "Time spent in a stage of a request.", ["stage"]
         )
@@ -152,6 +165,7 @@ class Telemetry:
         *,
         depth: Callable[[], int],
         ready: Callable[[], bool],
+        callers: Callable[[], int] = lambda: 0,
         keys_stale: Callable[[], bool] = lambda: False,
         models_stale: Callable[[], bool] = lambda: False,
         audit_failing: Callable[[], bool] = lambda: False,
@@ -160,6 +174,7 @@ class Telemetry:
 
         def refresh() -> None:
             self.queue_depth.set(depth())
+            self.queue_callers.set(callers())
             self.model_ready.set(ready())
             self.keys_stale.set(keys_stale())
             self.models_stale.set(models_stale())
@@ -195,6 +210,8 @@ class Telemetry:
         self.batch_size.observe(batch.size)
         for wait in batch.waits:
             self.queue_wait.observe(wait)
+        for wait in batch.first_waits:
+            self.queue_first_wait.observe(wait)
 
     def observe_prediction(self, label: str, confidence: float, ood_score: float, review: bool) -> None:
         self.predictions.labels(label).inc()
@@ -214,6 +231,9 @@ class Telemetry:
 
     def count_disagreement(self, name: str, version: str, label: str, shadow_label: str) -> None:
         self.shadow_disagreements.labels(name, version, label, shadow_label).inc()
+
+    def count_share_refusal(self) -> None:
+        self.queue_share_refused.inc()
 
     def count_restart(self) -> None:
         self.restarts.inc()

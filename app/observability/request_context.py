@@ -15,6 +15,7 @@ class RequestContext:
     request_id: str
     arrived: float  # when the request began, on the event loop's clock
     caller: str = "address:unknown"  # key:ID, or address:… without keys: whose share of the service it uses
+    weight: int = 1  # of the caller's share
     traceparent: str | None = None
     findings: dict[str, Any] = field(default_factory=dict)  # the application's part of the audit log's line
     stages: Stages = field(default_factory=Stages)

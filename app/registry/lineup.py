@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.errors import StartupError, UnknownModel
+from app.inference.fair_queue import Caller
 from app.inference.service import Service
 from app.registry.model_runner import ModelRunner
 from app.registry.models_file import ModelEntry
@@ -61,11 +62,16 @@ class Lineup:
     def capacity(self) -> int:
         return sum(runner.service.batcher.capacity for runner in self.live)
 
-    def check_room(self) -> None:
-        """Raise QueueFull if no model has room; which model a request is for is known only later."""
+    @property
+    def callers(self) -> int:
+        """Return the most callers that share the queue of one model."""
+        return max((runner.service.batcher.callers for runner in self.live), default=0)
+
+    def check_room(self, caller: Caller) -> None:
+        """Raise QueueFull if no model has room for the caller; which model it is for is known only later."""
         *others, last = [runner.service.batcher for runner in self.live]
-        if not any(batcher.depth < batcher.capacity for batcher in others):
-            last.check_room()
+        if not any(batcher.has_room(caller) for batcher in others):
+            last.check_room(caller)
 
     def check_names(self) -> None:
         """Raise StartupError if two live models have the same name and version."""

@@ -25,6 +25,7 @@ from app.errors import (
     TooLarge,
     UnsupportedFormat,
 )
+from app.observability.request_context import RequestContext
 
 STATUS: dict[type[LeukoError], int] = {
     MalformedRequest: 400,
@@ -294,7 +295,7 @@ class ArrivingBody:
         return self.messages.pop(0)
 
 
-def refuse_all() -> None:
+def refuse_all(_: RequestContext) -> None:
     raise QueueFull("full", retry_after=7)
 
 

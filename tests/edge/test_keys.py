@@ -60,12 +60,21 @@ def test_a_new_file_is_readable_by_its_owner_only_and_an_existing_one_is_appende
         ("\na predict " + "g" * 64, "line 2: 'gggggggg'… is not a SHA-256"),
         ("a read " + "0" * 64, "line 1: 'read' are not scopes: expected some of predict, evaluate, metrics"),
         ("ä predict " + "0" * 64, "line 1: 'ä' is not an id"),
+        ("a predict " + "0" * 64 + " weight=0", "line 1: expected: ID SCOPE,SCOPE SHA256"),
+        ("a predict " + "0" * 64 + " weight=101", "line 1: expected: ID SCOPE,SCOPE SHA256"),
+        ("a predict " + "0" * 64 + " weight=2 weight=3", "line 1: expected: ID SCOPE,SCOPE SHA256"),
     ],
 )
 def test_an_invalid_line_is_named(text: str, complaint: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_keys(text)
     assert caught.value.detail.startswith(complaint)
+
+
+def test_a_key_has_the_weight_at_the_end_of_its_line_and_1_without() -> None:
+    keys = parse_keys(f"a predict {'0' * 64}\nb predict {'1' * 64} weight=3  # thrice\n")
+    assert [key.weight for key in keys] == [1, 3]
+    assert parse_keys("\n".join(map(str, keys))) == keys
 
 
 def test_a_file_that_cannot_be_read_is_a_settings_error(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
-from app.inference.batcher import QUIET_S, Batcher, BatchStats
+from app.inference.batcher import ANYONE, QUIET_S, Batcher, BatchStats
+from app.inference.fair_queue import RECENT_S, Caller
 from app.inference.threads import Heartbeat
 
 Outcomes = list[str | LeukoError]
 PATIENCE_S = 30
+HEAVY, LIGHT, OTHER = Caller("key:heavy"), Caller("key:light"), Caller("key:other")
 
 
 class FakeEngine:
@@ -66,10 +68,13 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-async def queued(batcher: Batcher[str, str], items: Iterable[str]) -> list[asyncio.Task[str]]:
-    tasks = [asyncio.create_task(batcher.submit(item)) for item in items]
+async def queued(
+    batcher: Batcher[str, str], items: Iterable[str], caller: Caller = ANYONE
+) -> list[asyncio.Task[str]]:
+    tasks = [asyncio.create_task(batcher.submit(item, caller=caller)) for item in items]
     depth = batcher.depth + len(tasks)
-    await until(lambda: batcher.depth == depth)
+    await until(lambda: batcher.depth == depth or any(task.done() for task in tasks))
+    assert batcher.depth == depth
     return tasks
 
 
@@ -540,7 +545,7 @@ def test_an_engine_without_heartbeat_is_abandoned_and_every_waiting_item_fails()
 def test_interactive_items_go_first_and_bulk_takes_the_rest_of_the_batch() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
-        async with serving(engine, max_batch=4, bulk_batch=2) as batcher:
+        async with serving(engine, max_batch=4, short_batch=2) as batcher:
             first = await occupied(batcher, engine)
             bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "wxyz"]
             await asyncio.sleep(0)
@@ -555,7 +560,7 @@ def test_interactive_items_go_first_and_bulk_takes_the_rest_of_the_batch() -> No
 def test_bulk_has_a_place_in_every_second_batch_that_interactive_items_could_fill() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
-        async with serving(engine, max_batch=4, bulk_batch=1) as batcher:
+        async with serving(engine, max_batch=4, short_batch=1) as batcher:
             first = await occupied(batcher, engine)
             bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "yz"]
             await asyncio.sleep(0)
@@ -585,7 +590,7 @@ def test_batches_of_one_take_turns_so_that_neither_lane_starves() -> None:
 def test_bulk_waits_for_room_and_runs_in_short_batches_while_interactive_items_arrive() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
-        async with serving(engine, max_batch=8, max_queue=1, bulk_batch=2) as batcher:
+        async with serving(engine, max_batch=8, max_queue=1, short_batch=2) as batcher:
             await batcher.submit("one")
             names = [str(number) for number in range(20)]
             answers = await asyncio.gather(*(batcher.submit(name, bulk=True) for name in names))
@@ -623,7 +628,7 @@ def test_bulk_leaves_one_worker_free_while_interactive_items_arrive_and_none_oth
 def test_bulk_fills_whole_batches_after_a_time_without_interactive_items() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
-        async with serving(engine, max_batch=8, bulk_batch=2) as batcher:
+        async with serving(engine, max_batch=8, short_batch=2) as batcher:
             await batcher.submit("one")
             put_forward(asyncio.get_running_loop(), QUIET_S + 0.1)
             await asyncio.gather(*(batcher.submit(str(number), bulk=True) for number in range(16)))
@@ -635,7 +640,7 @@ def test_bulk_fills_whole_batches_after_a_time_without_interactive_items() -> No
 def test_bulk_items_take_no_places_of_interactive_items_in_the_queue() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
-        async with serving(engine, max_queue=2, bulk_batch=4) as batcher:
+        async with serving(engine, max_queue=2, short_batch=4) as batcher:
             first = await occupied(batcher, engine)
             bulk = [asyncio.create_task(batcher.submit(str(number), bulk=True)) for number in range(20)]
             await asyncio.sleep(0)
@@ -647,19 +652,181 @@ def test_bulk_items_take_no_places_of_interactive_items_in_the_queue() -> None:
     run(scenario())
 
 
-def test_a_deadline_fires_for_bulk_that_still_waits_for_room() -> None:
+def test_a_deadline_fires_for_bulk_that_still_waits() -> None:
     async def scenario() -> None:
         engine = FakeEngine(held=True)
         async with serving(engine, max_batch=1) as batcher:
             first = await occupied(batcher, engine)
-            bulk = [asyncio.create_task(batcher.submit(item, bulk=True)) for item in "yz"]
             late = asyncio.create_task(batcher.submit("late", bulk=True, deadline=in_seconds(1000)))
             await asyncio.sleep(0)
             put_forward(asyncio.get_running_loop(), 1000)
             with pytest.raises(DeadlinePassed):
                 await late
             engine.go()
-            assert await asyncio.gather(first, *bulk) == ["first!", "y!", "z!"]
+            assert await first == "first!"
+        assert engine.batches == [["first"]]
+
+    run(scenario())
+
+
+def test_an_image_overtakes_the_backlog_of_another_caller_and_waits_for_short_runs_only() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=4) as batcher:
+            first = await occupied(batcher, engine)
+            heavy = await queued(batcher, "abcdefgh", HEAVY)
+            light = await queued(batcher, "x", LIGHT)
+            engine.go()
+            await asyncio.gather(first, *light)
+            await asyncio.gather(*heavy)
+        assert engine.batches.index(["x"]) <= 2
+        assert all(len(batch) == 1 for batch in engine.batches)
+
+    run(scenario())
+
+
+def test_a_caller_alone_fills_whole_batches_again_after_a_time_without_others() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, max_batch=4) as batcher:
+            await batcher.submit("x", caller=LIGHT)
+            await batcher.submit_many(list("abcd"), caller=HEAVY)
+            put_forward(asyncio.get_running_loop(), RECENT_S + 0.1)
+            await batcher.submit_many(list("efgh"), caller=HEAVY)
+        assert engine.batches == [["x"], ["a"], ["b"], ["c"], list("d"), list("efgh")]
+
+    run(scenario())
+
+
+def test_a_flood_leaves_one_worker_free_while_another_caller_is_active() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with serving(engine, workers=3, max_batch=2) as batcher:
+            await batcher.submit("one", caller=LIGHT)
+            engine.hold()
+            flood = [asyncio.create_task(batcher.submit(item, caller=HEAVY)) for item in "abcdef"]
+            for _ in range(3):
+                await engine.busy()
+            assert sorted(map(len, engine.batches)) == [1, 1, 1]  # "one" and two of the flood
+            two = asyncio.create_task(batcher.submit("two", caller=LIGHT))
+            await engine.busy()
+            assert engine.batches[-1] == ["two"]
+            engine.go()
+            await asyncio.gather(two, *flood)
+
+    run(scenario())
+
+
+def test_single_images_of_many_callers_share_a_batch() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=4) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = [await queued(batcher, [item], Caller(item)) for item in "abcde"]
+            engine.go()
+            await asyncio.gather(first, *(task for [task] in tasks))
+        assert engine.batches == [["first"], list("abcd"), ["e"]]
+
+    run(scenario())
+
+
+def test_floods_of_two_callers_share_whole_batches_in_turns() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=4) as batcher:
+            first = asyncio.create_task(batcher.submit("first", caller=HEAVY))
+            await engine.busy()
+            tasks = [*await queued(batcher, "abcd", HEAVY), *await queued(batcher, "wxyz", LIGHT)]
+            engine.go()
+            await asyncio.gather(first, *tasks)
+        assert [sorted(batch) for batch in engine.batches[:2]] == [["first"], list("abwx")]
+
+    run(scenario())
+
+
+def test_a_queue_that_one_caller_filled_has_room_for_others_within_their_share() -> None:
+    async def scenario() -> None:
+        engine, refusals = FakeEngine(held=True), []
+        async with serving(
+            engine, max_queue=8, on_share_refusal=lambda: refusals.append("refused")
+        ) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "abcdefgh", HEAVY)
+            with pytest.raises(QueueFull):
+                batcher.check_room(HEAVY)
+            assert refusals == []  # alone: its share is the whole queue
+            tasks += await queued(batcher, "wxyz", LIGHT)
+            for caller in (HEAVY, LIGHT):
+                assert not batcher.has_room(caller)
+                with pytest.raises(QueueFull):
+                    await batcher.submit("late", caller=caller)
+            assert refusals == ["refused", "refused"]
+            tasks += await queued(batcher, "u", OTHER)
+            assert batcher.depth == 13
+            engine.go()
+            await asyncio.gather(first, *tasks)
+
+    run(scenario())
+
+
+def test_a_request_larger_than_its_share_finds_room_beside_a_full_queue_once() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=8) as batcher:
+            first = await occupied(batcher, engine)
+            tasks = await queued(batcher, "abcdefgh", HEAVY)
+            large = asyncio.create_task(batcher.submit_many(list("stuvwxyz"), caller=LIGHT))
+            await until(lambda: batcher.depth == 16 or large.done())
+            assert not large.done()
+            with pytest.raises(QueueFull):
+                await batcher.submit_many(list("stuvwxyz"), caller=OTHER)
+            assert batcher.has_room(OTHER, 2)
+            engine.go()
+            await asyncio.gather(first, large, *tasks)
+
+    run(scenario())
+
+
+def test_retry_after_is_the_time_for_the_caller_s_own_backlog() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_queue=4) as batcher:
+            paced = await occupied(batcher, engine)
+            put_forward(asyncio.get_running_loop(), 10)
+            engine.go()
+            await paced
+            engine.hold()
+            first = await occupied(batcher, engine)
+            tasks = [*await queued(batcher, "abcd", HEAVY), *await queued(batcher, "xy", LIGHT)]
+            waits = []
+            for caller in (HEAVY, LIGHT):
+                with pytest.raises(QueueFull) as refusal:
+                    batcher.check_room(caller)
+                waits.append(refusal.value.retry_after)
+            # 10 s an image; each gets every second run.
+            assert waits == [pytest.approx(80, abs=2), pytest.approx(40, abs=2)]
+            engine.go()
+            await asyncio.gather(first, *tasks)
+
+    run(scenario())
+
+
+def test_bulk_of_two_callers_progresses_side_by_side() -> None:
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=2) as batcher:
+            first = await occupied(batcher, engine)
+            heavy = [
+                asyncio.create_task(batcher.submit_many(list("abcdef"), caller=HEAVY, bulk=True))
+                for _ in range(8)
+            ]
+            await asyncio.sleep(0)
+            light = asyncio.create_task(batcher.submit_many(list("xyz"), caller=LIGHT, bulk=True))
+            await asyncio.sleep(0)
+            put_forward(asyncio.get_running_loop(), QUIET_S + 0.1)
+            engine.go()
+            await asyncio.gather(first, light, *heavy)
+        assert [sorted(batch) for batch in engine.batches[1:4]] == [["a", "x"], ["b", "y"], ["c", "z"]]
 
     run(scenario())
 
@@ -675,6 +842,7 @@ def test_each_batch_is_reported_with_its_size_and_the_waits_of_its_items() -> No
             await asyncio.gather(first, *tasks)
         assert [report.size for report in reports] == [1, 2]
         assert [len(report.waits) for report in reports] == [1, 2]
+        assert [len(report.first_waits) for report in reports] == [1, 1]
         assert all(wait >= 0 for report in reports for wait in report.waits)
         assert all(report.seconds >= 0 for report in reports)
 

@@ -42,6 +42,9 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_queue_depth",
         "leuko_queue_capacity",
         "leuko_queue_wait_seconds",
+        "leuko_queue_first_wait_seconds",
+        "leuko_queue_callers",
+        "leuko_queue_share_refused",
         "leuko_stage_duration_seconds",
         "leuko_batch_size",
         "leuko_images",
@@ -70,7 +73,7 @@ def test_every_instrument_of_the_design_is_there() -> None:
 def test_latencies_share_their_buckets() -> None:
     telemetry = Telemetry()
     telemetry.observe_request("/predict", "POST", 200, 0.2)
-    telemetry.observe_batch(BatchStats(size=2, waits=(0.1, 0.2), seconds=0.3))
+    telemetry.observe_batch(BatchStats(size=2, waits=(0.1, 0.2), first_waits=(0.1,), seconds=0.3))
     with telemetry.stage("infer"):
         pass
     for name in ("http_request_duration", "queue_wait", "stage_duration"):
@@ -97,9 +100,10 @@ def test_values_from_a_client_create_no_new_series() -> None:
 
 def test_a_batch_counts_its_size_and_its_waits() -> None:
     telemetry = Telemetry()
-    telemetry.observe_batch(BatchStats(size=2, waits=(0.1, 0.2), seconds=0.5))
+    telemetry.observe_batch(BatchStats(size=2, waits=(0.1, 0.2), first_waits=(0.1,), seconds=0.5))
     assert value(telemetry, "leuko_batch_size_sum") == 2
     assert value(telemetry, "leuko_queue_wait_seconds_count") == 2
+    assert value(telemetry, "leuko_queue_first_wait_seconds_count") == 1
 
 
 def test_a_stage_is_timed_while_its_block_runs() -> None:
@@ -166,10 +170,11 @@ def test_several_processes_are_ready_if_all_are_and_stale_if_any_is(tmp_path: Pa
 def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
     telemetry = Telemetry()
     queue: list[str] = []
-    telemetry.watch(depth=lambda: len(queue), ready=lambda: bool(queue))
+    telemetry.watch(depth=lambda: len(queue), callers=lambda: len(queue), ready=lambda: bool(queue))
     for expected in (0, 1):
         scraped = families(telemetry)
         assert scraped["leuko_queue_depth"].samples[0].value == expected
+        assert scraped["leuko_queue_callers"].samples[0].value == expected
         assert scraped["leuko_model_ready"].samples[0].value == expected
         queue.append("image")
 

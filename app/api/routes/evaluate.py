@@ -18,6 +18,7 @@ from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
 from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import Limit, read_form, read_json
 from app.evaluation import report
+from app.inference.fair_queue import Caller
 from app.inference.scoring import Progress, score
 from app.inference.service import Service, archive_limits
 from app.observability.request_context import RequestContext
@@ -125,7 +126,15 @@ async def _evaluate(
 ) -> Evaluation:
     images, bundle = labelled.images, service.classifier.bundle
     deadline = context.arrived + service.settings.evaluate_deadline_s
-    scored = await score(service, images, labelled.groups, progress, deadline=deadline, stages=context.stages)
+    scored = await score(
+        service,
+        images,
+        labelled.groups,
+        progress,
+        caller=Caller(context.caller, context.weight),
+        deadline=deadline,
+        stages=context.stages,
+    )
     return await asyncio.to_thread(responses.evaluation, context.request_id, bundle, images, scored, progress)
 
 

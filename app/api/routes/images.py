@@ -15,6 +15,7 @@ from app.api import problem_responses
 from app.api.openapi import BINARY, BODY_ERRORS, Document, form
 from app.api.uploads import Limit, Part
 from app.errors import LeukoError
+from app.inference.fair_queue import Caller
 from app.inference.pipeline import Answer
 from app.inference.service import Service
 from app.observability.request_context import RequestContext
@@ -61,7 +62,8 @@ async def classify(
     """Classify uploaded images. If all fail, return the first image's problem, which lists all problems."""
     images = [part.data for part in parts]
     deadline = context.arrived + service.settings.deadline_s
-    answers = await service.classify(images, cam=cam, deadline=deadline, stages=context.stages)
+    caller = Caller(context.caller, context.weight)
+    answers = await service.classify(images, caller=caller, cam=cam, deadline=deadline, stages=context.stages)
     bundle = service.classifier.bundle
     context.findings.update(await findings(images, answers, bundle.sha256))
     faults = [

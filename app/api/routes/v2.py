@@ -19,6 +19,7 @@ from app.api.routes.parameters import Context, Current, Named
 from app.api.uploads import read_body
 from app.edge.content_encoding import CODINGS, compress, expand
 from app.errors import LeukoError
+from app.inference.fair_queue import Caller
 from app.inference.pipeline import Answer
 from app.inference.service import Service
 from app.units import MIB
@@ -67,7 +68,10 @@ async def infer(request: Request, service: Named, context: Context) -> Response:
         body = await read_body(request, service.settings.max_body_mib * MIB)
     inference = await asyncio.to_thread(_parse, request, service, body)
     deadline = context.arrived + service.settings.deadline_s
-    answers = await service.classify(inference.images, deadline=deadline, stages=context.stages)
+    caller = Caller(context.caller, context.weight)
+    answers = await service.classify(
+        inference.images, caller=caller, deadline=deadline, stages=context.stages
+    )
     bundle = service.classifier.bundle
     context.findings.update(await findings(inference.images, answers, bundle.sha256))
     predictions = [answer.prediction for answer in answers if isinstance(answer, Answer)]
