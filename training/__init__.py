@@ -7,7 +7,7 @@ import tempfile
 
 import app as app  # first: it keeps libraries from reporting their use
 
-# What these libraries cache when they are imported would else stay in the home folder and the temporary folder.
+# What these libraries cache when they are imported would else stay in the home and the temporary folder.
 _CACHES = {"MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"} - {*os.environ}
 if _CACHES:
     _folder = tempfile.mkdtemp(prefix="leuko-train-")

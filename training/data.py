@@ -182,8 +182,8 @@ def fingerprint(rows: Sequence[Row]) -> str:
 def download(folder: Path) -> Path:
     """Download the Kaggle archive with kagglehub; needs a network and a Kaggle account's token.
 
-    Return `folder/blood-cells`, a link to kagglehub's folder below `folder`: that one is named after the version,
-    while recipes refer to archives by name.
+    Return `folder/blood-cells`, a link to kagglehub's folder in `folder/kagglehub`, which is named after the
+    version, while recipes refer to archives by name.
     """
     os.environ.setdefault("KAGGLEHUB_CACHE", str(folder.absolute() / "kagglehub"))  # else in the home folder
     import kagglehub

@@ -85,12 +85,14 @@ def _embedded(stack: ExitStack) -> dict[str, Any]:
     # A short prefix: the path of a Unix socket, below this folder, has at most 107 bytes. Ray's processes may
     # still be writing when it is deleted.
     folder = TemporaryDirectory(
-        prefix="leuko-", dir=get_default_system_temp_dir(), ignore_cleanup_errors=True
+        prefix="leuko-",
+        dir=get_default_system_temp_dir(),  # type: ignore[no-untyped-call]
+        ignore_cleanup_errors=True,
     )
     return {
         "include_dashboard": False,
-        # Even so, Ray starts the dashboard's process, which asks the cloud's metadata service at 169.254.169.254
-        # where it runs, whether or not usage statistics are off. With a port that is none, it does not start.
+        # Even so, Ray starts the dashboard's process, which asks the metadata service of the cloud
+        # (169.254.169.254) where it runs, usage statistics on or off. With this port, it does not start.
         "dashboard_port": -1,
         "object_store_memory": STORE_BYTES,
         "_temp_dir": stack.enter_context(folder),

@@ -1,6 +1,6 @@
 """Record what Python code does beyond its process: addresses it asks for or connects to, files it changes.
 
-Python imports this at its start if its folder is on PYTHONPATH, in every process that inherits the environment.
+Python imports this at its start if its folder is on PYTHONPATH, in every process that has the environment.
 Each event is one line of the file WATCHED: its name, then what it is about.
 """
 
