@@ -1,6 +1,7 @@
 # Two images: `--target cpu` (OpenVINO, no torch) and `--target cuda` (also torch).
 # They listen on loopback unless LEUKO_HOST is set (which requires LEUKO_KEYS), run as UID 10001 and never write to disk.
 # Every package, including uv and those that build the wheel, is checked against its hash in requirements.lock.
+# A tag can move: for a release, give its digest too, --build-arg PYTHON=3.13-slim-trixie@sha256:… (docs/safety.md).
 ARG PYTHON=3.13-slim-trixie
 
 FROM python:${PYTHON} AS build

@@ -37,6 +37,11 @@ class Settings:
         "seconds",
     )
     cache: str = _setting("~/.cache/leuko", "folder for downloaded bundles")
+    bundle_redirects: str = _setting(
+        "public",
+        "where the server of an https bundle may redirect to; anywhere: also to private addresses",
+        choices="public anywhere",
+    )
     engine: str = _setting(
         "auto", "inference engine; auto: torch with a GPU, else OpenVINO", choices="auto openvino torch"
     )

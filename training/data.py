@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -181,9 +182,10 @@ def fingerprint(rows: Sequence[Row]) -> str:
 def download(folder: Path) -> Path:
     """Download the Kaggle archive with kagglehub; needs a network and a Kaggle account's token.
 
-    Return `folder/blood-cells`, a link to kagglehub's folder: that one is named after the version, while
-    recipes refer to archives by name.
+    Return `folder/blood-cells`, a link to kagglehub's folder in `folder/kagglehub`, which is named after the
+    version, while recipes refer to archives by name.
     """
+    os.environ.setdefault("KAGGLEHUB_CACHE", str(folder.absolute() / "kagglehub"))  # else in the home folder
     import kagglehub
 
     link = folder / Path(KAGGLE_SLUG).name

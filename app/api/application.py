@@ -8,7 +8,6 @@ from functools import partial
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
 from app import __version__
 from app.api import openapi, problem_responses
@@ -85,7 +84,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         app.include_router(metrics.router)
     if settings.docs != CLOSED:
         app.include_router(docs.router)
-        app.mount("/swagger", StaticFiles(directory=docs.WEB / "swagger"), name="swagger")
+        app.mount("/swagger", page.PageFiles(directory=docs.WEB / "swagger"), name="swagger")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -67,7 +67,9 @@ async def handle_unexpected(request: Request, _: Exception) -> Response:
 
 
 def _render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    return ProblemResponse(problem, {**(headers or {}), "X-Request-ID": problem.request_id})
+    # Bytes that are no request are answered outside the exchange, which adds this to all other responses.
+    always = {"X-Request-ID": problem.request_id, "Cache-Control": "no-store"}
+    return ProblemResponse(problem, {**(headers or {}), **always})
 
 
 class ProblemResponse(Response):

@@ -6,16 +6,16 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from socket import gethostname
+from tempfile import TemporaryDirectory
 from typing import Any
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
 
 import ray
 import ray.data
 from pyarrow import ArrowException
+from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.exceptions import RayError
 
@@ -57,24 +57,46 @@ def ray_session(address: str | None) -> Iterator[None]:
     Raise StartupError.
     """
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
-    if address is None:
-        # Keeps other users of this machine out: if the variable is set, Ray requires the token.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
-        options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-    # Without this, Ray listens on all addresses. The public environment variable is read only at import.
-    ray_constants.ENABLE_RAY_CLUSTER = address is not None
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        ray.init(address or EMBEDDED, **options)
-    except Exception as error:  # Ray raises no narrower type when it fails to start
-        raise StartupError(f"Ray cannot be started or reached: {error}") from error
-    for handler in logging.getLogger("ray.data").handlers:
-        handler.setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # `command` shows one that counts images
-    try:
+    with ExitStack() as stack:
+        if address is None:
+            options |= _embedded(stack)
+        # Without this, Ray listens on all addresses. The public environment variable is read only at import.
+        ray_constants.ENABLE_RAY_CLUSTER = address is not None
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # it reports the port below as an error
+        try:
+            ray.init(address or EMBEDDED, **options)
+        except Exception as error:  # Ray raises no narrower type when it fails to start
+            raise StartupError(f"Ray cannot be started or reached: {error}") from error
+        stack.callback(ray.shutdown)
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        for handler in logging.getLogger("ray.data").handlers:
+            handler.setLevel(logging.ERROR)
+        # `command` shows a progress bar that counts images.
+        ray.data.DataContext.get_current().enable_progress_bars = False
         yield
-    finally:
-        ray.shutdown()
+
+
+def _embedded(stack: ExitStack) -> dict[str, Any]:
+    """Return Ray's options for this machine alone: nothing leaves it, nothing stays behind."""
+    # Keeps other users of this machine out: if the variable is set, Ray requires the token.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
+    # For Ray's other processes, which would ask the kernel for the route to a public address.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # A short prefix: the path of a Unix socket, below this folder, has at most 107 bytes. Ray's processes may
+    # still be writing when it is deleted.
+    folder = TemporaryDirectory(
+        prefix="leuko-",
+        dir=get_default_system_temp_dir(),  # type: ignore[no-untyped-call]
+        ignore_cleanup_errors=True,
+    )
+    return {
+        "include_dashboard": False,
+        # Even so, Ray starts the dashboard's process, which asks the metadata service of the cloud
+        # (169.254.169.254) where it runs, usage statistics on or off. With this port, it does not start.
+        "dashboard_port": -1,
+        "object_store_memory": STORE_BYTES,
+        "_temp_dir": stack.enter_context(folder),
+    }
 
 
 def score(

@@ -98,8 +98,9 @@ def image_column(field: Field) -> str | None:
     """
     if types.is_binary(field.type) or types.is_large_binary(field.type):
         return str(field.name)
-    if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes"
+    if types.is_struct(field.type) and (index := field.type.get_field_index("bytes")) >= 0:
+        inner = field.type.field(index).type
+        return f"{field.name}.bytes" if types.is_binary(inner) or types.is_large_binary(inner) else None
     return None
 
 

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import tarfile
-import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from io import BufferedReader
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, cast
 
-from pyarrow import parquet
+from pyarrow import ArrowInvalid, parquet
 
 from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.images import StoredImage
 from app.archives.labelled_archive import PackedFile
 from app.archives.zip_directory import Listed, locate
 from app.bulk.location import Local, Location
+from app.bulk.parquet_pages import largest_page
 from app.bulk.plan import Part
-from app.errors import BadArchive, TooLarge, Unusable
+from app.bulk.tar import BROKEN, Entry, open_tar
+from app.errors import BadArchive, RequestError, TooLarge, Unusable
 from app.units import MIB
 
+MOST_ROWS = 5_000_000  # of one part: its rows are held in memory until it is written
+MOST_NAME = 4096  # characters of a name, of which the end is kept; Linux's limit of a path
+MOST_NAMES = 512 * MIB  # characters of the names of one part
+MOST_PAGE = 512 * MIB  # bytes of a Parquet page, and of the cells that are read at a time
 AHEAD = 16  # files read while others are decoded: object stores have a high latency
 CHUNK = 8 * MIB  # read from an archive at a time, for the same reason
 ROWS = 64  # read from a Parquet file at a time
-COMPRESSED: Mapping[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
-}
 
 
 @contextmanager
@@ -53,7 +50,7 @@ def open_part(source: Location, part: Part, max_bytes: int) -> Iterator[Iterator
             yield images
     elif part.kind == "parquet":
         with file.open() as opened:
-            yield _read_parquet(opened, part, name)
+            yield _read_parquet(opened, part, name, max_bytes)
     else:
         with file.open() as raw, BufferedReader(cast(Any, raw), CHUNK) as opened:
             yield (
@@ -104,63 +101,37 @@ class _Zip(PackedFile):
 
 def _read_tar(file: BufferedReader, name: str, max_bytes: int) -> Iterator[StoredImage]:
     """Read the images of a tar file. If it is broken or truncated, the rest becomes one image that fails."""
+    rows = names = 0
     try:
-        with _Tar.open(fileobj=_unpacked(file), mode="r|", ignore_zeros=True) as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if member.isdir() or path.suffix.lower() not in IMAGE_SUFFIXES or is_hidden(path):
+        with open_tar(file) as entries:
+            for entry in entries:
+                named = entry.name[-MOST_NAME:]
+                path = PurePosixPath(named)
+                if path.suffix.lower() not in IMAGE_SUFFIXES or is_hidden(path):
                     continue
-                content = archive.extractfile(member) if member.isfile() else None
-                refused = partial(_refuse, "the entry is a link or a special file")
-                yield StoredImage(
-                    f"{name}/{member.name}", content.read(max_bytes + 1).__bytes__ if content else refused
-                )
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+                rows, names = rows + 1, names + len(named)
+                if rows > MOST_ROWS or names > MOST_NAMES:
+                    raise tarfile.ReadError(f"it has over {MOST_ROWS} images, or their names are too long")
+                yield StoredImage(f"{name}/{named}", _content(entry, max_bytes))
+    except BROKEN as error:
         yield StoredImage(name, partial(_refuse, f"the rest of this archive cannot be read: {error}"))
 
 
-class _Header(tarfile.TarInfo):
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Raise ReadError for a broken or missing header, which tarfile itself takes for the end."""
-        assert isinstance(archive, _Tar)
-        try:
-            header = super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            archive.ended = True
-            raise
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            if archive.ended:
-                raise
-            raise tarfile.ReadError("it is truncated") from None
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from None
-        archive.ended = False  # another tar file may follow the end of one
-        return header
+def _content(entry: Entry, max_bytes: int) -> Callable[[], bytes]:
+    try:
+        return entry.read(max_bytes + 1).__bytes__
+    except BadArchive as error:
+        return partial(_refuse, error.detail)
 
 
-class _Tar(tarfile.TarFile):
-    """A stream of tar files. ended: the end marker of one has been read."""
-
-    tarinfo = _Header
-    ended = False
-
-
-def _unpacked(file: BufferedReader) -> BinaryIO:
-    """Decompress with gzip, bz2 or lzma directly: tarfile reads only the first of several joined streams."""
-    head = file.peek(6)
-    for magic, opener in COMPRESSED.items():
-        if head.startswith(magic):
-            return cast(BinaryIO, opener(file))
-    return file
-
-
-def _read_parquet(file: BinaryIO, part: Part, shard: str) -> Iterator[StoredImage]:
+def _read_parquet(file: BinaryIO, part: Part, shard: str, max_bytes: int) -> Iterator[StoredImage]:
+    """Read the images of a row group. Raise ArrowException if it cannot be read within the limits."""
     # Without buffer_size, a whole row group, perhaps of gigabytes, is held in memory.
     opened = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
     columns = [part.column, *(["path"] if "path" in opened.schema_arrow.names else [])]
     row = sum(opened.metadata.row_group(group).num_rows for group in range(part.row_group))
-    for batch in opened.iter_batches(ROWS, row_groups=[part.row_group], columns=columns):
+    rows = _rows_at_once(file, opened.metadata.row_group(part.row_group), columns)
+    for batch in opened.iter_batches(rows, row_groups=[part.row_group], columns=columns):
         if part.column in batch.schema.names:
             images = batch[part.column]
         else:
@@ -169,9 +140,30 @@ def _read_parquet(file: BinaryIO, part: Part, shard: str) -> Iterator[StoredImag
         paths = batch["path"] if "path" in columns else [None] * len(images)
         for path, image in zip(paths, images, strict=True):
             named = path is not None and path.is_valid
-            yield StoredImage(str(path) if named else f"{shard}#{row}", (image.as_py() or b"").__bytes__)
+            name = str(path)[-MOST_NAME:] if named else f"{shard}#{row}"
+            yield StoredImage(name, _cell(image, max_bytes))
             row += 1
 
 
-def _refuse(detail: str) -> bytes:
-    raise BadArchive(detail)
+def _rows_at_once(file: BinaryIO, group: Any, columns: Sequence[str]) -> int:
+    """Return how many rows fit in memory, by the largest page of the columns. Raise ArrowInvalid."""
+    if group.num_rows > MOST_ROWS:
+        raise ArrowInvalid(f"the row group has more than {MOST_ROWS} rows")
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    page = max([1, *(largest_page(file, chunk) for chunk in chunks if chunk.path_in_schema in columns)])
+    if page > MOST_PAGE:
+        raise ArrowInvalid(f"a page of {page} bytes is over {MOST_PAGE}: write smaller row groups")
+    return max(1, min(ROWS, MOST_PAGE // page))
+
+
+def _cell(image: Any, max_bytes: int) -> Callable[[], bytes]:
+    if not image.is_valid:
+        return b"".__bytes__
+    if image.as_buffer().size > max_bytes:
+        return partial(_refuse, f"the image has more than {max_bytes} bytes", TooLarge)
+    content: bytes = image.as_py()
+    return content.__bytes__
+
+
+def _refuse(detail: str, error: type[RequestError] = BadArchive) -> bytes:
+    raise error(detail)

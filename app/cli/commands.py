@@ -29,6 +29,7 @@ from app.inference.scoring import Progress, Scored, judge
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, compare, read_reference, worst
 from app.registry.fetch import locate
+from app.registry.https import without_secrets
 from app.samples.smear import draw_smear
 from app.settings import NONE, Settings
 from app.wire.problems import image_problem
@@ -118,7 +119,9 @@ def drift(
     bundle = load_bundle(locate(settings))
     reference = bundle.reference if settings.reference == NONE else read_reference(Path(settings.reference))
     if reference is None:
-        raise BundleError(f"{settings.bundle} has no reference: run `leuko-train report` on it")
+        raise BundleError(
+            f"{without_secrets(settings.bundle)} has no reference: run `leuko-train report` on it"
+        )
     window.model_sha256 = bundle.sha256
     span = f"{window.since or 'begin'} to {window.until or 'end'}"
     profile = summarise(window.read(logs), bundle.labels, span)

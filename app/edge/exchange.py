@@ -209,6 +209,7 @@ class Exchange:
     def _put_headers(self, headers: MutableHeaders) -> None:
         headers["X-Request-ID"] = self.context.request_id
         headers["X-Content-Type-Options"] = "nosniff"
+        headers.setdefault("Cache-Control", "no-store")  # pages and scripts set their own
         if self.context.traceparent is not None:
             headers["traceparent"] = self.context.traceparent
         if self._unread or self.surplus or isinstance(self.failure, MalformedRequest):

@@ -35,6 +35,7 @@ REQUEST = struct.Struct("=I")  # length of the image that follows
 # Kind of the reply; the frame: left, top, width, height, nucleus; length of the text that follows.
 REPLY = struct.Struct("=B4d?I")
 READY = b"\0"
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; a traceback follows
 # Kinds 1, 2, 3: the error's detail follows.
 ERRORS: tuple[type[LeukoError], ...] = (TooLarge, UnsupportedFormat, UndecodableImage)
@@ -60,7 +61,7 @@ class DecoderConfig:
 
 def main() -> int:
     # The service ends this process by closing the socket: a signal to the whole group would be too early.
-    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for sig in IGNORED:
         signal.signal(sig, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     rehearse()

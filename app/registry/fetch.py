@@ -9,40 +9,30 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
-from urllib.request import Request, build_opener
 
 import app
 from app.engine.bundle import CONFIG, FILES, parse_files
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
+from app.registry.https import Bounds, download, without_secrets
 from app.settings import Settings
-from app.units import GIB, MIB
 
 SHIPPED = Settings.bundle  # the default
 PACKAGE = Path(app.__file__).parent
 DRAFT = "fetching-"  # prefix of temporary folders in the cache
-PATIENCE_S = 60.0  # socket timeout: longest wait for the next bytes
-CHUNK = MIB
 DAY_S = 86_400.0
+PORT = re.compile(r"(\[[^]]*\]|[^:]*)(:\d{1,5})?")  # after the name or address of a machine
 PIN = re.compile(r"sha256=([0-9a-f]{64})")
 HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 # What the Hub's library raises on a malformed response, which it does not validate.
 UNEXPECTED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Limits on a download by https. most_bytes: of one file; seconds: for the whole bundle."""
-
-    most_bytes: int = GIB
-    seconds: float = 1800.0
 
 
 BOUNDS = Bounds()
@@ -63,11 +53,11 @@ def locate(settings: Settings, bounds: Bounds = BOUNDS) -> Path:
         return _find_folder(address)
     cache = _expand(settings.cache)
     if address.startswith("https://"):
-        return _from_https(address, cache, bounds)
+        return _from_https(address, cache, replace(bounds, anywhere=settings.bundle_redirects == "anywhere"))
     if (match := HUB.fullmatch(address)) is not None:
         return _from_hub(match[1], match[2], cache)
     raise BundleError(
-        f"{address} is not a bundle: expected a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION"
+        f"{without_secrets(address)} is not a bundle: expected a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION"
     )
 
 
@@ -95,11 +85,16 @@ def _expand(cache: str) -> Path:
 
 
 def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
+    shown = without_secrets(address)
     try:
         url, fragment = urldefrag(address)
         pin = PIN.fullmatch(fragment)
         if pin is None or not urlsplit(url).netloc:
-            raise BundleError(f"{address} must end in #sha256= and the sha256 of its config.json")
+            raise BundleError(f"{shown} must end in #sha256= and the sha256 of its config.json")
+        if "@" in urlsplit(url).netloc:
+            raise BundleError(f"{shown} cannot be fetched: user names and passwords in it are not supported")
+        if not PORT.fullmatch(urlsplit(url).netloc):
+            raise BundleError(f"{shown} cannot be fetched: its port is not a number")
         folder = cache / pin[1]
         if not folder.is_dir():
             cache.mkdir(parents=True, exist_ok=True)
@@ -109,7 +104,10 @@ def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
                 _move(Path(draft) / "bundle", folder)
         cached = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
-        raise BundleError(f"{address} cannot be fetched: {error}") from error
+        # Without the cause: a traceback would have its text.
+        user = address.partition("://")[2].rpartition("@")[0]
+        said = without_secrets(str(error).replace(user, "…") if user else str(error))
+        raise BundleError(f"{shown} cannot be fetched: {said}") from None
     if cached != pin[1]:
         raise BundleError(f"{folder / CONFIG} was changed: delete the folder to fetch the bundle again")
     return folder
@@ -134,34 +132,11 @@ def _move(draft: Path, folder: Path) -> None:
 def _fetch_all(url: str, sha256: str, folder: Path, bounds: Bounds) -> None:
     """Fetch the config, verify it against the pinned hash, then fetch and verify each file that it lists."""
     folder.mkdir()
-    fetch = partial(_fetch, most_bytes=bounds.most_bytes, until=time.monotonic() + bounds.seconds)
+    fetch = partial(download, bounds=bounds, until=time.monotonic() + bounds.seconds)
     fetch(f"{url}/{CONFIG}", sha256, folder / CONFIG)
-    for name, expected in parse_files((folder / CONFIG).read_bytes(), f"{url}/{CONFIG}").items():
+    config = (folder / CONFIG).read_bytes()
+    for name, expected in parse_files(config, f"{without_secrets(url)}/{CONFIG}").items():
         fetch(f"{url}/{name}", expected, folder / name)
-
-
-def _fetch(url: str, sha256: str, path: Path, *, most_bytes: int, until: float) -> None:
-    """Fetch one file and verify its hash. until: deadline on the monotonic clock."""
-    digest, size = hashlib.sha256(), 0
-    request = Request(url, headers={"User-Agent": "leuko"})
-    # From Python 3.12, `urlopen` reads the trusted certificates once in the life of a process.
-    with build_opener().open(request, timeout=PATIENCE_S) as response, path.open("wb") as file:
-        while True:
-            # length: the announced bytes that have not arrived yet
-            if size + (response.length or 0) > most_bytes:
-                raise BundleError(f"{url} is over {most_bytes} bytes")
-            if time.monotonic() > until:
-                raise BundleError(f"{url} takes too long to download")
-            # read() would wait for the whole chunk, past the deadline.
-            if not (chunk := response.read1(CHUNK)):
-                break
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-    if response.length:
-        raise BundleError(f"{url} ended {response.length} bytes too early")
-    if (actual := digest.hexdigest()) != sha256:
-        raise BundleError(f"{url} has sha256 {actual}, expected {sha256}")
 
 
 def _from_hub(repository: str, revision: str | None, cache: Path) -> Path:
@@ -176,12 +151,17 @@ def _from_hub(repository: str, revision: str | None, cache: Path) -> Path:
     except ImportError:
         raise BundleError(f"hf://{repository} needs huggingface-hub: install the extra `hub`") from None
     except ValueError as error:  # an invalid HF_ENDPOINT, which the library reads on import
-        raise BundleError(f"hf://{repository} cannot be fetched: HF_ENDPOINT: {error}") from error
+        raise BundleError(
+            f"hf://{repository} cannot be fetched: HF_ENDPOINT: {without_secrets(str(error))}"
+        ) from None
     # Standard error holds our log of JSON lines: no progress bars there, and no lines in another format.
     disable_progress_bars()
     library = logging.getLogger("huggingface_hub")
     library.handlers.clear()
     library.propagate = True
+    # What it and its HTTP library log at lower levels has whole addresses, of which some are secret.
+    for name in (library.name, "httpx", "httpcore", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     download = partial(
         snapshot_download,
         repository,
@@ -192,13 +172,16 @@ def _from_hub(repository: str, revision: str | None, cache: Path) -> Path:
     try:
         return Path(download())
     except OSError as error:  # refusals too; without a connection the library has already tried the cache
-        raise BundleError(f"hf://{repository} cannot be fetched: {error}") from error
+        raise BundleError(f"hf://{repository} cannot be fetched: {without_secrets(str(error))}") from None
     except (HTTPError, *UNEXPECTED) as error:  # a response that is cut short or malformed
         try:
             cached = Path(download(local_files_only=True))
         except (OSError, ValueError):
-            raise BundleError(f"hf://{repository} cannot be fetched: {error!r}") from error
+            raise BundleError(
+                f"hf://{repository} cannot be fetched: {without_secrets(repr(error))}"
+            ) from None
+        said = without_secrets(repr(error))
         logger.warning(
-            "hf://%s: no usable response from the Hub, using the cached copy: %r", repository, error
+            "hf://%s: no usable response from the Hub, using the cached copy: %s", repository, said
         )
         return cached

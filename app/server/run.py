@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -25,6 +26,7 @@ from app.edge.descriptors import most_connections, raise_file_limit
 from app.inference.runtime import Load
 from app.inference.service import Service
 from app.observability.metrics import Telemetry
+from app.server.signals import insists, stopping
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ class Readiness(Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. The first SIGTERM or SIGINT drains for grace_s and stops; a second exits at once.
+    """uvicorn's server. The first signal that stops it drains for grace_s; a second exits at once.
 
     uvicorn alone would close its listeners while a load balancer still sends requests, and would raise
     the signal again at the end. A signal before the application is ready exits at once with status 0.
@@ -156,9 +158,16 @@ class Server(uvicorn.Server):
         self._signalled = False
         self._stop_at: float | None = None
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle more signals than uvicorn does."""
+        with stopping(self.handle_exit):
+            yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         if self._signalled:
-            self._end(128 + sig)
+            if insists(sig):
+                self._end(128 + sig)
         elif not self._was_ready:
             self._end(0)  # do not wait: the thread that loads the weights cannot be stopped
         self._signalled = True

@@ -11,19 +11,21 @@ from app.errors import SettingsError, StartupError
 from app.inference.runtime import Load
 from app.observability.logs import configure_logging
 from app.server.run import BACKLOG, Launch, announce, run
+from app.server.signals import ignore_meaningless
 from app.server.supervisor import supervise
 from app.settings import NONE, Settings
 
 
 def serve(settings: Settings, load: Load) -> int:
     """Serve until a signal, then return 0; return 1 if the application fails. Raise StartupError."""
+    ignore_meaningless()
     check_exposure(settings)
     configure_logging(settings)
-    launch = Launch(settings, load, bind(settings.host, settings.port))
-    address = url(launch.listener)
-    if settings.processes > 1:
-        return supervise(launch, address)
-    return run(launch, lambda service: announce(service, address))
+    with bind(settings.host, settings.port) as listener:
+        launch, address = Launch(settings, load, listener), url(listener)
+        if settings.processes > 1:
+            return supervise(launch, address)
+        return run(launch, lambda service: announce(service, address))
 
 
 def check_exposure(settings: Settings) -> None:

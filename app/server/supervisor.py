@@ -6,9 +6,7 @@ import logging
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
@@ -20,7 +18,9 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from app.observability.logs import configure_logging
 from app.observability.metrics import SHARED
+from app.observability.shared_folder import hold, shared_folder
 from app.server.run import Launch, print_address, run
+from app.server.signals import insists, stopping, without_terminal
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ class ServerProcess:
 
 def supervise(launch: Launch, address: str) -> int:
     """Serve until a signal, then return 0; return 1 if a process fails to start while none is ready."""
-    with tempfile.TemporaryDirectory(prefix="leuko-metrics-") as folder:
+    with shared_folder() as folder:
         # Each server process reads this when it imports prometheus_client: /metrics sums over processes.
         os.environ[SHARED] = folder
         return Supervisor(launch, address, folder).run()
 
 
 class Supervisor:
-    """The first SIGTERM or SIGINT makes all processes drain and stop; a second kills them."""
+    """The first signal that stops the service makes all processes drain and stop; a second kills them."""
 
     def __init__(self, launch: Launch, address: str, folder: str) -> None:
         self._launch = launch
@@ -55,8 +55,10 @@ class Supervisor:
         self._status = 0
 
     def run(self) -> int:
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, self._on_signal)
+        with stopping(self._on_signal):
+            return self._run()
+
+    def _run(self) -> int:
         for slot in range(self._launch.settings.processes):
             self._start(slot)
         announced = False
@@ -74,11 +76,12 @@ class Supervisor:
         return all(server.ready.is_set() for server in self._processes.values())
 
     def _start(self, slot: int, *, accept_when_ready: bool = False) -> None:
-        ready = get_context("spawn").Event()
+        spawn = get_context("spawn")
         share = cores_of(slot, self._launch.settings.processes)
-        arguments = (self._launch, ready, share, accept_when_ready)
-        process = get_context("spawn").Process(target=run_server, args=arguments, name=f"service-{slot}")
-        with _without_interrupts():
+        with without_terminal():
+            ready = spawn.Event()  # the first one starts a process that tracks them
+            arguments = (self._launch, ready, share, accept_when_ready)
+            process = spawn.Process(target=run_server, args=arguments, name=f"service-{slot}")
             process.start()
         self._processes[slot] = ServerProcess(process, ready)
         if self._stopping:  # a signal arrived while the process was being started
@@ -101,6 +104,8 @@ class Supervisor:
             self._stop()
 
     def _on_signal(self, sig: int, _: FrameType | None) -> None:
+        if self._stopping and not insists(sig):
+            return
         if self._stopping:
             for server in self._processes.values():
                 server.process.kill()
@@ -121,6 +126,7 @@ def run_server(launch: Launch, ready: Event, share: Sequence[int], accept_when_r
     elif launch.settings.threads == 0:
         launch = replace(launch, settings=replace(launch.settings, threads=len(share)))
     configure_logging(launch.settings)
+    hold(os.environ[SHARED])  # until this process ends, which may be after its supervisor was killed
     sys.exit(run(launch, lambda _: ready.set(), accept_when_ready=accept_when_ready))
 
 
@@ -139,13 +145,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Block SIGINT, also in processes started inside: on Ctrl-C, the supervisor stops them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -154,7 +154,7 @@ def test_headers_that_the_application_has_set_are_not_doubled() -> None:
         headers = [(b"x-request-id", b"other"), (b"x-content-type-options", b"nosniff")]
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         names = [name for name, _ in client.sent[0]["headers"]]
-        assert sorted(names) == [b"x-content-type-options", b"x-request-id"]
+        assert sorted(names) == [b"cache-control", b"x-content-type-options", b"x-request-id"]
         assert client.response_headers()["x-request-id"] == exchange.context.request_id
 
     run(scenario)

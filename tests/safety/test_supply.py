@@ -243,3 +243,9 @@ def test_the_inventory_of_what_is_not_pinned_is_refused(tmp_path: Path) -> None:
     done = inventory(tmp_path)
     assert done.returncode == 1
     assert "stranger==1.0" in done.stderr
+
+
+def test_57_one_argument_pins_the_base_of_every_stage_of_the_image() -> None:
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for _, name in stages}
+    assert {base for base, _ in stages} - names == {"python:${PYTHON}"}

@@ -19,4 +19,5 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/docs")
 async def docs() -> FileResponse:
-    return FileResponse(WEB / "docs.html", headers={"Content-Security-Policy": POLICY})
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+    return FileResponse(WEB / "docs.html", headers=headers)

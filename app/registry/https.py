@@ -1,0 +1,189 @@
+"""Downloads of files by https: bounded, verified, and never led from a public server to a private address."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+)
+
+from app.errors import BundleError
+from app.units import GIB, MIB
+
+PATIENCE_S = 60.0  # socket timeout: longest wait for the next bytes
+CHUNK = MIB
+NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052, section 2.1: IPv4 addresses in IPv6
+COMPATIBLE = IPv6Network("::/96")  # RFC 4291, section 2.5.5.1; deprecated
+
+SECRETS = (
+    (r"://[^\s/?#'\"]*@", "://"),
+    # A password with a slash, which does not belong there; a port is a number.
+    (r"://[^\s/?#'\"@:]*:(?!\d+(?:[/?#\s'\"]|$))[^\s?#'\"]*@", "://"),
+    (r"\?[^\s#'\"]*", "?…"),
+    (r"#(?!sha256=)[^\s'\"]*", "#…"),
+    (r"hf_\w+|(?<=Bearer )[^\s'\"]+", "…"),
+)
+
+PRIVATE = "redirected to a private address, see LEUKO_BUNDLE_REDIRECTS"
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Limits on a download. most_bytes: of one file; seconds: for the whole bundle.
+
+    anywhere: a redirect may lead to a private address, also from a public server.
+    """
+
+    most_bytes: int = GIB
+    seconds: float = 1800.0
+    anywhere: bool = False
+
+
+def download(url: str, sha256: str, path: Path, bounds: Bounds, until: float) -> None:
+    """Fetch one file and verify its hash. until: deadline on the monotonic clock.
+
+    Raise BundleError, OSError, HTTPException or ValueError, whose texts may contain the URL.
+    """
+    shown = without_secrets(url)
+    digest, size = hashlib.sha256(), 0
+    request = Request(url, headers={"User-Agent": "leuko"})
+    # From Python 3.12, `urlopen` reads the trusted certificates once in the life of a process.
+    with _opener(bounds).open(request, timeout=PATIENCE_S) as response, path.open("wb") as file:
+        while True:
+            # length: the announced bytes that have not arrived yet
+            if size + (response.length or 0) > bounds.most_bytes:
+                raise BundleError(f"{shown} is over {bounds.most_bytes} bytes")
+            if time.monotonic() > until:
+                raise BundleError(f"{shown} takes too long to download")
+            # read() would wait for the whole chunk, past the deadline.
+            if not (chunk := response.read1(CHUNK)):
+                break
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    if response.length:
+        raise BundleError(f"{shown} ended {response.length} bytes too early")
+    if (actual := digest.hexdigest()) != sha256:
+        raise BundleError(f"{shown} has sha256 {actual}, expected {sha256}")
+
+
+def without_secrets(text: str) -> str:
+    """Remove user names, passwords, queries and fragments from the URLs in a text, and tokens of the Hub."""
+    for pattern, instead in SECRETS:
+        text = re.sub(pattern, instead, text)
+    return text
+
+
+def zone(address: str) -> str:
+    """Return which network an IP address belongs to: public, private, loopback or link-local."""
+    ip = _inner(ip_address(address.partition("%")[0]))
+    if ip.is_loopback or ip.is_unspecified:  # connecting to 0.0.0.0 reaches this machine
+        return "loopback"
+    if ip.is_link_local:
+        return "link-local"
+    local = ip.is_multicast or (isinstance(ip, IPv6Address) and ip.is_site_local)
+    return "public" if ip.is_global and not local else "private"
+
+
+def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Return the IPv4 address that an IPv6 address stands for, if it stands for one."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    if (ip in NAT64 or ip in COMPATIBLE) and int(ip) > 1:  # not ::1
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
+
+
+def _opener(bounds: Bounds) -> OpenerDirector:
+    """Return an opener for https alone, for one file. A proxy of the environment is used, and trusted."""
+    opener, guard = OpenerDirector(), _Guard(bounds.anywhere)
+    for handler in (
+        ProxyHandler(),
+        _Connections(guard),
+        _Redirects(guard),
+        HTTPDefaultErrorHandler(),
+        HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _Guard:
+    """Lets the first address be any, for the operator named it; those that follow public or of its zone."""
+
+    def __init__(self, anywhere: bool) -> None:
+        self.redirected = False
+        self._anywhere = anywhere
+        self._first = "public"
+
+    def allows(self, near: str) -> bool:
+        """Return whether a redirect may lead to this zone."""
+        return self._anywhere or near in ("public", self._first)
+
+    def connect(self, address: Address, timeout: float, source: Address | None = None) -> socket.socket:
+        """Connect as `socket.create_connection` does, to an address that was checked: names may change."""
+        host, port = address
+        error: OSError = PermissionError(PRIVATE)
+        for *_, found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            near = zone(str(found[0]))
+            if self.redirected and not self.allows(near):
+                continue
+            try:
+                connection = socket.create_connection((str(found[0]), port), timeout, source)
+            except OSError as failed:
+                error = failed
+                continue
+            if not self.redirected:
+                self._first = near
+            return connection
+        raise error
+
+
+class _Connections(HTTPSHandler):
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()
+        self._guard = guard
+
+    def https_open(self, request: Request) -> Any:
+        def connect(host: str, **options: Any) -> HTTPConnection:
+            connection = HTTPSConnection(host, **options)
+            connection._create_connection = self._guard.connect  # type: ignore[attr-defined]
+            return connection
+
+        return self.do_open(connect, request)
+
+
+class _Redirects(HTTPRedirectHandler):
+    def __init__(self, guard: _Guard) -> None:
+        self._guard = guard
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """Refuse other schemes than https, and addresses with a password. The message has neither."""
+        target = urlsplit(newurl)
+        if target.scheme != "https" or "@" in target.netloc:
+            raise PermissionError("redirected to an address that is not plain https")
+        # A proxy would connect to what `connect` never sees.
+        with suppress(ValueError):  # a name
+            if not self._guard.allows(zone(target.hostname or "")):
+                raise PermissionError(PRIVATE)
+        self._guard.redirected = True
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
