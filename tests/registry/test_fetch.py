@@ -22,7 +22,8 @@ import pytest
 
 from app.engine.bundle import FILES
 from app.errors import BundleError
-from app.registry.fetch import BOUNDS, SHIPPED, Bounds, locate
+from app.registry.fetch import BOUNDS, SHIPPED, locate
+from app.registry.https import Bounds
 from app.settings import Settings
 from tests.certificates import OPENSSL, Certificate, self_signed
 
