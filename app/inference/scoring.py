@@ -14,6 +14,7 @@ from app.archives.images import StoredImage
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
 from app.inference.service import Service
+from app.inference.threads import LONG
 from app.observability.stages import Stages
 
 
@@ -87,7 +88,7 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await asyncio.to_thread(judge, labels, images, groups, probabilities, failures)
+    return await LONG.run(lambda: judge(labels, images, groups, probabilities, failures))
 
 
 def judge(
