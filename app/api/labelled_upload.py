@@ -9,7 +9,7 @@ from io import BytesIO
 
 from app.api.uploads import Form, Part
 from app.archives.file_labels import class_indices, parse_mapping
-from app.archives.images import StoredImage
+from app.archives.images import ArchiveImages, StoredImage
 from app.archives.labelled_archive import ArchiveLimits, open_archive
 from app.errors import BadLabels, Unusable
 
@@ -18,7 +18,7 @@ from app.errors import BadLabels, Unusable
 class LabelledSet:
     """grouping: file name → source (photo or patient), a pattern that captures it, or None if unknown."""
 
-    images: list[StoredImage]
+    images: Sequence[StoredImage]
     grouping: Mapping[str, str] | str | None
 
 
@@ -34,13 +34,8 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
         raise Unusable("labels belong to files; in an archive the folders name the classes")
     grouping = _grouping(form, limits.max_entries)
     if archive:
-        return LabelledSet(_in_archive(archive[0], labels, limits), grouping)
+        return LabelledSet(ArchiveImages(open_archive(BytesIO(archive[0].data), labels, limits)), grouping)
     return LabelledSet(_in_form(files, form["labels"], labels, limits.max_entries), grouping)
-
-
-def _in_archive(part: Part, labels: Sequence[str], limits: ArchiveLimits) -> list[StoredImage]:
-    archive = open_archive(BytesIO(part.data), labels, limits)
-    return [StoredImage(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries]
 
 
 def _in_form(

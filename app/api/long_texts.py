@@ -19,7 +19,7 @@ _ESCAPES = 64  # most backslashes in a row before a quote; base64 needs none
 _QUOTE, _BACKSLASH = b'"', b"\\"
 
 
-def cut_out(body: bytes, size: int, most_texts: int) -> tuple[bytes, dict[str, bytes]]:
+def cut_out(body: bytes, size: int, most_texts: int) -> tuple[bytes, dict[str, memoryview]]:
     """Return the JSON in the first `size` bytes with names in place of long texts, and the texts by name.
 
     A name is longer than LONG, so that a field which accepts fewer characters refuses it too. Raise TooLarge
@@ -27,14 +27,15 @@ def cut_out(body: bytes, size: int, most_texts: int) -> tuple[bytes, dict[str, b
     """
     too_large = TooLarge(f"the JSON has more than {most_texts} texts, or too much besides them")
     rest: list[bytes] = []
-    texts: dict[str, bytes] = {}
+    texts: dict[str, memoryview] = {}
+    view = memoryview(body)
     position = kept = quotes = length = 0
     while (start := _find(body, position, size)) >= 0:
         end = _end(body, start + 1, size)
         position, quotes = end + 1, quotes + 2
         if end - start - 1 > LONG:
             name = f"{len(texts):.<{LONG + 1}}"  # a full stop is no letter of base64
-            texts[name] = body[start + 1 : end]
+            texts[name] = view[start + 1 : end]
             rest += (body[kept : start + 1], name.encode())
             length += start + 1 - kept + len(name)
             kept = end
@@ -48,17 +49,25 @@ def cut_out(body: bytes, size: int, most_texts: int) -> tuple[bytes, dict[str, b
     return document, texts
 
 
-def decode_base64(text: bytes) -> bytes:
+def decode_base64(text: bytes | memoryview) -> bytes:
     """Decode RFC 4648's base64, with `/` or, as some encoders write it, `\\/`. Raise ValueError."""
-    if _BACKSLASH in text:
-        text = text.replace(b"\\/", b"/")
     pieces = []
     for start in range(0, len(text), SLICE):
-        piece = text[start : start + SLICE]
+        piece = bytes(text[start : start + SLICE])
+        if _BACKSLASH in piece:
+            return decode_base64(_unescape(text))
         if b"=" in piece and start + SLICE < len(text):
             raise ValueError("padding before the end")
         pieces.append(base64.b64decode(piece, validate=True))
     return b"".join(pieces)
+
+
+def _unescape(text: bytes | memoryview) -> bytes:
+    """Turn `\\/` into `/`. Raise ValueError for any other escape."""
+    plain = bytes(text).replace(b"\\/", b"/")
+    if _BACKSLASH in plain:
+        raise ValueError("an escape that base64 never needs")
+    return plain
 
 
 def _find(body: bytes, start: int, stop: int) -> int:

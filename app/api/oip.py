@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from app import validation
-from app.api.long_texts import cut_out, decode_base64
+from app.api.long_texts import LONG, cut_out, decode_base64
 from app.engine.classifier import Prediction
 from app.errors import MalformedRequest, TooLarge
 
@@ -170,7 +170,7 @@ def _header_size(text: str | None, most: int) -> int:
     return int(text)
 
 
-def _elements(image: _Input, texts: dict[str, bytes], rest: memoryview, most_bytes: int) -> list[bytes]:
+def _elements(image: _Input, texts: dict[str, memoryview], rest: memoryview, most_bytes: int) -> list[bytes]:
     size = image.parameters.binary_data_size
     if (size is None) == (image.data is None):
         raise MalformedRequest("input image needs either data or binary_data_size")
@@ -198,13 +198,13 @@ def _unpack(rest: memoryview) -> Iterator[bytes]:
         offset += size
 
 
-def _decode(data: Sequence[str], texts: dict[str, bytes], most_bytes: int) -> Iterator[bytes]:
+def _decode(data: Sequence[str], texts: dict[str, memoryview], most_bytes: int) -> Iterator[bytes]:
     for index, text in enumerate(data):
-        encoded = texts.pop(text, None)  # each once
-        if encoded is None:
-            encoded = text.encode("utf-8", "surrogatepass")
-        if (size := (len(encoded) - encoded.count(b"\\")) * 3 // 4) > most_bytes + 2:  # 2: padding
-            raise TooLarge(f"image {index} has {size} bytes; at most {most_bytes} are accepted")
+        # A long text stands for one image only: pop, so that its name cannot be sent again and again.
+        encoded = texts.pop(text, None) or text.encode("utf-8", "surrogatepass")
+        # Each byte may be escaped, and the image itself is checked once it is decoded.
+        if len(encoded) > 2 * most_bytes + LONG:
+            raise TooLarge(f"image {index} has over {most_bytes} bytes")
         try:
             yield decode_base64(encoded)
         except ValueError:

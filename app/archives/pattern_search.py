@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from typing import BinaryIO
 
 from app.child_process import Child, ChildTimeout, ChildTooLarge
@@ -11,7 +12,7 @@ from app.errors import BadLabels
 
 MAX_PATTERN = 256  # characters
 LIMIT_S = 10.0
-_LIMIT_MIB = 512
+_LIMIT_MIB = 256
 _WIDTH = 4  # bytes of the length before each text
 _NOTHING = 2**32 - 1  # the length that stands for no match
 
@@ -37,12 +38,12 @@ def search(names: Sequence[str], pattern: str, child: Child) -> list[str | None]
         raise BadLabels("the group pattern needs too much memory: make it simpler") from None
     if output.startswith(REFUSED):
         raise BadLabels(output[1:].decode())
-    return [*_unpack(output, 1)]
+    return [*_unpack(BytesIO(output[1:]))]
 
 
 def work(stdin: BinaryIO) -> bytes:
     """Search in the process: read the pattern and the names, return what `search` unpacks."""
-    texts = _unpack(stdin.read(), 0)
+    texts = _unpack(stdin)
     try:
         compiled = re.compile(next(texts) or "")
     except (re.error, RecursionError, OverflowError) as error:
@@ -62,12 +63,7 @@ def _pack(texts: Iterable[str | None]) -> Iterator[bytes]:
             yield len(data).to_bytes(_WIDTH, "little") + data
 
 
-def _unpack(data: bytes, offset: int) -> Iterator[str | None]:
-    while offset < len(data):
-        size = int.from_bytes(data[offset : offset + _WIDTH], "little")
-        offset += _WIDTH
-        if size == _NOTHING:
-            yield None
-            continue
-        yield data[offset : offset + size].decode("utf-8", "surrogatepass")
-        offset += size
+def _unpack(file: BinaryIO) -> Iterator[str | None]:
+    while head := file.read(_WIDTH):
+        size = int.from_bytes(head, "little")
+        yield None if size == _NOTHING else file.read(size).decode("utf-8", "surrogatepass")

@@ -67,6 +67,7 @@ async def score(
     labels = service.classifier.bundle.labels
     probabilities = np.full((len(images), len(labels)), np.nan)
     failures: dict[int, LeukoError] = {}
+    kinds: dict[tuple[type[LeukoError], str], LeukoError] = {}
     size = service.batcher.max_batch
     starts = iter(range(0, len(images), size))
 
@@ -76,7 +77,9 @@ async def score(
             outcomes = await service.classify_bulk(reads, deadline=deadline, stages=stages)
             for index, outcome in enumerate(outcomes, start):
                 if isinstance(outcome, LeukoError):
-                    failures[index] = outcome
+                    # Not the exception itself: its traceback keeps the image. Most are alike.
+                    alike = (type(outcome), outcome.detail)
+                    failures[index] = kinds.setdefault(alike, type(outcome)(outcome.detail))
                 else:
                     probabilities[index] = outcome.probabilities
             progress.done += len(outcomes)

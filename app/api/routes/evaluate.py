@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 from fastapi import APIRouter, Request, Response
@@ -144,7 +145,7 @@ async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
 
 async def _evaluate(
     service: Service,
-    images: list[StoredImage],
+    images: Sequence[StoredImage],
     groups: list[str] | None,
     progress: Progress,
     context: RequestContext,
