@@ -62,10 +62,9 @@ class Child:
         assert process.stdin is not None
         assert process.stdout is not None
         with process:
-            with suppress(BrokenPipeError):  # it has ended; its status says why
+            with suppress(BrokenPipeError), process.stdin:  # it may end early; its status says why
                 for chunk in chunks:
                     process.stdin.write(chunk)
-                process.stdin.close()
             output = process.stdout.read()
         match process.returncode:
             case 0:
@@ -115,8 +114,8 @@ def main(work: str, limit_s: str, limit_mib: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     os.nice(POLITENESS)
     module, _, name = work.partition(":")
-    function: Work = getattr(import_module(module), name)
     try:
+        function: Work = getattr(import_module(module), name)
         output = function(sys.stdin.buffer)
         sys.stdout.buffer.write(output)
         sys.stdout.buffer.flush()

@@ -44,6 +44,6 @@ def factor(route: str, media_type: str) -> float:
 def _kind(route: str, media_type: str) -> Cost:
     if route.endswith("/infer"):
         return _COPIED
-    if media_type != "multipart/form-data":
+    if not media_type.startswith("multipart/"):
         return _BYTES
     return _ARCHIVE if route.endswith("/evaluate") else _FORM
