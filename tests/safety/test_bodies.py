@@ -157,12 +157,11 @@ def test_36_the_entries_of_an_archive_take_no_more_memory_than_it_reserves(servi
 
 @linux
 def test_36_a_process_that_parses_has_a_limit_of_memory(service: Running) -> None:
-    """The limit is seen from outside, while the process is stopped before it has read its body."""
     with service.client() as client, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(send, client, "/evaluate/predictions", outcomes(200_000).body)
         wait_until(lambda: bool(working(service, "json_tasks")))
         (pid,) = working(service, "json_tasks")
-        wait_until(lambda: f"{PROCESS_MIB * MIB}" in limit(pid, "Max address space") or answer.done())
+        wait_until(lambda: f"{PROCESS_MIB * MIB}" in limit(pid, "Max address space"), patience_s=20)
         assert answer.result().status_code == 200
 
 
@@ -199,10 +198,10 @@ def test_43_patterns_that_backtrack_hold_neither_other_work_nor_the_shutdown() -
             failed = send(client, "/predict", b"\x89PNG\r\n\x1a\n", "image/png")
             archive = zipped({"monocyte/a": png(130)})
             scored = send(client, "/evaluate", parts(("archive", "", archive)), MULTIPART)
-        # All were answered before the last of the patterns was, which wait for each other.
+        # The patterns take 10 s each, two at a time. The others do not wait for ten or twelve of them.
         statuses = [answer.status_code for answer in (cells, large, failed, scored)]
         assert statuses == [200, 200, 422, 200]
-        assert not all(future.done() for future in waiting)
+        assert sum(future.done() for future in waiting) < 6
         pids = working(service, "pattern_search")
         assert service.end() == 0
         assert not all(_answered(future) for future in waiting)
@@ -284,6 +283,7 @@ def test_49_long_headers_are_refused_instead_of_parsed(
         body = parts(("archive", "", entries(1)))
         answer = client.post(path, content=body, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert "may have 2048" in answer.json()["detail"]
 
 
 def test_49_a_long_content_disposition_is_refused(service: Running) -> None:

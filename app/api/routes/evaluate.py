@@ -134,13 +134,17 @@ async def evaluate_predictions(request: Request, service: Loaded, context: Conte
 
 
 async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
-    grouping, names = labelled.grouping, [image.name for image in labelled.images]
+    grouping = labelled.grouping
     if grouping is None:
         return None
+
+    def assign() -> list[str]:
+        return assign_groups([image.name for image in labelled.images], grouping, child)
+
     child = pattern_child()
     pool = PATTERNS if isinstance(grouping, str) else LONG
     with closing(child):
-        return await pool.run(lambda: assign_groups(names, grouping, child))
+        return await pool.run(assign)
 
 
 async def _evaluate(
