@@ -53,7 +53,7 @@ def test_base64_is_decoded_across_slices(size: int) -> None:
     "text", [b"YQ", b"YQ=", b"Y Q=", b"YQ==YQ==", b"YQ\\n==", b"Y" * (SLICE - 2) + b"==YQ=="]
 )
 def test_other_texts_are_no_base64(text: bytes) -> None:
-    with pytest.raises(ValueError, match="padding|base64"):
+    with pytest.raises(ValueError, match=r"padding|base64"):
         decode_base64(text)
 
 
