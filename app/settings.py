@@ -87,7 +87,11 @@ class Settings:
         256, "most images in one /predict request; at most LEUKO_MAX_QUEUE", "images", least=1
     )
     max_archive_entries: int = _setting(
-        200_000, "most images in one /evaluate request, and most entries in its archive", "images", least=1
+        200_000,
+        "most images in one /evaluate request, entries in its archive, labels and groups, and rows in one "
+        "/evaluate/predictions request",
+        "images",
+        least=1,
     )
     max_requests: int = _setting(
         1024,

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -31,9 +31,12 @@ PATIENCE_S = 300
 
 @dataclass(frozen=True)
 class Request:
+    """headers: in addition to the media type."""
+
     path: str
     body: bytes
     media_type: str = MULTIPART
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,7 +57,7 @@ def probing(port: int) -> Iterator[Waits]:
 
     def probe() -> None:
         connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
-        while not stop.wait(PAUSE_S):
+        while not waits.seconds or not stop.wait(PAUSE_S):
             began = time.perf_counter()
             connection.request("GET", "/healthz")
             response = connection.getresponse()
@@ -75,7 +78,8 @@ def probing(port: int) -> Iterator[Waits]:
 def send(port: int, request: Request) -> int:
     """Return the status."""
     connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
-    connection.request("POST", request.path, request.body, {"Content-Type": request.media_type})
+    headers = {"Content-Type": request.media_type} | dict(request.headers)
+    connection.request("POST", request.path, request.body, headers)
     response = connection.getresponse()
     response.read()
     connection.close()
@@ -101,28 +105,113 @@ def corrupt_archive(count: int) -> Request:
 def outcomes(rows: int) -> Request:
     labels = [number % 4 for number in range(rows)]
     document = {"labels": labels, "probabilities": [[0.1, 0.2, 0.3, 0.4]] * rows}
-    return Request("/evaluate/predictions", json.dumps(document).encode(), "application/json")
+    return Request("/evaluate/predictions", json.dumps(document).encode(), JSON)
 
 
 def cells(count: int) -> Request:
     cell = {"label": "monocyte", "confidence": 0.5, "review_reasons": ["low_confidence"]}
     document = {"predictions": [cell | {"filename": f"{number}.png"} for number in range(count)]}
-    return Request("/differential", json.dumps(document).encode(), "application/json")
+    return Request("/differential", json.dumps(document).encode(), JSON)
 
 
 def tensors(count: int, size: int = MIB) -> Request:
     data = [base64.b64encode(b"\xff\xd8\xff\xe0" + os.urandom(size)).decode() for _ in range(count)]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [count], "data": data}
     body = json.dumps({"inputs": [tensor]}).encode()
-    return Request("/v2/models/wbc-resnet18/infer", body, "application/json")
+    return Request("/v2/models/wbc-resnet18/infer", body, JSON)
 
+
+def json_body(path: str, body: bytes) -> Request:
+    return Request(path, body, JSON)
+
+
+def parts(*named: tuple[str, str, bytes]) -> bytes:
+    """Return a form of parts: name, further parameters of Content-Disposition, content."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="'.encode()
+    found = [head + f'{name}"{more}\r\n\r\n'.encode() + data + b"\r\n" for name, more, data in named]
+    return b"".join([*found, f"--{BOUNDARY}--\r\n".encode()])
+
+
+def labels(data: bytes) -> Request:
+    return Request("/evaluate", parts(("files", '; filename="1"', PIXEL), ("labels", "", data)))
+
+
+def labels_json(entries: int) -> Request:
+    return labels(json.dumps({str(number): "monocyte" for number in range(entries)}).encode())
+
+
+def labels_csv(entries: int) -> Request:
+    return labels("".join(f"{number},monocyte\n" for number in range(entries)).encode())
+
+
+def tiny_parts(count: int) -> Request:
+    named = [("files", f'; filename="{number}"', b"") for number in range(count)]
+    return Request("/evaluate", parts(*named, ("labels", "", b"{}")))
+
+
+def pattern() -> Request:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(f"monocyte/{'a' * 60}b.png", PIXEL)
+    return Request("/evaluate", parts(("archive", "", archive.getvalue()), ("group_pattern", "", b"(a+)+$")))
+
+
+def filled(head: bytes, item: bytes, tail: bytes, size: int) -> bytes:
+    """Return JSON of about `size` bytes with the same item again and again."""
+    return head + item * (size // len(item)) + item.rstrip(b",") + tail
+
+
+PIXEL = b"\x89PNG\r\n\x1a\n"
+JSON = "application/json"
+PREDICTIONS, DIFFERENTIAL, INFER = "/evaluate/predictions", "/differential", "/v2/models/wbc-resnet18/infer"
+TENSOR = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":['
+KEYS = b",".join(b'"%x":0' % number for number in range(4000))
 
 KINDS: tuple[tuple[str, Callable[[], Request]], ...] = (
     ("/predict: 480 MiB of corrupt images", lambda: corrupt_images(480)),
+    (
+        "/predict: Content-Type of 60,000 bytes",
+        lambda: Request("/predict", b"", MULTIPART + '";' * 30_000),
+    ),
     ("/evaluate: 20,000 corrupt images in a ZIP", lambda: corrupt_archive(20_000)),
-    ("/evaluate/predictions: 500,000 rows", lambda: outcomes(500_000)),
-    ("/differential: 10,000 classified cells", lambda: cells(10_000)),
+    ("/evaluate: 190,000 parts without content", lambda: tiny_parts(190_000)),
+    ("/evaluate: 200,000 labels in JSON", lambda: labels_json(200_000)),
+    ("/evaluate: 200,000 labels in CSV", lambda: labels_csv(200_000)),
+    ("/evaluate: one row of 60 MiB in CSV", lambda: labels(b"," * 60 * MIB)),
+    ("/evaluate: one text of 60 MiB in JSON", lambda: labels(b'{"' + b"\\u0000" * 10 * MIB)),
+    ("/evaluate: a pattern that backtracks", pattern),
+    (f"{PREDICTIONS}: 200,000 rows", lambda: outcomes(200_000)),
+    (f"{PREDICTIONS}: 500,000 rows", lambda: outcomes(500_000)),
+    (
+        f"{PREDICTIONS}: 5.7 MiB of {{}}",
+        lambda: json_body(PREDICTIONS, filled(b'{"labels":[', b"{},", b"]}", 6_000_000)),
+    ),
+    (
+        f"{PREDICTIONS}: 2 MiB of nested lists",
+        lambda: json_body(PREDICTIONS, filled(b'{"x":[', b"[[[[]]]],", b"]}", 2 * MIB)),
+    ),
+    (f"{PREDICTIONS}: 4,000 unknown fields", lambda: json_body(PREDICTIONS, b"{" + KEYS + b"}")),
+    (
+        f"{PREDICTIONS}: 60 MiB of escapes",
+        lambda: json_body(PREDICTIONS, filled(b'{"labels":["', b"\\u0000", b'"]}', 60 * MIB)),
+    ),
+    (f"{DIFFERENTIAL}: 10,000 classified cells", lambda: cells(10_000)),
+    (
+        f"{DIFFERENTIAL}: 500,000 bad reasons",
+        lambda: json_body(
+            DIFFERENTIAL,
+            filled(b'{"predictions":[{"label":"x","review_reasons":[', b"1,", b"]}]}", 1_000_000),
+        ),
+    ),
+    (
+        f"{DIFFERENTIAL}: Accept of 60,000 bytes",
+        lambda: Request(DIFFERENTIAL, b"{}", JSON, {"Accept": "a," * 30_000}),
+    ),
     ("/v2 infer: 60 MiB of corrupt images in JSON", lambda: tensors(60)),
+    ("/v2 infer: 7.6 MiB of 1,", lambda: json_body(INFER, filled(TENSOR, b"1,", b"]}]}", 8_000_000))),
+    ("/v2 infer: 60 MiB of quotes", lambda: json_body(INFER, TENSOR + b'"",' * 20 * MIB)),
+    ("/v2 infer: 60 MiB of backslashes", lambda: json_body(INFER, TENSOR + b'"' + b"\\" * 60 * MIB)),
+    ("/v2 infer: one text of 300 MiB", lambda: json_body(INFER, TENSOR + b'"' + b"A" * 300 * MIB + b'"]}]}')),
 )
 
 
@@ -138,8 +227,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with serve() as server:
         with probing(server.port) as idle:
             time.sleep(IDLE_S)
-        print(f"{'longest wait for /healthz':<46}{'ms':>8}{'÷ idle':>9}{'status':>8}{'answered in':>13}")
-        print(f"{'idle':<46}{idle.longest_ms:8.1f}{1:9.1f}")
+        print(f"{'longest wait for /healthz':<48}{'ms':>8}{'÷ idle':>9}{'status':>8}{'answered in':>13}")
+        print(f"{'idle':<48}{idle.longest_ms:8.1f}{1:9.1f}")
         for name, make in KINDS:
             if arguments.only not in name:
                 continue
@@ -149,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 status = send(server.port, request)
             seconds = time.perf_counter() - began
             ratio = waits.longest_ms / idle.longest_ms
-            print(f"{name:<46}{waits.longest_ms:8.1f}{ratio:9.1f}{status:8}{seconds:11.1f} s", flush=True)
+            print(f"{name:<48}{waits.longest_ms:8.1f}{ratio:9.1f}{status:8}{seconds:11.1f} s", flush=True)
 
 
 if __name__ == "__main__":

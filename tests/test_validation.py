@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.validation import explain
+from app.validation import MOST_ERRORS, explain, faults
 
 
 class Inner(BaseModel):
@@ -41,3 +41,13 @@ def test_each_invalid_field_is_named_with_what_is_allowed(value: Any, words: str
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate(value)
     assert explain(caught.value.errors()) == words
+
+
+def test_only_the_first_errors_are_named_and_no_text_is_long() -> None:
+    values = {f"{'x' * 1000}{number}": 1 for number in range(1000)}
+    with pytest.raises(ValidationError) as caught:
+        Inner.model_validate({"share": "9" * 10_000} | values)
+    errors = caught.value.errors()
+    assert len(explain(errors)) < MOST_ERRORS * 500
+    assert len(found := faults(errors)) == MOST_ERRORS
+    assert all(len(fault.field + fault.detail) < 1000 for fault in found)

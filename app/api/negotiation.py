@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.errors import NotAcceptable
+from app.errors import MalformedRequest, NotAcceptable
+
+MOST = 2048  # characters of a header, far more than a browser sends: thousands of ranges would take time
 
 
 def choose(accept: str, offered: Sequence[str]) -> str:
@@ -34,7 +36,12 @@ def choose_coding(accept_encoding: str, offered: Sequence[str]) -> str | None:
 
 
 def parse_qualities(header: str) -> dict[str, float]:
-    """Return quality by value of an Accept-like header: 0 to 1, 1 without `q`, the highest if repeated."""
+    """Return quality by value of an Accept-like header: 0 to 1, 1 without `q`, the highest if repeated.
+
+    Raise MalformedRequest for a header that is too long.
+    """
+    if len(header) > MOST:
+        raise MalformedRequest(f"Accept and Accept-Encoding may have {MOST} characters")
     qualities: dict[str, float] = {}
     for element in header.split(","):
         value, *parameters = (text.strip().lower() for text in element.split(";"))

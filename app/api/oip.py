@@ -5,8 +5,6 @@ https://github.com/kserve/open-inference-protocol, and Triton's extensions binar
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from app import validation
+from app.api.long_texts import LONG, cut_out, decode_base64
 from app.engine.classifier import Prediction
 from app.errors import MalformedRequest, TooLarge
 
@@ -36,7 +36,7 @@ class _Input(BaseModel):
     datatype: Literal["BYTES"]
     shape: tuple[Annotated[int, Field(ge=1)]]
     parameters: _InputParameters = _InputParameters()
-    data: list[str] | None = None
+    data: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 class _OutputParameters(BaseModel):
@@ -57,7 +57,7 @@ class _Request(BaseModel):
     id: str | None = Field(None, max_length=1024)
     parameters: _RequestParameters = _RequestParameters()
     inputs: tuple[_Input]
-    outputs: list[_Output] = Field([], max_length=16)
+    outputs: list[_Output] = Field([], max_length=16, fail_fast=True)
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,18 @@ def parse(body: bytes, header_length: str | None, *, most_images: int, most_byte
     Raise MalformedRequest or TooLarge.
     """
     size = _header_size(header_length, len(body))
+    document, texts = cut_out(body, size, most_images)
     try:
-        request = _Request.model_validate_json(body[:size])
+        request = _Request.model_validate_json(document)
     except ValidationError as error:
-        raise MalformedRequest(_explain(error)) from None
+        errors = error.errors(include_url=False, include_input=False)
+        faults = validation.faults({**each, "loc": each["loc"] or ("body",)} for each in errors[:3])
+        raise MalformedRequest("; ".join(f"{fault.field}: {fault.detail}" for fault in faults)) from None
     (image,) = request.inputs
     (count,) = image.shape
     if count > most_images:
         raise TooLarge(f"input image has {count} elements; at most {most_images} are accepted")
-    images = _elements(image, memoryview(body)[size:], most_bytes)
+    images = _elements(image, texts, memoryview(body)[size:], most_bytes)
     if len(images) != count:
         raise MalformedRequest(f"input image has {len(images)} elements, but its shape is {count}")
     return InferRequest(request.id, images, _outputs(request))
@@ -167,18 +170,13 @@ def _header_size(text: str | None, most: int) -> int:
     return int(text)
 
 
-def _explain(error: ValidationError) -> str:
-    faults = error.errors(include_input=False, include_context=False)[:3]
-    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
-
-
-def _elements(image: _Input, rest: memoryview, most_bytes: int) -> list[bytes]:
+def _elements(image: _Input, texts: dict[str, memoryview], rest: memoryview, most_bytes: int) -> list[bytes]:
     size = image.parameters.binary_data_size
     if (size is None) == (image.data is None):
         raise MalformedRequest("input image needs either data or binary_data_size")
     if len(rest) != (size or 0):
         raise MalformedRequest(f"{len(rest)} bytes follow the JSON, but binary_data_size is {size or 0}")
-    elements = _unpack(rest) if size is not None else _decode(image.data or [])
+    elements = _unpack(rest) if size is not None else _decode(image.data or [], texts, most_bytes)
     images = []
     for index, element in enumerate(elements):
         if len(element) > most_bytes:
@@ -200,11 +198,16 @@ def _unpack(rest: memoryview) -> Iterator[bytes]:
         offset += size
 
 
-def _decode(data: Sequence[str]) -> Iterator[bytes]:
+def _decode(data: Sequence[str], texts: dict[str, memoryview], most_bytes: int) -> Iterator[bytes]:
     for index, text in enumerate(data):
+        # A long text stands for one image only: pop, so that its name cannot be sent again and again.
+        encoded = texts.pop(text, None) or text.encode("utf-8", "surrogatepass")
+        # Each byte may be escaped, and the image itself is checked once it is decoded.
+        if len(encoded) > 2 * most_bytes + LONG:
+            raise TooLarge(f"image {index} has over {most_bytes} bytes")
         try:
-            yield base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
+            yield decode_base64(encoded)
+        except ValueError:
             raise MalformedRequest(f"image {index} is not base64; images in JSON must be") from None
 
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app import errors
+from app import errors, validation
 from app.edge.paths import is_open_inference
 from app.errors import LeukoError
 from app.wire import problems
@@ -51,10 +51,7 @@ async def handle_http(request: Request, error: Exception) -> Response:
 
 async def handle_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [
-        FieldProblem(field=".".join(map(str, fault["loc"])), detail=fault["msg"], code=fault["type"])
-        for fault in error.errors()
-    ]
+    faults = [FieldProblem(**vars(fault)) for fault in validation.faults(error.errors())]
     detail = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults[:3])
     request_id = request.state.context.request_id
     return _render(problems.document("invalid_request", 422, detail, request_id, faults))

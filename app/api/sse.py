@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 
-from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
+from app.api.json_response import render
 from app.errors import LeukoError
+from app.inference.threads import LONG
 from app.wire.problems import problem, unexpected
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ async def stream(
 
 async def _last_event(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
     try:
-        return await asyncio.to_thread(_event, "result", await task)  # as long as the set is large
+        result = await task
+        return await LONG.run(lambda: _event("result", result))
     except LeukoError as error:
         return _event("error", problem(error, request_id))
     except Exception:
@@ -46,4 +48,4 @@ async def _last_event(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
 
 
 def _event(name: str, data: BaseModel) -> bytes:
-    return format_sse_event(event=name, data_str=data.model_dump_json())
+    return b"event: " + name.encode() + b"\ndata: " + render(data) + b"\n\n"  # JSON has no line ends

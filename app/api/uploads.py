@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeVar
@@ -20,8 +20,12 @@ from app.errors import MalformedRequest, TooLarge, UnsupportedFormat, Unusable
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+MAX_OPTIONS = 2048  # bytes of a header with parameters, such as a file name
+LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn
+TURN_S = 0.0003  # a turn that takes longer is followed by small slices, and others run
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """A part of a form, or a bare body as the only part, without a file name."""
 
@@ -68,32 +72,14 @@ async def read_images(request: Request, limit: Limit, texts: Mapping[str, int] |
     return Upload(form["files"], {name: _text(form[name][0].data) for name in texts if form[name]})
 
 
-async def read_json(request: Request, schema: type[Schema], size: int) -> Schema:
-    """Return a JSON body of at most `size` bytes, validated in a thread.
-
-    Raise UnsupportedFormat, TooLarge or RequestValidationError.
-    """
-    if media_type(request) != "application/json":
-        raise UnsupportedFormat("send application/json")
-    body = await read_body(request, size)
-    with _validation_errors():
-        return await asyncio.to_thread(schema.model_validate_json, body)
-
-
 def parse_texts(schema: type[Schema], texts: Mapping[str, str]) -> Schema:
-    """Validate the text parts of a form. Raise RequestValidationError."""
-    with _validation_errors():
-        return schema.model_validate(texts)
-
-
-@contextmanager
-def _validation_errors() -> Iterator[None]:
-    """Turn pydantic's error into FastAPI's, with `body` before each field's path."""
+    """Validate the text parts of a form. Raise RequestValidationError, with `body` before each field."""
     try:
-        yield
+        return schema.model_validate(texts)
     except ValidationError as error:
+        faults = error.errors(include_context=False)
         raise RequestValidationError(
-            [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_context=False)]
+            [{**fault, "loc": ("body", *fault["loc"])} for fault in faults]
         ) from None
 
 
@@ -117,13 +103,27 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
     reader = _Reader(limits)
     try:
         parser = reader.parser(request.headers["content-type"])
-        async for chunk in request.stream():
-            parser.write(chunk)
+        await _feed(parser, request.stream())
     except FormParserError:
         raise MalformedRequest("the body is not a multipart form") from None
     if not reader.complete:
         raise MalformedRequest("the form ends before its closing boundary")
     return reader.form
+
+
+async def _feed(parser: MultipartParser, chunks: AsyncIterator[bytes]) -> None:
+    """Parse a form in turns, between which others run: headers take 50 times as long as an image's bytes."""
+    size = LARGE_SLICE
+    async for chunk in chunks:
+        start = 0
+        while start < len(chunk):
+            began = time.perf_counter()
+            parser.write(chunk[start : start + size])
+            start += size
+            slow = time.perf_counter() - began > TURN_S
+            size = SMALL_SLICE if slow else LARGE_SLICE
+            if slow:
+                await asyncio.sleep(0)
 
 
 def media_type(request: Request) -> str:
@@ -146,7 +146,7 @@ class _Reader:
         self._data = BytesIO()
 
     def parser(self, content_type: str) -> MultipartParser:
-        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        boundary = _options(content_type.encode("latin-1")).get(b"boundary")
         if not boundary:
             raise MalformedRequest("the Content-Type header has no boundary")
         return MultipartParser(
@@ -179,7 +179,7 @@ class _Reader:
         self._header = self._value = b""
 
     def _open(self) -> None:
-        options = parse_options_header(self._disposition)[1]
+        options = _options(self._disposition)
         if b"name" not in options:
             raise MalformedRequest("a part of the form has no name")
         self._name = _text(options[b"name"])
@@ -201,6 +201,13 @@ class _Reader:
 
     def _finish(self) -> None:
         self.complete = True
+
+
+def _options(header: bytes) -> dict[bytes, bytes]:
+    # The parser's time grows with the square of the length.
+    if len(header) > MAX_OPTIONS:
+        raise MalformedRequest(f"Content-Type and Content-Disposition may have {MAX_OPTIONS} bytes")
+    return parse_options_header(header)[1]
 
 
 def _text(raw: bytes) -> str:

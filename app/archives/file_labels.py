@@ -5,36 +5,39 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from app.errors import BadLabels
+from app.archives.pattern_search import pattern_child, search
+from app.child_process import Child
+from app.errors import BadLabels, TooLarge
 
-MAX_PATTERN = 256  # characters
+MAX_LINE = 8192  # characters of a line of CSV; bytes of a text in JSON
+MAX_LINES = 64  # that one row of CSV may span, by line ends in quotes
 _HEADERS = frozenset({"file", "filename", "file_name", "image", "name", "path"})
-_SEARCH = """
-import json, re, sys
-pattern, names = json.load(sys.stdin)
-search = re.compile(pattern).search
-json.dump([match and match[1] for match in map(search, names)], sys.stdout)
-"""
+
+# One entry of a JSON object at a time, in bounded time and memory: json.loads would hold the interpreter lock
+# for the whole object, and take many times its bytes.
+_SPACE = rb"[ \t\r\n]{0,4096}+"
+_TEXT = rb'"(?:[^"\\\x00-\x1f]|\\.){0,%d}+"' % MAX_LINE
+_OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
+_NAME = re.compile(b"(" + _TEXT + b")" + _SPACE + b":" + _SPACE, re.DOTALL)
+_VALUE = re.compile(b"(" + _TEXT + rb"|-?[0-9]{1,4096}+(?![.eE]))" + _SPACE + b"([,}])" + _SPACE, re.DOTALL)
 
 
-def parse_mapping(data: bytes) -> dict[str, str]:
+def parse_mapping(data: bytes, most: float = math.inf) -> dict[str, str]:
     """Return file name → class or source. A CSV may have a header row, a byte order mark and CRLF.
 
-    Raise BadLabels, which gives the line or entry and never a file name, since names may be a patient's.
+    Raise TooLarge for more than `most` entries, and BadLabels, which gives the line or entry and never a file
+    name, since names may be a patient's.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadLabels("the labels or groups are not UTF-8 text") from None
-    rows = _json_rows(text) if text.lstrip().startswith("{") else _csv_rows(text)
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    rows = _json_rows(data) if _OPEN.match(data) else _csv_rows(data)
     mapping: dict[str, str] = {}
-    for place, name, value in rows:
+    for number, (place, name, value) in enumerate(rows, 1):
+        if number > most:
+            raise TooLarge(f"the labels or groups have more than {most} entries")
         if not name or not value:
             raise BadLabels(f"{place} has an empty file name or value")
         if mapping.setdefault(name, value) != value:
@@ -45,16 +48,16 @@ def parse_mapping(data: bytes) -> dict[str, str]:
 
 
 def assign_groups(
-    names: Sequence[str], grouping: Mapping[str, str] | str, *, limit_s: float = 10.0
+    names: Sequence[str], grouping: Mapping[str, str] | str, child: Child | None = None
 ) -> list[str]:
     """Return the source of each name.
 
-    grouping: file name → source, or a pattern whose first group captures the source. A pattern may block
-    for limit_s. Raise BadLabels, also if any name has no source.
+    grouping: file name → source, or a pattern whose first group captures the source, which blocks until
+    `child` has searched the names. Raise BadLabels, also if any name has no source.
     """
     groups: list[str | None]
     if isinstance(grouping, str):
-        groups, fault = _search(names, grouping, limit_s), "do not match the group pattern"
+        groups, fault = search(names, grouping, child or pattern_child()), "do not match the group pattern"
     else:
         groups, fault = [grouping.get(name) for name in names], "are missing from the groups"
     assigned = [group for group in groups if group]
@@ -63,63 +66,90 @@ def assign_groups(
     return assigned
 
 
-def _json_rows(text: str) -> Iterable[tuple[str, str, str]]:
+def class_indices(field: str, values: Sequence[str | int], labels: Sequence[str]) -> list[int]:
+    """Return class indices: of names, in any case; indices are returned unchecked.
+
+    field: the name of the values in the error. Raise BadLabels for an unknown name.
+    """
+    index_of = {label.casefold(): index for index, label in enumerate(labels)}
+    indices = [index_of.get(value.casefold(), -1) if isinstance(value, str) else value for value in values]
+    for position, value in enumerate(values):
+        if isinstance(value, str) and indices[position] < 0:
+            raise BadLabels(f"{field}[{position}] is none of {', '.join(labels)}")
+    return indices
+
+
+def _json_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
+    start = _OPEN.match(data)
+    assert start is not None
+    position, number, end = start.end(), 0, b","
+    if data.startswith(b"}", position):
+        position, end = position + 1, b"}"
+    while end == b",":
+        number += 1
+        name = _NAME.match(data, position)
+        if name is None:
+            raise BadLabels(f"the labels or groups are not a JSON object of short texts: see entry {number}")
+        value = _VALUE.match(data, name.end())
+        if value is None:
+            raise BadLabels(
+                f"the value of entry {number} of the JSON object is neither a short text nor a whole number"
+            )
+        yield f"entry {number}", _loads(name[1], number), _loads(value[1], number)
+        position, end = value.end(), value[2]
+    if data[position : position + MAX_LINE].strip(b" \t\r\n") or len(data) > position + MAX_LINE:
+        raise BadLabels("the labels or groups are not a JSON object: something follows its end")
+
+
+def _loads(literal: bytes, number: int) -> str:
     try:
-        # A list of pairs instead of a dict, to detect a name given twice.
-        pairs = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError):
-        raise BadLabels("the labels or groups are not a JSON object") from None
-    for number, (name, value) in enumerate(pairs, 1):
-        yield f"entry {number}", name.strip(), _scalar(value, number)
+        return str(json.loads(literal)).strip()
+    except ValueError:
+        raise BadLabels(f"entry {number} of the labels or groups is not JSON in UTF-8") from None
 
 
-def _scalar(value: Any, number: int) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise BadLabels(f"the value of entry {number} is neither text nor a whole number")
+def _csv_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
+    lines = _Lines(data)
+    reader = csv.reader(lines, strict=True)
+    first = True
+    while True:
+        lines.of_row = 0
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise BadLabels(f"line {reader.line_num} is not CSV: {error}") from None
+        except UnicodeDecodeError:
+            raise BadLabels("the labels or groups are not UTF-8 text") from None
+        if row is None:
+            return
+        cells = [cell.strip() for cell in row]
+        is_header, first = first and bool(cells) and cells[0].lower() in _HEADERS, first and not cells
+        if not cells or is_header:
+            continue
+        if len(cells) != 2:
+            raise BadLabels(f"line {reader.line_num} has {len(cells)} columns, not two")
+        yield f"line {reader.line_num}", cells[0], cells[1]
 
 
-def _csv_rows(text: str) -> Iterable[tuple[str, str, str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except csv.Error as error:
-        raise BadLabels(f"line {reader.line_num} is not CSV: {error}") from None
-    if rows and rows[0][1][0].lower() in _HEADERS:
-        del rows[0]
-    for line, row in rows:
-        if len(row) != 2:
-            raise BadLabels(f"line {line} has {len(row)} columns, not two")
-        yield f"line {line}", row[0], row[1]
+class _Lines:
+    """The lines of a text, of bounded length, for csv: one row of it could take the whole text."""
 
+    def __init__(self, data: bytes) -> None:
+        self._text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
+        self._number = 0
+        self.of_row = 0  # lines read of the current row
 
-def _search(names: Sequence[str], pattern: str, limit_s: float) -> list[str | None]:
-    _check_pattern(pattern)
-    # A pattern can backtrack for ever while `re` holds the interpreter lock; only a process can be stopped.
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _SEARCH],
-            input=json.dumps([pattern, list(names)]).encode(),
-            capture_output=True,
-            timeout=limit_s,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise BadLabels(f"the group pattern took more than {limit_s:g} s: make it simpler") from None
-    except subprocess.CalledProcessError:
-        raise BadLabels("matching the file names against the group pattern failed") from None
-    captured: list[str | None] = json.loads(done.stdout)
-    return captured
+    def __iter__(self) -> _Lines:
+        return self
 
-
-def _check_pattern(pattern: str) -> None:
-    if len(pattern) > MAX_PATTERN:
-        raise BadLabels(f"the group pattern has over {MAX_PATTERN} characters")
-    try:
-        group_count = re.compile(pattern).groups
-    except (re.error, RecursionError, OverflowError) as error:
-        raise BadLabels(f"the group pattern is not a regular expression: {error}") from None
-    if not group_count:
-        raise BadLabels("the group pattern has no group (…) to capture the source")
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_LINE + 1)
+        self._number += 1
+        self.of_row += 1
+        if not line:
+            raise StopIteration
+        if len(line) > MAX_LINE:
+            raise BadLabels(f"line {self._number} is not CSV: it has over {MAX_LINE} characters")
+        if self.of_row > MAX_LINES:
+            raise BadLabels(f"line {self._number} is not CSV: a row has over {MAX_LINES} lines")
+        return line

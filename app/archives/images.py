@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, overload
 
 from app.archives.image_names import IMAGE_SUFFIXES
-from app.archives.labelled_archive import ArchiveLimits, class_of, open_archive
+from app.archives.labelled_archive import ArchiveLimits, LabelledArchive, class_of, open_archive
 from app.errors import BadArchive, Unusable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """An image not read yet. label: index of the class, -1 if unknown; `read` raises Unusable or TooLarge."""
 
@@ -38,8 +38,32 @@ def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[St
             yield StoredImage(path, partial(_read, Path(path), most))
 
 
+class ArchiveImages(Sequence[StoredImage]):
+    """The images of an open archive; each object is made when it is asked for."""
+
+    def __init__(self, archive: LabelledArchive) -> None:
+        self._archive = archive
+
+    def __len__(self) -> int:
+        return len(self._archive)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[StoredImage]: ...
+
+    def __getitem__(self, index: int | slice) -> StoredImage | list[StoredImage]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        entry = self._archive.entry(index)
+        return StoredImage(entry.name, partial(self._archive.read, index), entry.label)
+
+
 @contextmanager
-def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[list[StoredImage]]:
+def open_labelled(
+    path: Path, labels: Sequence[str], limits: ArchiveLimits
+) -> Iterator[Sequence[StoredImage]]:
     """List the labelled images of a ZIP, or of a folder with one folder for each class at any depth.
 
     Raise BadArchive or TooLarge.
@@ -52,9 +76,7 @@ def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> I
     except OSError as error:
         raise BadArchive(f"{path} cannot be read: {error.strerror}") from None
     with file, open_archive(file, labels, limits) as archive:
-        yield [
-            StoredImage(entry.name, partial(archive.read, entry), entry.label) for entry in archive.entries
-        ]
+        yield ArchiveImages(archive)
 
 
 def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[StoredImage]:

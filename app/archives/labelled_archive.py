@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import PurePath, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
@@ -22,9 +22,10 @@ from app.archives.zip_directory import Packed, read_directory
 from app.errors import BadArchive, TooLarge, UndecodableImage
 
 DEFAULT_LIMITS = ArchiveLimits()
+_FIELDS = [field.name for field in fields(Packed)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArchiveEntry:
     """An image: `name` is its path inside the archive, `label` the index of its class."""
 
@@ -60,13 +61,26 @@ class LabelledArchive:
 
     def __init__(self, file: BinaryIO, images: Iterable[tuple[ArchiveEntry, Packed]]) -> None:
         self._file = file
-        self._entries = PackedFile(file)
-        self._packed = dict(images)
-        self.entries = list(self._packed)
+        self._packed = PackedFile(file)
+        # Plain tuples of plain values: the garbage collector does not follow these, and its pass over 200,000
+        # objects of a class would hold the interpreter lock for a tenth of a second.
+        self._rows = [(entry.label, *astuple(packed)) for entry, packed in images]
 
-    def read(self, entry: ArchiveEntry) -> bytes:
-        """Return the bytes of the image. Raise UndecodableImage or TooLarge, as `PackedFile.read` does."""
-        return self._entries.read(self._packed[entry])
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def entries(self) -> list[ArchiveEntry]:
+        return [self.entry(index) for index in range(len(self))]
+
+    def entry(self, index: int) -> ArchiveEntry:
+        label, name, *_ = self._rows[index]
+        return ArchiveEntry(name, label)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image. Raise UndecodableImage or TooLarge, as `PackedFile.read` does."""
+        _, *values = self._rows[index]
+        return self._packed.read(Packed(**dict(zip(_FIELDS, values, strict=True))))
 
     def __enter__(self) -> LabelledArchive:
         return self
@@ -82,7 +96,8 @@ def open_archive(
 ) -> LabelledArchive:
     """Read the directory of a ZIP. Raise TooLarge or BadArchive, leaving the file open."""
     classes = {label.casefold(): index for index, label in enumerate(labels)}
-    images, outside = [], 0
+    images: list[tuple[ArchiveEntry, Packed]] = []
+    outside = 0
     for packed in read_directory(file, limits):
         path = PurePosixPath(packed.name)
         if is_hidden(path):

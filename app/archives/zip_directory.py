@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import inf
 from pathlib import PurePosixPath
@@ -35,7 +35,7 @@ class ArchiveLimits:
     max_ratio: int = 200  # unpacked ÷ packed, of each entry
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
     """An entry as the directory describes it; its local header has not been read.
 
@@ -52,7 +52,7 @@ class Listed:
     flaw: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Packed(Listed):
     """An entry whose local header was read. start: offset of its compressed bytes."""
 
@@ -84,7 +84,7 @@ def locate(file: BinaryIO, entry: Listed, end: float = inf) -> Packed:
         raise BadArchive("an entry of the archive does not start where the central directory says")
     name_length, extra_length = _LOCAL_HEADER.unpack(head)
     start: int = entry.header + _LOCAL_HEADER.size + name_length + extra_length
-    return Packed(start=start, **vars(entry))
+    return Packed(start=start, **{field.name: getattr(entry, field.name) for field in fields(entry)})
 
 
 class _Directory:

@@ -1,12 +1,49 @@
-"""How much memory a body takes: bytes used while a request is answered for each byte of its body."""
+"""Memory that a body may take until its request is answered, by route and media type.
+
+The figures are measured: `tests/safety/test_bodies.py` sends the worst body known of each kind. Large JSON is
+not in them: it is parsed in one process at a time, with a limit of its own (`app/api/json_bodies.py`).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
-def factor(route_template: str, media_type: str) -> float:  # noqa: ARG001 (every body counts alike so far)
-    """Return the bytes of memory that a route uses for each byte of a body.
+from app.units import MIB
 
-    route_template: such as /predict or /v2/models/{name}/infer. media_type: of the body, in lower case and
-    without parameters; "" if it has none. What a compressed body may expand to is counted by admission.
+
+@dataclass(frozen=True)
+class Cost:
+    """factor: bytes of memory per byte of body.
+
+    entries: bytes per byte of body that entries, parts or labels take in addition, up to most_entries bytes:
+    their number is limited.
     """
-    return 1.0
+
+    factor: float
+    entries: float = 0.0
+    most_entries: int = 0
+
+
+_BYTES = Cost(1.3)  # a buffer that grows by an eighth
+_COPIED = Cost(2.1)  # the body beside the images decoded from it
+_ARCHIVE = Cost(1.3, entries=9.0, most_entries=320 * MIB)  # 200,000 entries
+_FORM = Cost(1.3, entries=6.0, most_entries=2 * MIB)  # a few hundred parts
+
+
+def cost(route: str, media_type: str, size: int) -> int:
+    """Return the bytes to reserve for a body of `size` bytes. route: the template of its path."""
+    kind = _kind(route, media_type)
+    return int(kind.factor * size + min(kind.entries * size, kind.most_entries))
+
+
+def factor(route: str, media_type: str) -> float:
+    """Return the bytes to reserve per byte of a large body."""
+    return _kind(route, media_type).factor
+
+
+def _kind(route: str, media_type: str) -> Cost:
+    if route.endswith("/infer"):
+        return _COPIED
+    if not media_type.startswith("multipart/"):
+        return _BYTES
+    return _ARCHIVE if route.endswith("/evaluate") else _FORM

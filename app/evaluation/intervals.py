@@ -52,9 +52,19 @@ def bootstrap(
 
 def _resample(rng: np.random.Generator, tables: Ints, resamples: int) -> Ints:
     # Units with equal tables are drawn together: the same distribution with far fewer columns.
-    kinds, counts = np.unique(tables.reshape(len(tables), -1), axis=0, return_counts=True)
+    kinds, counts = _distinct(tables.reshape(len(tables), -1))
     weights: Ints = rng.multinomial(len(tables), counts / len(tables), size=resamples)
     return (weights @ kinds).reshape(resamples, *tables.shape[1:])
+
+
+def _distinct(rows: Ints) -> tuple[Ints, Ints]:
+    """Return the distinct rows in ascending order and their numbers, as np.unique(axis=0) does.
+
+    That holds the interpreter lock for as long as it sorts; np.lexsort does not.
+    """
+    rows = rows[np.lexsort(rows.T[::-1])]
+    starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)]))
+    return rows[starts], np.diff(np.append(starts, len(rows)))
 
 
 def _macro_f1(tables: Ints) -> Floats:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from app.errors import BadLabels
+from app.evaluation import scores
 from app.evaluation.intervals import Floats, Intervals, Ints, bootstrap, confusion_tables, true_classes
 
 Indices = Sequence[int] | NDArray[Any]
@@ -117,9 +118,6 @@ def _report(
     intervals: Intervals,
     group_scores: GroupScores | None,
 ) -> Report:
-    # Imported late: scikit-learn takes 1 to 2 s and 100 MB, which /predict never needs.
-    from app.evaluation import scores
-
     per_class = {name: _class_scores(matrix, index) for index, name in enumerate(names)}
     macro = _average(per_class.values(), lambda _: 1)
     mse = float(np.square(true - hard).mean())  # the paper's equation 6
@@ -129,13 +127,13 @@ def _report(
         accuracy=float((true == hard).mean()),
         per_class=per_class,
         macro_avg=macro,
-        weighted_avg=_average(per_class.values(), lambda scores: scores.support),
+        weighted_avg=_average(per_class.values(), lambda of_class: of_class.support),
         mse=mse,
         rmse=mse**0.5,
         confusion_matrix=tuple(tuple(row) for row in matrix.tolist()),
         balanced_accuracy=macro.recall,
-        cohen_kappa=scores.cohen_kappa(true, hard),
-        matthews_corrcoef=scores.matthews_corrcoef(true, hard),
+        cohen_kappa=scores.cohen_kappa(matrix),
+        matthews_corrcoef=scores.matthews_corrcoef(matrix),
         **scores.judge(true, soft),
         confidence_intervals=intervals,
         groups=group_scores,
@@ -176,8 +174,9 @@ def _group_scores(tables: Ints, units: Ints, soft: Floats | None) -> GroupScores
     """
     votes: NDArray[Any] = tables.sum(axis=1)
     if soft is not None:
-        votes = np.zeros((len(tables), soft.shape[1]))
-        np.add.at(votes, units, soft)  # the sum has the same argmax as the mean
+        # The sum has the same argmax as the mean.
+        sums = [np.bincount(units, column, minlength=len(tables)) for column in soft.T]
+        votes = np.stack(sums, axis=1)
     correct = int((votes.argmax(axis=1) == true_classes(tables)).sum())
     return GroupScores(len(tables), correct / len(tables), correct)
 
@@ -207,9 +206,10 @@ def _predictions(values: Indices | None, soft: Floats | None, n: int, classes: i
 
 def _probabilities(values: Rows, n: int, classes: int) -> Floats:
     _same_length("probabilities", len(values), n)
-    for row, numbers in enumerate(values):
-        if np.shape(numbers) != (classes,):
-            raise BadLabels(f"probabilities[{row}] is not {classes} numbers, one for each class")
+    if not isinstance(values, np.ndarray) or values.shape[1:] != (classes,):
+        for row, numbers in enumerate(values):
+            if np.shape(numbers) != (classes,):
+                raise BadLabels(f"probabilities[{row}] is not {classes} numbers, one for each class")
     probabilities = np.asarray(values, np.float64)
     # NaN is outside; large numbers are clipped, since their sum could overflow.
     inside = np.all((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE), axis=1)

@@ -16,6 +16,7 @@ from app.evaluation.report import Report, evaluate
 from app.inference.batcher import ANYONE
 from app.inference.fair_queue import Caller
 from app.inference.service import Service
+from app.inference.threads import LONG
 from app.observability.stages import Stages
 
 
@@ -69,6 +70,7 @@ async def score(
     labels = service.classifier.bundle.labels
     probabilities = np.full((len(images), len(labels)), np.nan)
     failures: dict[int, LeukoError] = {}
+    kinds: dict[tuple[type[LeukoError], str], LeukoError] = {}
     size = service.batcher.max_batch
     starts = iter(range(0, len(images), size))
 
@@ -78,7 +80,9 @@ async def score(
             outcomes = await service.classify_bulk(reads, caller=caller, deadline=deadline, stages=stages)
             for index, outcome in enumerate(outcomes, start):
                 if isinstance(outcome, LeukoError):
-                    failures[index] = outcome
+                    # Not the exception itself: its traceback keeps the image. Most are alike.
+                    alike = (type(outcome), outcome.detail)
+                    failures[index] = kinds.setdefault(alike, type(outcome)(outcome.detail))
                 else:
                     probabilities[index] = outcome.probabilities
             progress.done += len(outcomes)
@@ -90,7 +94,7 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await asyncio.to_thread(judge, labels, images, groups, probabilities, failures)
+    return await LONG.run(lambda: judge(labels, images, groups, probabilities, failures))
 
 
 def judge(

@@ -133,17 +133,19 @@ class EvaluationProgress(BaseModel):
     images_per_second: float
 
 
+Classes = Annotated[list[StrictStr | StrictInt], Field(fail_fast=True)]
+Row = Annotated[list[float], Field(fail_fast=True)]
+
+
 class Outcomes(BaseModel):
     """Labels and predictions, one item per image; classes by name (any case) or index."""
 
     model_config = ConfigDict(extra="forbid")
 
-    labels: list[StrictStr | StrictInt] = Field(min_length=1)
-    predictions: list[StrictStr | StrictInt] | None = None
-    probabilities: list[list[float]] | None = None
-    groups: list[StrictStr | StrictInt] | None = Field(
-        None, description="source photo or patient of each image"
-    )
+    labels: Classes = Field(min_length=1)
+    predictions: Classes | None = None
+    probabilities: Annotated[list[Row], Field(fail_fast=True)] | None = None
+    groups: Classes | None = Field(None, description="source photo or patient of each image")
 
 
 class ReviewThresholds(BaseModel):

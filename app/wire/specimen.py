@@ -38,13 +38,13 @@ class ClassifiedCell(BaseModel):
     confidence: Probability | None = None
     image_sha256: Sha256 | None = None
     filename: str | None = None
-    review_reasons: list[Reason] = []
+    review_reasons: Annotated[list[Reason], Field(fail_fast=True)] = []
 
 
 class ClassifiedCells(Specimen):
     """A specimen and the predictions of its cells."""
 
-    predictions: list[ClassifiedCell] = Field(min_length=1, max_length=MAX_CELLS)
+    predictions: list[ClassifiedCell] = Field(min_length=1, max_length=MAX_CELLS, fail_fast=True)
 
 
 class Proportions(BaseModel):

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.archives.file_labels import MAX_PATTERN, assign_groups, parse_mapping
+from app.archives.file_labels import assign_groups, parse_mapping
+from app.archives.pattern_search import MAX_PATTERN, pattern_child
 from app.errors import BadLabels
 
 
@@ -102,7 +103,7 @@ def test_an_unusable_pattern_says_what_is_wrong(pattern: str, complaint: str) ->
 
 def test_a_pattern_that_backtracks_for_ever_is_stopped() -> None:
     with pytest.raises(BadLabels, match="make it simpler"):
-        assign_groups(["a" * 60 + "b"], "(a+)+$", limit_s=0.5)
+        assign_groups(["a" * 60 + "b"], "(a+)+$", pattern_child(limit_s=1))
 
 
 def test_no_names_give_no_groups() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,35 +11,52 @@ from app.evaluation import scores
 from tests.evaluation.cases import random_case
 
 
+def matrix(labels: Sequence[int], predictions: Sequence[int]) -> scores.Ints:
+    confusion: scores.Ints = metrics.confusion_matrix(labels, predictions, labels=range(3))
+    return confusion
+
+
+def test_kappa_and_mcc_are_scikit_learns() -> None:
+    labels, probabilities = random_case()
+    predictions = probabilities.argmax(axis=1)
+    table = metrics.confusion_matrix(labels, predictions)
+    kappa = metrics.cohen_kappa_score(labels, predictions)
+    assert scores.cohen_kappa(table) == pytest.approx(kappa, rel=1e-12)
+    assert scores.matthews_corrcoef(table) == pytest.approx(
+        metrics.matthews_corrcoef(labels, predictions), rel=1e-12
+    )
+
+
 def test_kappa_and_mcc_are_those_of_their_formulas() -> None:
-    labels, predictions = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 1, 0, 2, 0])
+    table = matrix([0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 0, 2, 0])
     true, called, n, hits = np.array([3, 2, 2]), np.array([4, 2, 1]), 7, 4
     by_chance = true @ called
-    assert scores.cohen_kappa(labels, predictions) == pytest.approx(
-        (n * hits - by_chance) / (n * n - by_chance)
-    )
+    assert scores.cohen_kappa(table) == pytest.approx((n * hits - by_chance) / (n * n - by_chance))
     spread = math.sqrt((n * n - called @ called) * (n * n - true @ true))
-    assert scores.matthews_corrcoef(labels, predictions) == pytest.approx((n * hits - by_chance) / spread)
+    assert scores.matthews_corrcoef(table) == pytest.approx((n * hits - by_chance) / spread)
 
 
 def test_agreement_of_a_single_class_is_none() -> None:
-    same = np.array([1, 1])
-    assert scores.cohen_kappa(same, same) is None
-    assert scores.matthews_corrcoef(same, same) is None
+    same = matrix([1, 1], [1, 1])
+    assert scores.cohen_kappa(same) is None
+    assert scores.matthews_corrcoef(same) is None
 
 
 @pytest.mark.parametrize(("labels", "predictions"), [([0, 1], [0, 0]), ([0, 0], [0, 1]), ([0, 0], [1, 1])])
 def test_mcc_is_none_where_one_side_does_not_vary_but_kappa_is_0(
     labels: list[int], predictions: list[int]
 ) -> None:
-    assert scores.matthews_corrcoef(np.array(labels), np.array(predictions)) is None
-    assert scores.cohen_kappa(np.array(labels), np.array(predictions)) == pytest.approx(0)
+    assert scores.matthews_corrcoef(matrix(labels, predictions)) is None
+    assert scores.cohen_kappa(matrix(labels, predictions)) == pytest.approx(0)
 
 
 def test_log_loss_and_roc_auc_are_scikit_learns() -> None:
     labels, probabilities = random_case()
     auc = metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
     assert scores.roc_auc(labels, probabilities) == pytest.approx(auc)
+    coarse = probabilities.round(1)  # has many ties
+    areas = [metrics.roc_auc_score(labels == index, column) for index, column in enumerate(coarse.T)]
+    assert scores.roc_auc(labels, coarse) == pytest.approx(np.mean(areas))
     assert scores.log_loss(labels, probabilities) == pytest.approx(metrics.log_loss(labels, probabilities))
 
 

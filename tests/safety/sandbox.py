@@ -37,9 +37,7 @@ class Sandbox:
 
 @contextmanager
 def sealed(temporary: Path) -> Iterator[Sandbox]:
-    # scikit-learn's joblib would try for a semaphore, which is a file as well.
-    environ = {"TMPDIR": str(temporary), "JOBLIB_MULTIPROCESSING": "0"}
-    with running(UNSHAKEN, environ=environ, prepare=_forbid_files) as service:
+    with running(UNSHAKEN, environ={"TMPDIR": str(temporary)}, prepare=_forbid_files) as service:
         yield Sandbox(service, temporary)
 
 

@@ -66,3 +66,24 @@ def test_outcomes_of_a_wrong_shape_are_refused(outcomes: dict[str, Any]) -> None
 def test_a_probability_over_one_is_never_sent() -> None:
     with pytest.raises(ValidationError):
         schemas.Mistake(filename="a", label="b", predicted="c", confidence=1.1)
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (schemas.Outcomes, b'{"labels":[' + b"{}," * 1000 + b"{}]}"),
+        (schemas.Outcomes, b'{"labels":[1],"predictions":[' + b"{}," * 1000 + b"{}]}"),
+        (schemas.Outcomes, b'{"labels":[1],"groups":[' + b"{}," * 1000 + b"{}]}"),
+        (schemas.Outcomes, b'{"labels":[1],"probabilities":[' + b"{}," * 1000 + b"{}]}"),
+        (schemas.Outcomes, b'{"labels":[1],"probabilities":[[' + b"{}," * 1000 + b"{}]]}"),
+        (specimen.ClassifiedCells, b'{"predictions":[' + b"{}," * 1000 + b"{}]}"),
+        (
+            specimen.ClassifiedCells,
+            b'{"predictions":[{"label":"x","review_reasons":[' + b"1," * 1000 + b"1]}]}",
+        ),
+    ],
+)
+def test_the_check_of_a_list_stops_at_its_first_error(schema: type[BaseModel], body: bytes) -> None:
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate_json(body)
+    assert caught.value.error_count() <= 2  # a class may be text or a number, so it has two

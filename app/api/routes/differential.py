@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-
 from fastapi import APIRouter, Request, Response
 
-from app import __version__, errors
-from app.api.json_response import json_response
+from app import errors
+from app.api.json_bodies import finish
+from app.api.json_tasks import JSON, CountCells, Finished, render_count
 from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals
 from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
 from app.api.routes.parameters import Context, Loaded
-from app.api.uploads import media_type, parse_texts, read_images, read_json
+from app.api.uploads import media_type, parse_texts, read_images
+from app.inference.threads import SHORT
 from app.reports import fhir, hl7
 from app.units import MIB
 from app.wire import responses
-from app.wire.schemas import ImageProblem, Prediction
-from app.wire.specimen import ClassifiedCell, ClassifiedCells, Differential, Specimen
+from app.wire.specimen import Differential, Specimen
 
 router = APIRouter(tags=["classify"])
 
 MAX_CELLS_BYTES = 16 * MIB  # 10,000 predictions of /predict with activation maps
 TEXTS = {"specimen": 4096, "accession": 4096}  # bytes
-JSON = "application/json"
 
 IDENTIFIER = {"type": "string", "maxLength": 128}
 BODY = images_body(
@@ -64,12 +59,11 @@ DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. No
 )
 async def differential(request: Request, service: Loaded, context: Context) -> Response:
     kind = choose(request.headers.get("accept", ""), (JSON, *REPORT_FORMATS))
-    bundle = service.classifier.bundle
+    bundle, settings = service.classifier.bundle, service.settings
     if media_type(request) == JSON:
-        classified_cells = await read_json(request, ClassifiedCells, MAX_CELLS_BYTES)
-        specimen: Specimen = classified_cells
-        cells: Mapping[int, Prediction | ClassifiedCell] = dict(enumerate(classified_cells.predictions))
-        faults: Sequence[ImageProblem] = ()
+        task = CountCells(context.request_id, bundle, kind, settings.loinc_method)
+        deadline = context.arrived + settings.deadline_s
+        finished = await finish(request, task, MAX_CELLS_BYTES, deadline)
     else:
         with service.stage("receive", context.stages):
             upload = await read_images(request, image_limit(service), TEXTS)
@@ -79,18 +73,11 @@ async def differential(request: Request, service: Loaded, context: Context) -> R
             return classified
         cells = {prediction.index: prediction for prediction in classified.predictions}
         faults = classified.faults
-    count = await asyncio.to_thread(
-        responses.differential, context.request_id, bundle, specimen, cells, faults
-    )
-    context.findings.update(model_sha256=bundle.sha256, n=count.n)
-    if kind == JSON:
-        return await json_response(count)
-    return await asyncio.to_thread(_render_report, count, kind, service.settings.loinc_method)
 
+        def count() -> Finished:
+            counted = responses.differential(context.request_id, bundle, specimen, cells, faults)
+            return render_count(counted, kind, settings.loinc_method)
 
-def _render_report(count: Differential, kind: str, method: str) -> Response:
-    now = datetime.now(UTC)
-    if kind == fhir.MEDIA_TYPE:
-        report = fhir.bundle(count, method=method, software=__version__, at=now)
-        return Response(json.dumps(report, ensure_ascii=False), media_type=kind)
-    return Response(hl7.message(count, method=method, at=now), media_type=f"{kind}; charset=utf-8")
+        finished = await SHORT.run(count)
+    context.findings.update(finished.findings)
+    return Response(finished.body, media_type=finished.media_type)

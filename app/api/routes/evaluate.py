@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import asdict
+from collections.abc import Sequence
+from contextlib import closing
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from app import errors
 from app.api import sse
-from app.api.json_response import json_response
-from app.api.labelled_upload import LabelledSet, class_indices, read_labelled
+from app.api.json_bodies import finish
+from app.api.json_response import render
+from app.api.json_tasks import ScoreOutcomes
+from app.api.labelled_upload import LabelledSet, read_labelled
 from app.api.negotiation import accepts_events
 from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
 from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
 from app.api.routes.parameters import Context, Loaded
-from app.api.uploads import Limit, read_form, read_json
-from app.evaluation import report
+from app.api.uploads import Limit, read_form
+from app.archives.file_labels import assign_groups
+from app.archives.images import StoredImage
+from app.archives.pattern_search import pattern_child
 from app.inference.fair_queue import Caller
 from app.inference.scoring import Progress, score
 from app.inference.service import Service, archive_limits
+from app.inference.threads import LONG, Pool
 from app.observability.request_context import RequestContext
 from app.settings import Settings
 from app.units import MIB
 from app.wire import responses
-from app.wire.schemas import Evaluation, EvaluationProgress, Outcomes, Report
+from app.wire.schemas import Evaluation, EvaluationProgress, Report
 
 router = APIRouter(tags=["evaluate"])
 
 MAX_MAPPING_BYTES = 64 * MIB  # labels or groups of 200,000 long file names
 MAX_OUTCOMES_BYTES = 64 * MIB
 MAX_PATTERN_BYTES = 1024
+
+PATTERNS = Pool("patterns", 2)  # each waits for the process of one pattern
 
 MAPPING = "JSON object or two-column CSV from file name to "
 BODY = form(
@@ -81,11 +88,13 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Respo
     with service.stage("receive", context.stages):
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
-    labelled = await asyncio.to_thread(read_labelled, form, labels, archive_limits(service.settings))
+    limits = archive_limits(service.settings)
+    labelled = await LONG.run(lambda: read_labelled(form, labels, limits))
+    groups = await _assign_groups(labelled)
     progress = Progress(len(labelled.images))
 
     async def work() -> Evaluation:
-        evaluation = await _evaluate(service, labelled, progress, context)
+        evaluation = await _evaluate(service, labelled.images, groups, progress, context)
         context.findings.update(
             model_sha256=evaluation.model.sha256,
             n=evaluation.n,
@@ -102,7 +111,8 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Respo
     if accepts_events(request.headers.get("accept", "")):
         stream = sse.stream(work, report_progress, context.request_id)
         return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
-    return await json_response(await work())
+    evaluation = await work()
+    return Response(await LONG.run(lambda: render(evaluation)), media_type="application/json")
 
 
 @router.post(
@@ -110,43 +120,53 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Respo
     operation_id="evaluate_predictions",
     summary="Evaluate existing predictions",
     description="Give classes by name or index. Without `probabilities`, scores that need them are null. "
-    "Without `predictions`, the class with the highest probability is the prediction.",
+    "Without `predictions`, the class with the highest probability is the prediction. "
+    "There may be as many rows as `/evaluate` accepts images: `max_archive_entries` of `GET /model`.",
     response_model=Report,
-    responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels),
+    responses=answer(REPORT) | refusals(*BODY_ERRORS, errors.BadLabels, errors.DeadlinePassed),
     openapi_extra=body({"application/json": {"schema": ref("Outcomes"), "example": OUTCOMES}}),
 )
 async def evaluate_predictions(request: Request, service: Loaded, context: Context) -> Response:
-    outcomes = await read_json(request, Outcomes, MAX_OUTCOMES_BYTES)
-    report = await asyncio.to_thread(_score_outcomes, outcomes, service.classifier.bundle.labels)
-    return await json_response(Report(request_id=context.request_id, **asdict(report)))
+    settings = service.settings
+    task = ScoreOutcomes(context.request_id, service.classifier.bundle.labels, settings.max_archive_entries)
+    deadline = context.arrived + settings.evaluate_deadline_s
+    finished = await finish(request, task, MAX_OUTCOMES_BYTES, deadline)
+    return Response(finished.body, media_type=finished.media_type)
+
+
+async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
+    grouping = labelled.grouping
+    if grouping is None:
+        return None
+
+    def assign() -> list[str]:
+        return assign_groups([image.name for image in labelled.images], grouping, child)
+
+    child = pattern_child()
+    pool = PATTERNS if isinstance(grouping, str) else LONG
+    with closing(child):
+        return await pool.run(assign)
 
 
 async def _evaluate(
-    service: Service, labelled: LabelledSet, progress: Progress, context: RequestContext
+    service: Service,
+    images: Sequence[StoredImage],
+    groups: list[str] | None,
+    progress: Progress,
+    context: RequestContext,
 ) -> Evaluation:
-    images, bundle = labelled.images, service.classifier.bundle
+    bundle = service.classifier.bundle
     deadline = context.arrived + service.settings.evaluate_deadline_s
     scored = await score(
         service,
         images,
-        labelled.groups,
+        groups,
         progress,
         caller=Caller(context.caller, context.weight),
         deadline=deadline,
         stages=context.stages,
     )
-    return await asyncio.to_thread(responses.evaluation, context.request_id, bundle, images, scored, progress)
-
-
-def _score_outcomes(outcomes: Outcomes, labels: tuple[str, ...]) -> report.Report:
-    predictions = outcomes.predictions
-    return report.evaluate(
-        class_indices("labels", outcomes.labels, labels),
-        None if predictions is None else class_indices("predictions", predictions, labels),
-        outcomes.probabilities,
-        names=labels,
-        groups=outcomes.groups,
-    )
+    return await LONG.run(lambda: responses.evaluation(context.request_id, bundle, images, scored, progress))
 
 
 def _limits(settings: Settings) -> dict[str, Limit]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,6 +17,7 @@ from app.errors import LeukoError
 from app.inference.fair_queue import Caller
 from app.inference.pipeline import Answer
 from app.inference.service import Service
+from app.inference.threads import SHORT
 from app.observability.request_context import RequestContext
 from app.units import MIB
 from app.wire import problems
@@ -88,7 +88,7 @@ async def findings(
     """Return the audit log's fields for a request's images. answers: of each image."""
     failed = [image for image, answer in zip(images, answers, strict=True) if isinstance(answer, LeukoError)]
     # In a thread, since hashing up to hundreds of MiB would block the event loop.
-    hashes = iter(await asyncio.to_thread(_hash_all, failed) if failed else ())
+    hashes = iter(await SHORT.run(lambda: _hash_all(failed)) if failed else ())
     entries = [
         {"sha256": next(hashes), "error": answer.code} if isinstance(answer, LeukoError) else _entry(answer)
         for answer in answers

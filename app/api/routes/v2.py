@@ -5,7 +5,6 @@ Not in the OpenAPI document: the protocol has its own, and its errors are not pr
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -22,6 +21,8 @@ from app.errors import LeukoError
 from app.inference.fair_queue import Caller
 from app.inference.pipeline import Answer
 from app.inference.service import Service
+from app.inference.threads import SHORT
+from app.observability.request_context import RequestContext
 from app.units import MIB
 
 router = APIRouter(prefix="/v2", include_in_schema=False)
@@ -64,9 +65,7 @@ async def metadata(lifecycle: Current, service: Named) -> Any:
 @router.post("/models/{name}/infer")
 @router.post("/models/{name}/versions/{version}/infer")
 async def infer(request: Request, service: Named, context: Context) -> Response:
-    with service.stage("receive", context.stages):
-        body = await read_body(request, service.settings.max_body_mib * MIB)
-    inference = await asyncio.to_thread(_parse, request, service, body)
+    inference = await _read(request, service, context)
     deadline = context.arrived + service.settings.deadline_s
     caller = Caller(context.caller, context.weight)
     answers = await service.classify(
@@ -82,6 +81,12 @@ async def infer(request: Request, service: Named, context: Context) -> Response:
         inference, predictions, name=bundle.name, version=bundle.version, labels=bundle.labels
     )
     return _respond(encoded, request.headers.get("accept-encoding", ""))
+
+
+async def _read(request: Request, service: Service, context: RequestContext) -> oip.InferRequest:
+    with service.stage("receive", context.stages):
+        body = await read_body(request, service.settings.max_body_mib * MIB)
+    return await SHORT.run(lambda: _parse(request, service, body))
 
 
 def _parse(request: Request, service: Service, body: bytes) -> oip.InferRequest:

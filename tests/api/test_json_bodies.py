@@ -1,0 +1,126 @@
+"""Bodies of JSON: which are parsed at all, and where."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from io import BytesIO
+
+import pytest
+
+from app.api.json_bodies import SLICE, _do_small, count_values
+from app.api.json_response import SLICE as ITEMS
+from app.api.json_response import render
+from app.api.json_tasks import Finished, Invalid, ScoreOutcomes, pack, unpack, work
+from app.child_process import Child, ChildEnded, ChildTimeout, ChildTooLarge
+from app.errors import BadLabels, TooLarge
+from app.inference.threads import Pool
+from app.wire.schemas import ImageProblem, ModelReference, Predictions
+
+LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
+TASK = ScoreOutcomes("id", LABELS, 10)
+OUTCOMES = b'{"labels":["monocyte",1],"predictions":[2,1]}'
+
+
+class Untouched(ScoreOutcomes):
+    def __call__(self, body: bytes) -> Finished:  # noqa: ARG002 (it must not be used)
+        raise AssertionError("the body was parsed")
+
+
+def in_process(task: ScoreOutcomes, body: bytes) -> Finished:
+    return unpack(Child("app.api.json_tasks:work", limit_s=60, limit_mib=768).run(pack(task, body)))
+
+
+def test_a_body_of_too_many_values_is_not_even_parsed() -> None:
+    with pytest.raises(TooLarge, match="more than 10 rows"):
+        _do_small(Untouched("id", LABELS, 10), b'{"labels":[' + b"1," * 200 + b"1]}")
+
+
+@pytest.mark.parametrize("body", [b'{"labels":[' + b"1," * 9000 + b"1]}", b" " * 300_000 + OUTCOMES])
+def test_a_large_body_is_left_to_a_process(body: bytes) -> None:
+    assert _do_small(Untouched("id", LABELS, 10_000), body) is None
+
+
+def test_values_are_counted_across_slices() -> None:
+    assert count_values(b"[,:{" + b"x" * SLICE + b",") == 5
+
+
+def test_a_process_answers_what_a_thread_does() -> None:
+    assert in_process(TASK, OUTCOMES) == TASK(OUTCOMES)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"labels":["basophil"],"predictions":[1]}', BadLabels),
+        (b'{"labels":[1,1,1,1,1,1,1,1,1,1,1]}', TooLarge),
+        (b'{"labels":[null]}', Invalid),
+    ],
+)
+def test_a_process_refuses_what_a_thread_does(body: bytes, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as here:
+        TASK(body)
+    with pytest.raises(kind) as there:
+        in_process(TASK, body)
+    assert str(there.value) == str(here.value)
+
+
+def test_a_process_is_ended_at_its_limits() -> None:
+    with pytest.raises(ChildTimeout):
+        Child(f"{__name__}:rest", limit_s=1, limit_mib=2000).run([])
+    with pytest.raises(ChildTooLarge):
+        Child(f"{__name__}:grow", limit_s=60, limit_mib=300).run([])
+
+
+def rest(_: object) -> bytes:
+    threading.Event().wait()
+    return b""
+
+
+def grow(_: object) -> bytes:
+    return bytes(400 * 2**20)[:0]
+
+
+def test_a_process_that_was_closed_never_starts() -> None:
+    child = Child("app.api.json_tasks:work", limit_s=60, limit_mib=768)
+    child.close()
+    with pytest.raises(ChildEnded):
+        child.run([])
+
+
+def test_a_call_that_was_cancelled_before_it_began_is_not_made() -> None:
+    async def scenario() -> list[str]:
+        pool, made = Pool("test", 1), list[str]()
+        begun, go = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def hold() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
+
+        held = pool.run(hold)
+        await begun.wait()
+        left = pool.run(lambda: made.append("left"))
+        left.cancel()
+        last = pool.run(lambda: made.append("last"))
+        go.set()
+        await asyncio.gather(held, last)
+        return made
+
+    assert asyncio.run(scenario()) == ["last"]
+
+
+@pytest.mark.parametrize("count", [0, 1, ITEMS, ITEMS + 1, 3 * ITEMS])
+def test_a_document_in_slices_is_the_same_json(count: int) -> None:
+    problem = ImageProblem(type="t", title="ü", status=422, detail='"', code="c", index=1, filename=None)
+    document = Predictions(
+        request_id="id",
+        model=ModelReference(name="m", version="1", sha256="f"),
+        predictions=[],
+        errors=[problem] * count,
+    )
+    assert render(document).decode() == document.model_dump_json()
+
+
+def test_the_process_reads_a_pickle_of_the_service_and_then_the_body() -> None:
+    assert unpack(work(BytesIO(b"".join(pack(TASK, OUTCOMES))))) == TASK(OUTCOMES)
