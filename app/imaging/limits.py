@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from app.errors import TooLarge, UndecodableImage
 from app.units import MIB
 
+PIXEL_BYTES = 16  # memory for each pixel while an image is decoded, with all intermediate copies
+FILE_COPIES = 6  # of the file's bytes, including the buffers of the codec
+FIXED_BYTES = 64 * MIB  # for everything whose size does not depend on the image
+NO_MEMORY = "decoding the image takes more memory than a decoder may use"
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -15,6 +20,11 @@ class ImageLimits:
     max_bytes: int = 16 * MIB
     max_pixels: int = 25_000_000
     max_side: int = 12_000  # pixels
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the most memory that decoding an image may take."""
+        return PIXEL_BYTES * self.max_pixels + FILE_COPIES * self.max_bytes + FIXED_BYTES
 
 
 DEFAULT_LIMITS = ImageLimits()

@@ -19,7 +19,7 @@ from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
 from app.inference.decode_pool import DecodePool, Decoder, ForkServer
-from app.inference.decode_worker import READY, REQUEST, DecoderConfig, receive
+from app.inference.decode_worker import HELLO, READY, REQUEST, DecoderConfig, receive
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests.pictures import encode, picture
@@ -154,7 +154,7 @@ def test_a_decoder_that_takes_too_long_ends_itself() -> None:
         with mine:
             socket.send_fds(ours, [DecoderConfig(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
             its.close()
-            assert receive(mine, 1) == READY
+            assert receive(mine, 2) == HELLO + READY
             mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
             assert receive(mine, 1) == b""  # the decoder has ended without a reply
 
