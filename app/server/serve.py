@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from ipaddress import ip_address
 from pathlib import Path
 
 from app.edge.keys import Keys
 from app.errors import SettingsError, StartupError
+from app.inference.confinement import keep_private, weaknesses
 from app.inference.runtime import Load
 from app.observability.logs import configure_logging
 from app.server.run import BACKLOG, Launch, announce, run
 from app.server.supervisor import supervise
 from app.settings import NONE, Settings
 
+logger = logging.getLogger(__name__)
+
 
 def serve(settings: Settings, load: Load) -> int:
     """Serve until a signal, then return 0; return 1 if the application fails. Raise StartupError."""
+    keep_private()
     check_exposure(settings)
     configure_logging(settings)
+    for weakness in weaknesses():
+        logger.warning("%s", weakness)
     launch = Launch(settings, load, bind(settings.host, settings.port))
     address = url(launch.listener)
     if settings.processes > 1:
