@@ -21,7 +21,6 @@ _PROT_EXEC, _MAP_ANONYMOUS = 4, 0x20
 # clone(2): the flags of a fork, CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID. All others, which make threads
 # or namespaces, are refused.
 _FORK = 0x0120_0000 | signal.SIGCHLD
-LIVES = 20  # processor time of a decoder, in time limits of an image; it is then replaced by a fresh one
 
 # All that decoding needs, the most frequent first. Another call ends the process: a crash is counted and
 # logged, while an error would let an intruder try the next one.
@@ -90,25 +89,20 @@ def confine_fork_server() -> None:
         seccomp.restrict(FORK_SERVER)
 
 
-def confine_decoder(memory_bytes: int, patience_s: float) -> None:
+def confine_decoder(memory_bytes: int, life_s: float) -> None:
     """Allow this process only to compute and to use its sockets, for ever.
 
-    memory_bytes: address space. patience_s: time limit for one image. Raise OSError.
+    memory_bytes: address space. life_s: processor time, after which it is killed. Raise OSError.
     """
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the fork server, which ends with the service
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (life_s(patience_s) + 1,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(life_s),) * 2)
     if sys.platform == "linux":  # elsewhere, the limit is not applied or the size not known
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     sys.meta_path.insert(0, NoImports())
     if seccomp.missing() is None:
         seccomp.restrict(DECODER)
-
-
-def life_s(patience_s: float) -> int:
-    """Return the processor time of a decoder, after which it is replaced."""
-    return math.ceil(LIVES * patience_s)
 
 
 def address_space() -> int:

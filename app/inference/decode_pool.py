@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,17 @@ import numpy as np
 from app.errors import NotReady, StartupError, UndecodableImage
 from app.imaging.framing import Cell, Frame
 from app.imaging.limits import check_bytes
-from app.inference.decode_worker import CELL, DEFECT, ERRORS, HELLO, READY, REPLY, REQUEST, DecoderConfig
+from app.inference.decode_worker import (
+    CELL,
+    DEFECT,
+    ERRORS,
+    HELLO,
+    MOST_TEXT,
+    READY,
+    REPLY,
+    REQUEST,
+    DecoderConfig,
+)
 from app.inference.threads import Heartbeat
 
 Buffer = TypeVar("Buffer", bytearray, memoryview)
@@ -36,6 +47,7 @@ MARGIN_S = 1.0  # beyond the decoder's own time limit, if it cannot end itself
 ATTEMPTS = 2  # a decoder may also be killed for reasons other than its image
 RETRY_S = 1.0  # between two attempts to start a decoder while none can be started
 END_S = 5.0  # for the fork server to end by itself
+TEXTS = (*range(1, 1 + len(ERRORS)), DEFECT)  # kinds of replies that a text follows
 
 
 class DecoderLost(Exception):
@@ -180,19 +192,24 @@ class Decoder:
             connection.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
 
     def frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
-        """Decode and crop an image; raise DecoderLost, or what `decode` and `frame_cell` raise."""
+        """Decode and crop an image; raise DecoderLost, or what `decode` and `frame_cell` raise.
+
+        The reply may come from somebody who has taken the decoder over.
+        """
         began = time.monotonic()
         until = began + self._patience_s + MARGIN_S
         try:
             self._send(data)
             head = self._receive(bytearray(REPLY.size), until, heartbeat)
             kind, self.ended, left, top, width, height, nucleus, length = REPLY.unpack(head)
-            if kind == CELL:
+            if kind == CELL and all(map(math.isfinite, (left, top, width, height))):
                 pixels = np.empty((self._size, self._size, 3), np.uint8)
                 self._receive(pixels.data.cast("B"), until, heartbeat)
                 return Cell(pixels, Frame(left, top, width, height, nucleus))
+            if kind not in TEXTS or length > MOST_TEXT:
+                raise EOFError("no reply of ours")
             text = self._receive(bytearray(length), until, heartbeat).decode()
-        except (OSError, EOFError):
+        except (OSError, EOFError, UnicodeDecodeError):
             raise DecoderLost(late=time.monotonic() - began > self._patience_s) from None
         if kind == DEFECT:
             raise RuntimeError(text)
@@ -207,16 +224,16 @@ class Decoder:
     def _receive(self, into: Buffer, until: float, heartbeat: Heartbeat) -> Buffer:
         view, done = memoryview(into), 0
         while done < len(view):
-            try:
+            with suppress(BlockingIOError):
                 received = self._connection.recv_into(view[done:], 0, socket.MSG_WAITALL)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-                heartbeat()
-            else:
                 if not received:
                     raise EOFError
                 done += received
+                if done == len(view):
+                    break
+            if time.monotonic() > until:
+                raise TimeoutError
+            heartbeat()
         return into
 
     def close(self) -> None:

@@ -41,17 +41,28 @@ HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where
 READY = b"\0"
 NO_FRAME = Frame(0, 0, 0, 0, nucleus=False)
 CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; a traceback follows
+MOST_TEXT = 64 * 1024  # bytes of a text that follows
 # Kinds 1, 2, 3: the error's detail follows.
 ERRORS: tuple[type[LeukoError], ...] = (TooLarge, UnsupportedFormat, UndecodableImage)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Configuration of a decoder. patience_s: time limit for one image, after which the decoder ends."""
+    """Configuration of a decoder.
+
+    patience_s: time limit for one image, after which the decoder ends.
+    lives: time limits' worth of processor time after which it is replaced.
+    """
 
     limits: ImageLimits
     preprocessing: Preprocessing
     patience_s: float
+    lives: int = 20
+
+    @property
+    def life_s(self) -> float:
+        """Return the processor time after which the decoder takes no further image."""
+        return self.lives * self.patience_s
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -60,7 +71,7 @@ class DecoderConfig:
     def load(cls, text: bytes) -> DecoderConfig:
         document = json.loads(text)
         limits, preprocessing = ImageLimits(**document["limits"]), Preprocessing(**document["preprocessing"])
-        return cls(limits, preprocessing, document["patience_s"])
+        return cls(limits, preprocessing, document["patience_s"], document["lives"])
 
 
 def main() -> int:
@@ -108,7 +119,7 @@ def run(connection: socket.socket, config: DecoderConfig, size: int) -> NoReturn
         socket.send_fds(connection, [HELLO], own)
         for descriptor in own:
             os.close(descriptor)
-        confinement.confine_decoder(size + config.limits.memory_bytes, config.patience_s)
+        confinement.confine_decoder(size + config.limits.memory_bytes, config.life_s + config.patience_s)
         connection.sendall(READY)
         serve(connection, config)
         status = 0
@@ -148,7 +159,7 @@ def serve(connection: socket.socket, config: DecoderConfig) -> None:
         signal.setitimer(signal.ITIMER_REAL, config.patience_s)
         kind, frame, body = answer(data, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        last = time.process_time() > confinement.life_s(config.patience_s) - config.patience_s
+        last = time.process_time() > config.life_s
         place = (frame.left, frame.top, frame.width, frame.height, frame.nucleus)
         connection.sendall(REPLY.pack(kind, last, *place, len(body)))
         connection.sendall(body)
@@ -163,7 +174,7 @@ def answer(data: bytes, config: DecoderConfig) -> tuple[int, Frame, bytes | memo
     except MemoryError:
         return 1 + ERRORS.index(TooLarge), NO_FRAME, NO_MEMORY.encode()
     except Exception:  # a defect of ours: the service raises it
-        return DEFECT, NO_FRAME, traceback.format_exc().encode()
+        return DEFECT, NO_FRAME, traceback.format_exc().encode()[-MOST_TEXT:]
     return CELL, cell.frame, np.ascontiguousarray(cell.pixels).data.cast("B")
 
 

@@ -142,9 +142,9 @@ def prctl(option: int, value: int) -> None:
     _check(_libc().prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
 
 
-def compile_filter(rules: Sequence[Rule]) -> bytes:
-    """Return the filter as instructions for this machine (struct sock_filter)."""
-    architecture, column = _ARCHITECTURES[platform.machine()]
+def compile_filter(rules: Sequence[Rule], machine: str = "") -> bytes:
+    """Return the filter as instructions (struct sock_filter). machine: default: this one."""
+    architecture, column = _ARCHITECTURES[machine or platform.machine()]
     instructions = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, architecture),

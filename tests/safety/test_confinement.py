@@ -106,7 +106,7 @@ def test_39_a_decoder_has_limits_on_memory_and_processor_time(intruded: Running)
     limits = Path(f"/proc/{intruded.decoders()[0]}/limits").read_text()
     [memory] = re.findall(r"^Max address space +(\d+) +\1 ", limits, re.MULTILINE)
     assert int(memory) < 2**30
-    assert re.search(r"^Max cpu time +601 +601 ", limits, re.MULTILINE), limits
+    assert re.search(r"^Max cpu time +630 +630 ", limits, re.MULTILINE), limits
 
 
 @linux
