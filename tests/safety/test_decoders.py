@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from app.imaging import dicom, dicom_writer
 from app.imaging.limits import DEFAULT_LIMITS
+from app.settings import Settings
+from app.units import MIB
 from benchmarks.server import field
 from tests.fake_classifier import png
 from tests.pictures import encode
-from tests.running import Running, linux, running, wait_until
+from tests.running import ROOT, Running, linux, running, wait_until
 from tests.safety.intruder import FOLDER, INTRUDED, NOBODY, UID
 from tests.safety.sending import alone
 from tests.safety.unshaken import UNSHAKEN
@@ -118,23 +121,26 @@ def worst(mode: str, kind: str, **options: Any) -> Callable[[], bytes]:
     return lambda: encode(blank(mode), kind, **options)
 
 
-WORST: dict[str, Callable[[], bytes]] = {
-    "JPEG": worst("RGB", "JPEG", progressive=True, subsampling=0, exif=TURNED),
-    "JPEG CMYK": worst("CMYK", "JPEG", progressive=True, subsampling=0, exif=TURNED),
-    "PNG with alpha": worst("LA", "PNG", exif=TURNED, compress_level=1),
-    "PNG of 16 bits": worst("I;16", "PNG", exif=TURNED, compress_level=1),
-    "PNG with a colour key": worst("RGB", "PNG", transparency=(0, 0, 0), exif=TURNED, compress_level=1),
-    "WebP": worst("RGBA", "WEBP", lossless=True, method=0, exif=TURNED),
-    "TIFF with alpha": worst("LA", "TIFF", compression="tiff_lzw", exif=TURNED),
-    "TIFF of floats": worst("F", "TIFF", compression="tiff_lzw", exif=TURNED),
-    "TIFF of 16 bits": deep_tiff,
-    "GIF": worst("P", "GIF", transparency=0),
-    "BMP": worst("1", "BMP"),
-    "DICOM run-length": lambda: dicom_writer.write(blank("RGB"), dicom.RLE),
-    "DICOM palette": palette_dicom,
+# Name → the MiB that docs/settings.md names, and the image.
+WORST: dict[str, tuple[int, Callable[[], bytes]]] = {
+    "JPEG": (225, worst("RGB", "JPEG", progressive=True, subsampling=0, exif=TURNED)),
+    "JPEG CMYK": (290, worst("CMYK", "JPEG", progressive=True, subsampling=0, exif=TURNED)),
+    "JPEG of a camera": (190, worst("RGB", "JPEG", exif=TURNED)),
+    "PNG with alpha": (190, worst("LA", "PNG", exif=TURNED, compress_level=1)),
+    "PNG of 16 bits": (190, worst("I;16", "PNG", exif=TURNED, compress_level=1)),
+    "PNG with a colour key": (190, worst("RGB", "PNG", transparency=(0, 0, 0), exif=TURNED)),
+    "WebP": (366, worst("RGBA", "WEBP", lossless=True, method=0, exif=TURNED)),
+    "TIFF with alpha": (290, worst("LA", "TIFF", compression="tiff_lzw", exif=TURNED)),
+    "TIFF of floats": (290, worst("F", "TIFF", compression="tiff_lzw", exif=TURNED)),
+    "TIFF of 16 bits": (290, deep_tiff),
+    "GIF": (120, worst("P", "GIF", transparency=0)),
+    "BMP": (120, worst("1", "BMP")),
+    "DICOM run-length": (240, lambda: dicom_writer.write(blank("RGB"), dicom.RLE)),
+    "DICOM palette": (310, palette_dicom),
     # The largest that is accepted.
-    "DICOM JPEG 2000": lambda: dicom_writer.write(blank("RGB", 4472), dicom.JPEG_2000_LOSSLESS),
+    "DICOM JPEG 2000": (350, lambda: dicom_writer.write(blank("RGB", 4472), dicom.JPEG_2000_LOSSLESS)),
 }
+MARGIN_MIB = 16  # what a decoder keeps, or does not, of the image before
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +152,18 @@ def service() -> Iterator[Running]:
 @linux
 def test_45_the_worst_image_of_each_format_takes_no_more_memory_than_documented(service: Running) -> None:
     [decoder] = service.decoders()
-    most = DEFAULT_LIMITS.memory_bytes / 2**20
+    found, documented = {}, {name: mib for name, (mib, _) in WORST.items()}
     with service.client() as client:
-        for name, make in WORST.items():
+        for name, (_, make) in WORST.items():
             data = make()
             Path(f"/proc/{decoder}/clear_refs").write_text("5")  # has the kernel forget the peak so far
             before = peak_mib(decoder)
             answer = alone(client, data)
-            print(f"{name}: {peak_mib(decoder) - before:.0f} MiB of {most:.0f}")
             assert answer.status_code == 200, (name, answer.text)
-            assert peak_mib(decoder) - before < most, name
+            found[name] = peak_mib(decoder) - before
         assert service.decoders() == [decoder]
-    assert "replacing a decoder" not in "".join(service.log)
+    assert {name: mib for name, mib in found.items() if mib > documented[name] + MARGIN_MIB} == {}
+    assert max(found.values()) < DEFAULT_LIMITS.memory_bytes / MIB
 
 
 @linux
@@ -172,6 +178,21 @@ def test_45_a_jpeg_2000_that_would_take_more_is_too_large(service: Running) -> N
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert "at most 20000000 pixels" in answer.json()["detail"]
     assert peak_mib(decoder) - before < 20
+
+
+def test_45_a_container_has_the_memory_that_the_documentation_computes() -> None:
+    service, decoders, temporary = 500, 3, 512  # MiB; with two cores, one model has three decoders
+    decoder = DEFAULT_LIMITS.memory_bytes / MIB + 20
+    most = service + Settings().max_reserved_mib + decoders * decoder
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["leuko"]
+    assert int(compose["environment"]["LEUKO_DECODE_WORKERS"]) == decoders
+    assert most + temporary < 1024 * int(compose["mem_limit"].removesuffix("g"))
+    assert compose["tmpfs"] == [f"/tmp:size={temporary}m,mode=1777"]
+    assert compose["ulimits"] == {"core": 0}
+    deployment = yaml.safe_load((ROOT / "ops/kubernetes/deployment.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
+    assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
 
 
 def peak_mib(pid: int) -> float:
