@@ -106,8 +106,7 @@ class DecodePool:
             except DecoderLost as lost:
                 logger.error("replacing a decoder that %s", "took too long" if lost.late else "ended")
                 self._on_loss()
-                decoder.close()
-                self._return(self._start())
+                self._replace(decoder)
                 if lost.late:
                     seconds = self._config.patience_s
                     raise UndecodableImage(f"the image takes longer than {seconds:g} s to decode") from None
@@ -135,9 +134,14 @@ class DecodePool:
     def _put_back(self, decoder: Decoder) -> None:
         """Keep a decoder for the next image, or replace it if that was its last."""
         if decoder.ended:
-            decoder.close()
-            decoder = self._start()
-        self._return(decoder)
+            self._replace(decoder)
+        else:
+            self._return(decoder)
+
+    def _replace(self, decoder: Decoder) -> None:
+        decoder.close()
+        with suppress(NotReady):  # an image that finds no decoder fails with it
+            self._return(self._start())
 
     def _start(self) -> Decoder:
         """Start a decoder. Raise NotReady; then `_restore` tries again until it succeeds."""
