@@ -24,10 +24,10 @@ def serve(settings: Settings, load: Load) -> int:
     keep_private()
     check_exposure(settings)
     configure_logging(settings)
-    for weakness in weaknesses():
-        logger.warning("%s", weakness)
     launch = Launch(settings, load, bind(settings.host, settings.port))
     address = url(launch.listener)
+    for weakness in weaknesses():
+        logger.warning("%s", weakness)
     if settings.processes > 1:
         return supervise(launch, address)
     return run(launch, lambda service: announce(service, address))
