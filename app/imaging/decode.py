@@ -144,7 +144,7 @@ def _load(data: bytes, kind: str, limits: ImageLimits, declared: dicom.Encoded |
         if declared is not None:
             _compare(image, declared)
         image.load()
-        return image
+        return image.copy() if kind == "WEBP" else image  # the copy is without WebP's decoder and its buffers
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
