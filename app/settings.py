@@ -100,9 +100,9 @@ class Settings:
         least=1,
     )
     max_reserved_mib: int = _setting(
-        1024,
-        "most memory for all bodies in flight, of which one caller can have three quarters; at least 4/3 of "
-        "LEUKO_MAX_BODY_MIB",
+        1536,
+        "most memory for all bodies in flight, of which one caller can have three quarters; raised if an "
+        "archive of LEUKO_MAX_BODY_MIB takes more",
         "MiB",
         least=1,
     )

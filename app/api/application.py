@@ -14,6 +14,7 @@ from app.api import openapi, problem_responses
 from app.api.lifecycle import Lifecycle, OnFailure, end_process
 from app.api.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.api.routes import problems as problem_types
+from app.edge import body_cost
 from app.edge.access import Access, access_rules
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.paths import QUEUED
@@ -110,6 +111,8 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
             authorize=access.authorize,
             queued=QUEUED,
             check_queue=lifecycle.check_room,
+            cost=body_cost.cost,
+            most=body_cost.most,
         ),
         problem=problem_responses.render,
         observe=lifecycle.request_log,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.edge.body_cost import factor
-from app.edge.budget import Budget
+from app.edge.budget import Budget, Cost
 from app.edge.content_encoding import EXPANSION
 from app.edge.exchange import Exchange
 from app.edge.keys import Key
@@ -55,6 +54,8 @@ class AdmissionRules:
     ready: whether work is accepted.
     queued: templates of routes that put images into the queue; for these check_queue raises if that has no
     room for the caller, so that a refusal under overload costs little more than reading the head.
+    cost: bytes of memory that a body takes, by its route's template, media type and size; most: the same for
+    the most expensive kind.
     """
 
     match: Match
@@ -62,6 +63,8 @@ class AdmissionRules:
     authorize: Authorize = lambda _template, _headers: None
     queued: Collection[str] = ()
     check_queue: Callable[[RequestContext], object] = lambda _context: None
+    cost: Callable[[str, str, int], int] = lambda _template, _media_type, size: size
+    most: Cost = int
 
 
 class Admission:
@@ -84,7 +87,7 @@ class Admission:
         self.budget = Budget(
             max_requests=limits.max_requests,
             max_bytes=limits.max_reserved_bytes,
-            largest=limits.max_body_bytes,
+            largest=rules.most(limits.max_body_bytes),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,7 +148,7 @@ class Admission:
             raise NotReady("Too many connections are open.", retry_after=1)
         if not self.rules.ready():
             raise NotReady("The service is starting or stopping.")
-        reservation = self.budget.admit(exchange.context.caller, _factor(exchange))
+        reservation = self.budget.admit(exchange.context.caller, self._cost(exchange))
         try:
             reservation.cover(exchange.declared or 0)
             if exchange.route.template in self.rules.queued:
@@ -168,8 +171,13 @@ class Admission:
         if exchange.declared is not None and exchange.declared > self.limits.max_body_bytes:
             raise TooLarge(f"The body is over {self.limits.max_body_bytes} bytes.")
 
+    def _cost(self, exchange: Exchange) -> Cost:
+        """Return what a body takes in memory; of several media types, the most expensive one counts."""
+        template, kinds = exchange.route.template or "", exchange.media_types or [""]
 
-def _factor(exchange: Exchange) -> float:
-    """Return the bytes to reserve for each byte of the body."""
-    of_body = max(factor(exchange.route.template or "", kind) for kind in exchange.media_types or [""])
-    return 1 + EXPANSION * of_body if exchange.encoded else of_body
+        def cost(size: int) -> int:
+            return max(self.rules.cost(template, kind, size) for kind in kinds)
+
+        if exchange.encoded:
+            return lambda size: size + cost(EXPANSION * size)
+        return cost

@@ -7,6 +7,7 @@ not in them: it is parsed in one process at a time, with a limit of its own (`ap
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from app.units import MIB
 
@@ -23,6 +24,9 @@ class Cost:
     entries: float = 0.0
     most_entries: int = 0
 
+    def of(self, size: int) -> int:
+        return ceil(self.factor * size + min(self.entries * size, self.most_entries))
+
 
 _BYTES = Cost(1.3)  # a buffer that grows by an eighth
 _COPIED = Cost(2.1)  # the body beside the images decoded from it
@@ -32,13 +36,12 @@ _FORM = Cost(1.3, entries=6.0, most_entries=2 * MIB)  # a few hundred parts
 
 def cost(route: str, media_type: str, size: int) -> int:
     """Return the bytes to reserve for a body of `size` bytes. route: the template of its path."""
-    kind = _kind(route, media_type)
-    return int(kind.factor * size + min(kind.entries * size, kind.most_entries))
+    return _kind(route, media_type).of(size)
 
 
-def factor(route: str, media_type: str) -> float:
-    """Return the bytes to reserve per byte of a large body."""
-    return _kind(route, media_type).factor
+def most(size: int) -> int:
+    """Return the bytes to reserve for a body of `size` bytes of the most expensive kind."""
+    return max(kind.of(size) for kind in (_BYTES, _COPIED, _ARCHIVE, _FORM))
 
 
 def _kind(route: str, media_type: str) -> Cost:

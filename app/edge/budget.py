@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 
 from app.errors import QueueFull, TooLarge
 
@@ -11,6 +11,8 @@ from app.errors import QueueFull, TooLarge
 # callers hold, something is left for another one. (Choudhury and Hahne, "Dynamic queue length thresholds
 # for shared-memory packet switches", 1998.)
 SHARE = 3
+
+Cost = Callable[[int], int]  # bytes of a body → bytes of memory that it takes
 
 
 @dataclass(eq=False)
@@ -38,11 +40,8 @@ class Budget:
         """Return the most bytes that a caller can ever hold."""
         return self.max_bytes * SHARE // (SHARE + 1)
 
-    def admit(self, caller: str, factor: float) -> Reservation:
-        """Return a place for a request of a caller. Raise QueueFull.
-
-        factor: bytes to reserve for each byte of its body.
-        """
+    def admit(self, caller: str, cost: Cost) -> Reservation:
+        """Return a place for a request of a caller. cost: of its body. Raise QueueFull."""
         held = self._callers.get(caller, _Held())
         free = self.max_requests - self.requests - 1
         if free < 0:
@@ -53,7 +52,7 @@ class Budget:
         self._callers[caller] = held
         self.requests += 1
         held.requests += 1
-        return Reservation(self, caller, held, factor)
+        return Reservation(self, caller, held, cost)
 
     def reserve(self, held: _Held, more: int) -> None:
         free = self.max_bytes - self.bytes - more
@@ -78,12 +77,12 @@ class Budget:
 class Reservation:
     """The place of one request, and the bytes that are reserved for its body."""
 
-    def __init__(self, budget: Budget, caller: str, held: _Held, factor: float) -> None:
+    def __init__(self, budget: Budget, caller: str, held: _Held, cost: Cost) -> None:
         self.bytes = 0
         self._budget = budget
         self._caller = caller
         self._held = held
-        self._factor = factor
+        self._cost = cost
         self._open = True
 
     def cover(self, body_bytes: int) -> None:
@@ -91,21 +90,21 @@ class Reservation:
 
         Raise QueueFull if there is no room for it now, TooLarge if there never is.
         """
-        needed = ceil(self._factor * body_bytes)
+        needed = self._cost(body_bytes)
         if needed > self._budget.most_bytes:
-            most = int(self._budget.most_bytes / self._factor)
-            raise TooLarge(f"A body of this kind can have at most {most} bytes.")
+            most = self._budget.most_bytes
+            raise TooLarge(f"Such a body takes {needed} bytes of memory; one caller can have {most}.")
         if needed > self.bytes:
             self._budget.reserve(self._held, needed - self.bytes)
             self.bytes = needed
 
     def covers(self, body_bytes: int) -> bool:
         """Return whether so many bytes of the body are reserved."""
-        return self.bytes >= ceil(self._factor * body_bytes)
+        return self.bytes >= self._cost(body_bytes)
 
     def keep(self, body_bytes: int) -> None:
         """Give back what is reserved for more than so many bytes of the body."""
-        surplus = self.bytes - ceil(self._factor * body_bytes)
+        surplus = self.bytes - self._cost(body_bytes)
         if surplus > 0:
             self._budget.release(self._held, surplus)
             self.bytes -= surplus

@@ -13,6 +13,9 @@ Rules for each kind of image:
 - EXIF orientation is applied; a broken EXIF block is ignored. Colour profiles are ignored, broken or not.
 - DICOM: `app/imaging/dicom.py` lists the transfer syntaxes.
 - Run-length encoded BMP is refused: Pillow decodes it in Python, which takes seconds for a few kilobytes.
+
+No image takes more memory than `ImageLimits.memory_bytes`: conversions work on strips, and nothing keeps a
+reference to pixels that are no longer needed.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -32,7 +35,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging import dicom
 from app.imaging.dicom_elements import is_dicom
-from app.imaging.limits import DEFAULT_LIMITS, ImageLimits, check_bytes, check_size
+from app.imaging.limits import DEFAULT_LIMITS, NO_MEMORY, ImageLimits, check_bytes, check_size
 from app.imaging.strip_metadata import read_orientation, strip
 
 # format → alternatives, each a set of (offset, bytes)
@@ -57,12 +60,13 @@ DECODER_ERRORS = (
     LookupError,  # short headers, missing tags
     AttributeError,  # missing parts of a corrupt file
     EOFError,
-    MemoryError,  # sizes claimed by a corrupt header
     NotImplementedError,
     AssertionError,
     struct.error,
     zlib.error,
 )
+
+STRIP_PIXELS = 1 << 20  # an image of one cell is one strip
 
 NOISY = r"(PIL|pydicom)\."  # pydicom's warnings quote the file's content
 
@@ -91,7 +95,8 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     with _refusing(kind, limits):
         image = _load(bare.data, kind, limits)
         orientation = read_orientation(bare.exif or image.info.get("exif", b""))
-        return turn(to_rgb(image), orientation)
+        image = to_rgb(image)
+        return turn(image, orientation)
 
 
 def recognise(data: bytes) -> str:
@@ -125,20 +130,40 @@ def _decode_dicom(data: bytes, limits: ImageLimits) -> Image.Image:
     if isinstance(content, Image.Image):
         return to_rgb(content)
     with _refusing(content.kind, limits):
-        image = _load(content.data, content.kind, limits)
-        if image.size != content.size or image.mode not in ("L", "RGB"):
-            raise UndecodableImage(
-                f"the {content.kind} frame does not match the size or colours that the DICOM file declares"
-            )
-        return to_rgb(ImageOps.invert(image) if content.inverted else image)
+        image = _load(content.data, content.kind, limits, content)
+        image = ImageOps.invert(image) if content.inverted else image
+        return to_rgb(image)
 
 
-def _load(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.ImageFile:
-    """Decode all pixels. kind: Pillow's name of the format."""
+def _load(data: bytes, kind: str, limits: ImageLimits, declared: dicom.Encoded | None = None) -> Image.Image:
+    """Decode all pixels. kind: Pillow's name of the format; declared: what the DICOM file says of it."""
+    if kind == "WEBP":  # Pillow allocates the pixels when it opens the file
+        check_size(*_webp_size(data), limits)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         _check(image, limits)
+        if declared is not None:
+            _compare(image, declared)
         image.load()
-        return image
+        return image.copy() if kind == "WEBP" else image  # the copy is without WebP's decoder and its buffers
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height in the header (RFC 9649, section 2.5 to 2.7)."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _compare(image: ImageFile.ImageFile, declared: dicom.Encoded) -> None:
+    """Raise UndecodableImage if the frame is not as the DICOM file says; it could take far more memory."""
+    if image.size != declared.size or image.mode not in ("L", "RGB") or not declared.has_bytes:
+        raise UndecodableImage(
+            f"the {declared.kind} frame does not match the size or colours that the DICOM file declares"
+        )
 
 
 @contextmanager
@@ -148,6 +173,8 @@ def _refusing(kind: str, limits: ImageLimits) -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"the image has more than {limits.max_pixels} pixels") from error
+    except MemoryError as error:
+        raise TooLarge(NO_MEMORY) from error
     except DECODER_ERRORS as error:
         raise UndecodableImage(
             f"the {kind} data is truncated, corrupt or of an unsupported variant"
@@ -156,7 +183,7 @@ def _refusing(kind: str, limits: ImageLimits) -> Iterator[None]:
 
 def _check(image: ImageFile.ImageFile, limits: ImageLimits) -> None:
     """Check the sizes in the header, before any pixel is decoded."""
-    check_size(*image.size, limits)
+    check_size(*image.size, limits, image.format or "")
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise UndecodableImage("run-length encoded BMP is not supported")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -174,14 +201,36 @@ def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> N
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any of Pillow's modes to RGB; 16-bit grey is scaled to 8 bits, alpha composited on white."""
     if image.mode.startswith("I;16"):
-        return _scale(np.asarray(image), 65535)
+        return _by_strips(image, lambda rows: _scale(np.asarray(rows), 65535))
     if image.mode in ("I", "F"):
-        pixels = np.asarray(image)
-        return _scale(pixels, _white(float(pixels.max()), image.mode))
+        brightest = np.max([np.asarray(rows).max() for _, rows in _strips(image)])  # or not a number
+        white = _white(float(brightest), image.mode)
+        return _by_strips(image, lambda rows: _scale(np.asarray(rows), white))
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return _by_strips(image, _on_white)
     return image if image.mode == "RGB" else image.convert("RGB")  # convert copies even RGB
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert to RGB with little memory besides the result."""
+    if image.width * image.height <= STRIP_PIXELS:
+        return convert(image)
+    converted = Image.new("RGB", image.size)
+    for top, rows in _strips(image):
+        converted.paste(convert(rows), (0, top))
+    return converted
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the rows in strips of about STRIP_PIXELS, each with its top row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:

@@ -45,6 +45,7 @@ PHOTOMETRIC = {
 # Exceptions that pydicom raises on invalid files.
 READER_ERRORS = (AttributeError, LookupError, TypeError, ValueError, RuntimeError, EOFError, struct.error)
 
+_CODESTREAM = b"\xff\x4f\xff\x51"  # JPEG 2000: its start, then the marker with the sizes
 _MARKERS = (b"JFIF\0", b"Adobe")
 _NOT_TRANSFORMED = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's marker: RGB, not YCbCr
 
@@ -57,6 +58,16 @@ class Encoded:
     data: bytes
     size: tuple[int, int]
     inverted: bool
+
+    @property
+    def has_bytes(self) -> bool:
+        """Return whether no sample of a JPEG 2000 codestream has more than 8 bits (ISO 15444-1, A.5.1)."""
+        start = self.data.find(_CODESTREAM)
+        if self.kind != "JPEG2000" or start < 0:
+            return True
+        (samples,) = struct.unpack_from(">H", self.data, start + 40)
+        depths = self.data[start + 42 : start + 42 + 3 * samples : 3]
+        return all(depth & 0x7F < 8 for depth in depths)
 
 
 def unwrap(data: bytes, limits: ImageLimits) -> Encoded | Image.Image:

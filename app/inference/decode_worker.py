@@ -1,8 +1,9 @@
 """The fork server and the decoder processes that it forks: the only code that reads an image's bytes.
 
 The fork server's standard input is a socket. For every file descriptor that arrives through it, it forks a
-decoder that serves that descriptor; when the socket closes, it exits. A decoder is forked, not started
-afresh, so that a lost one is replaced within milliseconds.
+decoder that serves that descriptor; when the socket closes, it exits, and all decoders with it. A decoder is
+forked, not started afresh, so that a lost one is replaced within milliseconds. `confinement` has what both
+processes give up.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import gc
 import io
 import json
 import os
-import resource
 import signal
 import socket
 import struct
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -27,27 +28,42 @@ from PIL import Image
 from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging import dicom, dicom_writer
 from app.imaging.decode import ACCEPTED, decode
-from app.imaging.framing import Preprocessing, frame_cell
-from app.imaging.limits import ImageLimits
+from app.imaging.framing import Frame, Preprocessing, frame_cell
+from app.imaging.limits import NO_MEMORY, ImageLimits
+from app.inference import confinement
 
 CONFIG_BYTES = 4096  # largest message with a DecoderConfig
 REQUEST = struct.Struct("=I")  # length of the image that follows
-# Kind of the reply; the frame: left, top, width, height, nucleus; length of the text that follows.
-REPLY = struct.Struct("=B4d?I")
+# Kind of the reply; whether it is the decoder's last; the frame: left, top, width, height, nucleus; length of
+# what follows.
+REPLY = struct.Struct("=B?4d?I")
+HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where the kernel has them
 READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+NO_FRAME = Frame(0, 0, 0, 0, nucleus=False)
 CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; a traceback follows
+MOST_TEXT = 64 * 1024  # bytes of a text that follows
 # Kinds 1, 2, 3: the error's detail follows.
 ERRORS: tuple[type[LeukoError], ...] = (TooLarge, UnsupportedFormat, UndecodableImage)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Configuration of a decoder. patience_s: time limit for one image, after which the decoder ends."""
+    """Configuration of a decoder.
+
+    patience_s: time limit for one image, after which the decoder ends.
+    lives: time limits' worth of processor time after which it is replaced.
+    """
 
     limits: ImageLimits
     preprocessing: Preprocessing
     patience_s: float
+    lives: int = 20
+
+    @property
+    def life_s(self) -> float:
+        """Return the processor time after which the decoder takes no further image."""
+        return self.lives * self.patience_s
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -56,37 +72,55 @@ class DecoderConfig:
     def load(cls, text: bytes) -> DecoderConfig:
         document = json.loads(text)
         limits, preprocessing = ImageLimits(**document["limits"]), Preprocessing(**document["preprocessing"])
-        return cls(limits, preprocessing, document["patience_s"])
+        return cls(limits, preprocessing, document["patience_s"], document["lives"])
 
 
 def main() -> int:
+    confinement.keep_private()
     # The service ends this process by closing the socket: a signal to the whole group would be too early.
     for sig in IGNORED:
         signal.signal(sig, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     rehearse()
     gc.freeze()  # else garbage collection in the children would write to pages that they share
+    size = confinement.address_space()
     devnull = os.open(os.devnull, os.O_WRONLY)
     control = socket.socket(fileno=0)
+    confinement.confine_fork_server()
     try:
         control.sendall(READY)
         while True:
             text, descriptors, _, _ = socket.recv_fds(control, CONFIG_BYTES, 1)
             if not text:
                 return 0
-            if os.fork() == 0:
+            connection = socket.socket(fileno=descriptors[0])
+            if fork() == 0:
                 control.close()
                 os.dup2(devnull, 2)  # libtiff prints warnings about broken images
-                run(socket.socket(fileno=descriptors[0]), DecoderConfig.load(text))
-            os.close(descriptors[0])
+                run(connection, DecoderConfig.load(text), size)
+            connection.close()
     except ConnectionError:  # the service has ended without reading READY
         return 0
 
 
-def run(connection: socket.socket, config: DecoderConfig) -> NoReturn:
+def fork() -> int | None:
+    """Fork this process; return None if it cannot be: the service then sees that its socket is closed."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
+
+
+def run(connection: socket.socket, config: DecoderConfig, size: int) -> NoReturn:
+    """Serve as a decoder. size: bytes of the address space that are taken already."""
     status = 1
     try:
-        confine()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default action interrupts C code too
+        own = own_process()
+        socket.send_fds(connection, [HELLO], own)
+        for descriptor in own:
+            os.close(descriptor)
+        confinement.confine_decoder(size + config.limits.memory_bytes, config.life_s + config.patience_s)
         connection.sendall(READY)
         serve(connection, config)
         status = 0
@@ -96,8 +130,15 @@ def run(connection: socket.socket, config: DecoderConfig) -> NoReturn:
         os._exit(status)
 
 
+def own_process() -> list[int]:
+    """Return a descriptor of this process (pidfd); none where the kernel has none (Linux before 5.3)."""
+    with suppress(AttributeError, OSError):
+        return [os.pidfd_open(os.getpid())]
+    return []
+
+
 def rehearse() -> None:
-    """Decode an image of each format, so that every import is done before `confine` forbids opening files."""
+    """Decode an image of each format, so that every import is done before the process may open no file."""
     white = Image.new("RGB", (16, 16), "white")
     for kind in ACCEPTED:
         file = io.BytesIO()
@@ -108,51 +149,34 @@ def rehearse() -> None:
             decode(dicom_writer.write(white, syntax))
 
 
-def confine() -> None:
-    """Forbid opening and writing files, sockets, new processes, and core dumps, which would hold images."""
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
-        resource.setrlimit(limit, (0, 0))
-    sys.meta_path.insert(0, NoImports())
-
-
-class NoImports:
-    """Refuse imports: a module that cannot be opened must not look like a broken image."""
-
-    def find_spec(self, name: str, *_: Any) -> None:
-        raise RuntimeError(f"a decoder imports {name}: rehearse() must import it before")
-
-
 def serve(connection: socket.socket, config: DecoderConfig) -> None:
-    """Reply to each image until the other end closes."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the default action interrupts C code too
-    while True:
+    """Reply to each image until the other end closes or the decoder's processor time is used up."""
+    last = False
+    while not last:
         head = receive(connection, REQUEST.size)
         if not head:
             return
         data = receive(connection, *REQUEST.unpack(head))
         signal.setitimer(signal.ITIMER_REAL, config.patience_s)
-        reply = answer(data, config)
+        kind, frame, body = answer(data, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for part in reply:
-            connection.sendall(part)
+        last = time.process_time() > config.life_s
+        place = (frame.left, frame.top, frame.width, frame.height, frame.nucleus)
+        connection.sendall(REPLY.pack(kind, last, *place, len(body)))
+        connection.sendall(body)
 
 
-def answer(data: bytes, config: DecoderConfig) -> Sequence[bytes | memoryview]:
-    """Decode an image and return the reply's head and body."""
+def answer(data: bytes, config: DecoderConfig) -> tuple[int, Frame, bytes | memoryview]:
+    """Decode an image and return the reply's kind, frame and body."""
     try:
         cell = frame_cell(decode(data, config.limits), config.preprocessing)
     except ERRORS as error:
-        return _text(1 + ERRORS.index(type(error)), error.detail)
+        return 1 + ERRORS.index(type(error)), NO_FRAME, error.detail.encode()
+    except MemoryError:
+        return 1 + ERRORS.index(TooLarge), NO_FRAME, NO_MEMORY.encode()
     except Exception:  # a defect of ours: the service raises it
-        return _text(DEFECT, traceback.format_exc())
-    frame, pixels = cell.frame, np.ascontiguousarray(cell.pixels)
-    head = REPLY.pack(CELL, frame.left, frame.top, frame.width, frame.height, frame.nucleus, pixels.nbytes)
-    return head, pixels.data.cast("B")
-
-
-def _text(kind: int, text: str) -> Sequence[bytes]:
-    body = text.encode()
-    return REPLY.pack(kind, 0, 0, 0, 0, False, len(body)), body
+        return DEFECT, NO_FRAME, traceback.format_exc().encode()[-MOST_TEXT:]
+    return CELL, cell.frame, np.ascontiguousarray(cell.pixels).data.cast("B")
 
 
 def receive(connection: socket.socket, size: int) -> bytes:

@@ -23,6 +23,7 @@ LOADING = "the model is being loaded"
 WARMING = "the engine is warming up"
 FAILED = "the model could not be loaded"
 RESTARTING = "the engine failed and is restarting"
+UNDECODABLE = "no decoder process can be started"
 RESTARTS = 3  # allowed within RESTARTS_S; at the next one the runner gives up
 RESTARTS_S = 3600.0
 
@@ -66,9 +67,11 @@ class ModelRunner:
     @property
     def obstacle(self) -> str | None:
         """Return why the model takes no requests, or None if it takes them."""
-        if self._obstacle is None and (self._service is None or not self._service.batcher.alive):
+        if self._obstacle is not None:
+            return self._obstacle
+        if self._service is None or not self._service.batcher.alive:
             return RESTARTING
-        return self._obstacle
+        return UNDECODABLE if self._service.decoders.obstacle is not None else None
 
     @property
     def failed(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from ipaddress import ip_address
 from pathlib import Path
 
 from app.edge.keys import Keys
 from app.errors import SettingsError, StartupError
+from app.inference.confinement import keep_private, weaknesses
 from app.inference.runtime import Load
 from app.observability.logs import configure_logging
 from app.server.run import BACKLOG, Launch, announce, run
@@ -15,14 +17,19 @@ from app.server.signals import ignore_meaningless
 from app.server.supervisor import supervise
 from app.settings import NONE, Settings
 
+logger = logging.getLogger(__name__)
+
 
 def serve(settings: Settings, load: Load) -> int:
     """Serve until a signal, then return 0; return 1 if the application fails. Raise StartupError."""
+    keep_private()
     ignore_meaningless()
     check_exposure(settings)
     configure_logging(settings)
     with bind(settings.host, settings.port) as listener:
         launch, address = Launch(settings, load, listener), url(listener)
+        for weakness in weaknesses():
+            logger.warning("%s", weakness)
         if settings.processes > 1:
             return supervise(launch, address)
         return run(launch, lambda service: announce(service, address))

@@ -15,6 +15,7 @@ from app.api.application import create_app
 from app.engine.classifier import Classifier
 from app.errors import BundleError, LeukoError, RemoteError, RequestError, StartupError
 from app.settings import Settings
+from app.units import MIB
 from app.wire import problems
 from tests.fake_classifier import FakeClassifier, png
 from tests.fakes import LOCAL, HeldClassifier, build, metric, serving, wait_ready
@@ -229,3 +230,13 @@ def test_operation_ids_are_unique() -> None:
     ids = [operation["operationId"] for operations in paths.values() for operation in operations.values()]
     assert sorted(set(ids)) == sorted(ids)
     assert not any(path.startswith("/v1") for path in paths)
+
+
+def test_a_body_is_refused_for_the_memory_that_its_kind_takes() -> None:
+    """Within the limit on bytes, but one caller cannot have eight times its size for what it expands to."""
+    path, headers = "/v2/models/fake/infer", {"content-encoding": "gzip", "content-type": "application/json"}
+    with serving(max_body_mib=2, max_reserved_mib=1) as client:
+        plain = client.post(path, content=bytes(MIB), headers=headers | {"content-encoding": "identity"})
+        compressed = client.post(path, content=bytes(5 * MIB // 4), headers=headers)
+    assert (plain.status_code, compressed.status_code) == (400, 413)
+    assert "bytes of memory" in compressed.json()["error"]

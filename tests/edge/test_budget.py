@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from math import ceil
+
 import pytest
 
 from app.edge.budget import Budget, Reservation
@@ -12,7 +14,7 @@ def budget(*, max_requests: int = 1000, max_bytes: int = 1000, largest: int = 1)
 
 def fill(budget: Budget, caller: str, step: int = 1) -> Reservation:
     """Reserve for one request of a caller as much as it can have."""
-    reservation = budget.admit(caller, 1)
+    reservation = budget.admit(caller, int)
     while True:
         try:
             reservation.cover(reservation.bytes + step)
@@ -24,9 +26,9 @@ def test_a_caller_alone_can_have_three_quarters_of_the_memory_and_of_the_places(
     memory, places = budget(), budget(max_requests=100)
     assert fill(memory, "a").bytes == memory.most_bytes == 750
     for _ in range(75):
-        places.admit("a", 1)
+        places.admit("a", int)
     with pytest.raises(QueueFull, match="of this caller"):
-        places.admit("a", 1)
+        places.admit("a", int)
 
 
 def test_something_is_always_left_for_another_caller() -> None:
@@ -39,44 +41,44 @@ def test_something_is_always_left_for_another_caller() -> None:
 
 def test_several_requests_of_a_caller_have_one_share() -> None:
     shared = budget()
-    first, second = fill(shared, "a"), shared.admit("a", 1)
+    first, second = fill(shared, "a"), shared.admit("a", int)
     with pytest.raises(QueueFull, match="of this caller"):
         second.cover(1)
-    shared.admit("b", 1).cover(1)
+    shared.admit("b", int).cover(1)
     first.close()
     second.cover(1)
 
 
 def test_a_caller_without_a_request_gets_the_last_place_and_no_one_gets_more() -> None:
     shared = budget(max_requests=2)
-    shared.admit("a", 1)
+    shared.admit("a", int)
     with pytest.raises(QueueFull, match="of this caller"):
-        shared.admit("a", 1)
-    shared.admit("b", 1)
+        shared.admit("a", int)
+    shared.admit("b", int)
     with pytest.raises(QueueFull, match="Too many requests are in flight"):
-        shared.admit("c", 1)
+        shared.admit("c", int)
 
 
 def test_the_largest_body_fits_into_an_idle_service_however_small_its_limit() -> None:
     shared = budget(max_bytes=1, largest=1000)
-    shared.admit("a", 1).cover(1000)
+    shared.admit("a", int).cover(1000)
     with pytest.raises(QueueFull):
-        shared.admit("a", 1).cover(1000)
+        shared.admit("a", int).cover(1000)
 
 
 def test_a_body_counts_with_the_memory_that_its_kind_takes_and_413_if_that_never_fits() -> None:
-    reservation = budget().admit("a", 2.5)
+    reservation = budget().admit("a", lambda size: ceil(2.5 * size))
     reservation.cover(3)
     assert reservation.bytes == 8
     reservation.cover(300)
-    with pytest.raises(TooLarge, match="at most 300 bytes"):
+    with pytest.raises(TooLarge, match="takes 753 bytes of memory; one caller can have 750"):
         reservation.cover(301)
     assert reservation.bytes == 750
 
 
 def test_what_is_covered_stays_and_what_is_given_back_is_free() -> None:
     shared = budget()
-    reservation = shared.admit("a", 1)
+    reservation = shared.admit("a", int)
     reservation.cover(10)
     reservation.cover(5)
     assert (reservation.covers(10), reservation.covers(11), shared.bytes) == (True, False, 10)

@@ -143,3 +143,22 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
 def test_a_broken_exif_block_is_ignored(kind: str, block: bytes) -> None:
     data = encode(picture(), kind, exif=b"Exif\0\0" + block)
     assert np.array_equal(pixels(decode(data)), pixels(decode(encode(picture(), kind))))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "PA", "I;16", "I", "F"])
+def test_an_image_of_many_strips_has_the_same_pixels_as_its_parts(mode: str) -> None:
+    levels = np.random.default_rng(1).integers(0, 256, (3000, 1000), dtype=np.uint8)
+    grey = Image.fromarray(levels)
+    if mode in ("I;16", "I", "F"):
+        whole = Image.fromarray(levels.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    elif mode == "PA":
+        whole = grey.convert("P").convert("PA")
+    else:
+        whole = grey.convert(mode)
+    if mode in ("LA", "RGBA", "PA"):
+        whole.putalpha(grey.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+    found = pixels(to_rgb(whole))
+    # Small enough for one strip, and across the bounds of those of the whole.
+    part = to_rgb(whole.crop((0, 1000, 1000, 2000)))
+    assert found.shape == (3000, 1000, 3)
+    assert np.array_equal(found[1000:2000], pixels(part))

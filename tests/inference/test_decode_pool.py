@@ -18,8 +18,8 @@ from app.errors import LeukoError, NotReady, StartupError, TooLarge, Undecodable
 from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
-from app.inference.decode_pool import DecodePool, Decoder, ForkServer
-from app.inference.decode_worker import READY, REQUEST, DecoderConfig, receive
+from app.inference.decode_pool import DecodePool, Decoder, DecoderLost, ForkServer
+from app.inference.decode_worker import CELL, HELLO, READY, REPLY, REQUEST, DecoderConfig, receive
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests.pictures import encode, picture
@@ -154,9 +154,90 @@ def test_a_decoder_that_takes_too_long_ends_itself() -> None:
         with mine:
             socket.send_fds(ours, [DecoderConfig(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
             its.close()
-            assert receive(mine, 1) == READY
+            assert receive(mine, 2) == HELLO + READY
             mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
             assert receive(mine, 1) == b""  # the decoder has ended without a reply
+
+
+@linux
+def test_a_decoder_is_replaced_without_a_loss_when_its_processor_time_is_used_up() -> None:
+    losses: list[None] = []
+    decoders = DecodePool(1, DecoderConfig(LIMITS, Preprocessing(), 30, lives=0), lambda: losses.append(None))
+    decoders.open()
+    data = encode(picture(), "PNG")
+    expected = here(data)
+    for _ in range(3):
+        before = decoding()
+        assert np.array_equal(decoders.frame(data).pixels, expected.pixels)
+        with pytest.raises(UnsupportedFormat):
+            decoders.frame(b"text")
+        assert decoding() - before
+    assert not losses
+    decoders.close()
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("reply", "body"),
+    [
+        ((7, False, 0, 0, 0, 0, False, 0), b""),  # a kind that there is not
+        ((1, False, 0, 0, 0, 0, False, 2**32 - 1), b""),  # 4 GiB
+        ((1, False, 0, 0, 0, 0, False, 1), b"\xff"),  # not UTF-8
+        ((CELL, False, NAN, 0, 0, 0, False, 0), b""),
+    ],
+    ids=["kind", "length", "text", "frame"],
+)
+def test_a_reply_that_is_none_of_ours_counts_as_a_loss(reply: tuple[object, ...], body: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, CONFIG)
+    theirs.sendall(REPLY.pack(*reply) + body)
+    with theirs, pytest.raises(DecoderLost) as lost:
+        decoder.frame(b"", lambda: pytest.fail("it waits for more"))
+    assert not lost.value.late
+    decoder.close()
+
+
+def test_a_reply_in_drips_ends_at_the_time_limit_and_gives_heartbeats() -> None:
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, DecoderConfig(LIMITS, Preprocessing(), 0.1))
+    beats = 0
+
+    def drip() -> None:
+        nonlocal beats
+        beats += 1
+        theirs.sendall(b"\0")
+
+    theirs.sendall(REPLY.pack(CELL, False, 0, 0, 1, 1, False, 0))
+    with theirs, pytest.raises(DecoderLost) as lost:
+        decoder.frame(b"", drip)
+    assert beats
+    assert lost.value.late
+    decoder.close()
+
+
+def test_after_a_failure_the_pool_starts_decoders_again_by_itself() -> None:
+    class Broken(ForkServer):
+        broken = False
+
+        def start_decoder(self, config: DecoderConfig) -> Decoder:
+            if self.broken:
+                raise StartupError("no decoder process can be started: out of memory")
+            return super().start_decoder(config)
+
+    server = Broken()
+    decoders = DecodePool(1, CONFIG, fork_server=server)
+    decoders.open()
+    assert decoders.obstacle is None
+    server.broken = True
+    decoders._take().close()
+    with pytest.raises(NotReady):
+        decoders.frame(encode(picture(), "PNG"))
+    assert decoders.obstacle == "no decoder process can be started: out of memory"
+    server.broken = False
+    wait_until(lambda: decoders.obstacle is None)
+    decoders.close()
 
 
 def decoding() -> set[int]:

@@ -9,7 +9,6 @@ import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.server import field
 from tests.fake_classifier import NAN, png
 from tests.pictures import encode, picture
 from tests.running import PATIENCE_S, Running, linux, wait_until
 from tests.safety.faulty import BREAK, GO, HANG, HELD, HOLD, KILL, LEAVE, POISON, faulty, wait_for
-from tests.safety.halting_decoder import HALT, RESUME
+from tests.safety.halting_decoder import HALT, halted, resumed
 from tests.safety.sending import alone, together
 
 
@@ -32,16 +30,6 @@ class Faulty:
 
     service: Running
     folder: Path
-
-    @contextmanager
-    def resumed(self) -> Iterator[None]:
-        """HALT is decoded like any other image."""
-        resume = self.folder / RESUME
-        resume.touch()
-        try:
-            yield
-        finally:
-            resume.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +105,9 @@ def test_25_a_decoder_that_is_killed_costs_no_request_anything(shared: Faulty) -
     [decoder], before = service.decoders(), lost(service)
     with ThreadPoolExecutor() as pool:
         halting = pool.submit(ask, service, HALT)
-        wait_until(lambda: is_stopped(decoder))
+        wait_until(lambda: halted(shared.folder) == decoder)
         others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
-        with shared.resumed():
+        with resumed(shared.folder):
             os.kill(decoder, signal.SIGKILL)
             assert [answer.result().status_code for answer in (halting, *others)] == [200] * 3
         assert lost(service) - before == 1
@@ -128,14 +116,15 @@ def test_25_a_decoder_that_is_killed_costs_no_request_anything(shared: Faulty) -
 
 
 @linux
-def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(service: Running) -> None:
+def test_25_an_image_that_ends_its_decoder_twice_is_refused_and_others_go_on(shared: Faulty) -> None:
+    service = shared.service
     before, ended = lost(service), set[int]()
     with ThreadPoolExecutor() as pool:
         halting = pool.submit(ask, service, HALT)
         others = [pool.submit(ask, service, png(grey)) for grey in (0, 70)]
         for _ in range(2):
-            wait_until(lambda: any(map(is_stopped, {*service.decoders()} - ended)))
-            [decoder] = {*service.decoders()} - ended
+            wait_until(lambda: halted(shared.folder) in {*service.decoders()} - ended)
+            decoder = halted(shared.folder)
             ended.add(decoder)
             os.kill(decoder, signal.SIGKILL)
         refused = halting.result()
@@ -151,8 +140,9 @@ def test_25_an_image_that_holds_its_decoder_is_refused_and_the_engine_goes_on(tm
         [held] = service.decoders()
         os.kill(held, signal.SIGSTOP)
         refused = ask(service, png(0))
-        os.kill(held, signal.SIGKILL)  # stopped, it cannot even see that its service ends
         assert refused.status_code == 422
+        # Stopped, it cannot end itself.
+        wait_until(lambda: not Path(f"/proc/{held}/cmdline").exists())
         assert "takes longer than 1 s" in refused.json()["detail"]
         assert ask(service, png(0)).status_code == 200
         assert "leuko_engine_restarts_total 0.0" in httpx.get(f"{service.address}/metrics").text
@@ -209,11 +199,6 @@ def test_25_an_engine_that_crashes_takes_one_process_and_others_go_on(tmp_path: 
 def ask(service: Running, image: bytes) -> httpx.Response:
     with service.client() as client:
         return alone(client, image)
-
-
-def is_stopped(pid: int) -> bool:
-    """By SIGSTOP, so while it decodes HALT."""
-    return field(pid, r"State:\s+(\w)") == ["T"]
 
 
 def lost(service: Running) -> int:
