@@ -6,14 +6,12 @@ For a large body, a new process imports this module, so it must not import FastA
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from struct import Struct
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app import __version__, validation
 from app.api.json_response import render
@@ -32,7 +30,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 JSON = "application/json"
 
 _ERRORS = {kind.code: kind for kind in (BadLabels, TooLarge)}
-_LENGTHS = Struct("<QQ")  # of the pickled task and of the body
+_LENGTHS = Struct("<QQ")  # of the task and of the body
 _VALUES_OF_A_CELL = 128  # at most, with an activation map; see `most_values`
 _VALUES_OF_A_ROW = 8  # at most, besides its probabilities
 
@@ -154,14 +152,17 @@ def parse(schema: type[Schema], body: bytes) -> Schema:
 
 def pack(task: Task, body: bytes) -> list[bytes]:
     """Return the input of the process that runs `work`."""
-    pickled = pickle.dumps(task)
-    return [_LENGTHS.pack(len(pickled), len(body)), pickled, body]
+    kind = type(task)
+    described = b"%s\n%s" % (kind.__name__.encode(), TypeAdapter(kind).dump_json(task))
+    return [_LENGTHS.pack(len(described), len(body)), described, body]
 
 
 def work(stdin: BinaryIO) -> bytes:
-    """Do a task in the process. The service wrote the pickle; the body is the client's."""
+    """Do a task in the process. The service described the task; the body is the client's."""
     task_size, body_size = _LENGTHS.unpack(stdin.read(_LENGTHS.size))
-    task: Callable[[bytes], Finished] = pickle.loads(stdin.read(task_size))
+    name, _, fields = stdin.read(task_size).partition(b"\n")
+    kind = {kind.__name__: kind for kind in (ScoreOutcomes, CountCells)}[name.decode()]
+    task = TypeAdapter[Task](kind).validate_json(fields)
     head: dict[str, Any]
     body = b""
     try:

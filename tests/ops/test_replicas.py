@@ -37,7 +37,8 @@ class Replicas:
 
     def start(self, slot: int) -> None:
         stack = ExitStack()
-        arguments = ("--port", str(self.ports[slot]), "--audit", str(self.audit(slot)))
+        own = ("--port", str(self.ports[slot]), "--audit", str(self.audit(slot)))
+        arguments = (*own, "--without-keys", "anywhere")  # nginx passes the name on that its clients use
         service = stack.enter_context(faulty(self.faults(slot), *arguments))
         self.running[slot] = service, stack
 

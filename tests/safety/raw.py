@@ -12,6 +12,10 @@ from tests.running import PATIENCE_S
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
+# An archive, which takes ten times its first MiB in memory: a service that accepts 1 MiB has room for one.
+ARCHIVE = "Content-Type: multipart/form-data; boundary=x"
+FORM = b'--x\r\nContent-Disposition: form-data; name="archive"; filename="a.zip"\r\n\r\n'
+
 
 @contextmanager
 def connected(port: int, *, receive_buffer: int | None = None) -> Iterator[socket.socket]:
@@ -73,3 +77,7 @@ def statuses(received: bytes) -> list[int]:
 
 def head(line: str, *headers: str) -> bytes:
     return "\r\n".join([line, "Host: localhost", *headers, "", ""]).encode("latin-1")
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)

@@ -23,7 +23,10 @@ from tests.fake_classifier import png
 from tests.running import FAKE, PATIENCE_S, Running, running, serving, wait_until
 from tests.safety.memory import growing_less_than
 from tests.safety.raw import (
+    ARCHIVE,
+    FORM,
     answer,
+    chunk,
     connected,
     exchange,
     first_answer,
@@ -90,10 +93,6 @@ def post(*headers: str) -> bytes:
     return head("POST /predict HTTP/1.1", PNG, *headers)
 
 
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
 # 9: too many bytes
 
 
@@ -132,10 +131,10 @@ def status_beside_another(service: Running, client: httpx.Client) -> int:
     """How one of two bodies is answered that are too much for their caller; a short one is admitted."""
     with connected(service.port) as first, connected(service.port) as second:
         for each in (first, second):
-            each.sendall(post(CHUNKED) + chunk(b"x"))
+            each.sendall(head("POST /evaluate HTTP/1.1", ARCHIVE, CHUNKED) + chunk(FORM))
         assert alone(client, png(0)).status_code == 200
         for each in (first, second):
-            each.sendall(chunk(bytes(MIB - 1)))
+            each.sendall(chunk(bytes(MIB - 2 * len(FORM))))
         return statuses(first_answer(first, second))[0]
 
 
