@@ -158,6 +158,7 @@ def test_40_a_service_calls_nobody_and_writes_nothing(
     assert watch.strays() == []
 
 
+@pytest.mark.ops
 def test_40_a_scoring_calls_nobody_and_leaves_only_its_rows(
     watch: Watch, tmp_path: Path, cells: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_40_a_scoring_calls_nobody_and_leaves_only_its_rows(
     assert watch.strays(rows) == []
 
 
+@pytest.mark.ops
 def test_40_training_calls_nobody_and_writes_only_what_it_names(watch: Watch, tmp_path: Path) -> None:
     out, slides = tmp_path / "out", tmp_path / "slides"
     sources = []
