@@ -41,5 +41,6 @@ def check_site(headers: Headers) -> None:
 
 
 def _authority(origin: str) -> str:
-    """Return host and port of an origin, "" for `null`; no scheme, since a proxy may have removed TLS."""
-    return origin.partition("://")[2].lower()
+    """Return host and port of a web origin, "" for others; http or https, since a proxy may have removed TLS."""
+    scheme, _, authority = origin.lower().partition("://")
+    return authority if scheme in ("http", "https") else ""

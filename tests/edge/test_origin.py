@@ -62,6 +62,7 @@ def test_the_service_s_own_pages_may_use_it(origin: str | None, site: str | None
         [("origin", "http://a:1"), ("origin", "http://b:1")],
         [("origin", "http://a:1@b")],
         [("origin", "a:1")],
+        [("origin", "x://a:1")],
         [("origin", "null")],
         [("origin", "")],
         [("sec-fetch-site", "cross-site")],
