@@ -41,6 +41,6 @@ def check_site(headers: Headers) -> None:
 
 
 def _authority(origin: str) -> str:
-    """Return host and port of a web origin, "" for others; http or https, since a proxy may have removed TLS."""
+    """Return host and port of an http or https origin (a proxy may have removed TLS), "" for others."""
     scheme, _, authority = origin.lower().partition("://")
     return authority if scheme in ("http", "https") else ""
