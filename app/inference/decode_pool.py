@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import logging
 import math
 import os
+import re
+import select
 import signal
 import socket
 import struct
@@ -16,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import TypeVar
 
 import numpy as np
@@ -28,8 +31,11 @@ from app.inference.decode_worker import (
     CELL,
     DEFECT,
     ERRORS,
+    FRAME,
     HELLO,
+    MOST_FRAMES,
     MOST_TEXT,
+    PACKAGE,
     READY,
     REPLY,
     REQUEST,
@@ -42,11 +48,12 @@ Buffer = TypeVar("Buffer", bytearray, memoryview)
 logger = logging.getLogger(__name__)
 
 START_S = 30.0  # for the fork server to import everything
-SLICE_S = 1.0  # between two heartbeats while an image is decoded
+SLICE_S = 1.0  # between two heartbeats while an image is decoded or waits for a decoder
 MARGIN_S = 1.0  # beyond the decoder's own time limit, if it cannot end itself
 ATTEMPTS = 2  # a decoder may also be killed for reasons other than its image
 RETRY_S = 1.0  # between two attempts to start a decoder while none can be started
-END_S = 5.0  # for the fork server to end by itself
+FORK_S = 3.0  # for the fork server to fork a decoder, which takes milliseconds
+WAIT_S = 8.0  # of an image for a decoder; a fork server starts in 1 or 2
 TEXTS = (*range(1, 1 + len(ERRORS)), DEFECT)  # kinds of replies that a text follows
 
 
@@ -57,11 +64,18 @@ class DecoderLost(Exception):
         self.late = late
 
 
+class DecoderFailed(RuntimeError):
+    """A decoder met a defect of ours, or says so. Its text cannot carry what the decoder has seen."""
+
+
 class DecodePool:
     """A pool of decoder processes; any number of threads may use it.
 
+    A thread that frames images never starts a decoder, which can take long or get stuck: `_restore` does.
+
     on_loss: called whenever a decoder was lost and is replaced.
     fork_server: default: the one that all pools of this process share.
+    wait_s: how long an image waits for a decoder.
     """
 
     def __init__(
@@ -70,15 +84,21 @@ class DecodePool:
         config: DecoderConfig,
         on_loss: Callable[[], object] = lambda: None,
         fork_server: ForkServer | None = None,
+        wait_s: float = WAIT_S,
     ) -> None:
         self._count = count
         self._config = config
         self._on_loss = on_loss
         self._fork_server = fork_server or _fork_server
-        self._closed = Event()
-        self._wanted = Event()  # a decoder could not be started
-        self._obstacle: str | None = None
+        self._wait_s = wait_s
         self._idle: deque[Decoder] = deque()
+        lock = Lock()  # of what follows
+        self._changed = Condition(lock)  # a decoder is idle, an obstacle was met, or the pool was closed
+        self._wanted = Condition(lock)  # a decoder is missing, or the pool was closed
+        self._missing = 0  # decoders to start
+        self._waiting = 0  # threads that wait for one
+        self._obstacle: str | None = None
+        self._closed = False
 
     def open(self) -> None:
         """Start all decoders; the pool may be closed meanwhile. Raise StartupError."""
@@ -96,22 +116,24 @@ class DecodePool:
         """Decode an image and crop it to its cell; raise what `decode` and `frame_cell` raise.
 
         Raise UndecodableImage also when the image crashes its decoder twice or takes longer than the config's
-        time limit, and NotReady when no decoder can be started. heartbeat: called at least every SLICE_S.
+        time limit, NotReady when no decoder can be started, and DecoderFailed. heartbeat: called at least
+        every SLICE_S.
         """
         check_bytes(data, self._config.limits)
         for _ in range(ATTEMPTS):
-            decoder = self._take()
+            decoder = self._take(heartbeat)
             try:
                 cell = decoder.frame(data, heartbeat)
             except DecoderLost as lost:
-                logger.error("replacing a decoder that %s", "took too long" if lost.late else "ended")
-                self._on_loss()
-                self._replace(decoder)
+                self._lose(decoder, "took too long" if lost.late else "ended")
                 if lost.late:
                     seconds = self._config.patience_s
                     raise UndecodableImage(f"the image takes longer than {seconds:g} s to decode") from None
-            except BaseException:
+            except ERRORS:
                 self._put_back(decoder)
+                raise
+            except BaseException:  # also DecoderFailed; else its reply may be still to come
+                self._lose(decoder, "failed")
                 raise
             else:
                 self._put_back(decoder)
@@ -120,16 +142,42 @@ class DecodePool:
 
     def close(self) -> None:
         """End all decoders; busy ones end after their image."""
-        self._closed.set()
-        self._wanted.set()
-        while self._idle:
-            self._idle.pop().close()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._wanted.notify_all()
+        with suppress(IndexError):  # other threads take decoders meanwhile
+            while True:
+                self._idle.pop().close()
 
-    def _take(self) -> Decoder:
+    def _take(self, heartbeat: Heartbeat) -> Decoder:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._start()
+            return self._wait(heartbeat)
+
+    def _wait(self, heartbeat: Heartbeat) -> Decoder:
+        """Wait until a decoder is idle. Raise NotReady after wait_s, or if none can be started."""
+        until = time.monotonic() + self._wait_s
+        with self._changed:
+            self._waiting += 1
+            self._want(max(self._missing, self._waiting))
+        try:
+            while True:
+                with self._changed:
+                    with suppress(IndexError):
+                        return self._idle.pop()
+                    if self._closed:
+                        raise NotReady("the decoders have been ended")
+                    if time.monotonic() > until:
+                        self._meet(f"no decoder process can be started: none within {self._wait_s:g} s")
+                    if self._obstacle is not None:
+                        raise NotReady(self._obstacle)
+                    self._changed.wait(_slice_s(self._config))
+                heartbeat()
+        finally:
+            with self._changed:
+                self._waiting -= 1
 
     def _put_back(self, decoder: Decoder) -> None:
         """Keep a decoder for the next image, or replace it if that was its last."""
@@ -138,41 +186,54 @@ class DecodePool:
         else:
             self._return(decoder)
 
+    def _lose(self, decoder: Decoder, what: str) -> None:
+        logger.error("replacing a decoder that %s", what)
+        self._on_loss()
+        self._replace(decoder)
+
     def _replace(self, decoder: Decoder) -> None:
         decoder.close()
-        with suppress(NotReady):  # an image that finds no decoder fails with it
-            self._return(self._start())
+        with self._wanted:
+            self._want(self._missing + 1)
 
-    def _start(self) -> Decoder:
-        """Start a decoder. Raise NotReady; then `_restore` tries again until it succeeds."""
-        try:
-            decoder = self._fork_server.start_decoder(self._config)
-        except StartupError as error:
-            if self._obstacle is None:
-                logger.error("%s; trying again every %g s", error.detail, RETRY_S)
-            self._obstacle = error.detail
-            self._wanted.set()
-            raise NotReady(error.detail) from error
-        if self._obstacle is not None:
-            logger.warning("decoder processes can be started again")
-        self._obstacle = None
-        return decoder
+    def _want(self, missing: int) -> None:
+        """Have `_restore` start decoders; call with the lock held."""
+        self._missing = missing
+        self._wanted.notify()
+
+    def _meet(self, obstacle: str) -> None:
+        """Note why no decoder can be started, until `_restore` has started one; call with the lock held."""
+        if self._obstacle is None:
+            logger.error("%s; trying again every %g s", obstacle, RETRY_S)
+        self._obstacle = obstacle
+        self._changed.notify_all()
 
     def _restore(self) -> None:
-        """Start decoders in place of those that could not be started, until the pool is closed."""
+        """Start the decoders that are missing, until the pool is closed."""
         while True:
-            self._wanted.wait()
-            if self._closed.is_set():
-                return
-            self._wanted.clear()
-            with suppress(NotReady):
-                self._return(self._start())
+            with self._wanted:
+                self._wanted.wait_for(lambda: self._missing or self._closed)
+                if self._closed:
+                    return
+            try:
+                decoder = self._fork_server.start_decoder(self._config)
+            except StartupError as error:
+                with self._wanted:
+                    self._meet(error.detail)
+                    self._wanted.wait_for(lambda: self._closed, RETRY_S)
                 continue
-            self._closed.wait(RETRY_S)
+            with self._wanted:
+                self._missing -= 1
+                if self._obstacle is not None:
+                    logger.warning("decoder processes can be started again")
+                self._obstacle = None
+            self._return(decoder)
 
     def _return(self, decoder: Decoder) -> None:
-        self._idle.append(decoder)
-        if self._closed.is_set():
+        with self._changed:
+            self._idle.append(decoder)
+            self._changed.notify()
+        if self._closed:
             self.close()
 
 
@@ -188,22 +249,19 @@ class Decoder:
         self._process = process
         self._size = config.preprocessing.size
         self._patience_s = config.patience_s
-        # Blocking, with the kernel's timeouts: a reply then wakes this thread once, not once per piece.
-        for option, seconds in (
-            (socket.SO_RCVTIMEO, min(SLICE_S, self._patience_s / 4)),
-            (socket.SO_SNDTIMEO, self._patience_s),
-        ):
-            connection.setsockopt(socket.SOL_SOCKET, option, _timeval(seconds))
+        self._slice_s = _slice_s(config)
+        # Blocking, with the kernel's timeout: a reply then wakes this thread once, not once per piece.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(self._slice_s))
 
     def frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
-        """Decode and crop an image; raise DecoderLost, or what `decode` and `frame_cell` raise.
+        """Decode and crop an image; raise what `decode` and `frame_cell` raise, DecoderLost or DecoderFailed.
 
         The reply may come from somebody who has taken the decoder over.
         """
         began = time.monotonic()
         until = began + self._patience_s + MARGIN_S
         try:
-            self._send(data)
+            self._send(data, until, heartbeat)
             head = self._receive(bytearray(REPLY.size), until, heartbeat)
             kind, self.ended, left, top, width, height, nucleus, length = REPLY.unpack(head)
             if kind == CELL and all(map(math.isfinite, (left, top, width, height))):
@@ -212,18 +270,34 @@ class Decoder:
                 return Cell(pixels, Frame(left, top, width, height, nucleus))
             if kind not in TEXTS or length > MOST_TEXT:
                 raise EOFError("no reply of ours")
-            text = self._receive(bytearray(length), until, heartbeat).decode()
+            text = self._receive(bytearray(length), until, heartbeat).decode("ascii")
+            if not text.isprintable():
+                raise EOFError("no text of ours")
         except (OSError, EOFError, UnicodeDecodeError):
             raise DecoderLost(late=time.monotonic() - began > self._patience_s) from None
         if kind == DEFECT:
-            raise RuntimeError(text)
+            raise DecoderFailed(_checked(text))
         raise ERRORS[kind - 1](text)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, until: float, heartbeat: Heartbeat) -> None:
+        """Send an image, however slowly it is read. Raise TimeoutError.
+
+        Not with SO_SNDTIMEO: the kernel applies it anew to each piece of the image.
+        """
         head = REQUEST.pack(len(data))
-        sent = self._connection.sendmsg([head, data])  # without a copy of the image
-        if sent < len(head) + len(data):
-            self._connection.sendall(memoryview(data)[sent - len(head) :])
+        sent = self._connection.sendmsg([head, data], (), socket.MSG_DONTWAIT)  # without a copy of the image
+        if sent == len(head) + len(data):
+            return
+        rest = memoryview(data)[sent - len(head) :]
+        writable = select.poll()
+        writable.register(self._connection, select.POLLOUT)
+        while rest:
+            writable.poll(math.ceil(self._slice_s * 1000))
+            with suppress(BlockingIOError):
+                rest = rest[self._connection.send(rest, socket.MSG_DONTWAIT) :]
+            if time.monotonic() > until:
+                raise TimeoutError
+            heartbeat()
 
     def _receive(self, into: Buffer, until: float, heartbeat: Heartbeat) -> Buffer:
         view, done = memoryview(into), 0
@@ -274,9 +348,11 @@ class ForkServer:
         """Fork a decoder. Raise StartupError."""
         with self._lock, self._starting():
             if self._control is not None:
-                with suppress(OSError, EOFError):
+                try:
                     return self._fork(self._control, config)
-                self._end()
+                except (OSError, EOFError) as error:
+                    logger.warning("replacing the process that forks decoders: %s", error)
+                    self._end()
             return self._fork(self._start(), config)
 
     @contextmanager
@@ -299,7 +375,8 @@ class ForkServer:
                 start_new_session=True,
             )
         self._control = ours
-        _await(ours, READY)
+        _await(ours, READY, START_S)
+        ours.settimeout(FORK_S)
         atexit.unregister(self._end)  # of an earlier process
         atexit.register(self._end)
         return ours
@@ -309,13 +386,13 @@ class ForkServer:
         try:
             with theirs:
                 socket.send_fds(control, [config.dump()], [theirs.fileno()])
-            descriptors = _await(ours, HELLO)
+            descriptors = _await(ours, HELLO, FORK_S)
             decoder = Decoder(ours, descriptors[0] if descriptors else None, config)
         except BaseException:
             ours.close()
             raise
         try:
-            _await(ours, READY)
+            _await(ours, READY, FORK_S)
         except BaseException:
             decoder.close()
             raise
@@ -325,23 +402,41 @@ class ForkServer:
         if self._control is not None:
             self._control.close()
             self._control = None
-        if self._process is not None:
-            try:
-                self._process.wait(END_S)
-            except subprocess.TimeoutExpired:  # it is stopped, or stuck while it starts
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()  # it has nothing to finish, and may be stopped or stuck
+            process.wait()
 
 
-def _await(connection: socket.socket, message: bytes) -> list[int]:
+def _await(connection: socket.socket, message: bytes, seconds: float) -> list[int]:
     """Wait for a message of a process that starts; return its descriptors. Raise OSError or EOFError."""
-    connection.settimeout(START_S)
+    connection.settimeout(seconds)
     received, descriptors, _, _ = socket.recv_fds(connection, len(message), 1)
     if received != message:
         raise EOFError("the process ended at once")
     connection.settimeout(None)
     return descriptors
+
+
+def _slice_s(config: DecoderConfig) -> float:
+    """Return the seconds between two heartbeats: the watchdog may wait as little as the time limit."""
+    return min(SLICE_S, config.patience_s / 4)
+
+
+def _checked(text: str) -> str:
+    """Return what `decode_worker.describe` says of a defect if it can be true, else "unknown".
+
+    Whoever has taken the decoder over could spell the images of others with names of his own.
+    """
+    name, *frames = text.split(" ")
+    kind = getattr(builtins, name, None)
+    known = isinstance(kind, type) and issubclass(kind, BaseException) and len(frames) <= MOST_FRAMES
+    return text if known and all(map(_is_ours, frames)) else "unknown"
+
+
+def _is_ours(frame: str) -> bool:
+    found = re.fullmatch(FRAME, frame)
+    return found is not None and (PACKAGE.parent / found[1]).is_file()
 
 
 def _timeval(seconds: float) -> bytes:

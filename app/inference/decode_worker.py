@@ -20,11 +20,13 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
+import app
 from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging import dicom, dicom_writer
 from app.imaging.decode import ACCEPTED, decode
@@ -41,8 +43,11 @@ HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where
 READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NO_FRAME = Frame(0, 0, 0, 0, nucleus=False)
-CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; a traceback follows
-MOST_TEXT = 64 * 1024  # bytes of a text that follows
+CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; what `describe` returns follows
+MOST_TEXT = 200  # printable ASCII characters of a text that follows: as much as a decoder can tell the client
+PACKAGE = Path(app.__file__).parent
+FRAME = r"(app/(?:[a-z0-9_]+/)*[a-z0-9_]+\.py):\d{1,4}"  # of a traceback, in a file of ours
+MOST_FRAMES = 3
 # Kinds 1, 2, 3: the error's detail follows.
 ERRORS: tuple[type[LeukoError], ...] = (TooLarge, UnsupportedFormat, UndecodableImage)
 
@@ -171,12 +176,26 @@ def answer(data: bytes, config: DecoderConfig) -> tuple[int, Frame, bytes | memo
     try:
         cell = frame_cell(decode(data, config.limits), config.preprocessing)
     except ERRORS as error:
-        return 1 + ERRORS.index(type(error)), NO_FRAME, error.detail.encode()
+        return 1 + ERRORS.index(type(error)), NO_FRAME, ascii(error.detail)[1:-1][:MOST_TEXT].encode()
     except MemoryError:
         return 1 + ERRORS.index(TooLarge), NO_FRAME, NO_MEMORY.encode()
-    except Exception:  # a defect of ours: the service raises it
-        return DEFECT, NO_FRAME, traceback.format_exc().encode()[-MOST_TEXT:]
+    except Exception as error:  # a defect of ours: the service raises it
+        return DEFECT, NO_FRAME, describe(error)[:MOST_TEXT].encode()
     return CELL, cell.frame, np.ascontiguousarray(cell.pixels).data.cast("B")
+
+
+def describe(error: Exception) -> str:
+    """Return the type of a defect and where in our files it was raised, the innermost first.
+
+    No message: it could quote an image. Instead of a type that is not built in, the one that it derives from.
+    """
+    kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == "builtins")
+    places = [
+        f"{path.relative_to(PACKAGE.parent)}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)  # opens no source file
+        if (path := Path(frame.f_code.co_filename)).is_relative_to(PACKAGE)
+    ]
+    return " ".join((kind, *reversed(places[-MOST_FRAMES:])))
 
 
 def receive(connection: socket.socket, size: int) -> bytes:

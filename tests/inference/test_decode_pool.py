@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -18,8 +22,18 @@ from app.errors import LeukoError, NotReady, StartupError, TooLarge, Undecodable
 from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
 from app.imaging.limits import ImageLimits
-from app.inference.decode_pool import DecodePool, Decoder, DecoderLost, ForkServer
-from app.inference.decode_worker import CELL, HELLO, READY, REPLY, REQUEST, DecoderConfig, receive
+from app.inference.decode_pool import DecodePool, Decoder, DecoderFailed, DecoderLost, ForkServer
+from app.inference.decode_worker import (
+    CELL,
+    DEFECT,
+    HELLO,
+    MOST_TEXT,
+    READY,
+    REPLY,
+    REQUEST,
+    DecoderConfig,
+    receive,
+)
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests.pictures import encode, picture
@@ -72,10 +86,15 @@ def test_an_error_is_the_same_as_from_this_process(
     assert there.value.detail == expected.value.detail
 
 
-def test_a_defect_is_raised_with_its_traceback() -> None:
-    decoders = DecodePool(1, DecoderConfig(LIMITS, Preprocessing(size=-1), 30))
-    with pytest.raises(RuntimeError, match="in frame_cell"):
-        decoders.frame(encode(picture(), "PNG"))
+def test_a_defect_is_raised_with_its_place_and_its_decoder_is_replaced() -> None:
+    losses: list[None] = []
+    config = DecoderConfig(LIMITS, Preprocessing(size=-1), 30)
+    decoders = DecodePool(1, config, lambda: losses.append(None))
+    decoders.open()
+    for _ in range(2):
+        with pytest.raises(DecoderFailed, match=r"^[A-Za-z]+Error( app/[a-z/_]+\.py:\d+){2,3}$"):
+            decoders.frame(encode(picture(), "PNG"))
+    assert len(losses) == 2
     decoders.close()
 
 
@@ -84,24 +103,76 @@ def test_a_fork_server_that_does_not_start_is_a_startup_error() -> None:
         ForkServer(["false"]).start_decoder(CONFIG)
 
 
-def test_while_no_decoder_can_be_started_images_fail_with_not_ready_and_later_are_decoded() -> None:
-    class Flaky(ForkServer):
-        broken = True
+class Obstructed(ForkServer):
+    """Starts decoders while it is free; else it cannot, or is stuck until it is free."""
 
-        def start_decoder(self, config: DecoderConfig) -> Decoder:
-            if self.broken:
-                raise StartupError("no decoder process can be started: out of memory")
-            return super().start_decoder(config)
+    def __init__(self, *, stuck: bool) -> None:
+        super().__init__()
+        self.free = Event()
+        self.free.set()
+        self._stuck = stuck
 
-    server = Flaky()
-    decoders = DecodePool(1, CONFIG, fork_server=server)
+    def start_decoder(self, config: DecoderConfig) -> Decoder:
+        if self._stuck:
+            self.free.wait()
+        if not self.free.is_set():
+            raise StartupError("no decoder process can be started: out of memory")
+        return super().start_decoder(config)
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_while_no_decoder_can_be_started_images_fail_with_not_ready_and_later_are_decoded(
+    stuck: bool,
+) -> None:
+    server, beats = Obstructed(stuck=stuck), 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+
+    decoders = DecodePool(1, CONFIG, fork_server=server, wait_s=0.2 if stuck else 60)
+    decoders.open()
+    assert decoders.obstacle is None
     data = encode(picture(), "PNG")
+    server.free.clear()
+    decoder = decoders._take(beat)
+    decoder.ended = True
+    decoders._put_back(decoder)
     for _ in range(2):
-        with pytest.raises(NotReady, match="out of memory"):
-            decoders.frame(data)
-    server.broken = False
+        with pytest.raises(NotReady, match="no decoder process can be started"):
+            decoders.frame(data, beat)
+    assert decoders.obstacle is not None
+    assert beats or not stuck
+    server.free.set()
+    wait_until(lambda: decoders.obstacle is None)
     assert np.array_equal(decoders.frame(data).pixels, here(data).pixels)
     decoders.close()
+
+
+def test_an_image_that_waits_for_a_decoder_ends_when_the_pool_is_closed() -> None:
+    server = Obstructed(stuck=True)
+    decoders = DecodePool(1, CONFIG, fork_server=server, wait_s=60)
+    decoders.open()
+    server.free.clear()
+    decoders._take(lambda: None).close()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(decoders.frame, encode(picture(), "PNG"))
+        wait_until(lambda: decoders._waiting == 1)
+        decoders.close()
+        assert isinstance(waiting.exception(), NotReady)
+    server.free.set()
+
+
+@linux
+def test_a_fork_server_that_is_stopped_is_replaced() -> None:
+    server = ForkServer()
+    server.start_decoder(CONFIG).close()
+    stopped = server._process
+    assert stopped is not None
+    stopped.send_signal(signal.SIGSTOP)
+    server.start_decoder(CONFIG).close()
+    assert stopped.returncode == -signal.SIGKILL
+    server._end()
 
 
 @linux
@@ -132,6 +203,7 @@ def test_a_pool_closed_before_it_is_opened_keeps_no_process() -> None:
 def test_a_decoder_that_is_busy_when_the_pool_is_closed_ends_too() -> None:
     before = decoding()
     decoders = DecodePool(1, DecoderConfig(LARGE, Preprocessing(), patience_s=0.4))
+    decoders.open()
     beats = 0
 
     def close() -> None:
@@ -171,7 +243,7 @@ def test_a_decoder_is_replaced_without_a_loss_when_its_processor_time_is_used_up
         assert np.array_equal(decoders.frame(data).pixels, expected.pixels)
         with pytest.raises(UnsupportedFormat):
             decoders.frame(b"text")
-        assert decoding() - before
+        wait_until(lambda known=before: bool(decoding() - known))  # type: ignore[misc]
     assert not losses
     decoders.close()
 
@@ -184,10 +256,14 @@ NAN = float("nan")
     [
         ((7, False, 0, 0, 0, 0, False, 0), b""),  # a kind that there is not
         ((1, False, 0, 0, 0, 0, False, 2**32 - 1), b""),  # 4 GiB
-        ((1, False, 0, 0, 0, 0, False, 1), b"\xff"),  # not UTF-8
+        ((1, False, 0, 0, 0, 0, False, MOST_TEXT + 1), b"a" * (MOST_TEXT + 1)),
+        ((DEFECT, False, 0, 0, 0, 0, False, MOST_TEXT + 1), b"a" * (MOST_TEXT + 1)),
+        ((1, False, 0, 0, 0, 0, False, 1), b"\xff"),  # not ASCII
+        ((1, False, 0, 0, 0, 0, False, 3), "\u202e".encode()),  # turns the direction of what follows
+        ((1, False, 0, 0, 0, 0, False, 2), b"\x1b["),  # for a terminal
         ((CELL, False, NAN, 0, 0, 0, False, 0), b""),
     ],
-    ids=["kind", "length", "text", "frame"],
+    ids=["kind", "length", "long text", "long defect", "text", "direction", "control", "frame"],
 )
 def test_a_reply_that_is_none_of_ours_counts_as_a_loss(reply: tuple[object, ...], body: bytes) -> None:
     ours, theirs = socket.socketpair()
@@ -217,26 +293,79 @@ def test_a_reply_in_drips_ends_at_the_time_limit_and_gives_heartbeats() -> None:
     decoder.close()
 
 
-def test_after_a_failure_the_pool_starts_decoders_again_by_itself() -> None:
-    class Broken(ForkServer):
-        broken = False
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_image_that_is_read_slowly_or_not_at_all_ends_at_the_time_limit_and_gives_heartbeats(
+    eager: bool,
+) -> None:
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, DecoderConfig(LIMITS, Preprocessing(), 0.2))
+    beats = 0
 
-        def start_decoder(self, config: DecoderConfig) -> Decoder:
-            if self.broken:
-                raise StartupError("no decoder process can be started: out of memory")
-            return super().start_decoder(config)
+    def sip() -> None:
+        nonlocal beats
+        beats += 1
+        if eager:
+            theirs.recv(40_000)
 
-    server = Broken()
-    decoders = DecodePool(1, CONFIG, fork_server=server)
+    with theirs, pytest.raises(DecoderLost) as lost:
+        decoder.frame(bytes(100_000_000), sip)
+    assert beats > 2
+    assert lost.value.late
+    decoder.close()
+
+
+def test_a_large_image_arrives_whole() -> None:
+    data = np.random.default_rng(0).bytes(3_000_000)
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, CONFIG)
+
+    def answer() -> bytes:
+        found = receive(theirs, REQUEST.size + len(data))
+        theirs.sendall(REPLY.pack(1, False, 0, 0, 0, 0, False, 3) + b"yes")
+        return found
+
+    with theirs, ThreadPoolExecutor() as pool:
+        reading = pool.submit(answer)
+        with pytest.raises(TooLarge, match="yes"):
+            decoder.frame(data, lambda: None)
+        assert reading.result() == REQUEST.pack(len(data)) + data
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "images of others",
+        "object",
+        "ValueError 4a6f686e",
+        "ValueError app/imaging/none.py:1",
+        "ValueError app/../tests/running.py:1",
+        "ValueError app/imaging/decode.py:12345",
+        "ValueError" + 4 * " app/imaging/decode.py:1",
+    ],
+)
+def test_of_a_defect_nothing_is_told_but_a_type_and_places_in_our_files(text: str) -> None:
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, CONFIG)
+    theirs.sendall(REPLY.pack(DEFECT, False, 0, 0, 0, 0, False, len(text)) + text.encode())
+    with theirs, pytest.raises(DecoderFailed, match=r"^unknown$"):
+        decoder.frame(b"", lambda: None)
+    decoder.close()
+
+
+def test_a_decoder_whose_reply_was_not_awaited_is_not_used_again() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    losses: list[None] = []
+    decoders = DecodePool(1, DecoderConfig(LARGE, Preprocessing(), 4), lambda: losses.append(None))
     decoders.open()
-    assert decoders.obstacle is None
-    server.broken = True
-    decoders._take().close()
-    with pytest.raises(NotReady):
-        decoders.frame(encode(picture(), "PNG"))
-    assert decoders.obstacle == "no decoder process can be started: out of memory"
-    server.broken = False
-    wait_until(lambda: decoders.obstacle is None)
+    decoder = decoders._idle[0]
+    decoder._slice_s = 0.001
+    decoder._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 1000))
+    with pytest.raises(KeyboardInterrupt):
+        decoders.frame(SLOW, interrupt)
+    assert len(losses) == 1
     decoders.close()
 
 
