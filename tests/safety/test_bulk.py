@@ -187,7 +187,7 @@ def write_table(path: Path, cells: list[bytes | None] | pa.Array, **options: Any
 
 def zeros(count: int, size: int) -> pa.Array:
     """Cells of zeros; untouched memory, of which the kernel keeps no copy."""
-    offsets = np.arange(0, (count + 1) * size, size, np.int32)
+    offsets = np.arange(0, (count + 1) * size, size, dtype=np.int32)
     return pa.Array.from_buffers(
         pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(bytes(count * size))]
     )
