@@ -27,7 +27,7 @@ from tests.fakes import zipped
 from tests.running import FAKE, PATIENCE_S, Running, linux, running, wait_until
 from tests.safety.memory import growing_less_than
 
-JSON = "application/json"
+JSON, BYTES = "application/json", "application/octet-stream"
 INFER = "/v2/models/fake/infer"
 TENSOR = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":['
 REASONS = b'{"predictions":[{"label":"monocyte","review_reasons":['
@@ -118,6 +118,21 @@ WORST = {
     ),
     "small parts": ("/evaluate", MULTIPART, tiny_parts(100_000).body),
 }
+
+
+@linux
+def test_36_a_tensor_of_tiny_elements_is_refused_at_the_first_one_too_many(service: Running) -> None:
+    elements = (struct.pack("<I", 2) + b"ab") * (10 * MIB)
+    head = TENSOR.removesuffix(b',"data":[') + b',"parameters":{"binary_data_size":%d}}]}' % len(elements)
+    body = head + elements
+    headers = {"content-type": BYTES, "inference-header-content-length": str(len(head))}
+    reserved = cost(INFER, BYTES, len(body)) / MIB
+    with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
+        answer = client.post(INFER, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "input image has more than 1 elements, but its shape is 1",
+    )
 
 
 def entries(count: int) -> bytes:
