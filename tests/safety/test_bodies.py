@@ -31,6 +31,7 @@ JSON, BYTES = "application/json", "application/octet-stream"
 INFER = "/v2/models/fake/infer"
 TENSOR = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":['
 REASONS = b'{"predictions":[{"label":"monocyte","review_reasons":['
+UTF_8 = 0x800  # flag of an entry of a ZIP
 SMALL_MIB = 64  # what a service may take beside the reservations: small bodies, responses, imports
 
 
@@ -135,13 +136,13 @@ def test_36_a_tensor_of_tiny_elements_is_refused_at_the_first_one_too_many(servi
     )
 
 
-def entries(count: int) -> bytes:
-    """Return a ZIP64 of empty entries with the shortest names that are images of a class."""
+def entries(count: int, filler: str = "") -> bytes:
+    """Return a ZIP64 of empty entries whose names are images of a class: the shortest ones and `filler`."""
     local, directory, offset = [], [], 0
     for number in range(count):
-        name = b"monocyte/%x" % number
-        local.append(struct.pack("<4s22xHH", b"PK\3\4", len(name), 0) + name)
-        directory.append(struct.pack("<4s24xH12xI", b"PK\1\2", len(name), offset) + name)
+        name = f"monocyte/{number:x}{filler}".encode()
+        local.append(struct.pack("<4s2xH18xHH", b"PK\3\4", UTF_8, len(name), 0) + name)
+        directory.append(struct.pack("<4s4xH18xH12xI", b"PK\1\2", UTF_8, len(name), offset) + name)
         offset += len(local[-1])
     listed = b"".join(directory)
     end = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(listed), offset)

@@ -134,12 +134,12 @@ async def evaluate_predictions(request: Request, service: Loaded, context: Conte
     return Response(finished.body, media_type=finished.media_type)
 
 
-async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
+async def _assign_groups(labelled: LabelledSet) -> list[bytes] | None:
     grouping = labelled.grouping
     if grouping is None:
         return None
 
-    def assign() -> list[str]:
+    def assign() -> list[bytes]:
         return assign_groups([image.name for image in labelled.images], grouping, child)
 
     child = pattern_child()
@@ -151,7 +151,7 @@ async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
 async def _evaluate(
     service: Service,
     images: Sequence[StoredImage],
-    groups: list[str] | None,
+    groups: list[bytes] | None,
     progress: Progress,
     context: RequestContext,
 ) -> Evaluation:
