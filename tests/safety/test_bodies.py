@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -161,14 +161,44 @@ def test_36_a_body_takes_no_more_memory_than_it_reserves(
         send(client, path, body, media_type)
 
 
+def rows(count: int, name: str, text: str) -> bytes:
+    return "".join(f"{number:06x}{name},{text}\n" for number in range(count)).encode()
+
+
+# One character outside the BMP makes Python keep four bytes for each character of a text.
+NAMES: dict[str, tuple[Callable[[], bytes], int]] = {
+    "short paths": (
+        lambda: parts(("archive", "", entries(100_000)), ("group_pattern", "", b"no group")),
+        422,
+    ),
+    "wide paths": (
+        lambda: parts(
+            ("archive", "", entries(199_000, "a" * 196 + "😀")), ("group_pattern", "", b"no group")
+        ),
+        422,
+    ),
+    "too long paths": (lambda: parts(("archive", "", entries(199_000, "a" * 440 + "😀"))), 413),
+    "wide file names": (lambda: parts(*[("files", f'; filename="{"a" * 1960}😀"', b"")] * 120_000), 400),
+    "wide labels and groups": (
+        lambda: parts(
+            ("files", "", b""),
+            ("labels", "", rows(200_000, "a" * 300 + "😀", "b")),
+            ("groups", "", rows(200_000, "a" * 150, "b" * 150 + "😀")),
+        ),
+        422,
+    ),
+}
+
+
 @linux
-def test_36_the_entries_of_an_archive_take_no_more_memory_than_it_reserves(service: Running) -> None:
-    body = parts(("archive", "", entries(100_000)), ("group_pattern", "", b"no group"))
-    with (
-        service.client() as client,
-        growing_less_than(cost("/evaluate", MULTIPART, len(body)) / MIB, service),
-    ):
-        assert "no group" in send(client, "/evaluate", body, MULTIPART).json()["detail"]
+@pytest.mark.parametrize(("make", "status"), NAMES.values(), ids=[*NAMES])
+def test_36_names_take_no_more_memory_than_a_body_reserves(
+    service: Running, make: Callable[[], bytes], status: int
+) -> None:
+    body = make()
+    reserved = cost("/evaluate", MULTIPART, len(body)) / MIB
+    with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
+        assert send(client, "/evaluate", body, MULTIPART).status_code == status
 
 
 @linux
