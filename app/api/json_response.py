@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import BytesIO
 
 from pydantic import BaseModel
 
 SLICE = 500  # items of a list that are rendered without letting other threads run
 
 
-def render(document: BaseModel) -> bytes:
-    """Return what `model_dump_json` does, which would hold the interpreter lock until it is done."""
-    return b"".join(_pieces(document))
+def render(document: BaseModel, before: bytes = b"", after: bytes = b"") -> bytes:
+    """Return what `model_dump_json` does, which would hold the interpreter lock until it is done.
+
+    A field may hold a sequence that makes its items when they are asked for. before, after: put around it.
+    """
+    rendered = BytesIO(before)  # unlike a list of pieces, not beside their sum
+    rendered.seek(len(before))
+    for piece in _pieces(document):
+        rendered.write(piece)
+    rendered.write(after)
+    return rendered.getvalue()
 
 
 def _pieces(document: BaseModel) -> Iterator[bytes]:
     separator = b"{"
     for name in type(document).model_fields:
         value = getattr(document, name)
-        if isinstance(value, list) and len(value) > SLICE:
+        if isinstance(value, Sequence) and not isinstance(value, str):
             yield separator + f'"{name}":'.encode()
             yield from _items(document, name, value)
         else:
@@ -27,9 +36,9 @@ def _pieces(document: BaseModel) -> Iterator[bytes]:
     yield b"}"
 
 
-def _items(document: BaseModel, name: str, items: list[object]) -> Iterator[bytes]:
+def _items(document: BaseModel, name: str, items: Sequence[object]) -> Iterator[bytes]:
     separator, around = b"[", len(f'{{"{name}":[')
-    for start in range(0, len(items), SLICE):
+    for start in range(0, max(1, len(items)), SLICE):
         part = document.model_copy(update={name: items[start : start + SLICE]})
         yield separator + part.model_dump_json(include={name})[around:-2].encode()
         separator = b","

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 
 from app.api.uploads import Form, Part
-from app.archives.file_labels import class_indices, parse_mapping
+from app.archives.file_labels import Texts, class_indices, parse_mapping
 from app.archives.images import ArchiveImages, StoredImage
 from app.archives.labelled_archive import ArchiveLimits, open_archive
 from app.errors import BadLabels, Unusable
@@ -19,7 +19,7 @@ class LabelledSet:
     """grouping: file name → source (photo or patient), a pattern that captures it, or None if unknown."""
 
     images: Sequence[StoredImage]
-    grouping: Mapping[str, str] | str | None
+    grouping: Texts | str | None
 
 
 def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> LabelledSet:
@@ -56,7 +56,7 @@ def _in_form(
     ]
 
 
-def _grouping(form: Form, most: int) -> Mapping[str, str] | str | None:
+def _grouping(form: Form, most: int) -> Texts | str | None:
     mapping, pattern = form["groups"], form["group_pattern"]
     if mapping and pattern:
         raise Unusable("send groups or group_pattern, not both")

@@ -105,8 +105,6 @@ def parse(body: bytes, header_length: str | None, *, most_images: int, most_byte
     if count > most_images:
         raise TooLarge(f"input image has {count} elements; at most {most_images} are accepted")
     images = _elements(image, texts, memoryview(body)[size:], most_bytes)
-    if len(images) != count:
-        raise MalformedRequest(f"input image has {len(images)} elements, but its shape is {count}")
     return InferRequest(request.id, images, _outputs(request))
 
 
@@ -176,17 +174,25 @@ def _elements(image: _Input, texts: dict[str, memoryview], rest: memoryview, mos
         raise MalformedRequest("input image needs either data or binary_data_size")
     if len(rest) != (size or 0):
         raise MalformedRequest(f"{len(rest)} bytes follow the JSON, but binary_data_size is {size or 0}")
-    elements = _unpack(rest) if size is not None else _decode(image.data or [], texts, most_bytes)
+    (count,) = image.shape
+    elements: Iterator[bytes | memoryview]
+    if image.data is not None:
+        if len(image.data) != count:
+            raise MalformedRequest(f"input image has {len(image.data)} elements, but its shape is {count}")
+        elements = _decode(image.data, texts, most_bytes)
+    else:
+        elements = _unpack(rest, count)
     images = []
     for index, element in enumerate(elements):
         if len(element) > most_bytes:
             raise TooLarge(f"image {index} has {len(element)} bytes; at most {most_bytes} are accepted")
-        images.append(element)
+        images.append(bytes(element))
     return images
 
 
-def _unpack(rest: memoryview) -> Iterator[bytes]:
-    offset = 0
+def _unpack(rest: memoryview, count: int) -> Iterator[memoryview]:
+    """Yield the elements. Raise MalformedRequest unless there are `count`, at the first one too many."""
+    offset = number = 0
     while offset < len(rest):
         if offset + LENGTH.size > len(rest):
             raise MalformedRequest("the tensor of input image ends within a length")
@@ -194,8 +200,13 @@ def _unpack(rest: memoryview) -> Iterator[bytes]:
         offset += LENGTH.size
         if offset + size > len(rest):
             raise MalformedRequest("the tensor of input image ends within an element")
-        yield bytes(rest[offset : offset + size])
+        number += 1
+        if number > count:
+            raise MalformedRequest(f"input image has more than {count} elements, but its shape is {count}")
+        yield rest[offset : offset + size]
         offset += size
+    if number < count:
+        raise MalformedRequest(f"input image has {number} elements, but its shape is {count}")
 
 
 def _decode(data: Sequence[str], texts: dict[str, memoryview], most_bytes: int) -> Iterator[bytes]:

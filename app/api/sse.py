@@ -48,4 +48,4 @@ async def _last_event(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
 
 
 def _event(name: str, data: BaseModel) -> bytes:
-    return b"event: " + name.encode() + b"\ndata: " + render(data) + b"\n\n"  # JSON has no line ends
+    return render(data, b"event: " + name.encode() + b"\ndata: ", b"\n\n")  # JSON has no line ends

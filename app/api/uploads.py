@@ -20,6 +20,7 @@ from app.errors import MalformedRequest, TooLarge, UnsupportedFormat, Unusable
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+MAX_FILENAME = 255  # characters
 MAX_OPTIONS = 2048  # bytes of a header with parameters, such as a file name
 LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn
 TURN_S = 0.0003  # a turn that takes longer is followed by small slices, and others run
@@ -184,6 +185,8 @@ class _Reader:
             raise MalformedRequest("a part of the form has no name")
         self._name = _text(options[b"name"])
         self._filename = _text(options[b"filename"]) if b"filename" in options else None
+        if len(self._filename or "") > MAX_FILENAME:
+            raise MalformedRequest(f"a file name of the form has over {MAX_FILENAME} characters")
         if self._name not in self._limits:
             raise Unusable(f"only parts named {', '.join(self._limits)} are accepted")
         count = self._limits[self._name].count

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from app.archives.pattern_search import pattern_child, search
+from app.archives.pattern_search import decode, encode, pattern_child, search
 from app.child_process import Child
 from app.errors import BadLabels, TooLarge
 
@@ -26,7 +26,34 @@ _NAME = re.compile(b"(" + _TEXT + b")" + _SPACE + b":" + _SPACE, re.DOTALL)
 _VALUE = re.compile(b"(" + _TEXT + rb"|-?[0-9]{1,4096}+(?![.eE]))" + _SPACE + b"([,}])" + _SPACE, re.DOTALL)
 
 
-def parse_mapping(data: bytes, most: float = math.inf) -> dict[str, str]:
+class Texts(Mapping[str, str]):
+    """Texts by file name, kept as UTF-8.
+
+    As `str`, one character outside the BMP would make Python keep four bytes for each character of its text.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[bytes, bytes] = {}
+
+    def add(self, name: str, text: str) -> bool:
+        """Return whether the name was new, or had the same text."""
+        encoded = encode(text)
+        return self._texts.setdefault(encode(name), encoded) == encoded
+
+    def encoded(self, name: str) -> bytes | None:
+        return self._texts.get(encode(name))
+
+    def __getitem__(self, name: str) -> str:
+        return decode(self._texts[encode(name)])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(decode, self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def parse_mapping(data: bytes, most: float = math.inf) -> Texts:
     """Return file name → class or source. A CSV may have a header row, a byte order mark and CRLF.
 
     Raise TooLarge for more than `most` entries, and BadLabels, which gives the line or entry and never a file
@@ -34,32 +61,30 @@ def parse_mapping(data: bytes, most: float = math.inf) -> dict[str, str]:
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
     rows = _json_rows(data) if _OPEN.match(data) else _csv_rows(data)
-    mapping: dict[str, str] = {}
+    mapping = Texts()
     for number, (place, name, value) in enumerate(rows, 1):
         if number > most:
             raise TooLarge(f"the labels or groups have more than {most} entries")
         if not name or not value:
             raise BadLabels(f"{place} has an empty file name or value")
-        if mapping.setdefault(name, value) != value:
+        if not mapping.add(name, value):
             raise BadLabels(f"{place} repeats a file name with a different value")
     if not mapping:
         raise BadLabels("the labels or groups contain no file names")
     return mapping
 
 
-def assign_groups(
-    names: Sequence[str], grouping: Mapping[str, str] | str, child: Child | None = None
-) -> list[str]:
-    """Return the source of each name.
+def assign_groups(names: Sequence[str], grouping: Texts | str, child: Child | None = None) -> list[bytes]:
+    """Return the source of each name, in UTF-8.
 
     grouping: file name → source, or a pattern whose first group captures the source, which blocks until
     `child` has searched the names. Raise BadLabels, also if any name has no source.
     """
-    groups: list[str | None]
+    groups: list[bytes | None]
     if isinstance(grouping, str):
         groups, fault = search(names, grouping, child or pattern_child()), "do not match the group pattern"
     else:
-        groups, fault = [grouping.get(name) for name in names], "are missing from the groups"
+        groups, fault = [grouping.encoded(name) for name in names], "are missing from the groups"
     assigned = [group for group in groups if group]
     if len(assigned) < len(names):
         raise BadLabels(f"{len(names) - len(assigned)} of {len(names)} file names {fault}")

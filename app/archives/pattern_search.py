@@ -23,8 +23,8 @@ def pattern_child(limit_s: float = LIMIT_S) -> Child:
     return Child(f"{__name__}:work", limit_s=limit_s, limit_mib=_LIMIT_MIB)
 
 
-def search(names: Sequence[str], pattern: str, child: Child) -> list[str | None]:
-    """Return what the pattern's first group captures in each name, None if it does not match.
+def search(names: Sequence[str], pattern: str, child: Child) -> list[bytes | None]:
+    """Return what the pattern's first group captures in each name, in UTF-8, None if it does not match.
 
     child: made by `pattern_child`, so that it can be closed. Raise BadLabels, ChildEnded if it was closed.
     """
@@ -43,15 +43,23 @@ def search(names: Sequence[str], pattern: str, child: Child) -> list[str | None]
 
 def work(stdin: BinaryIO) -> bytes:
     """Search in the process: read the pattern and the names, return what `search` unpacks."""
-    texts = _unpack(stdin)
+    texts = (decode(text or b"") for text in _unpack(stdin))
     try:
-        compiled = re.compile(next(texts) or "")
+        compiled = re.compile(next(texts))
     except (re.error, RecursionError, OverflowError) as error:
         return REFUSED + f"the group pattern is not a regular expression: {error}".encode()
     if not compiled.groups:
         return REFUSED + b"the group pattern has no group (\xe2\x80\xa6) to capture the source"
-    matches = (compiled.search(name or "") for name in texts)
+    matches = (compiled.search(name) for name in texts)
     return FOUND + b"".join(_pack(match and match[1] for match in matches))
+
+
+def encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # JSON can escape half of a pair
+
+
+def decode(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")
 
 
 def _pack(texts: Iterable[str | None]) -> Iterator[bytes]:
@@ -59,11 +67,11 @@ def _pack(texts: Iterable[str | None]) -> Iterator[bytes]:
         if text is None:
             yield _NOTHING.to_bytes(_WIDTH, "little")
         else:
-            data = text.encode("utf-8", "surrogatepass")
+            data = encode(text)
             yield len(data).to_bytes(_WIDTH, "little") + data
 
 
-def _unpack(file: BinaryIO) -> Iterator[str | None]:
+def _unpack(file: BinaryIO) -> Iterator[bytes | None]:
     while head := file.read(_WIDTH):
         size = int.from_bytes(head, "little")
-        yield None if size == _NOTHING else file.read(size).decode("utf-8", "surrogatepass")
+        yield None if size == _NOTHING else file.read(size)

@@ -24,7 +24,8 @@ _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".ra
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits: encryption, strong encryption, masked headers
 _LOCAL_HEADER = struct.Struct("<26xHH")  # length of name, length of extra field
 _DIRECTORY_ENTRY = b"PK\x01\x02"
-_MEAN_ENTRY = 512  # bytes of directory per entry allowed on average
+_MEAN_ENTRY = 256  # bytes of directory per entry allowed on average
+_MAX_PATH = 1024  # bytes; one character outside the BMP makes Python keep four bytes for each character
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Directory:
             data = self._file.read(size) if size >= 0 else self._file.read()  # not all files accept -1
             if data.count(_DIRECTORY_ENTRY) <= self._max_entries:
                 return data
-        raise TooLarge(f"the archive has more than {self._max_entries} entries")
+        raise TooLarge(f"the archive has more than {self._max_entries} entries, or too many bytes of paths")
 
 
 def _parse(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[ZipInfo], int]:
@@ -134,6 +135,8 @@ def _check_entries(directory: Sequence[ZipInfo]) -> None:
 
 def _flaw(info: ZipInfo) -> str | None:
     name = info.orig_filename
+    if len(name) > _MAX_PATH or len(name.encode("utf-8", "surrogatepass")) > _MAX_PATH:
+        return f"has a path of over {_MAX_PATH} bytes"
     if name.startswith("/") or name[1:2] == ":" or "\\" in name or "\0" in name or ".." in name.split("/"):
         return "has a path that is absolute, contains .. or does not use / as its separator"
     if flaw := _unreadable(info):

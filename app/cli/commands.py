@@ -192,7 +192,7 @@ def _track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:
     return list(terminal.track(outcomes, total, Console(stderr=True)))
 
 
-def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None:
+def _groups(names: Sequence[str], groups: Path | str | None) -> list[bytes] | None:
     if groups is None:
         return None
     if isinstance(groups, str):
@@ -203,7 +203,7 @@ def _groups(names: Sequence[str], groups: Path | str | None) -> list[str] | None
         raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
 
 
-def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[str] | None) -> Scored:
+def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[bytes] | None) -> Scored:
     probabilities = np.full((len(outcomes), len(labels)), np.nan)
     for row, outcome in zip(probabilities, outcomes, strict=True):
         if isinstance(outcome.answer, Answer):

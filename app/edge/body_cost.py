@@ -30,7 +30,7 @@ class Cost:
 
 _BYTES = Cost(1.3)  # a buffer that grows by an eighth
 _COPIED = Cost(2.1)  # the body beside the images decoded from it
-_ARCHIVE = Cost(1.3, entries=9.0, most_entries=320 * MIB)  # 200,000 entries
+_ARCHIVE = Cost(1.3, entries=12.0, most_entries=448 * MIB)  # 200,000 entries, then as many errors
 _FORM = Cost(1.3, entries=6.0, most_entries=2 * MIB)  # a few hundred parts
 
 

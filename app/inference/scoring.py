@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,7 +54,7 @@ class Scored:
 async def score(
     service: Service,
     images: Sequence[StoredImage],
-    groups: Sequence[str] | None,
+    groups: Sequence[Hashable] | None,
     progress: Progress,
     *,
     caller: Caller = ANYONE,
@@ -100,7 +100,7 @@ async def score(
 def judge(
     names: Sequence[str],
     images: Sequence[StoredImage],
-    groups: Sequence[str] | None,
+    groups: Sequence[Hashable] | None,
     probabilities: NDArray[np.float64],
     failures: dict[int, LeukoError],
 ) -> Scored:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar, overload
+
+from pydantic import BaseModel
 
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
@@ -15,6 +18,8 @@ from app.inference.scoring import Progress, Scored
 from app.wire.problems import image_problem
 from app.wire.schemas import Evaluation, ImageProblem, Mistake, ModelReference, Prediction
 from app.wire.specimen import Caution, ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
+
+Model = TypeVar("Model", bound=BaseModel)
 
 ENOUGH_CELLS = 100  # fewer cells give a warning
 
@@ -112,25 +117,55 @@ def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
     return cautions
 
 
+class _Made(Sequence[Model]):
+    """Models that are made when they are asked for: 200,000 of them would take hundreds of MiB."""
+
+    def __init__(self, count: int, make: Callable[[int], Model]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Model: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Model]: ...
+
+    def __getitem__(self, index: int | slice) -> Model | list[Model]:
+        if isinstance(index, slice):
+            return [self._make(each) for each in range(*index.indices(self._count))]
+        return self._make(range(self._count)[index])
+
+
 def evaluation(
     request_id: str, bundle: Bundle, images: Sequence[StoredImage], scored: Scored, progress: Progress
 ) -> Evaluation:
-    mistakes = [
-        Mistake(
-            filename=images[mistake.index].name,
-            label=bundle.labels[images[mistake.index].label],
-            predicted=bundle.labels[mistake.predicted],
-            confidence=mistake.confidence,
+    """Return the evaluation, whose lists of images are made when they are rendered."""
+    failures = [*scored.failures]
+
+    def mistake(number: int) -> Mistake:
+        found = scored.mistakes[number]
+        image = images[found.index]
+        return Mistake(
+            filename=image.name,
+            label=bundle.labels[image.label],
+            predicted=bundle.labels[found.predicted],
+            confidence=found.confidence,
         )
-        for mistake in scored.mistakes
-    ]
-    failures = [image_problem(error, index, images[index].name) for index, error in scored.failures.items()]
-    return Evaluation(
+
+    def failure(number: int) -> ImageProblem:
+        index = failures[number]
+        return image_problem(scored.failures[index], index, images[index].name)
+
+    result = Evaluation(
         **asdict(scored.report),
         request_id=request_id,
         model=model_reference(bundle),
         elapsed_seconds=progress.seconds,
         images_per_second=progress.images_per_second,
-        misclassified=mistakes,
-        errors=failures,
+        misclassified=[],
+        errors=[],
     )
+    lists = {"misclassified": _Made(len(scored.mistakes), mistake), "errors": _Made(len(failures), failure)}
+    return result.model_copy(update=lists)

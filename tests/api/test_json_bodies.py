@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+import tracemalloc
 from io import BytesIO
 
+import numpy as np
 import pytest
 
 from app.api.json_bodies import SLICE, _do_small, count_values
 from app.api.json_response import SLICE as ITEMS
 from app.api.json_response import render
 from app.api.json_tasks import Finished, Invalid, ScoreOutcomes, pack, unpack, work
+from app.archives.images import StoredImage
 from app.child_process import Child, ChildEnded, ChildTimeout, ChildTooLarge
-from app.errors import BadLabels, TooLarge
+from app.errors import BadLabels, TooLarge, UndecodableImage
+from app.inference.scoring import Progress, judge
 from app.inference.threads import Pool
+from app.wire import responses
 from app.wire.schemas import ImageProblem, ModelReference, Predictions
+from tests.fake_classifier import FakeClassifier
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 TASK = ScoreOutcomes("id", LABELS, 10)
@@ -120,6 +127,23 @@ def test_a_document_in_slices_is_the_same_json(count: int) -> None:
         errors=[problem] * count,
     )
     assert render(document).decode() == document.model_dump_json()
+
+
+def test_errors_of_an_evaluation_are_made_in_slices() -> None:
+    count, failed = 20_000, UndecodableImage("the file is empty")
+    bundle = FakeClassifier().bundle
+    images = [StoredImage("a", bytes, 0)] * (count + 1)
+    probabilities = np.full((count + 1, 4), np.nan)
+    probabilities[count] = (0.7, 0.1, 0.1, 0.1)
+    scored = judge(bundle.labels, images, None, probabilities, dict.fromkeys(range(count), failed))
+    tracemalloc.start()
+    try:
+        rendered = render(responses.evaluation("id", bundle, images, scored, Progress(count + 1)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(json.loads(rendered)["errors"]) == count
+    assert peak < 2.5 * len(rendered)
 
 
 def test_the_process_reads_a_pickle_of_the_service_and_then_the_body() -> None:

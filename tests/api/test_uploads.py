@@ -78,6 +78,7 @@ def test_no_body_breaks_the_reader(data: bytes) -> None:
         (part('name="files"', b"x") * 3, TooLarge, "more than 2 parts named files"),
         (part('name="file"', b"x"), Unusable, "only parts named files, labels are accepted"),
         (part('filename="a.png"', b"x"), MalformedRequest, "a part of the form has no name"),
+        (part(f'name="files"; filename="{"é" * 256}"', b"x"), MalformedRequest, "has over 255 characters"),
         (b"--line\r\n\r\nx\r\n--line--", MalformedRequest, "a part of the form has no name"),
         (b"--line\r\n" + b"A" * 10_000, MalformedRequest, "not a multipart form"),
         (b"--line\r\n" + b"A: b\r\n" * 1000, MalformedRequest, "not a multipart form"),

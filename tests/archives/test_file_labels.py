@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.archives.file_labels import assign_groups, parse_mapping
+from app.archives.file_labels import Texts, assign_groups, parse_mapping
 from app.archives.pattern_search import MAX_PATTERN, pattern_child
 from app.errors import BadLabels
 
@@ -70,16 +70,16 @@ def test_a_complaint_does_not_repeat_file_names() -> None:
 
 
 def test_groups_follow_the_names_through_a_mapping() -> None:
-    assert assign_groups(["b", "a", "b"], {"a": "1", "b": "2", "c": "3"}) == ["2", "1", "2"]
+    assert assign_groups(["b", "a", "b"], parse_mapping(b"a,1\nb,2\nc,3")) == [b"2", b"1", b"2"]
 
 
 def test_groups_are_the_first_group_of_a_pattern_found_anywhere_in_the_name() -> None:
     names = ["TEST/NEUTROPHIL/_40_9127.jpeg", "TEST/MONOCYTE/_7_11.jpeg"]
-    assert assign_groups(names, r"_(\d+)_(\d+)\.jpe?g$") == ["40", "7"]
+    assert assign_groups(names, r"_(\d+)_(\d+)\.jpe?g$") == [b"40", b"7"]
 
 
-@pytest.mark.parametrize("grouping", [{"a-1": "s"}, r"-(\d)", r"^\w+(?:-(\d))?", r"^\w+-?(\d*)$"])
-def test_names_without_a_source_are_counted_and_not_repeated(grouping: dict[str, str] | str) -> None:
+@pytest.mark.parametrize("grouping", [parse_mapping(b"a-1,s"), r"-(\d)", r"^\w+(?:-(\d))?", r"^\w+-?(\d*)$"])
+def test_names_without_a_source_are_counted_and_not_repeated(grouping: Texts | str) -> None:
     with pytest.raises(BadLabels, match=r"^2 of 3 file names") as caught:
         assign_groups(["a-1", "secret", "other"], grouping)
     assert "secret" not in caught.value.detail
@@ -108,3 +108,11 @@ def test_a_pattern_that_backtracks_for_ever_is_stopped() -> None:
 
 def test_no_names_give_no_groups() -> None:
     assert assign_groups([], r"(\d)") == []
+
+
+def test_names_and_sources_are_any_text() -> None:
+    names = ["😀", "\ud83d"]  # the latter is half a pair, which JSON can escape
+    mapping = parse_mapping(b'{"\xf0\x9f\x98\x80": "\xc3\xa9", "\\ud83d": "\\ude00"}')
+    assert [mapping[name] for name in names] == ["é", "\ude00"]
+    assert assign_groups(names, mapping) == ["é".encode(), b"\xed\xb8\x80"]
+    assert assign_groups(names, "(.)") == ["😀".encode(), b"\xed\xa0\xbd"]

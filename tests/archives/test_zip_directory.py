@@ -82,6 +82,15 @@ def test_a_directory_of_padding_is_never_read_whole() -> None:
     assert "2 entries" in refuse(data[:start] + directory + end, TooLarge, ArchiveLimits(max_entries=2))
 
 
+def test_paths_are_limited_in_bytes_each_and_in_total() -> None:
+    assert read_directory(io.BytesIO(pack({"é" * 512: b""})), LIMITS)
+    assert refuse(pack({"a": b"", "é" * 513: b""}), BadArchive).endswith(
+        "entry 2 of the archive has a path of over 1024 bytes"
+    )
+    data = pack({f"{n:01000}": b"" for n in range(1500)})
+    assert "1500 entries, or too many bytes" in refuse(data, TooLarge, ArchiveLimits(max_entries=1500))
+
+
 def test_entries_that_share_bytes_are_refused() -> None:
     data = pack({"a.png": b"1" * 50, "b.png": b"2" * 50}, ZIP_STORED)
     second = data.rindex(DIRECTORY)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -27,10 +27,11 @@ from tests.fakes import zipped
 from tests.running import FAKE, PATIENCE_S, Running, linux, running, wait_until
 from tests.safety.memory import growing_less_than
 
-JSON = "application/json"
+JSON, BYTES = "application/json", "application/octet-stream"
 INFER = "/v2/models/fake/infer"
 TENSOR = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":['
 REASONS = b'{"predictions":[{"label":"monocyte","review_reasons":['
+UTF_8 = 0x800  # flag of an entry of a ZIP
 SMALL_MIB = 64  # what a service may take beside the reservations: small bodies, responses, imports
 
 
@@ -120,13 +121,28 @@ WORST = {
 }
 
 
-def entries(count: int) -> bytes:
-    """Return a ZIP64 of empty entries with the shortest names that are images of a class."""
+@linux
+def test_36_a_tensor_of_tiny_elements_is_refused_at_the_first_one_too_many(service: Running) -> None:
+    elements = (struct.pack("<I", 2) + b"ab") * (10 * MIB)
+    head = TENSOR.removesuffix(b',"data":[') + b',"parameters":{"binary_data_size":%d}}]}' % len(elements)
+    body = head + elements
+    headers = {"content-type": BYTES, "inference-header-content-length": str(len(head))}
+    reserved = cost(INFER, BYTES, len(body)) / MIB
+    with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
+        answer = client.post(INFER, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "input image has more than 1 elements, but its shape is 1",
+    )
+
+
+def entries(count: int, filler: str = "") -> bytes:
+    """Return a ZIP64 of empty entries whose names are images of a class: the shortest ones and `filler`."""
     local, directory, offset = [], [], 0
     for number in range(count):
-        name = b"monocyte/%x" % number
-        local.append(struct.pack("<4s22xHH", b"PK\3\4", len(name), 0) + name)
-        directory.append(struct.pack("<4s24xH12xI", b"PK\1\2", len(name), offset) + name)
+        name = f"monocyte/{number:x}{filler}".encode()
+        local.append(struct.pack("<4s2xH18xHH", b"PK\3\4", UTF_8, len(name), 0) + name)
+        directory.append(struct.pack("<4s4xH18xH12xI", b"PK\1\2", UTF_8, len(name), offset) + name)
         offset += len(local[-1])
     listed = b"".join(directory)
     end = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(listed), offset)
@@ -145,14 +161,44 @@ def test_36_a_body_takes_no_more_memory_than_it_reserves(
         send(client, path, body, media_type)
 
 
+def rows(count: int, name: str, text: str) -> bytes:
+    return "".join(f"{number:06x}{name},{text}\n" for number in range(count)).encode()
+
+
+# One character outside the BMP makes Python keep four bytes for each character of a text.
+NAMES: dict[str, tuple[Callable[[], bytes], int]] = {
+    "short paths": (
+        lambda: parts(("archive", "", entries(100_000)), ("group_pattern", "", b"no group")),
+        422,
+    ),
+    "wide paths": (
+        lambda: parts(
+            ("archive", "", entries(199_000, "a" * 196 + "😀")), ("group_pattern", "", b"no group")
+        ),
+        422,
+    ),
+    "too long paths": (lambda: parts(("archive", "", entries(199_000, "a" * 440 + "😀"))), 413),
+    "wide file names": (lambda: parts(*[("files", f'; filename="{"a" * 1960}😀"', b"")] * 120_000), 400),
+    "wide labels and groups": (
+        lambda: parts(
+            ("files", "", b""),
+            ("labels", "", rows(200_000, "a" * 300 + "😀", "b")),
+            ("groups", "", rows(200_000, "a" * 150, "b" * 150 + "😀")),
+        ),
+        422,
+    ),
+}
+
+
 @linux
-def test_36_the_entries_of_an_archive_take_no_more_memory_than_it_reserves(service: Running) -> None:
-    body = parts(("archive", "", entries(100_000)), ("group_pattern", "", b"no group"))
-    with (
-        service.client() as client,
-        growing_less_than(cost("/evaluate", MULTIPART, len(body)) / MIB, service),
-    ):
-        assert "no group" in send(client, "/evaluate", body, MULTIPART).json()["detail"]
+@pytest.mark.parametrize(("make", "status"), NAMES.values(), ids=[*NAMES])
+def test_36_names_take_no_more_memory_than_a_body_reserves(
+    service: Running, make: Callable[[], bytes], status: int
+) -> None:
+    body = make()
+    reserved = cost("/evaluate", MULTIPART, len(body)) / MIB
+    with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
+        assert send(client, "/evaluate", body, MULTIPART).status_code == status
 
 
 @linux

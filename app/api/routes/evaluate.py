@@ -85,16 +85,11 @@ response is a stream of `progress` events that ends with one `result` or one `er
     openapi_extra=body(BODY),
 )
 async def evaluate(request: Request, service: Loaded, context: Context) -> Response:
-    with service.stage("receive", context.stages):
-        form = await read_form(request, _limits(service.settings))
-    labels = service.classifier.bundle.labels
-    limits = archive_limits(service.settings)
-    labelled = await LONG.run(lambda: read_labelled(form, labels, limits))
-    groups = await _assign_groups(labelled)
-    progress = Progress(len(labelled.images))
+    images, groups = await _read(request, service, context)
+    progress = Progress(len(images))
 
     async def work() -> Evaluation:
-        evaluation = await _evaluate(service, labelled.images, groups, progress, context)
+        evaluation = await _evaluate(service, images, groups, progress, context)
         context.findings.update(
             model_sha256=evaluation.model.sha256,
             n=evaluation.n,
@@ -134,12 +129,24 @@ async def evaluate_predictions(request: Request, service: Loaded, context: Conte
     return Response(finished.body, media_type=finished.media_type)
 
 
-async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
+async def _read(
+    request: Request, service: Service, context: RequestContext
+) -> tuple[Sequence[StoredImage], list[bytes] | None]:
+    """Return the images and their sources; the labels and groups of the form are freed."""
+    with service.stage("receive", context.stages):
+        form = await read_form(request, _limits(service.settings))
+    labels = service.classifier.bundle.labels
+    limits = archive_limits(service.settings)
+    labelled = await LONG.run(lambda: read_labelled(form, labels, limits))
+    return labelled.images, await _assign_groups(labelled)
+
+
+async def _assign_groups(labelled: LabelledSet) -> list[bytes] | None:
     grouping = labelled.grouping
     if grouping is None:
         return None
 
-    def assign() -> list[str]:
+    def assign() -> list[bytes]:
         return assign_groups([image.name for image in labelled.images], grouping, child)
 
     child = pattern_child()
@@ -151,7 +158,7 @@ async def _assign_groups(labelled: LabelledSet) -> list[str] | None:
 async def _evaluate(
     service: Service,
     images: Sequence[StoredImage],
-    groups: list[str] | None,
+    groups: list[bytes] | None,
     progress: Progress,
     context: RequestContext,
 ) -> Evaluation:
