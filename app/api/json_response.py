@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 
 from pydantic import BaseModel
 
@@ -11,7 +12,9 @@ SLICE = 500  # items of a list that are rendered without letting other threads r
 
 def render(document: BaseModel) -> bytes:
     """Return what `model_dump_json` does, which would hold the interpreter lock until it is done."""
-    return b"".join(_pieces(document))
+    response = BytesIO()  # unlike `join`, it does not hold everything twice
+    response.writelines(_pieces(document))
+    return response.getvalue()
 
 
 def _pieces(document: BaseModel) -> Iterator[bytes]:
