@@ -22,7 +22,7 @@ class _Held:
 
 
 class Budget:
-    """Counts the requests in flight and the bytes reserved for their bodies, in total and for each caller.
+    """Counts the requests in flight and the bytes reserved for them, in total and for each caller.
 
     max_requests, max_bytes: of all callers together. largest: bytes that one request must be able to reserve
     while nothing else is in flight; max_bytes is raised to what this takes.
@@ -75,7 +75,7 @@ class Budget:
 
 
 class Reservation:
-    """The place of one request, and the bytes that are reserved for its body."""
+    """The place of one request, and the bytes that are reserved for its body and its response."""
 
     def __init__(self, budget: Budget, caller: str, held: _Held, cost: Cost) -> None:
         self.bytes = 0
@@ -94,6 +94,11 @@ class Reservation:
         if needed > self._budget.most_bytes:
             most = self._budget.most_bytes
             raise TooLarge(f"Such a body takes {needed} bytes of memory; one caller can have {most}.")
+        self.hold(needed)
+
+    def hold(self, size: int) -> None:
+        """Have at least `size` bytes reserved, or all that one caller can have. Raise QueueFull."""
+        needed = min(size, self._budget.most_bytes)
         if needed > self.bytes:
             self._budget.reserve(self._held, needed - self.bytes)
             self.bytes = needed

@@ -30,6 +30,7 @@ TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-
 UNSAFE_PATH = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 SMALL_BODY = MIB  # largest body in bytes that is read and discarded to keep its connection open
 GRACE_S = 2.0  # how far a declared body may lag behind an even pace that completes it in body_timeout_s
+PIECE = 2**16  # bytes of a response that are sent at once: uvicorn waits when more than that are unsent
 CLIENT_GONE = 499  # nginx's status for a client that disconnected before the response
 
 
@@ -39,7 +40,9 @@ class Exchange:
     max_body_bytes is checked as the body arrives. body_timeout_s runs from the start of the request.
     linger_s is how long the rest of an unread body is read and discarded before closing.
 
-    route: what the request was matched to. reservation: of a request with a body; it grows as bytes arrive.
+    route: what the request was matched to. reservation: of a request with a body; it grows as bytes arrive,
+    and before a response that is larger. A response is sent in pieces, so that the request, and with it its
+    reservation, lasts until the client has taken all of it but the last pieces.
     """
 
     def __init__(
@@ -170,6 +173,8 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and self.failure is None:
+            self._reserve_response(Headers(raw=message["headers"]))
         # If reading a body fails, FastAPI responds 400; drop that: admission responds with `failure`.
         if self.failure is None or self.started:
             await self.respond(message)
@@ -182,7 +187,10 @@ class Exchange:
             self._put_headers(MutableHeaders(scope=message))
         elif message["type"] == "http.response.body" and self._unread and not message.get("more_body"):
             message, self._unfinished = {**message, "more_body": True}, True
-        await self._send(message)
+        if len(message.get("body", b"")) > PIECE:
+            await self._send_pieces(message["body"], message.get("more_body", False))
+        else:
+            await self._send(message)
 
     async def finish(self) -> None:
         """Read and discard an unread body after the response, then end it: closing sooner could lose it.
@@ -223,6 +231,30 @@ class Exchange:
         except LeukoError as error:
             self.failure = error
             raise
+
+    def _reserve_response(self, headers: Headers) -> None:
+        """Reserve what the response takes; without room for it, refuse instead with `failure`."""
+        size = int(headers.get("content-length", "0"))  # a stream has none: its events come as they are made
+        if self.reservation is None or size <= PIECE:
+            return
+        try:
+            self.reservation.hold(size)
+        except LeukoError as error:
+            self.failure = error
+
+    async def _send_pieces(self, body: bytes, more_body: bool) -> None:
+        """Send bytes as the client takes them. Pieces are copies: the last ones outlive the request."""
+        for start in range(0, len(body), PIECE):
+            if self._disconnected.is_set():
+                return
+            end = start + PIECE
+            await self._send(
+                {
+                    "type": "http.response.body",
+                    "body": bytes(body[start:end]),
+                    "more_body": more_body or end < len(body),
+                }
+            )
 
     async def _receive_in_time(self) -> Message:
         deadline = self.context.arrived + self._body_timeout_s

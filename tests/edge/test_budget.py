@@ -89,3 +89,13 @@ def test_what_is_covered_stays_and_what_is_given_back_is_free() -> None:
         reservation.close()
     assert (shared.bytes, shared.requests) == (0, 0)
     assert fill(shared, "b").bytes == 750
+
+
+def test_a_response_holds_its_size_but_never_more_than_a_caller_can_have() -> None:
+    shared = budget()
+    reservation = shared.admit("a", int)
+    for size, held in ((10, 10), (5, 10), (10_000, 750)):
+        reservation.hold(size)
+        assert (reservation.bytes, shared.bytes) == (held, held)
+    reservation.close()
+    assert shared.bytes == 0

@@ -11,8 +11,9 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 
-from app.edge.exchange import CLIENT_GONE, Exchange
-from app.errors import BodyTimeout, MalformedRequest, TooLarge
+from app.edge.budget import Budget
+from app.edge.exchange import CLIENT_GONE, PIECE, Exchange
+from app.errors import BodyTimeout, MalformedRequest, QueueFull, TooLarge
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 CHUNKED = {"transfer-encoding": "chunked"}
@@ -54,9 +55,24 @@ class Client:
         return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
 
 
-async def respond(exchange: Exchange, status: int = 200) -> None:
-    await exchange.send({"type": "http.response.start", "status": status, "headers": []})
-    await exchange.send({"type": "http.response.body", "body": b"ok"})
+class SlowReader(Client):
+    """Take one message of the response for each `taken.release()`."""
+
+    def __init__(self, *body: bytes) -> None:
+        super().__init__(*body)
+        self.taken = asyncio.Semaphore(0)
+        self.waiting = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        self.waiting.set()
+        await self.taken.acquire()
+        await super().send(message)
+
+
+async def respond(exchange: Exchange, status: int = 200, body: bytes = b"ok") -> None:
+    headers = [(b"content-length", str(len(body)).encode())]
+    await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+    await exchange.send({"type": "http.response.body", "body": body})
 
 
 async def read(exchange: Exchange) -> bytes:
@@ -342,5 +358,74 @@ def test_the_application_s_own_timeout_is_not_mistaken_for_a_disconnect() -> Non
 
         with pytest.raises(TimeoutError):
             await work()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE])
+def test_a_response_of_one_piece_is_sent_as_it_is(size: int) -> None:
+    async def scenario() -> None:
+        client = Client(b"")
+        exchange = client.exchange()
+        await read(exchange)
+        await respond(exchange, body=b"x" * size)
+        assert client.sent[1:] == [{"type": "http.response.body", "body": b"x" * size}]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(PIECE + 1, [PIECE, 1]), (3 * PIECE, [PIECE] * 3)])
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_larger_response_is_sent_in_pieces(size: int, pieces: list[int], unread: bool) -> None:
+    async def scenario() -> None:
+        client = Client(b"body", headers={"content-length": "4"})
+        exchange = client.exchange()
+        if not unread:
+            await read(exchange)
+        body = bytes(number % 251 for number in range(size))
+        await respond(exchange, body=body)
+        assert [len(message["body"]) for message in client.sent[1:]] == pieces
+        assert b"".join(message["body"] for message in client.sent[1:]) == body
+        assert [message["more_body"] for message in client.sent[1:]] == [True] * (len(pieces) - 1) + [unread]
+
+    run(scenario)
+
+
+def test_a_response_lasts_until_its_reader_has_taken_it_and_ends_if_he_leaves() -> None:
+    async def scenario() -> None:
+        client = SlowReader(b"")
+        exchange = client.exchange()
+        await read(exchange)
+        sending = asyncio.create_task(respond(exchange, body=b"x" * 5 * PIECE))
+        for taken in range(3):
+            await client.waiting.wait()
+            assert (len(client.sent), sending.done()) == (taken, False)
+            client.waiting.clear()
+            client.taken.release()
+        await client.waiting.wait()
+        client.left.set()
+        while not exchange._disconnected.is_set():
+            await asyncio.sleep(0)
+        client.taken.release()
+        await sending
+        assert len(client.sent) == 4
+
+    run(scenario)
+
+
+def test_a_response_reserves_what_it_takes_beyond_its_body_and_is_refused_without_room() -> None:
+    async def scenario() -> None:
+        budget = Budget(max_requests=10, max_bytes=8 * PIECE, largest=1)
+        clients, exchanges = [Client(b"body") for _ in range(2)], []
+        for client in clients:
+            exchange = client.exchange()
+            exchange.reservation = budget.admit("a", int)
+            await read(exchange)
+            exchanges.append(exchange)
+        for exchange in exchanges:
+            await respond(exchange, body=b"x" * 5 * PIECE)
+        assert [exchange.started for exchange in exchanges] == [True, False]
+        assert isinstance(exchanges[1].failure, QueueFull)
+        assert (budget.bytes, clients[1].sent) == (5 * PIECE + 4, [])
 
     run(scenario)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import psutil
 import pytest
 
-from tests.running import FAKE, PATIENCE_S, Running, running, wait_until
+from tests.running import FAKE, PATIENCE_S, Running, linux, running, wait_until
+from tests.safety.memory import growing_less_than
 from tests.safety.raw import connected, head
 
 BIG = "/swagger/swagger-ui-bundle.js"
@@ -59,3 +62,32 @@ def test_48_a_reader_of_next_to_nothing_is_sent_away(service: Running, size: int
             assert time.monotonic() < deadline
             client.recv(size)
             time.sleep(every_s)
+
+
+def count(cells: int, name: str) -> bytes:
+    """Of `/differential`: its response repeats the cells that a person must review."""
+    cell = {
+        "label": "neutrophil",
+        "confidence": 0.1,
+        "filename": name,
+        "review": True,
+        "review_reasons": ["low_confidence"],
+    }
+    return json.dumps({"predictions": [cell] * cells}).encode()
+
+
+@linux
+def test_48_what_waits_for_slow_readers_stays_within_the_memory_for_bodies() -> None:
+    body = count(2_000, "x" * 1_900)
+    headers = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    request = head("POST /differential HTTP/1.1", *headers) + body
+    statuses = []
+    with running(FAKE, "--max-body-mib", "4", "--max-reserved-mib", "1") as service, ExitStack() as clients:
+        with growing_less_than(70, service):
+            for _ in range(24):
+                client = clients.enter_context(connected(service.port, receive_buffer=1))
+                client.sendall(request)
+                statuses.append(client.recv(12)[-3:])
+        served = statuses.count(b"200")
+        assert statuses == [b"200"] * served + [b"429"] * (24 - served)
+        assert 4 < served < 10
