@@ -75,7 +75,10 @@ class Budget:
 
 
 class Reservation:
-    """The place of one request, and the bytes that are reserved for its body."""
+    """The place of one request, and the bytes that are reserved for its body, until all who hold it close it.
+
+    Whoever made it is the first; the others are threads that still work on the body.
+    """
 
     def __init__(self, budget: Budget, caller: str, held: _Held, cost: Cost) -> None:
         self.bytes = 0
@@ -83,7 +86,7 @@ class Reservation:
         self._caller = caller
         self._held = held
         self._cost = cost
-        self._open = True
+        self._holders = 1
 
     def cover(self, body_bytes: int) -> None:
         """Reserve what so many bytes of the body take.
@@ -109,9 +112,13 @@ class Reservation:
             self._budget.release(self._held, surplus)
             self.bytes -= surplus
 
+    def hold(self) -> None:
+        """Keep everything until `close` is called once more."""
+        self._holders += 1
+
     def close(self) -> None:
-        """Give back everything; closing again does nothing."""
-        if self._open:
-            self._open = False
+        """Give back everything, unless somebody else still holds it."""
+        self._holders -= 1
+        if self._holders == 0:
             self.keep(0)
             self._budget.leave(self._caller, self._held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from io import BytesIO
 
@@ -14,7 +13,6 @@ from app.api.json_response import render
 from app.api.json_tasks import Finished, Invalid, ScoreOutcomes, pack, unpack, work
 from app.child_process import Child, ChildEnded, ChildTimeout, ChildTooLarge
 from app.errors import BadLabels, TooLarge
-from app.inference.threads import Pool
 from app.wire.schemas import ImageProblem, ModelReference, Predictions
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
@@ -86,28 +84,6 @@ def test_a_process_that_was_closed_never_starts() -> None:
     child.close()
     with pytest.raises(ChildEnded):
         child.run([])
-
-
-def test_a_call_that_was_cancelled_before_it_began_is_not_made() -> None:
-    async def scenario() -> list[str]:
-        pool, made = Pool("test", 1), list[str]()
-        begun, go = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def hold() -> None:
-            loop.call_soon_threadsafe(begun.set)
-            asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
-
-        held = pool.run(hold)
-        await begun.wait()
-        left = pool.run(lambda: made.append("left"))
-        left.cancel()
-        last = pool.run(lambda: made.append("last"))
-        go.set()
-        await asyncio.gather(held, last)
-        return made
-
-    assert asyncio.run(scenario()) == ["last"]
 
 
 @pytest.mark.parametrize("count", [0, 1, ITEMS, ITEMS + 1, 3 * ITEMS])

@@ -85,7 +85,17 @@ def test_what_is_covered_stays_and_what_is_given_back_is_free() -> None:
     reservation.keep(7)
     reservation.keep(9)
     assert (reservation.bytes, shared.bytes) == (7, 7)
-    for _ in range(2):
-        reservation.close()
+    reservation.close()
     assert (shared.bytes, shared.requests) == (0, 0)
     assert fill(shared, "b").bytes == 750
+
+
+def test_what_somebody_else_still_holds_is_given_back_once_all_have_closed_it() -> None:
+    shared = budget()
+    reservation = shared.admit("a", int)
+    reservation.cover(10)
+    reservation.hold()
+    reservation.close()
+    assert (shared.bytes, shared.requests) == (10, 1)
+    reservation.close()
+    assert (shared.bytes, shared.requests) == (0, 0)
