@@ -37,6 +37,18 @@ def two_keys(folder: Path) -> Iterator[tuple[Running, Caller, Caller]]:
         yield service, flood, quiet
 
 
+@contextmanager
+def stopped(service: Running) -> Iterator[None]:
+    """The one process for large bodies, as if it took for ever."""
+    wait_until(lambda: bool(working(service, "json_tasks")))
+    (pid,) = working(service, "json_tasks")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def post(caller: Caller, path: str, body: bytes, media_type: str = JSON) -> httpx.Response:
     with caller.client() as client:
         return send(client, path, body, media_type)
@@ -55,17 +67,13 @@ def test_43_bodies_whose_clients_left_while_they_waited_take_no_memory() -> None
         ThreadPoolExecutor(1) as pool,
     ):
         first = pool.submit(send, client, "/evaluate/predictions", outcomes(20_000).body)
-        wait_until(lambda: bool(working(service, "json_tasks")))
-        (pid,) = working(service, "json_tasks")
-        os.kill(pid, signal.SIGSTOP)  # the one process is taken
-        with growing_less_than(3 * LONGEST / MIB + SMALL_MIB, service):
+        with stopped(service), growing_less_than(3 * LONGEST / MIB + SMALL_MIB, service):
             for _ in range(LEAVING):
                 with (
                     httpx.Client(base_url=service.address, timeout=UNTIL_IT_WAITS_S) as leaving,
                     pytest.raises(httpx.TimeoutException),
                 ):
                     send(leaving, "/evaluate/predictions", body)
-        os.kill(pid, signal.SIGCONT)
         assert first.result().status_code == 200
 
 
@@ -87,11 +95,8 @@ def test_58_large_bodies_of_one_key_take_turns_with_those_of_another(tmp_path: P
     large, count = outcomes(100_000), cells(10_000)
     with two_keys(tmp_path) as (service, flood, quiet), ThreadPoolExecutor(REQUESTS) as pool:
         flooding = [pool.submit(post, flood, large.path, large.body) for _ in range(REQUESTS)]
-        wait_until(lambda: bool(working(service, "json_tasks")))
-        (pid,) = working(service, "json_tasks")
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: answered(flooding, 429) >= REQUESTS - 6)
-        os.kill(pid, signal.SIGCONT)
+        with stopped(service):
+            wait_until(lambda: answered(flooding, 429) >= REQUESTS - 6)
         assert post(quiet, count.path, count.body).status_code == 200
         assert answered(flooding, 200) < 4
         assert [future.result().status_code for future in flooding].count(200) >= 4
