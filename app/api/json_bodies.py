@@ -17,6 +17,7 @@ from app.api.uploads import media_type, read_body
 from app.child_process import Child, ChildTimeout, ChildTooLarge
 from app.errors import DeadlinePassed, TooLarge, UnsupportedFormat
 from app.inference.threads import SHORT, Pool
+from app.observability.request_context import RequestContext
 from app.units import MIB
 
 SMALL_BYTES = MIB // 4
@@ -25,21 +26,25 @@ SLICE = MIB // 4  # bytes that are searched without letting other threads run
 PROCESSES = 1  # at once, since each may take much memory
 PROCESS_MIB = 768  # address space of each: 200,000 rows of four classes in 64 MiB need 500
 PROCESS_S = 60.0
+MOST_WAITING = 4  # large bodies of one caller
 
-_PROCESSES = Pool("processes", PROCESSES)
+_PROCESSES = Pool("large bodies", PROCESSES, MOST_WAITING)
 
 
-async def finish(request: Request, task: Task, size: int, deadline: float) -> Finished:
+async def finish(
+    request: Request, task: Task, size: int, context: RequestContext, deadline: float
+) -> Finished:
     """Read a body of at most `size` bytes and do the task. When cancelled, stop at once.
 
-    deadline: by the loop's clock. Raise UnsupportedFormat, TooLarge, BadLabels, DeadlinePassed or
+    deadline: by the loop's clock. Raise UnsupportedFormat, TooLarge, BadLabels, QueueFull, DeadlinePassed or
     RequestValidationError.
     """
     if media_type(request) != JSON:
         raise UnsupportedFormat("send application/json")
     body = await read_body(request, size)
     try:
-        return await SHORT.run(lambda: _do_small(task, body)) or await _do_large(task, body, deadline)
+        finished = await SHORT.run(lambda: _do_small(task, body), context)
+        return finished or await _do_large(task, body, context, deadline)
     except Invalid as invalid:
         raise RequestValidationError(
             [{"loc": (fault.field,), "msg": fault.detail, "type": fault.code} for fault in invalid.faults]
@@ -63,12 +68,12 @@ def count_values(body: bytes) -> int:
     )
 
 
-async def _do_large(task: Task, body: bytes, deadline: float) -> Finished:
+async def _do_large(task: Task, body: bytes, context: RequestContext, deadline: float) -> Finished:
     child = Child("app.api.json_tasks:work", limit_s=PROCESS_S, limit_mib=PROCESS_MIB)
     try:
         with closing(child):
             async with asyncio.timeout_at(deadline):
-                output = await _PROCESSES.run(lambda: child.run(pack(task, body)))
+                output = await _PROCESSES.run(lambda: child.run(pack(task, body)), context)
     except (TimeoutError, ChildTimeout):
         raise DeadlinePassed("the body was not evaluated within the time limit of the request") from None
     except ChildTooLarge:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from app.api.json_response import render
 from app.errors import LeukoError
 from app.inference.threads import LONG
+from app.observability.request_context import RequestContext
 from app.wire.problems import problem, unexpected
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter
 async def stream(
     work: Callable[[], Coroutine[None, None, BaseModel]],
     progress: Callable[[], BaseModel],
-    request_id: str,
+    context: RequestContext,
 ) -> AsyncIterator[bytes]:
     """Run `work` and yield its events; closing the iterator cancels it."""
     task = asyncio.create_task(work())
@@ -31,20 +32,20 @@ async def stream(
         while not (await asyncio.wait([task], timeout=INTERVAL_S))[0]:
             yield _event("progress", progress())
         yield _event("progress", progress())
-        yield await _last_event(task, request_id)
+        yield await _last_event(task, context)
     finally:
         task.cancel()
 
 
-async def _last_event(task: asyncio.Task[BaseModel], request_id: str) -> bytes:
+async def _last_event(task: asyncio.Task[BaseModel], context: RequestContext) -> bytes:
     try:
         result = await task
-        return await LONG.run(lambda: _event("result", result))
+        return await LONG.run(lambda: _event("result", result), context)
     except LeukoError as error:
-        return _event("error", problem(error, request_id))
+        return _event("error", problem(error, context.request_id))
     except Exception:
-        logger.exception("request %s failed", request_id)
-        return _event("error", unexpected(request_id))
+        logger.exception("request %s failed", context.request_id)
+        return _event("error", unexpected(context.request_id))
 
 
 def _event(name: str, data: BaseModel) -> bytes:

@@ -34,8 +34,9 @@ class AdmissionLimits:
 
     Only a request for a route that takes a body counts among max_requests, and reserves memory: for its
     declared length at once, or for what has arrived if the length is unknown or the body is slow; in bytes
-    that its kind of body takes in memory. All this is given back when it is answered. body_timeout_s runs
-    from the start of the request; linger_s is how long an unread body is read and discarded before closing.
+    that its kind of body takes in memory. All this is given back when it is answered and no thread works on
+    it any more. body_timeout_s runs from the start of the request; linger_s is how long an unread body is
+    read and discarded before closing.
     """
 
     max_body_bytes: int
@@ -153,7 +154,7 @@ class Admission:
             reservation.cover(exchange.declared or 0)
             if exchange.route.template in self.rules.queued:
                 self.rules.check_queue(exchange.context)
-            exchange.reservation = reservation
+            exchange.reservation = exchange.context.holding = reservation
             await self._forward(exchange)
         finally:
             reservation.close()

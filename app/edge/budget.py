@@ -75,7 +75,10 @@ class Budget:
 
 
 class Reservation:
-    """The place of one request, and the bytes that are reserved for its body and its response."""
+    """The place of one request, and the bytes that are reserved for it, until all who hold it close it.
+
+    Whoever made it is the first; the others are threads that still work on the body.
+    """
 
     def __init__(self, budget: Budget, caller: str, held: _Held, cost: Cost) -> None:
         self.bytes = 0
@@ -83,7 +86,7 @@ class Reservation:
         self._caller = caller
         self._held = held
         self._cost = cost
-        self._open = True
+        self._holders = 1
 
     def cover(self, body_bytes: int) -> None:
         """Reserve what so many bytes of the body take.
@@ -94,9 +97,9 @@ class Reservation:
         if needed > self._budget.most_bytes:
             most = self._budget.most_bytes
             raise TooLarge(f"Such a body takes {needed} bytes of memory; one caller can have {most}.")
-        self.hold(needed)
+        self.reserve(needed)
 
-    def hold(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Have at least `size` bytes reserved, or all that one caller can have. Raise QueueFull."""
         needed = min(size, self._budget.most_bytes)
         if needed > self.bytes:
@@ -114,9 +117,13 @@ class Reservation:
             self._budget.release(self._held, surplus)
             self.bytes -= surplus
 
+    def hold(self) -> None:
+        """Keep everything until `close` is called once more."""
+        self._holders += 1
+
     def close(self) -> None:
-        """Give back everything; closing again does nothing."""
-        if self._open:
-            self._open = False
+        """Give back everything, unless somebody else still holds it."""
+        self._holders -= 1
+        if self._holders == 0:
             self.keep(0)
             self._budget.leave(self._caller, self._held)

@@ -238,7 +238,7 @@ class Exchange:
         if self.reservation is None or size <= PIECE:
             return
         try:
-            self.reservation.hold(size)
+            self.reservation.reserve(size)
         except LeukoError as error:
             self.failure = error
 

@@ -8,7 +8,7 @@ turns that it missed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -66,15 +66,20 @@ class FairQueue(Generic[Item]):
         if line.items:
             self._lines[caller.id] = line
 
-    def discard(self, caller: Caller, item: Item, now: float) -> None:
-        """Remove an item if it is still in the queue."""
+    def discard(self, caller: Caller, item: Item, now: float) -> bool:
+        """Remove an item if it is still in the queue; return whether it was."""
         line = self._lines.get(caller.id)
-        if line is not None and item in line.items:
-            self._remove(caller.id, line, item, now)
+        if line is None or item not in line.items:
+            return False
+        self._remove(caller.id, line, item, now)
+        return True
 
-    def take(self, now: float, *, crowded: bool | None = None) -> Item | None:
-        """Return the item that is due first. crowded: of callers with several (True) or one (False) only."""
-        id = self._first(crowded)
+    def take(self, now: float, *, crowded: bool | None = None, without: Container[str] = ()) -> Item | None:
+        """Return the item that is due first.
+
+        crowded: of callers with several (True) or one (False) only. without: ids of callers to pass over.
+        """
+        id = self._first(crowded, without)
         if id is None:
             return None
         line = self._lines[id]
@@ -116,9 +121,11 @@ class FairQueue(Generic[Item]):
         singles = self.singles
         return singles < len(self._lines) and bool(self._idle or singles)
 
-    def _first(self, crowded: bool | None = None) -> str | None:
+    def _first(self, crowded: bool | None = None, without: Container[str] = ()) -> str | None:
         due = (
-            (line.due, id) for id, line in self._lines.items() if crowded is None or line.crowded == crowded
+            (line.due, id)
+            for id, line in self._lines.items()
+            if (crowded is None or line.crowded == crowded) and id not in without
         )
         return min(due, default=(0.0, None), key=lambda pair: pair[0])[1]
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from app.archives.images import StoredImage
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
-from app.inference.batcher import ANYONE
 from app.inference.fair_queue import Caller
 from app.inference.service import Service
 from app.inference.threads import LONG
-from app.observability.stages import Stages
+from app.observability.request_context import RequestContext
 
 
 @dataclass
@@ -56,10 +55,9 @@ async def score(
     images: Sequence[StoredImage],
     groups: Sequence[Hashable] | None,
     progress: Progress,
+    context: RequestContext,
     *,
-    caller: Caller = ANYONE,
     deadline: float,
-    stages: Stages | None = None,
 ) -> Scored:
     """Classify the images and evaluate the predictions against their labels.
 
@@ -67,6 +65,7 @@ async def score(
     cannot be classified are left out of the report and listed in `failures`; raise Unusable if none can be
     classified. When cancelled, stop at once.
     """
+    caller, stages = Caller(context.caller, context.weight), context.stages
     labels = service.classifier.bundle.labels
     probabilities = np.full((len(images), len(labels)), np.nan)
     failures: dict[int, LeukoError] = {}
@@ -94,7 +93,7 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await LONG.run(lambda: judge(labels, images, groups, probabilities, failures))
+    return await LONG.run(lambda: judge(labels, images, groups, probabilities, failures), context)
 
 
 def judge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import tracemalloc
@@ -19,7 +18,6 @@ from app.archives.images import StoredImage
 from app.child_process import Child, ChildEnded, ChildTimeout, ChildTooLarge
 from app.errors import BadLabels, TooLarge, UndecodableImage
 from app.inference.scoring import Progress, judge
-from app.inference.threads import Pool
 from app.wire import responses
 from app.wire.schemas import ImageProblem, ModelReference, Predictions
 from tests.fake_classifier import FakeClassifier
@@ -93,28 +91,6 @@ def test_a_process_that_was_closed_never_starts() -> None:
     child.close()
     with pytest.raises(ChildEnded):
         child.run([])
-
-
-def test_a_call_that_was_cancelled_before_it_began_is_not_made() -> None:
-    async def scenario() -> list[str]:
-        pool, made = Pool("test", 1), list[str]()
-        begun, go = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def hold() -> None:
-            loop.call_soon_threadsafe(begun.set)
-            asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
-
-        held = pool.run(hold)
-        await begun.wait()
-        left = pool.run(lambda: made.append("left"))
-        left.cancel()
-        last = pool.run(lambda: made.append("last"))
-        go.set()
-        await asyncio.gather(held, last)
-        return made
-
-    assert asyncio.run(scenario()) == ["last"]
 
 
 @pytest.mark.parametrize("count", [0, 1, ITEMS, ITEMS + 1, 3 * ITEMS])

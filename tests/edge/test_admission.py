@@ -97,6 +97,11 @@ class Service:
             self.arrived.release()
             await self.go.wait()
 
+        @application.post("/lasting")
+        async def lasting(request: Request) -> None:
+            await request.body()
+            request.state.context.holding.hold()  # as a thread does that goes on after the response
+
         @application.post("/broken")
         async def broken() -> None:
             raise ZeroDivisionError
@@ -526,6 +531,25 @@ def test_a_disconnect_releases_the_request_and_its_bytes() -> None:
         assert await held == []
         assert (service.admission.budget.requests, service.admission.budget.bytes) == (0, 0)
         assert service.observed == [("/held", "POST", 499)]
+
+    run(scenario)
+
+
+def test_work_that_goes_on_after_the_response_keeps_place_and_bytes_until_it_ends() -> None:
+    async def scenario() -> None:
+        service = Service()
+        scope = post("/lasting", content_length="4")
+        pieces = [{"type": "http.request", "body": b"body", "more_body": False}]
+
+        async def receive() -> Message:
+            if not pieces:
+                await asyncio.Event().wait()
+            return pieces.pop()
+
+        assert (await call(service.admission, scope, receive))[0]["status"] == 200
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (1, 4)
+        scope["state"]["context"].holding.close()
+        assert (service.admission.budget.requests, service.admission.budget.bytes) == (0, 0)
 
     run(scenario)
 

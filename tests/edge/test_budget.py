@@ -85,8 +85,7 @@ def test_what_is_covered_stays_and_what_is_given_back_is_free() -> None:
     reservation.keep(7)
     reservation.keep(9)
     assert (reservation.bytes, shared.bytes) == (7, 7)
-    for _ in range(2):
-        reservation.close()
+    reservation.close()
     assert (shared.bytes, shared.requests) == (0, 0)
     assert fill(shared, "b").bytes == 750
 
@@ -95,7 +94,18 @@ def test_a_response_holds_its_size_but_never_more_than_a_caller_can_have() -> No
     shared = budget()
     reservation = shared.admit("a", int)
     for size, held in ((10, 10), (5, 10), (10_000, 750)):
-        reservation.hold(size)
+        reservation.reserve(size)
         assert (reservation.bytes, shared.bytes) == (held, held)
     reservation.close()
     assert shared.bytes == 0
+
+
+def test_what_somebody_else_still_holds_is_given_back_once_all_have_closed_it() -> None:
+    shared = budget()
+    reservation = shared.admit("a", int)
+    reservation.cover(10)
+    reservation.hold()
+    reservation.close()
+    assert (shared.bytes, shared.requests) == (10, 1)
+    reservation.close()
+    assert (shared.bytes, shared.requests) == (0, 0)

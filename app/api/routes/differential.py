@@ -63,7 +63,7 @@ async def differential(request: Request, service: Loaded, context: Context) -> R
     if media_type(request) == JSON:
         task = CountCells(context.request_id, bundle, kind, settings.loinc_method)
         deadline = context.arrived + settings.deadline_s
-        finished = await finish(request, task, MAX_CELLS_BYTES, deadline)
+        finished = await finish(request, task, MAX_CELLS_BYTES, context, deadline)
     else:
         with service.stage("receive", context.stages):
             upload = await read_images(request, image_limit(service), TEXTS)
@@ -78,6 +78,6 @@ async def differential(request: Request, service: Loaded, context: Context) -> R
             counted = responses.differential(context.request_id, bundle, specimen, cells, faults)
             return render_count(counted, kind, settings.loinc_method)
 
-        finished = await SHORT.run(count)
+        finished = await SHORT.run(count, context)
     context.findings.update(finished.findings)
     return Response(finished.body, media_type=finished.media_type)

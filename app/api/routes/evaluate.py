@@ -22,7 +22,6 @@ from app.api.uploads import Limit, read_form
 from app.archives.file_labels import assign_groups
 from app.archives.images import StoredImage
 from app.archives.pattern_search import pattern_child
-from app.inference.fair_queue import Caller
 from app.inference.scoring import Progress, score
 from app.inference.service import Service, archive_limits
 from app.inference.threads import LONG, Pool
@@ -38,7 +37,8 @@ MAX_MAPPING_BYTES = 64 * MIB  # labels or groups of 200,000 long file names
 MAX_OUTCOMES_BYTES = 64 * MIB
 MAX_PATTERN_BYTES = 1024
 
-PATTERNS = Pool("patterns", 2)  # each waits for the process of one pattern
+MOST_WAITING = 4  # patterns of one caller
+PATTERNS = Pool("patterns", 2, MOST_WAITING)  # each waits for the process of one pattern
 
 MAPPING = "JSON object or two-column CSV from file name to "
 BODY = form(
@@ -104,10 +104,10 @@ async def evaluate(request: Request, service: Loaded, context: Context) -> Respo
         )
 
     if accepts_events(request.headers.get("accept", "")):
-        stream = sse.stream(work, report_progress, context.request_id)
+        stream = sse.stream(work, report_progress, context)
         return StreamingResponse(stream, media_type="text/event-stream", headers=sse.HEADERS)
     evaluation = await work()
-    return Response(await LONG.run(lambda: render(evaluation)), media_type="application/json")
+    return Response(await LONG.run(lambda: render(evaluation), context), media_type="application/json")
 
 
 @router.post(
@@ -125,7 +125,7 @@ async def evaluate_predictions(request: Request, service: Loaded, context: Conte
     settings = service.settings
     task = ScoreOutcomes(context.request_id, service.classifier.bundle.labels, settings.max_archive_entries)
     deadline = context.arrived + settings.evaluate_deadline_s
-    finished = await finish(request, task, MAX_OUTCOMES_BYTES, deadline)
+    finished = await finish(request, task, MAX_OUTCOMES_BYTES, context, deadline)
     return Response(finished.body, media_type=finished.media_type)
 
 
@@ -137,11 +137,11 @@ async def _read(
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
     limits = archive_limits(service.settings)
-    labelled = await LONG.run(lambda: read_labelled(form, labels, limits))
-    return labelled.images, await _assign_groups(labelled)
+    labelled = await LONG.run(lambda: read_labelled(form, labels, limits), context)
+    return labelled.images, await _assign_groups(labelled, context)
 
 
-async def _assign_groups(labelled: LabelledSet) -> list[bytes] | None:
+async def _assign_groups(labelled: LabelledSet, context: RequestContext) -> list[bytes] | None:
     grouping = labelled.grouping
     if grouping is None:
         return None
@@ -152,7 +152,7 @@ async def _assign_groups(labelled: LabelledSet) -> list[bytes] | None:
     child = pattern_child()
     pool = PATTERNS if isinstance(grouping, str) else LONG
     with closing(child):
-        return await pool.run(assign)
+        return await pool.run(assign, context)
 
 
 async def _evaluate(
@@ -164,16 +164,10 @@ async def _evaluate(
 ) -> Evaluation:
     bundle = service.classifier.bundle
     deadline = context.arrived + service.settings.evaluate_deadline_s
-    scored = await score(
-        service,
-        images,
-        groups,
-        progress,
-        caller=Caller(context.caller, context.weight),
-        deadline=deadline,
-        stages=context.stages,
+    scored = await score(service, images, groups, progress, context, deadline=deadline)
+    return await LONG.run(
+        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress), context
     )
-    return await LONG.run(lambda: responses.evaluation(context.request_id, bundle, images, scored, progress))
 
 
 def _limits(settings: Settings) -> dict[str, Limit]:

@@ -65,7 +65,7 @@ async def classify(
     caller = Caller(context.caller, context.weight)
     answers = await service.classify(images, caller=caller, cam=cam, deadline=deadline, stages=context.stages)
     bundle = service.classifier.bundle
-    context.findings.update(await findings(images, answers, bundle.sha256))
+    context.findings.update(await findings(images, answers, bundle.sha256, context))
     faults = [
         problems.image_problem(answer, index, part.filename)
         for index, (part, answer) in enumerate(zip(parts, answers, strict=True))
@@ -83,12 +83,15 @@ async def classify(
 
 
 async def findings(
-    images: Sequence[bytes], answers: Sequence[Answer | LeukoError], model_sha256: str
+    images: Sequence[bytes],
+    answers: Sequence[Answer | LeukoError],
+    model_sha256: str,
+    context: RequestContext,
 ) -> dict[str, Any]:
     """Return the audit log's fields for a request's images. answers: of each image."""
     failed = [image for image, answer in zip(images, answers, strict=True) if isinstance(answer, LeukoError)]
     # In a thread, since hashing up to hundreds of MiB would block the event loop.
-    hashes = iter(await SHORT.run(lambda: _hash_all(failed)) if failed else ())
+    hashes = iter(await SHORT.run(lambda: _hash_all(failed), context) if failed else ())
     entries = [
         {"sha256": next(hashes), "error": answer.code} if isinstance(answer, LeukoError) else _entry(answer)
         for answer in answers

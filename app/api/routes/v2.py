@@ -72,7 +72,7 @@ async def infer(request: Request, service: Named, context: Context) -> Response:
         inference.images, caller=caller, deadline=deadline, stages=context.stages
     )
     bundle = service.classifier.bundle
-    context.findings.update(await findings(inference.images, answers, bundle.sha256))
+    context.findings.update(await findings(inference.images, answers, bundle.sha256, context))
     predictions = [answer.prediction for answer in answers if isinstance(answer, Answer)]
     for index, answer in enumerate(answers):
         if isinstance(answer, LeukoError):  # the protocol has no partial responses
@@ -86,7 +86,7 @@ async def infer(request: Request, service: Named, context: Context) -> Response:
 async def _read(request: Request, service: Service, context: RequestContext) -> oip.InferRequest:
     with service.stage("receive", context.stages):
         body = await read_body(request, service.settings.max_body_mib * MIB)
-    return await SHORT.run(lambda: _parse(request, service, body))
+    return await SHORT.run(lambda: _parse(request, service, body), context)
 
 
 def _parse(request: Request, service: Service, body: bytes) -> oip.InferRequest:
