@@ -13,12 +13,15 @@ from typing import Any
 from uuid import uuid4
 
 from starlette.responses import Response
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import BodyTimeout, LeukoError, MalformedRequest
 
 MAX_FRAMING = 2**16  # bytes of a request besides its body: head, chunk sizes, trailers
+MAX_HEADERS = 100  # of a request: each takes about 150 bytes beside its own, and time
 MAX_WAITING = 16  # requests that a client may pipeline before the first is answered
+PIECE = 2**14  # bytes that are parsed at once: limits are checked, and parsing can stop, only between pieces
 LEAST_RATE = 4096  # bytes a second that a client must read of its responses, on average over stall_s
 TICKS = 10  # how often in stall_s it is looked at what has left
 LINGER_S = 2.0  # time between a refusal and closing: closing earlier, on unread bytes, could lose the refusal
@@ -41,8 +44,28 @@ class ConnectionLimits:
     observe: Callable[[int], object]
 
 
+class Flow(FlowControl):
+    """uvicorn's control of reading and writing, but while reading is `held`, requests cannot resume it."""
+
+    held = False
+
+    def hold_reading(self) -> None:
+        self.held = True
+        self.pause_reading()
+
+    def release_reading(self) -> None:
+        self.held = False
+        self.resume_reading()
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class Connection(HttpToolsProtocol):
     """One connection. The names without underscore override uvicorn's protocol and its parser callbacks."""
+
+    flow: Flow
 
     def __init__(self, *arguments: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -51,54 +74,58 @@ class Connection(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0  # of responses, when enough had last left
         self._stalled_ticks = 0  # since then
+        self._unparsed = b""  # read already, but behind a request that waits
+        self._piece_bytes = 0  # of what is being parsed
         self._framing_bytes = 0  # of the current request, besides its body
         self._body_bytes = 0  # of the current request
         self._in_head = False
         self._discarding = False  # read further bytes, but ignore them
+        self._lost = False
         self._active: RequestResponseCycle | None = None  # being answered; `cycle` is the last received
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport)
         if len(self.connections) > self._limits.connections:
             self.app_state = {**self.app_state, "surplus": True}
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         for timer in (self._head_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
         if self._active is not None:  # of several pipelined requests, uvicorn notifies only the last
             self._active.disconnected = True
             self._active.message_event.set()
+        self._unparsed = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
-        self._framing_bytes += len(data)
-        super().data_received(data)
-        if self._discarding:
-            return
-        if self._framing_bytes > MAX_FRAMING + self._body_bytes:
-            self._refuse(MalformedRequest("The head, the chunk framing or the trailers are too long."))
-        elif self._head_timer is None and self.cycle is not None and self.cycle.response_complete:
-            # Empty lines start no request, but uvicorn stops its keep-alive timer at any byte.
-            self._start_head_timer()
+        self._unparsed += data
+        if not self.flow.held:
+            self._parse()
 
     def eof_received(self) -> None:
         self._close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._framing_bytes = self._body_bytes = 0
+        self._framing_bytes = self._piece_bytes  # where in the piece it begins is not known
+        self._body_bytes = 0
         self._in_head = True
         if self._head_timer is None:
             self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Ignore trailers: a proxy may not have checked them, and they could hold a key or a host.
-        if self._in_head:
-            super().on_header(name, value)
+        if not self._in_head:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            raise MalformedRequest("The request has too many headers.")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -119,6 +146,8 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._start_stall_timer()
+        elif self.flow.held and not self.pipeline:
+            self._continue()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -144,6 +173,42 @@ class Connection(HttpToolsProtocol):
         self._active = cycle
         super()._start_asgi_task(cycle, app)
 
+    def _parse(self) -> None:
+        """Parse what was read, up to the piece in which a request must wait for others.
+
+        What follows stays unparsed, and no more is read: parsed heads take several times their bytes.
+        """
+        data, self._unparsed = self._unparsed, b""
+        for start in range(0, len(data), PIECE):
+            if self.pipeline:
+                self._unparsed = data[start:]
+                self._hold()
+                return
+            piece = data[start : start + PIECE]
+            self._piece_bytes = len(piece)
+            self._framing_bytes += len(piece)
+            super().data_received(piece)
+            if self._discarding:
+                return
+            if self._framing_bytes > MAX_FRAMING + self._body_bytes:
+                self._refuse(MalformedRequest("The head, the chunk framing or the trailers are too long."))
+                return
+        if self._head_timer is None and self.cycle is not None and self.cycle.response_complete:
+            # Empty lines start no request, but uvicorn stops its keep-alive timer at any byte.
+            self._start_head_timer()
+
+    def _hold(self) -> None:
+        self.flow.hold_reading()
+        if self._head_timer is not None:  # the rest of the head may be there already
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _continue(self) -> None:
+        self.flow.release_reading()
+        if self._in_head:
+            self._start_head_timer()
+        self._parse()
+
     def _check_head(self) -> None:
         """Raise MalformedRequest for a head that the parser accepts but other software may read differently.
 
@@ -151,7 +216,7 @@ class Connection(HttpToolsProtocol):
         """
         version = self.parser.get_http_version()
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
         if (
             version not in ("1.0", "1.1")
             or (codings and (version == "1.0" or codings != [b"chunked"]))
@@ -172,7 +237,7 @@ class Connection(HttpToolsProtocol):
             self._close()
 
     def _start_stall_timer(self) -> None:
-        if self._stall_timer is None:
+        if self._stall_timer is None and not self._lost:  # timers of uvicorn and `_refuse` may end later
             self._renew_stall_timer()
 
     def _renew_stall_timer(self) -> None:

@@ -18,13 +18,15 @@ from app.edge.connection import (
     LEAST_RATE,
     LINGER_S,
     MAX_FRAMING,
+    MAX_HEADERS,
     MAX_WAITING,
+    PIECE,
     TICKS,
     Connection,
     ConnectionLimits,
 )
 from app.edge.routing import Matched
-from tests.safety.raw import head, statuses
+from tests.safety.raw import chunk, head, statuses
 
 HEAD_S, STALL_S = 10.0, 30.0
 GET = head("GET /healthz HTTP/1.1")
@@ -86,6 +88,7 @@ class Transport:
         self.closing = False
         self.aborted = False
         self.ended = False
+        self.paused = False
 
     def get_extra_info(self, _: str) -> None:
         return None
@@ -114,10 +117,10 @@ class Transport:
         self.closing = self.aborted = True
 
     def pause_reading(self) -> None:
-        pass
+        self.paused = True
 
     def resume_reading(self) -> None:
-        pass
+        self.paused = False
 
 
 async def ok(scope: Scope, receive: Receive, send: Send) -> None:
@@ -229,7 +232,7 @@ def test_an_idle_connection_is_kept_as_long_as_uvicorn_keeps_it() -> None:
     ("start", "more"),
     [
         (b"GET /", b"x" * 1000),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a: b\r\n" * 200),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", b"a: " + b"b" * 1000 + b"\r\n"),
         (CHUNKED + b"1;", b"x" * 1000),
         (CHUNKED + b"0\r\n", b"a: b\r\n" * 200),
         (CHUNKED, b"1\r\nx\r\n" * 200),
@@ -248,6 +251,58 @@ def test_bytes_besides_the_body_are_limited(start: bytes, more: bytes) -> None:
 def test_a_head_that_arrives_at_once_is_limited_as_well() -> None:
     client = Client()
     client.send(head("GET / HTTP/1.1", "a: " + "b" * MAX_FRAMING))
+    assert client.statuses == [400]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(MAX_HEADERS, 200), (MAX_HEADERS + 1, 400), (12_000, 400), (48_000, 400)]
+)
+def test_headers_are_limited_in_number(number: int, status: int) -> None:
+    client = Client()
+    client.send(head("GET / HTTP/1.1", *["a:"] * (number - 1)))
+    client.answer()
+    assert client.statuses == [status]
+
+
+def test_trailers_are_not_counted_as_headers() -> None:
+    client = Client()
+    client.send(CHUNKED + b"0\r\n" + b"a:\r\n" * 2 * MAX_HEADERS + b"\r\n")
+    client.answer()
+    assert client.statuses == [200]
+
+
+@pytest.mark.parametrize(("spare", "status"), [(0, 200), (1, 400)])
+def test_the_separators_of_headers_count_as_well(spare: int, status: int) -> None:
+    headers = ["Host: localhost", *["a: "] * (MAX_HEADERS - 2)]
+    length = MAX_FRAMING - len("/a: \r\n") - sum(len(header) + 2 for header in headers)
+    client = Client()
+    client.send(head("GET / HTTP/1.1", *headers[1:], "a: " + "b" * (length + spare)))
+    client.answer()
+    assert client.statuses == [status]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"", GET, CHUNKED + chunk(b"x" * 10_000) + b"0\r\n\r\n"],
+    ids=["first", "after a head", "after a body"],
+)
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"1;" + b"a" * (MAX_FRAMING + PIECE) + b"\r\nx\r\n0\r\n",
+        (b"1;" + b"a" * (MAX_FRAMING // 2) + b"\r\nx\r\n") * 3 + b"0\r\n",
+        b"1\r\nx\r\n" * (MAX_FRAMING // 3) + b"0\r\n",
+        b"0\r\n" + b"a: b\r\n" * (MAX_FRAMING // 3),
+    ],
+    ids=["an extension", "extensions", "small chunks", "trailers"],
+)
+def test_framing_that_arrives_with_its_head_is_limited_as_well(before: bytes, framing: bytes) -> None:
+    client = Client()
+    client.send(before)
+    client.answer()
+    client.transport.sent = b""
+    client.send(CHUNKED + framing + b"\r\n")
+    client.answer()
     assert client.statuses == [400]
 
 
@@ -298,6 +353,87 @@ def test_too_many_pipelined_requests_close_the_connection_after_the_first_ones_a
     assert len(client.connection.pipeline) == MAX_WAITING
     client.answer()
     assert (client.statuses, client.open) == ([200] * (MAX_WAITING + 1), False)
+
+
+LONG = head("GET / HTTP/1.1", *["a: " + "b" * 700] * 85)  # nearly MAX_FRAMING
+
+
+def count_waiting(client: Client) -> int:
+    """In bytes of heads that were parsed."""
+    return sum(
+        len(name) + len(value)
+        for cycle, _ in client.connection.pipeline
+        for name, value in cycle.scope["headers"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "number"),
+    [(LONG, 30), (head("GET / HTTP/1.1", "a: " + "b" * 10_000), 30), (CHUNKED + b"0\r\n\r\n", MAX_WAITING)],
+)
+def test_what_follows_a_waiting_request_is_not_parsed_before_it_is_answered(
+    request_: bytes, number: int
+) -> None:
+    client = Client()
+    client.send(LONG, request_ * number)
+    assert count_waiting(client) <= MAX_FRAMING + PIECE
+    client.answer()
+    assert (client.statuses, client.open) == ([200] * (1 + number), True)
+
+
+def test_while_requests_wait_nothing_more_is_read_even_if_the_application_receives() -> None:
+    paused: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        paused.append(client.transport.paused)
+        await ok(scope, receive, send)
+
+    client = Client(app)
+    client.send(LONG * 4)
+    client.answer()
+    assert (paused, client.transport.paused) == ([True, True, False, False], False)
+    assert client.statuses == [200] * 4
+
+
+def test_what_arrives_while_requests_wait_keeps_its_order() -> None:
+    paths: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await ok(scope, receive, send)
+
+    client = Client(app)
+    sent = b"".join(head(f"GET /{number} HTTP/1.1", "a: " + "b" * 3000) for number in range(40))
+    client.send(*[sent[start : start + 50_000] for start in range(0, len(sent), 50_000)])
+    client.answer()
+    assert paths == [f"/{number}" for number in range(40)]
+
+
+def test_a_head_behind_a_waiting_request_has_its_time_from_when_the_last_one_starts() -> None:
+    client = Client()
+    client.send(GET * 2 + LONG[:-1])
+    client.loop.let_pass(HEAD_S)
+    assert client.statuses == []
+    client.answer()
+    assert client.statuses == [200] * 2
+    client.loop.let_pass(HEAD_S)
+    assert (client.statuses, client.transport.ended) == ([200, 200, 408], True)
+
+
+def test_invalid_bytes_behind_waiting_requests_close_after_all_before_are_answered() -> None:
+    client = Client()
+    client.send(LONG * 4 + b"\0" * 2 * PIECE)
+    assert client.observed == []
+    client.answer()
+    assert (client.statuses, client.open, client.observed) == ([200] * 4, False, [400])
+
+
+def test_the_bytes_behind_a_request_that_closes_are_dropped() -> None:
+    client = Client()
+    client.send(LONG + head("GET / HTTP/1.1", "Connection: close") + LONG * 3)
+    client.answer()
+    assert (client.statuses, client.open) == ([200] * 2, False)
 
 
 @pytest.mark.parametrize("bad", [b"\0", BROKEN, b"GET / HTTP/3.0\r\n\r\n"])
@@ -471,6 +607,26 @@ def test_a_lost_connection_has_no_timers() -> None:
     client.connection.connection_lost(None)
     client.loop.let_pass(1000)
     assert (client.transport.aborted, client.transport.sent) == (False, b"")
+
+
+def end_refused(client: Client) -> None:
+    client.send(b"\0")
+
+
+def end_answered(client: Client) -> None:
+    client.send(GET)
+    client.answer()
+
+
+@pytest.mark.parametrize(("end", "closes_after_s"), [(end_refused, LINGER_S), (end_answered, 65)])
+def test_a_connection_that_is_reset_starts_no_timer_later(
+    end: Callable[[Client], None], closes_after_s: float
+) -> None:
+    client = Client()
+    end(client)
+    client.connection.connection_lost(ConnectionResetError())
+    client.loop.let_pass(closes_after_s)
+    assert [timer for timer in client.loop.timers if not timer.cancelled] == []
 
 
 # Number of connections

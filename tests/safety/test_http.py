@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.edge.connection import MAX_WAITING
+from app.edge.connection import MAX_HEADERS, MAX_WAITING
 from app.edge.keys import add_key, make_key
 from app.units import MIB
 from benchmarks.client import MULTIPART, form
@@ -191,6 +191,37 @@ def test_10_requests_that_do_not_wait_for_answers_are_cut_off_in_bounded_memory(
 
 def test_10_a_head_of_one_packet_is_bounded_like_any_other(service: Running) -> None:
     assert statuses(exchange(service.port, head("GET /healthz HTTP/1.1", "a: " + "b" * 70_000))) == [400]
+
+
+def test_10_framing_that_arrives_with_its_head_is_400(service: Running) -> None:
+    with connected(service.port) as client:
+        client.sendall(post(CHUNKED) + (b"1;" + b"a" * 60_000 + b"\r\nx\r\n") * 3)
+        assert statuses(answer(client)) == [400]
+
+
+def test_10_long_heads_that_are_pipelined_wait_unparsed_and_are_answered(service: Running) -> None:
+    request = head("GET /healthz HTTP/1.1", *["a: " + "b" * 600] * 50)
+    number = 4 * MAX_WAITING
+    with connected(service.port) as client, growing_less_than(SMALL, service):
+        client.sendall(request * number + head("GET /healthz HTTP/1.1", "Connection: close"))
+        assert statuses(rest(client)) == [200] * (number + 1)
+
+
+@pytest.mark.parametrize("headers", [["aa:"] * 12_800, ["a: " + "b" * 600] * 80], ids=["tiny", "long"])
+def test_10_heads_behind_a_response_that_is_not_read_take_little_memory(
+    service: Running, headers: list[str]
+) -> None:
+    flood = head("GET /healthz HTTP/1.1", *headers) * 20
+    with ExitStack() as unread:
+        clients = [unread.enter_context(connected(service.port, receive_buffer=1)) for _ in range(40)]
+        for client in clients:
+            client.sendall(head(f"GET {BIG} HTTP/1.1"))
+        with growing_less_than(40 * 0.6, service):
+            for client in clients:
+                client.settimeout(0.05)
+                with suppress(OSError):  # the service reads no more, or has closed
+                    client.sendall(flood)
+            assert httpx.get(f"{service.address}/healthz").status_code == 200
 
 
 # 11: forms
@@ -514,3 +545,15 @@ def test_13_what_is_no_http_is_counted_and_fills_no_log() -> None:
         assert service.end() == 0
     assert 'code="400",method="other",route="unmatched"} 20.0' in text
     assert [json.loads(line)["message"] for line in service.log] == ["POST /predict 400"]
+
+
+# 49: what is slow to parse
+
+
+@pytest.mark.parametrize(("number", "status"), [(MAX_HEADERS - 1, 200), (MAX_HEADERS, 400), (48_000, 400)])
+def test_49_headers_are_limited_in_number(service: Running, number: int, status: int) -> None:
+    request = head("GET /healthz HTTP/1.1", *["a:"] * number)
+    with connected(service.port) as client, growing_less_than(SMALL, service):
+        for _ in range(20 if status == 200 else 1):
+            client.sendall(request)
+            assert statuses(answer(client)) == [status]
