@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
+from app import private
 from app.units import MIB
 
 OUT_OF_MEMORY = 3  # exit status; native code that gets no memory ends with SIGABRT instead
@@ -87,28 +87,29 @@ class Child:
                 self._process.kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
         # Each thread would reserve memory, and a parser that gets none would write pages to the log.
-        environ = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
+        environ = private.environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", RUST_BACKTRACE="0")
         limits = (str(math.ceil(self._limit_s)), str(self._limit_mib))
         with self._lock:
             if self._killed:
                 raise ChildEnded
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "app.child_process", self._work, *limits],
+                private.command("app.child_process", self._work, *limits, str(os.getpid())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, **environ, "PYTHONPATH": path},
+                env=environ,
                 start_new_session=True,
             )
         return self._process
 
 
-def main(work: str, limit_s: str, limit_mib: str) -> None:
-    """Run the work on standard input, within the limits, even if the parent is gone."""
+def main(work: str, limit_s: str, limit_mib: str, parent: str) -> None:
+    """Run the work on standard input, within the limits, and end with the thread of the parent that waits."""
+    private.end_with_thread(signal.SIGKILL)
+    if os.getppid() != int(parent):  # it was gone before
+        return
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(max(1, int(limit_s)))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     memory = int(limit_mib) * MIB if most == resource.RLIM_INFINITY else min(int(limit_mib) * MIB, most)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -122,7 +123,3 @@ def main(work: str, limit_s: str, limit_mib: str) -> None:
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     os._exit(0)  # freeing millions of objects one by one would take as long as the work
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What processes give up: all of the service core files, those that decode nearly everything else.
+"""What the processes that decode give up: nearly everything. `app.private` has what all of a service give up.
 
 docs/safety.md lists what a decoder can still do; `tests/safety/test_confinement.py` tries the rest, inside.
 """
@@ -15,18 +15,25 @@ from typing import Any
 
 from app.inference import seccomp
 from app.inference.seccomp import REFUSE, Argument, Rule
+from app.private import end_with_thread
 
-_SET_PDEATHSIG, _SET_DUMPABLE, _SET_NO_NEW_PRIVS = 1, 4, 38  # of prctl(2)
+_SET_PDEATHSIG, _SET_NO_NEW_PRIVS = 1, 38  # of prctl(2)
 _PROT_EXEC, _MAP_ANONYMOUS = 4, 0x20
 # clone(2): the flags of a fork, CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID. All others, which make threads
 # or namespaces, are refused.
 _FORK = 0x0120_0000 | signal.SIGCHLD
 
+_PEER_FLAGS = 0x100 | 0x4000  # MSG_WAITALL, MSG_NOSIGNAL: all others of send(2) and recv(2) are refused
+# Clocks 0 to 15. The numbers of other processes' clocks, which contain a pid or descriptor, are negative.
+_CLOCK = Argument(0, 0, 0xFFFF_FFF0)
+_FUTEX_FLAGS = 0x180  # FUTEX_PRIVATE_FLAG, FUTEX_CLOCK_REALTIME
+_FUTEX_WAIT_BITSET, _FUTEX_WAKE_BITSET = 9, 10
+
 # All that decoding needs, the most frequent first. Another call ends the process: a crash is counted and
 # logged, while an error would let an intruder try the next one.
 COMPUTE = (
-    Rule("recvfrom"),
-    Rule("sendto"),
+    Rule("recvfrom", (Argument(3, 0, 0xFFFF_FFFF & ~_PEER_FLAGS),)),
+    Rule("sendto", (Argument(3, 0, 0xFFFF_FFFF & ~_PEER_FLAGS),)),
     Rule("setitimer"),
     Rule("brk"),
     # Memory only, never a file, and never to be executed.
@@ -35,12 +42,15 @@ COMPUTE = (
     Rule("madvise"),
     Rule("mremap"),
     Rule("mprotect", (Argument(2, 0, _PROT_EXEC),)),
-    Rule("futex"),
-    Rule("clock_gettime"),
+    # Wait and wake; the calls that inherit priorities would tell which processes exist.
+    Rule("futex", (Argument(1, 0, 0xFFFF_FFFE & ~_FUTEX_FLAGS),)),
+    Rule("futex", (Argument(1, _FUTEX_WAIT_BITSET, 0xFFFF_FFFF & ~_FUTEX_FLAGS),)),
+    Rule("futex", (Argument(1, _FUTEX_WAKE_BITSET, 0xFFFF_FFFF & ~_FUTEX_FLAGS),)),
+    Rule("clock_gettime", (_CLOCK,)),
     Rule("gettimeofday"),
     Rule("getrandom"),
     Rule("sched_yield"),
-    Rule("clock_nanosleep"),
+    Rule("clock_nanosleep", (_CLOCK,)),
     Rule("nanosleep"),
     Rule("getpid"),
     Rule("gettid"),
@@ -73,18 +83,8 @@ FORK_SERVER = (
 )
 
 
-def keep_private() -> None:
-    """Write no core file of this process, and let no other process of its user read or trace it.
-
-    Its memory holds images and keys. Children inherit both, but lose the second when they start a program.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A handler of core files (a pipe in kernel.core_pattern) gets one despite the limit, unless this is 0.
-    _prctl(_SET_DUMPABLE, 0)
-
-
 def confine_fork_server() -> None:
-    """Allow this process only to receive sockets and to fork; call `keep_private` before. Raise OSError."""
+    """Allow this process only to receive sockets and to fork; for a private process. Raise OSError."""
     if seccomp.missing() is None:
         seccomp.restrict(FORK_SERVER)
 
@@ -94,7 +94,7 @@ def confine_decoder(memory_bytes: int, life_s: float) -> None:
 
     memory_bytes: address space. life_s: processor time, after which it is killed. Raise OSError.
     """
-    _prctl(_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the fork server, which ends with the service
+    end_with_thread(signal.SIGKILL)  # it ends with the fork server, which ends with the service
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(life_s),) * 2)
@@ -126,9 +126,3 @@ class NoImports:
 
     def find_spec(self, name: str, *_: Any) -> None:
         raise RuntimeError(f"a decoder imports {name}: rehearse() must import it before")
-
-
-def _prctl(option: int, value: int) -> None:
-    """Set a property of this process; Linux only."""
-    if sys.platform == "linux":
-        seccomp.prctl(option, value)

@@ -13,17 +13,16 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import TypeVar
 
 import numpy as np
 
+from app import private
 from app.errors import NotReady, StartupError, UndecodableImage
 from app.imaging.framing import Cell, Frame
 from app.imaging.limits import check_bytes
@@ -325,15 +324,10 @@ class Decoder:
 
 
 class ForkServer:
-    """The process that forks decoders; started when first needed, and again if it ended.
+    """The process that forks decoders; started when first needed, and again if it ended."""
 
-    -P keeps the working folder off its import path: a package named `app` there must not replace ours.
-    """
-
-    def __init__(
-        self, command: Sequence[str] = (sys.executable, "-P", "-m", "app.inference.decode_worker")
-    ) -> None:
-        self._command = command
+    def __init__(self, command: Sequence[str] = ()) -> None:
+        self._command = command or private.command("app.inference.decode_worker")
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -365,13 +359,12 @@ class ForkServer:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
         with theirs:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+                env=private.environment(OPENBLAS_NUM_THREADS="1"),
                 start_new_session=True,
             )
         self._control = ours

@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import struct
-import sys
 import time
 import traceback
 from contextlib import suppress
@@ -81,7 +80,6 @@ class DecoderConfig:
 
 
 def main() -> int:
-    confinement.keep_private()
     # The service ends this process by closing the socket: a signal to the whole group would be too early.
     for sig in IGNORED:
         signal.signal(sig, signal.SIG_IGN)
@@ -205,7 +203,3 @@ def receive(connection: socket.socket, size: int) -> bytes:
         rest = connection.recv(size - len(data), socket.MSG_WAITALL)
         data = data + rest if rest else b""
     return data
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from app.private import prctl
+
 ALLOW, KILL = 0x7FFF_0000, 0x8000_0000  # what a filter returns; KILL ends the process with SIGSYS
 REFUSE = 0x0005_0000 | errno.EPERM  # the call fails with EPERM
 
@@ -135,11 +137,6 @@ def restrict(rules: Sequence[Rule]) -> None:
     # Without it, only root may filter: a program that gains privileges could be misled by refused calls.
     prctl(_SET_NO_NEW_PRIVS, 1)
     _seccomp(_SET_FILTER, filter_program)
-
-
-def prctl(option: int, value: int) -> None:
-    """Set a property of this process; see `man 2 prctl`. Raise OSError."""
-    _check(_libc().prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
 
 
 def compile_filter(rules: Sequence[Rule], machine: str = "") -> bytes:

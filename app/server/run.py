@@ -23,7 +23,6 @@ from app.api import problem_responses
 from app.api.application import create_app
 from app.edge.connection import Connection, ConnectionLimits
 from app.edge.descriptors import most_connections, raise_file_limit
-from app.inference.confinement import keep_private
 from app.inference.runtime import Load
 from app.inference.service import Service
 from app.observability.metrics import Telemetry
@@ -54,7 +53,6 @@ def run(launch: Launch, on_ready: Callable[[Service], object], *, accept_when_re
 
     accept_when_ready: accept no connection before the application is ready.
     """
-    keep_private()  # a process of the supervisor begins anew
     raise_file_limit()
     failures: list[Exception] = []
     settings = launch.settings

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from app.edge.keys import Keys
 from app.errors import SettingsError, StartupError
-from app.inference.confinement import keep_private, weaknesses
+from app.inference.confinement import weaknesses
 from app.inference.runtime import Load
 from app.observability.logs import configure_logging
+from app.private import keep_private
 from app.server.run import BACKLOG, Launch, announce, run
 from app.server.signals import ignore_meaningless
 from app.server.supervisor import supervise

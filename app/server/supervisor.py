@@ -6,9 +6,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from threading import Thread
@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from app.observability.logs import configure_logging
 from app.observability.metrics import SHARED
 from app.observability.shared_folder import hold, shared_folder
+from app.private import Private, environment
 from app.server.run import Launch, print_address, run
 from app.server.signals import insists, stopping, without_terminal
 
@@ -79,9 +80,10 @@ class Supervisor:
         spawn = get_context("spawn")
         share = cores_of(slot, self._launch.settings.processes)
         with without_terminal():
-            ready = spawn.Event()  # the first one starts a process that tracks them
+            _start_tracker()
+            ready = spawn.Event()
             arguments = (self._launch, ready, share, accept_when_ready)
-            process = spawn.Process(target=run_server, args=arguments, name=f"service-{slot}")
+            process = spawn.Process(target=Private(run_server), args=arguments, name=f"service-{slot}")
             process.start()
         self._processes[slot] = ServerProcess(process, ready)
         if self._stopping:  # a signal arrived while the process was being started
@@ -137,6 +139,24 @@ def cores_of(slot: int, processes: int) -> list[int]:
     if processes >= len(cores):
         return [cores[slot % len(cores)]]
     return cores[slot * len(cores) // processes : (slot + 1) * len(cores) // processes]
+
+
+def _start_tracker() -> None:
+    """Start multiprocessing's process that removes semaphores, unless it runs.
+
+    It cannot be made private, so it gets only variables that hold no secrets. Call without other threads.
+    """
+    ours = dict(os.environ)
+    try:
+        _replace_environ(environment())
+        resource_tracker.ensure_running()
+    finally:
+        _replace_environ(ours)
+
+
+def _replace_environ(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 def _end_with_parent() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import private
 from app.errors import LeukoError, NotReady, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
@@ -219,7 +220,7 @@ def test_a_decoder_that_is_busy_when_the_pool_is_closed_ends_too() -> None:
 
 def test_a_decoder_that_takes_too_long_ends_itself() -> None:
     ours, theirs = socket.socketpair()
-    with subprocess.Popen([sys.executable, "-m", "app.inference.decode_worker"], stdin=theirs.fileno()), ours:
+    with subprocess.Popen(private.command("app.inference.decode_worker"), stdin=theirs.fileno()), ours:
         theirs.close()
         assert receive(ours, 1) == READY
         mine, its = socket.socketpair()

@@ -56,6 +56,36 @@ def test_a_decoder_may_receive_and_allocate_but_not_execute_what_it_writes(machi
 
 
 @machines
+def test_a_decoder_reads_no_clock_of_another_process(machine: str) -> None:
+    for call in ("clock_gettime", "clock_nanosleep"):
+        assert {verdict(DECODER, machine, call, clock) for clock in range(16)} == {ALLOW}
+        for pid in (0, 1, 2, 4711, 2**22):
+            for kind in range(8):  # CPUCLOCK_PROF, VIRT, SCHED, of a descriptor; of a process, of a thread
+                assert verdict(DECODER, machine, call, (~pid << 3 | kind) & 2**64 - 1) == KILL
+                assert verdict(DECODER, machine, call, (~pid << 3 | kind) & 2**32 - 1) == KILL
+        assert verdict(DECODER, machine, call, 16) == KILL
+
+
+@machines
+def test_a_decoder_sends_and_receives_nothing_out_of_band(machine: str) -> None:
+    wait_all, no_signal = 0x100, 0x4000
+    for call in ("sendto", "recvfrom"):
+        for flags in (0, wait_all, no_signal, wait_all | no_signal):
+            assert verdict(DECODER, machine, call, 0, 0, 0, flags) == ALLOW
+        for bit in range(32):
+            if 1 << bit not in (wait_all, no_signal):  # MSG_OOB, MSG_PEEK, MSG_ERRQUEUE, MSG_FASTOPEN, …
+                assert verdict(DECODER, machine, call, 0, 0, 0, wait_all | 1 << bit) == KILL
+
+
+@machines
+def test_a_decoder_waits_and_wakes_but_asks_for_no_owner_of_a_lock(machine: str) -> None:
+    wait, wake, wait_bitset, wake_bitset = 0, 1, 9, 10
+    for flags in (0, 0x80, 0x100, 0x180):
+        allowed = {op for op in range(128) if verdict(DECODER, machine, "futex", 0, op | flags) == ALLOW}
+        assert allowed == {wait, wake, wait_bitset, wake_bitset}
+
+
+@machines
 def test_only_what_codecs_try_by_themselves_is_an_error(machine: str) -> None:
     assert verdict(DECODER, machine, "openat") == REFUSE
     for call in ("clone", "prctl", "prlimit64", "seccomp", "sendmsg", "recvmsg", "close", "rt_sigaction"):

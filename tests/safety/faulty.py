@@ -107,7 +107,7 @@ DECODER = "import sys, app.inference.decode_worker, tests.safety.halting_decoder
 
 
 def serve() -> None:
-    decode_pool._fork_server._command = (sys.executable, "-c", DECODER)
+    decode_pool._fork_server._command = (sys.executable, "-c", DECODER, str(_folder()))
     sys.exit(main(load=load))
 
 

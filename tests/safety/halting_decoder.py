@@ -51,7 +51,7 @@ def _open(folder: Path) -> mmap.mmap:
 
 
 def main() -> int:
-    board = _open(Path(os.environ[FOLDER]))
+    board = _open(Path(sys.argv[1]))
 
     def halting(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
         if data == HALT and not board[_GO]:

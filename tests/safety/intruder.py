@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,11 @@ def _path() -> bytes:
     return bytes(_secret())
 
 
+def _owned_by(pid: int) -> object:
+    """Return a lock that a process holds, as it says."""
+    return ctypes.byref(ctypes.c_uint32(pid))
+
+
 def _map_executable() -> None:
     mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC)
 
@@ -126,6 +132,13 @@ KILLED: dict[str, Callable[[], object]] = {
     "bind": call("bind", 1, _WORD, 8),
     "recvmsg": call("recvmsg", 1, _WORD, 0),
     "sendmsg": call("sendmsg", 1, _WORD, 0),
+    "send out of band": call("send", 1, _WORD, 1, 1),
+    "receive out of band": call("recv", 1, _WORD, 1, 1),
+    "peek": call("recv", 1, _WORD, 1, 2),
+    "processor time of the service": lambda: time.clock_gettime(~_victim << 3 | 2),
+    "processor time of a thread of the service": lambda: time.clock_gettime(~_victim << 3 | 6),
+    "sleep by a clock of the service": lambda: system_call(230, ~_victim << 3 | 2, 0, _WORD, 0)(),
+    "whether a process exists": lambda: system_call(202, _owned_by(_victim), 6 | 128, 0, 0, 0)(),
     "pipe": lambda: os.pipe(),
     "memfd_create": lambda: os.memfd_create("a"),
     "execve": lambda: os.execv("/bin/true", ["true"]),
@@ -200,6 +213,8 @@ def main() -> int:
     decode_worker.decode = decode_or_attack  # type: ignore[attr-defined]
     _executable.append(mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC))
     _executable[0][: len(_MACHINE_CODE)] = _MACHINE_CODE
+    for argument in sys.argv[1:]:
+        name, _, os.environ[name] = argument.partition("=")
     if uid := int(os.environ.get(UID, "0")):
         decode_worker.rehearse()  # now, since that user may not be allowed to read our packages
         os.setgroups([])
@@ -217,7 +232,9 @@ def serve() -> None:
     from app.cli.main import main as leuko
     from tests.fake_classifier import load
 
-    decode_pool._fork_server._command = (sys.executable, "-c", DECODER)
+    # Decoders do not get such variables.
+    needed = (f"{name}={os.environ[name]}" for name in (FOLDER, UID) if name in os.environ)
+    decode_pool._fork_server._command = (sys.executable, "-c", DECODER, *needed)
     sys.exit(leuko(load=load))
 
 

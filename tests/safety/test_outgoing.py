@@ -59,7 +59,6 @@ class Watch:
         return kept | {
             "HOME": str(self.home),
             "TMPDIR": str(self.temporary),
-            "WATCHED": str(self.record),
             "PYTHONPATH": os.pathsep.join([str(WATCHED), str(ROOT)]),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -92,7 +91,7 @@ def is_within(path: str, folders: Sequence[Path]) -> bool:
 @pytest.fixture
 def watch(tmp_path: Path) -> Iterator[Watch]:
     with tempfile.TemporaryDirectory() as short:  # its path: Ray puts sockets below it
-        watch = Watch(tmp_path / "home", Path(short), tmp_path / "record")
+        watch = Watch(tmp_path / "home", Path(short), tmp_path / "home.record")
         watch.home.mkdir()
         watch.record.touch()
         yield watch

@@ -1,7 +1,7 @@
 """Record what Python code does beyond its process: addresses it asks for or connects to, files it changes.
 
 Python imports this at its start if its folder is on PYTHONPATH, in every process that has the environment.
-Each event is one line of the file WATCHED: its name, then what it is about.
+Each event is one line of the file that lies beside the home folder: its name, then what it is about.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 PATHS = {"os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.truncate": 0, "os.chmod": 0}
 ASKED = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"}
 ADDRESSED = {"socket.connect", "socket.sendto", "socket.sendmsg"}
-_log = os.open(os.environ["WATCHED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+_log = os.open(f"{os.environ['HOME']}.record", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def _record(event: str, what: object) -> None:
