@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import httpx
 from app.edge.keys import add_key
 from app.units import MIB
 from tests.fake_classifier import png
-from tests.running import FAKE, running, wait_until
+from tests.running import FAKE, linux, running, wait_until
+
+PR_CAPBSET_DROP = 24  # prctl(2)
+READ_ALL = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: with them root can list every folder
 
 
 def test_51_a_key_file_that_grows_without_limit_delays_nobody_and_keeps_its_keys(tmp_path: Path) -> None:
@@ -27,3 +31,20 @@ def test_51_a_key_file_that_grows_without_limit_delays_nobody_and_keeps_its_keys
         assert time.monotonic() - began < 10
         assert service.end() == 0
     assert any("it has more than 1048576 bytes" in line for line in service.log)
+
+
+def drop_capabilities() -> None:
+    for capability in READ_ALL:
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability)
+
+
+@linux
+def test_56_a_temporary_folder_that_cannot_be_listed_costs_a_warning(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir(mode=0o300)
+    environ = {"TMPDIR": str(temporary)}
+    with running(FAKE, "--processes", "2", environ=environ, prepare=drop_capabilities) as service:
+        assert httpx.get(f"{service.address}/readyz").status_code == 200
+        assert service.end() == 0
+    temporary.chmod(0o700)
+    assert [*temporary.iterdir()] == []
