@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.edge.keys import add_key
 from app.units import MIB
 from tests.fake_classifier import png
-from tests.running import FAKE, linux, running, wait_until
+from tests.running import FAKE, ROOT, linux, running, wait_until
 
 PR_CAPBSET_DROP = 24  # prctl(2)
 READ_ALL = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: with them root can list every folder
@@ -48,3 +51,18 @@ def test_56_a_temporary_folder_that_cannot_be_listed_costs_a_warning(tmp_path: P
         assert service.end() == 0
     temporary.chmod(0o700)
     assert [*temporary.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("drift", "{}"), ("drift", "--{}", "log"), ("evaluate", "{}"), ("key", "a", "{}/b")],
+)
+def test_53_no_message_of_a_command_holds_control_characters(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    name = f"{tmp_path}/a\x1b]0;b\x07"
+    command = [sys.executable, "-c", FAKE, *[argument.format(name) for argument in arguments]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode in (1, 2)
+    assert "a�]0;b�" in done.stderr
+    assert all(character.isprintable() or character == "\n" for character in done.stderr)
