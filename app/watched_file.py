@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from app.errors import SettingsError
 from app.regular_file import open_trusted
+from app.units import MIB
 
+MOST_BYTES = MIB  # thousands of keys; reading and parsing more would delay requests
 Version = tuple[int, int, int, int]
 
 
@@ -21,10 +24,13 @@ class WatchedFile:
         return self._version != _version(self.path.stat())
 
     def read(self) -> str:
-        """Return the content. Raise OSError or UnicodeDecodeError."""
-        with os.fdopen(open_trusted(self.path), encoding="utf-8") as file:
+        """Return the content. Raise OSError, UnicodeDecodeError, or, over MOST_BYTES, SettingsError."""
+        with os.fdopen(open_trusted(self.path), "rb") as file:
             self._version = _version(os.fstat(file.fileno()))
-            return file.read()
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise SettingsError(f"it has more than {MOST_BYTES} bytes")
+        return content.decode()
 
 
 def _version(status: os.stat_result) -> Version:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from app.bulk.worker import pack
 from app.engine.bundle import load_bundle
 from app.errors import StartupError, Unusable
 from app.inference.service import image_limits
+from app.printable import complain, printable
 from app.registry.fetch import locate
 from app.settings import Settings
 
@@ -103,12 +103,9 @@ def score(
     seconds = time.monotonic() - began
     _report(tally, before, seconds, without_credentials(destination), console or Console(), as_json)
     for why in tally.unread[:MOST_NAMED]:
-        print(f"leuko: left out: {why}", file=sys.stderr)
+        complain(f"left out: {why}")
     if tally.unread:
-        print(
-            f"leuko: {len(tally.unread)} parts were left out: run the same command to retry them",
-            file=sys.stderr,
-        )
+        complain(f"{len(tally.unread)} parts were left out: run the same command to retry them")
     return 1 if tally.unread else 0
 
 
@@ -173,4 +170,6 @@ def _report(
     if as_json or not console.is_terminal:
         print(json.dumps(summary), file=console.file)
     else:
-        console.print(f"{tally.images:,} images, {tally.errors:,} of them with an error, in {destination}")
+        console.print(
+            f"{tally.images:,} images, {tally.errors:,} of them with an error, in {printable(destination)}"
+        )

@@ -129,6 +129,8 @@ def _read_parquet(file: BinaryIO, part: Part, shard: str, max_bytes: int) -> Ite
     # Without buffer_size, a whole row group, perhaps of gigabytes, is held in memory.
     opened = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
     columns = [part.column, *(["path"] if "path" in opened.schema_arrow.names else [])]
+    if opened.metadata.row_group(part.row_group).num_rows == 0:
+        return  # it has no pages, and its offsets stand for nothing
     row = sum(opened.metadata.row_group(group).num_rows for group in range(part.row_group))
     rows = _rows_at_once(file, opened.metadata.row_group(part.row_group), columns)
     for batch in opened.iter_batches(rows, row_groups=[part.row_group], columns=columns):

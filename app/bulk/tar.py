@@ -10,6 +10,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,10 @@ HEADER = MIB  # most bytes of one extended header: a name, perhaps with access l
 CHAIN = 8  # most extended headers before one entry; tar programs write up to three
 XZ_BYTES = 256 * MIB  # most memory of a decompressor; `xz -9` needs 65 MiB
 ENDS = 1000  # reads at the end of the file: tarfile would skip an entry of 2^60 bytes block by block
+SIZE = slice(124, 136)  # of a header
+OCTAL = re.compile(rb"[0-7]*")
+BASE_256 = (0o200, 0o377)  # first bytes of a size in GNU tar's binary form
+NUMBER = re.compile(rb"[0-9]{1,19}")
 PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 EXTENDED = (*PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 # What tarfile and the decompressors raise on malformed input, some of which they do not validate.
@@ -66,11 +71,21 @@ def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
         if not member.isdir():
+            if not member.name:  # it may be an image: it must not be left out like a text file
+                raise tarfile.ReadError("an entry has no name")
             yield Entry(archive, member)
 
 
 class _Header(tarfile.TarInfo):
     """A header that raises ReadError where `tarfile` would hold what the header claims, or see the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Raise HeaderError for a size that is no octal number: tarfile's int() takes signs and 1_000 too."""
+        size = buf[SIZE].partition(b"\0")[0].strip(b" ")
+        if not OCTAL.fullmatch(size) and buf[SIZE][0] not in BASE_256:
+            raise tarfile.HeaderError("a header has a size that is not a number")
+        return super().frombuf(buf, encoding, errors)
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -120,9 +135,9 @@ class _Header(tarfile.TarInfo):
         if b"path" in records:
             entry.name = records[b"path"].decode("utf-8", "surrogateescape").rstrip("/")
         if b"size" in records:
+            if not NUMBER.fullmatch(records[b"size"]):  # int() takes signs, spaces and 1_000 too
+                raise tarfile.ReadError("an extended header has a size that is not a number")
             entry.size = int(records[b"size"])
-            if entry.size < 0:
-                raise tarfile.ReadError(f"a header claims {entry.size} bytes")
             if entry.isreg():
                 archive.offset = entry.offset_data + entry._block(entry.size)  # type: ignore[attr-defined]
         return entry

@@ -14,6 +14,7 @@ from app.evaluation.answer_profile import AnswerProfile
 from app.evaluation.report import Report
 from app.inference.offline import Outcome
 from app.observability.drift import Shift, Window
+from app.printable import printable
 
 MOST_LINES = 20
 SCALARS = {
@@ -28,11 +29,6 @@ SCALARS = {
     "ece": "calibration error",
     "roc_auc_ovr": "ROC AUC, one against rest",
 }
-
-
-def printable(text: str) -> str:
-    """Replace unprintable characters: a file name may hold terminal commands and bytes outside UTF-8."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def track(outcomes: Iterable[Outcome], total: int, console: Console) -> Iterator[Outcome]:
@@ -68,7 +64,7 @@ def report_tables(report: Report) -> Iterator[Table]:
 def drift_tables(
     reference: AnswerProfile, profile: AnswerProfile, shifts: Sequence[Shift], window: Window
 ) -> Iterator[Table | Text]:
-    table = Table(title=f"{profile.n} answers compared with {reference.n} of {reference.of}")
+    table = Table(title=f"{profile.n} answers compared with {reference.n} of {printable(reference.of)}")
     table.add_column("measure")
     for heading in ("reference", "logged", "index", "by chance"):
         table.add_column(heading, justify="right")
@@ -104,13 +100,13 @@ def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
     result = outcome.answer.prediction
     reasons = ", ".join(reason.replace("_", " ") for reason in result.review_reasons)
     return [
-        Text(result.label, "bold"),
+        Text(printable(result.label), "bold"),
         *[
             Text(f"{probability:.3f}", "bold" if label == result.label else "")
             for label, probability in zip(labels, result.probabilities, strict=True)
         ],
         f"{result.ood_score:.2f}",
-        Text(reasons, "yellow"),
+        Text(printable(reasons), "yellow"),
     ]
 
 

@@ -12,10 +12,11 @@ from dataclasses import Field, fields, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from app import __version__
 from app.errors import LeukoError, SettingsError, StartupError
+from app.printable import complain, printable
 from app.settings import PREFIX, Settings, parse, variable
 
 if TYPE_CHECKING:
@@ -61,20 +62,25 @@ def main(
     try:
         code: int = arguments.run(arguments)
     except LeukoError as error:
-        print(f"leuko: {error.detail}", file=sys.stderr)
+        complain(error.detail)
         return 2 if isinstance(error, SettingsError) else 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"leuko: {place}{error.strerror or error}", file=sys.stderr)
+        complain(f"{place}{error.strerror or error}")
         return 1
     except KeyboardInterrupt:
-        print("leuko: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "leuko",
         description="Classify white blood cells in microscope images. Not for diagnosis.",
         epilog="`leuko COMMAND --help` describes a command and its settings.",

@@ -11,17 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, cast
 
 from app.engine.bundle import CLASSES
 from app.errors import BundleError, Unusable
 from app.evaluation.answer_profile import AnswerProfile, Histogram, Seen, parse
+from app.units import MIB
 
 SHIFTED = 0.1  # stability index above which a measure is "shifted"; credit scoring convention (Siddiqi 2006)
 DRIFTED = 0.25  # likewise "drifted"
 CHANCE = 0.001  # rate of false alarms allowed per measure
 VERDICTS = ("stable", "shifted", "drifted")
 RETRY_S = 180  # longest time between the lines of one request that was sent again
+MOST_LINE = 4 * MIB  # bytes; a line of 256 images, the default limit, has 80 kB
+MOST_SCORE = 1e9  # of ood_score; a sum of larger ones might be infinite
 NO_REQUEST = {"summary", "lost"}  # fields of lines that only count requests
 
 
@@ -40,7 +43,8 @@ class Window:
     model_sha256: str | None = None
     other_models: int = 0  # answers of other models
     repeated: int = 0  # answers whose request was already counted
-    broken: int = 0  # lines truncated by a full disk (the log repeats those), or written by older versions
+    # Lines truncated by a full disk (the log repeats those), over MOST_LINE, or written by older versions.
+    broken: int = 0
     # The moment of each request, in seconds, by its digest; 140 bytes each.
     _requests: dict[bytes, float] = field(default_factory=dict, repr=False)
 
@@ -53,9 +57,12 @@ class Window:
             lines, broken = 0, self.broken
             try:
                 with _open(path) as file:
-                    for line in filter(str.strip, file):
+                    for line in _lines(file):
                         lines += 1
-                        yield from self._answers(line)
+                        if line is None:
+                            self.broken += 1
+                        else:
+                            yield from self._answers(line.decode())
             except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
                 raise Unusable(f"{path} cannot be read: {error}") from None
             if lines and self.broken - broken == lines:
@@ -168,7 +175,7 @@ def read_reference(path: Path) -> AnswerProfile:
     """Read a profile that `leuko drift --save` wrote. Raise BundleError."""
     try:
         return parse(json.loads(path.read_text(encoding="utf-8")), CLASSES)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
 
 
@@ -196,10 +203,27 @@ def _shares(counts: Sequence[int]) -> list[float]:
     return [(count + 0.5) / total for count in counts]
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Yield the lines that are not blank; None for each over MOST_LINE. A small .gz may hold gigabytes."""
+    begun, too_long = b"", False
+    while chunk := file.read(MIB):
+        end, *lines = chunk.split(b"\n")
+        begun += end
+        if len(begun) > MOST_LINE:
+            begun, too_long = b"", True
+        if lines:
+            yield from _line(begun, too_long)
+            yield from filter(bytes.strip, lines[:-1])
+            begun, too_long = lines[-1], False
+    yield from _line(begun, too_long)
+
+
+def _line(line: bytes, too_long: bool) -> list[bytes | None]:
+    return [None] if too_long else [line] if line.strip() else []
 
 
 def _moment(text: str) -> datetime:
@@ -216,7 +240,12 @@ def _digest(request_id: str, images: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _seen(image: Mapping[str, Any]) -> Seen:
-    label, confidence, ood_score = image["label"], float(image["confidence"]), float(image["ood_score"])
-    if label not in CLASSES or not math.isfinite(confidence) or not math.isfinite(ood_score):
+    label, confidence, ood_score, review = (
+        image[name] for name in ("label", "confidence", "ood_score", "review")
+    )
+    numbers = all(isinstance(value, int | float) for value in (confidence, ood_score))
+    if not numbers or not 0 <= confidence <= 1 or not abs(ood_score) <= MOST_SCORE:
         raise ValueError(f"not a valid answer: {image}")
-    return Seen(label, confidence, ood_score, bool(image["review"]))
+    if label not in CLASSES or not isinstance(review, bool):
+        raise ValueError(f"not a valid answer: {image}")
+    return Seen(label, float(confidence), float(ood_score), review)

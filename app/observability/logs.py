@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from app.printable import printable
 from app.settings import Settings
 
 TEXT = "text"
@@ -97,7 +98,8 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        return _shortened(super().format(record))
+        # Line by line: a traceback has several.
+        return "\n".join(map(printable, _shortened(super().format(record)).split("\n")))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's)
         fields = _fields(record)

@@ -55,7 +55,11 @@ def _make() -> tuple[str, int]:
 
 def _sweep() -> None:
     """Delete what was left behind; a folder that cannot be deleted costs its space, not the start."""
-    parent = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        parent = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        logger.warning("the temporary folder cannot be searched for old metrics: %s", error.strerror)
+        return
     try:
         for name in os.listdir(parent):  # noqa: PTH208 (a descriptor is no path)
             if name.startswith(PREFIX):

@@ -19,7 +19,7 @@ import app
 from app.engine.bundle import CONFIG, FILES, parse_files
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
-from app.registry.https import Bounds, download, without_secrets
+from app.registry.https import Bounds, download, without_secrets, without_values
 from app.settings import Settings
 
 SHIPPED = Settings.bundle  # the default
@@ -105,8 +105,7 @@ def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
         cached = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
         # Without the cause: a traceback would have its text.
-        user = address.partition("://")[2].rpartition("@")[0]
-        said = without_secrets(str(error).replace(user, "…") if user else str(error))
+        said = without_values(without_secrets(str(error)), address)
         raise BundleError(f"{shown} cannot be fetched: {said}") from None
     if cached != pin[1]:
         raise BundleError(f"{folder / CONFIG} was changed: delete the folder to fetch the bundle again")

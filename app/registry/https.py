@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection, responses
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
+from threading import Timer
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.error import HTTPError
+from urllib.parse import unquote, unquote_plus, urlsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
@@ -29,6 +33,7 @@ from app.units import GIB, MIB
 PATIENCE_S = 60.0  # socket timeout: longest wait for the next bytes
 CHUNK = MIB
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052, section 2.1: IPv4 addresses in IPv6
+LEAST_SECRET = 4  # characters of a value that is hidden; shorter ones, such as v=2, protect nothing
 COMPATIBLE = IPv6Network("::/96")  # RFC 4291, section 2.5.5.1; deprecated
 
 SECRETS = (
@@ -59,25 +64,39 @@ class Bounds:
 def download(url: str, sha256: str, path: Path, bounds: Bounds, until: float) -> None:
     """Fetch one file and verify its hash. until: deadline on the monotonic clock.
 
+    Nothing that the server sends, or holds back, extends the deadline.
     Raise BundleError, OSError, HTTPException or ValueError, whose texts may contain the URL.
     """
+    guard = _Guard(bounds.anywhere)
+    try:
+        with guard.closing_at(until), path.open("wb") as file:
+            _download(url, sha256, file, bounds, guard)
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, HTTPError):  # it holds the connection
+            error.close()
+        if not guard.late:
+            raise
+        raise BundleError(f"{without_secrets(url)} takes too long to download") from None
+
+
+def _download(url: str, sha256: str, file: IO[bytes], bounds: Bounds, guard: _Guard) -> None:
     shown = without_secrets(url)
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "leuko"})
     # From Python 3.12, `urlopen` reads the trusted certificates once in the life of a process.
-    with _opener(bounds).open(request, timeout=PATIENCE_S) as response, path.open("wb") as file:
+    with _opener(guard).open(request, timeout=PATIENCE_S) as response:
         while True:
             # length: the announced bytes that have not arrived yet
             if size + (response.length or 0) > bounds.most_bytes:
                 raise BundleError(f"{shown} is over {bounds.most_bytes} bytes")
-            if time.monotonic() > until:
-                raise BundleError(f"{shown} takes too long to download")
-            # read() would wait for the whole chunk, past the deadline.
+            guard.check()
+            # read() would collect the whole chunk in memory.
             if not (chunk := response.read1(CHUNK)):
                 break
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
+    guard.check()  # a connection that was shut down can look like the end of the file
     if response.length:
         raise BundleError(f"{shown} ended {response.length} bytes too early")
     if (actual := digest.hexdigest()) != sha256:
@@ -88,6 +107,26 @@ def without_secrets(text: str) -> str:
     """Remove user names, passwords, queries and fragments from the URLs in a text, and tokens of the Hub."""
     for pattern, instead in SECRETS:
         text = re.sub(pattern, instead, text)
+    return text
+
+
+def without_values(text: str, address: str) -> str:
+    """Remove the user, password and values of the query of an address from a text, in which a server may
+    have repeated them in whatever form: encoded or not, in other letters.
+    """
+    rest = address.partition("://")[2].partition("#")[0]
+    user, query = rest.rpartition("@")[0], rest.partition("?")[2]
+    values = {
+        user,
+        user.partition(":")[2],
+        query,
+        *(part.rpartition("=")[2] for part in re.split("[&;]", query)),
+    }
+    values |= {part.partition("=")[2] for part in re.split("[&;]", query)}
+    values |= {decode(value) for value in values for decode in (unquote, unquote_plus)}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= LEAST_SECRET:
+            text = re.sub(re.escape(value), "…", text, flags=re.IGNORECASE)
     return text
 
 
@@ -111,9 +150,9 @@ def _inner(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
 
 
-def _opener(bounds: Bounds) -> OpenerDirector:
+def _opener(guard: _Guard) -> OpenerDirector:
     """Return an opener for https alone, for one file. A proxy of the environment is used, and trusted."""
-    opener, guard = OpenerDirector(), _Guard(bounds.anywhere)
+    opener = OpenerDirector()
     for handler in (
         ProxyHandler(),
         _Connections(guard),
@@ -126,16 +165,58 @@ def _opener(bounds: Bounds) -> OpenerDirector:
 
 
 class _Guard:
-    """Lets the first address be any, for the operator named it; those that follow public or of its zone."""
+    """Lets the first address be any, for the operator named it; those that follow public or of its zone.
+
+    late: the deadline has passed, and the connection is shut down.
+    """
 
     def __init__(self, anywhere: bool) -> None:
         self.redirected = False
+        self.late = False
+        self._until: float | None = None
+        self._held: socket.socket | None = None
         self._anywhere = anywhere
         self._first = "public"
 
     def allows(self, near: str) -> bool:
         """Return whether a redirect may lead to this zone."""
         return self._anywhere or near in ("public", self._first)
+
+    @contextmanager
+    def closing_at(self, until: float) -> Iterator[None]:
+        """Shut the connection down at a moment of the monotonic clock.
+
+        The socket's timeout begins anew with every byte: in a handshake, a header, or the size of a chunk.
+        """
+        self._until = until
+        timer = Timer(max(0.0, until - time.monotonic()), self._shut_down)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            self._hold(None)
+
+    def check(self) -> None:
+        """Raise TimeoutError after the deadline."""
+        if self._until is not None and time.monotonic() > self._until:
+            self.late = True
+        if self.late:
+            raise TimeoutError("the deadline has passed")
+
+    def _shut_down(self) -> None:
+        self.late = True
+        if (held := self._held) is not None:
+            with suppress(OSError):  # not connected any more
+                held.shutdown(socket.SHUT_RDWR)
+
+    def _hold(self, connection: socket.socket | None) -> None:
+        """Keep a descriptor of the current connection: TLS takes over the first one."""
+        before, self._held = self._held, None if connection is None else connection.dup()
+        if before is not None:
+            before.close()
 
     def connect(self, address: Address, timeout: float, source: Address | None = None) -> socket.socket:
         """Connect as `socket.create_connection` does, to an address that was checked: names may change."""
@@ -145,13 +226,21 @@ class _Guard:
             near = zone(str(found[0]))
             if self.redirected and not self.allows(near):
                 continue
+            self.check()
+            left = math.inf if self._until is None else max(0.01, self._until - time.monotonic())
             try:
-                connection = socket.create_connection((str(found[0]), port), timeout, source)
+                connection = socket.create_connection((str(found[0]), port), min(timeout, left), source)
             except OSError as failed:
                 error = failed
                 continue
             if not self.redirected:
                 self._first = near
+            connection.settimeout(timeout)
+            if self._until is not None:
+                self._hold(connection)
+            if self.late:  # the deadline passed before there was something to shut down
+                connection.close()
+            self.check()
             return connection
         raise error
 
@@ -167,7 +256,9 @@ class _Connections(HTTPSHandler):
             connection._create_connection = self._guard.connect  # type: ignore[attr-defined]
             return connection
 
-        return self.do_open(connect, request)
+        response: Any = self.do_open(connect, request)
+        response.msg = responses.get(response.status, "")  # not the server's words, which may be a secret
+        return response
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -178,6 +269,7 @@ class _Redirects(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         """Refuse other schemes than https, and addresses with a password. The message has neither."""
+        fp.close()  # else urllib reads the body, of whatever size, into memory
         target = urlsplit(newurl)
         if target.scheme != "https" or "@" in target.netloc:
             raise PermissionError("redirected to an address that is not plain https")

@@ -250,6 +250,17 @@ def test_a_table_whose_bytes_are_damaged_is_no_part(tmp_path: Path) -> None:
         worker.score(0, part)
 
 
+def test_a_row_group_without_rows_is_a_part_without_rows(tmp_path: Path) -> None:
+    cells = pa.table({"bytes": pa.array([png(1)], pa.binary())})
+    for compression in ("NONE", "GZIP"):
+        file = tmp_path / f"{compression}.parquet"
+        with parquet.ParquetWriter(file, cells.schema, compression=compression) as writer:
+            for table in (cells[:0], cells, cells[:0]):
+                writer.write_table(table)
+        assert parquet.read_metadata(file).num_row_groups == 3
+        assert errors_in(file, tmp_path / f"out of {compression}") == {f"{file.name}#0": None}
+
+
 def test_a_part_that_was_cut_is_scored_again(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar(1, 2))
     score(str(tmp_path / "a.tar"), str(tmp_path / "out"))

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from app.archives.images import StoredImage
-from app.cli.console import MOST_LINES, failures, predictions_table, printable, track
+from app.cli.console import MOST_LINES, failures, predictions_table, track
 from app.engine.bundle import CLASSES
 from app.engine.classifier import Prediction
 from app.errors import UndecodableImage
@@ -18,10 +18,6 @@ def outcomes(count: int) -> list[Outcome]:
     return [
         Outcome(StoredImage(f"{number}.png", bytes), UndecodableImage("broken")) for number in range(count)
     ]
-
-
-def test_names_cannot_command_the_terminal() -> None:
-    assert printable("a\x1b]0;b\x07\udcff.png\n") == "a�]0;b��.png�"
 
 
 def test_progress_passes_outcomes_on_and_shows_them_counted_on_a_terminal() -> None:

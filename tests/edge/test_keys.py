@@ -10,6 +10,7 @@ import pytest
 from app.cli.main import main
 from app.edge.keys import GRACE_S, REREAD_S, Keys, add_key, make_key, parse_keys
 from app.errors import SettingsError
+from app.units import MIB
 
 
 class Clock:
@@ -102,7 +103,7 @@ def test_an_invalid_file_keeps_the_current_keys_and_sets_stale(tmp_path: Path) -
     path, clock = tmp_path / "keys", Clock()
     secret = add_key(path, "lab", ["predict"])
     keys, text = Keys(path, clock), path.read_text()
-    for spoilt in (b"lab predict", b"\xff"):
+    for spoilt in (b"lab predict", b"\xff", text.encode() + b"#" * MIB):
         path.write_bytes(spoilt)
         clock.pass_by(2 * GRACE_S)
         assert keys.find(secret) is not None

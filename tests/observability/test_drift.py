@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import math
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from app.errors import BundleError, Unusable
 from app.evaluation.answer_profile import AnswerProfile, Seen, dump, summarise
 from app.observability.drift import CHANCE, Window, chance, compare, read_reference, stability_index, worst
 from app.settings import Settings
+from app.units import MIB
 from tests.fake_classifier import png
 from tests.fakes import serving
 from tests.running import ROOT
@@ -140,6 +142,13 @@ def test_a_window_takes_the_answers_of_its_period_and_model(tmp_path: Path) -> N
         line(label="thrombocyte"),
         line(label=["monocyte"]),
         line(confidence=math.nan),
+        line(confidence=1e308),
+        line(confidence=1.5),
+        line(confidence=-0.1),
+        line(confidence="0.9"),
+        line(ood_score=1e308),
+        line(ood_score=-math.inf),
+        line(review="no"),
         line(ood_score=10**400),
         line().replace('"request_id"', '"id"'),
         "[" * 100_000,
@@ -150,6 +159,23 @@ def test_a_line_that_cannot_be_an_answer_is_counted_as_broken(tmp_path: Path, wr
     log = write(tmp_path / "audit.jsonl", line(), wrong)
     assert of(list(window.read([log]))).n == 1
     assert window.broken == 1
+
+
+def test_a_line_of_gigabytes_and_blank_lines_take_no_memory(tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl.gz"
+    with gzip.open(log, "wb", compresslevel=1) as file:
+        file.write(line().encode() + b"\n")
+        for byte in b"\na":
+            for _ in range(64):
+                file.write(bytes([byte]) * MIB)
+        file.write(b"\n" + line().encode())
+    tracemalloc.start()
+    window = Window()
+    assert len(list(window.read([log]))) == 2
+    assert window.broken == 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 * MIB
 
 
 def test_a_request_that_two_replicas_took_counts_once(tmp_path: Path) -> None:

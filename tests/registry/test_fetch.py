@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 
 import pytest
 
@@ -25,6 +25,7 @@ from app.errors import BundleError
 from app.registry.fetch import BOUNDS, SHIPPED, locate
 from app.registry.https import Bounds
 from app.settings import Settings
+from app.units import MIB
 from tests.certificates import OPENSSL, Certificate, self_signed
 
 REVISION = "c0ffee" + "0" * 34
@@ -248,32 +249,117 @@ def test_a_file_that_turns_out_to_be_too_large_is_refused(tls: ssl.SSLContext, t
 
 
 class Dripping(BaseHTTPRequestHandler):
-    """Send a byte every 20 ms, for longer than the test runs."""
+    """Send `head`, and then a byte every 20 ms, for longer than the test runs."""
 
+    head: bytes
     left: Event
 
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "500")
-        self.end_headers()
+        self.close_connection = True
         with suppress(OSError):
-            for _ in range(500):
-                self.wfile.write(b" ")
-                if self.left.wait(0.02):
-                    break
+            self.wfile.write(self.head)
+            while not self.left.wait(0.02):
+                self.wfile.write(b"1")
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-def test_a_server_that_drips_is_not_waited_for(tls: ssl.SSLContext, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-Header: ",
+        b"HTTP/1.1 100 Continue\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 500000\r\n\r\n",
+        CHUNKED,
+        CHUNKED + b"4\r\nabcd\r\n4; extension=",
+        CHUNKED + b"0\r\nX-Trailer: ",
+    ],
+)
+def test_a_server_that_drips_is_not_waited_for(tls: ssl.SSLContext, tmp_path: Path, head: bytes) -> None:
     left = Event()
-    with serving(type("ThisDripping", (Dripping,), {"left": left}), tls) as port:
+    giving_up = Timer(20, left.set)  # else it would drip until the line is too long
+    giving_up.start()
+    with serving(type("ThisDripping", (Dripping,), {"head": head, "left": left}), tls) as port:
         asked = settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path)
-        with pytest.raises(BundleError, match="takes too long to download"):
-            locate(asked, Bounds(seconds=0.2))
+        with pytest.raises(BundleError, match=r"takes too long to download|infinite loop"):
+            locate(asked, Bounds(seconds=0.5))
+        assert not left.is_set()
         left.set()
+    giving_up.cancel()
     assert BOUNDS.seconds < 3600
+
+
+def test_a_handshake_that_drips_is_not_waited_for(tmp_path: Path) -> None:
+    left = Event()
+
+    def drip(server: socket.socket) -> None:
+        connection = server.accept()[0]
+        with connection, suppress(OSError):
+            connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB follows
+            while not left.wait(0.02):
+                connection.sendall(b"\0")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=drip, args=(server,))
+        thread.start()
+        giving_up = Timer(20, left.set)
+        giving_up.start()
+        asked = settings(f"https://localhost:{server.getsockname()[1]}#sha256=" + "0" * 64, tmp_path)
+        with pytest.raises(BundleError, match="takes too long to download"):
+            locate(asked, Bounds(seconds=0.5))
+        assert not left.is_set()
+        left.set()
+        giving_up.cancel()
+        thread.join()
+
+
+class Redirecting(BaseHTTPRequestHandler):
+    """Redirect to an address that is refused, with a body that is far longer than what sockets hold."""
+
+    sent: list[int]
+
+    def do_GET(self) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 268435456\r\n\r\n")
+        with suppress(OSError):
+            for _ in range(256):
+                self.wfile.write(bytes(MIB))
+                self.sent.append(MIB)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_the_body_of_a_redirect_is_not_read(tls: ssl.SSLContext, tmp_path: Path) -> None:
+    sent: list[int] = []
+    server = serving(type("ThisRedirecting", (Redirecting,), {"sent": sent}), tls)
+    with server as port, pytest.raises(BundleError, match="infinite loop"):
+        locate(settings(f"https://localhost:{port}#sha256=" + "0" * 64, tmp_path))
+    assert sum(sent) < 128 * MIB
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 403 geheim/1+2 is wrong\r\n\r\n",
+        b"HTTP/1.1 404 geheim%2F1%2b2 is wrong\r\n\r\n",
+        b"geheim/1+2 is wrong\r\n\r\n",
+        b"GEHEIM%2F1%2B2 is wrong\r\n\r\n",
+        b"HTTP/9.geheim/1+2 200 OK\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: https://localhost:x/geheim/1+2\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: https://localhost:1/ /geheim/1+2\r\n\r\n",
+    ],
+)
+def test_a_secret_that_the_server_repeats_is_not_shown(
+    tls: ssl.SSLContext, tmp_path: Path, said: bytes
+) -> None:
+    with saying(said, tls) as port, pytest.raises(BundleError, match="cannot be fetched") as raised:
+        locate(settings(f"https://localhost:{port}?token=geheim%2F1%2B2&v=2#sha256=" + "0" * 64, tmp_path))
+    assert "geheim" not in raised.value.detail.lower()
 
 
 def test_what_was_begun_by_processes_that_were_killed_is_removed_in_time(

@@ -78,6 +78,15 @@ def image() -> bytes:
     return header(tarfile.REGTYPE, len(png(1))) + padded(png(1))
 
 
+def octal(size: bytes) -> bytes:
+    """Return the header of an image with these bytes as its size, and the checksum that belongs to them."""
+    data = bytearray(header(tarfile.REGTYPE, 0))
+    data[124:136] = size
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
 def extended(kind: bytes) -> Callable[[Path], None]:
     """An image, then an extended header of gigabytes; the file is sparse."""
 
@@ -121,6 +130,14 @@ TARS = {
         written(image(), header(tarfile.REGTYPE, 2**60, "a.txt"), b"1" * 4096),
         "truncated",
     ),
+    "empty path": (written(image(), records(b"8 path=\n"), image()), "no name"),
+    "empty long name": (
+        written(image(), header(tarfile.GNUTYPE_LONGNAME, 1) + bytes(512), image()),
+        "no name",
+    ),
+    "size with underscore": (written(image(), records(b"14 size=1_000\n"), image()), "not a number"),
+    "size with sign": (written(image(), records(b"11 size=+9\n"), image()), "not a number"),
+    "octal size with underscore": (written(image(), octal(b"00000001_00\0")), "not a number"),
     "negative": (written(image(), header(tarfile.REGTYPE, -512), b"1" * 4096), "claims -512 bytes"),
 }
 
