@@ -173,7 +173,9 @@ async def _evaluate(
         deadline=deadline,
         stages=context.stages,
     )
-    return await LONG.run(lambda: responses.evaluation(context.request_id, bundle, images, scored, progress))
+    return await LONG.run(
+        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress, lazy=True)
+    )
 
 
 def _limits(settings: Settings) -> dict[str, Limit]:
