@@ -139,9 +139,15 @@ class _Made(Sequence[Model]):
 
 
 def evaluation(
-    request_id: str, bundle: Bundle, images: Sequence[StoredImage], scored: Scored, progress: Progress
+    request_id: str,
+    bundle: Bundle,
+    images: Sequence[StoredImage],
+    scored: Scored,
+    progress: Progress,
+    *,
+    lazy: bool = False,
 ) -> Evaluation:
-    """Return the evaluation, whose lists of images are made when they are rendered."""
+    """Return the evaluation. lazy: its lists of images are made when `api.json_response` renders them."""
     failures = [*scored.failures]
 
     def mistake(number: int) -> Mistake:
@@ -167,5 +173,8 @@ def evaluation(
         misclassified=[],
         errors=[],
     )
-    lists = {"misclassified": _Made(len(scored.mistakes), mistake), "errors": _Made(len(failures), failure)}
-    return result.model_copy(update=lists)
+    lists: dict[str, Sequence[BaseModel]] = {
+        "misclassified": _Made(len(scored.mistakes), mistake),
+        "errors": _Made(len(failures), failure),
+    }
+    return result.model_copy(update=lists if lazy else {name: made[:] for name, made in lists.items()})

@@ -114,7 +114,7 @@ def test_errors_of_an_evaluation_are_made_in_slices() -> None:
     scored = judge(bundle.labels, images, None, probabilities, dict.fromkeys(range(count), failed))
     tracemalloc.start()
     try:
-        rendered = render(responses.evaluation("id", bundle, images, scored, Progress(count + 1)))
+        rendered = render(responses.evaluation("id", bundle, images, scored, Progress(count + 1), lazy=True))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from app.archives.file_labels import Texts, assign_groups, parse_mapping
@@ -116,3 +118,15 @@ def test_names_and_sources_are_any_text() -> None:
     assert [mapping[name] for name in names] == ["é", "\ude00"]
     assert assign_groups(names, mapping) == ["é".encode(), b"\xed\xb8\x80"]
     assert assign_groups(names, "(.)") == ["😀".encode(), b"\xed\xa0\xbd"]
+
+
+def test_a_wide_character_does_not_make_a_mapping_take_four_times_its_bytes() -> None:
+    data = "".join(f"{number}{'a' * 200}😀,{'b' * 200}😀\n" for number in range(5000)).encode()
+    tracemalloc.start()
+    try:
+        mapping = parse_mapping(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(mapping) == 5000
+    assert peak < 2.5 * len(data)

@@ -168,6 +168,12 @@ async def _evaluate(
     return await LONG.run(
         lambda: responses.evaluation(context.request_id, bundle, images, scored, progress), context
     )
+<<<<<<< HEAD
+=======
+    return await LONG.run(
+        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress, lazy=True)
+    )
+>>>>>>> v2
 
 
 def _limits(settings: Settings) -> dict[str, Limit]:
