@@ -112,6 +112,11 @@ def test_tensors_with_wrong_lengths_are_malformed(body: bytes, header: str, mess
         parse(body, header)
 
 
+def test_elements_over_the_shape_are_not_even_read() -> None:
+    with pytest.raises(MalformedRequest, match="over 1 elements, but its shape is 1"):
+        parse(*binary(packed(b"a", b"b") + b"an invalid rest", shape=[1]))
+
+
 def test_images_are_limited_in_number_and_size() -> None:
     with pytest.raises(TooLarge, match="5 elements"):
         parse(*binary(packed(*[b"a"] * 5), shape=[5]))
