@@ -113,7 +113,7 @@ def test_tensors_with_wrong_lengths_are_malformed(body: bytes, header: str, mess
 
 
 def test_elements_over_the_shape_are_not_even_read() -> None:
-    with pytest.raises(MalformedRequest, match="over 1 elements, but its shape is 1"):
+    with pytest.raises(MalformedRequest, match="more than 1 elements, but its shape is 1"):
         parse(*binary(packed(b"a", b"b") + b"an invalid rest", shape=[1]))
 
 

@@ -90,4 +90,4 @@ def test_48_what_waits_for_slow_readers_stays_within_the_memory_for_bodies() -> 
                 statuses.append(client.recv(12)[-3:])
         served = statuses.count(b"200")
         assert statuses == [b"200"] * served + [b"429"] * (24 - served)
-        assert 4 < served < 10
+        assert 4 < served < 14

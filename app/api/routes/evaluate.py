@@ -166,14 +166,8 @@ async def _evaluate(
     deadline = context.arrived + service.settings.evaluate_deadline_s
     scored = await score(service, images, groups, progress, context, deadline=deadline)
     return await LONG.run(
-        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress), context
+        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress, lazy=True), context
     )
-<<<<<<< HEAD
-=======
-    return await LONG.run(
-        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress, lazy=True)
-    )
->>>>>>> v2
 
 
 def _limits(settings: Settings) -> dict[str, Limit]:
