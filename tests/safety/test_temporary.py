@@ -7,6 +7,8 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.running import FAKE, Running, linux, running, wait_until
 
 
@@ -24,6 +26,7 @@ def services(service: Running) -> list[int]:
 
 
 @linux
+@pytest.mark.ops
 def test_56_the_next_start_deletes_the_folders_of_a_killed_supervisor_and_no_others(tmp_path: Path) -> None:
     start = partial(running, FAKE, "--processes", "2", environ={"TMPDIR": str(tmp_path)})
     (tmp_path / "elsewhere").mkdir()
