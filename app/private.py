@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # typing takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SET_PDEATHSIG, _SET_DUMPABLE = 1, 4  # of prctl(2)
+SET_PDEATHSIG, SET_DUMPABLE = 1, 4  # of prctl(2)
 # What a process needs that only computes: where things are, the language, how memory is allocated. All else
 # stays with the service: variables hold secrets, and an image may take a decoder over.
 _NEEDED = {
@@ -44,21 +44,30 @@ def keep_private() -> None:
 
     Children inherit both, but lose the second when they start a program.
     """
-    prctl(_SET_DUMPABLE, 0)  # a handler of core files (a pipe in kernel.core_pattern) ignores the limit
+    prctl(SET_DUMPABLE, 0)  # a handler of core files (a pipe in kernel.core_pattern) ignores the limit
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def end_with_thread(sig: int) -> None:
     """Have the kernel send this process a signal when the thread that started it ends; Linux only."""
-    prctl(_SET_PDEATHSIG, sig)
+    prctl(SET_PDEATHSIG, sig)
 
 
 def prctl(option: int, value: int) -> None:
     """Set a property of this process; see `man 2 prctl`. Does nothing elsewhere. Raise OSError."""
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        check(libc().prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
+
+
+def libc() -> ctypes.CDLL:
+    """Return the C library, for calls that Python does not have."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int) -> None:
+    """Raise the OSError of a call of the C library that has failed."""
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def command(module: str, *arguments: str) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests import running
+from tests.certificates import OPENSSL, Certificate, self_signed
 from tests.fakes import serving
 from tests.running import Running
 
@@ -37,6 +38,14 @@ def service() -> Iterator[Running]:
     """
     with running.running() as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """The certificate of a server on this machine, signed by itself."""
+    if OPENSSL is None:
+        pytest.skip("openssl is absent here")
+    return self_signed(tmp_path_factory.mktemp("tls"), "localhost")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from app import __version__
 from app.api import openapi, problem_responses
 from app.api.lifecycle import Lifecycle, OnFailure, end_process
+from app.api.page_files import PageFiles
 from app.api.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.api.routes import problems as problem_types
 from app.edge import body_cost
@@ -80,12 +81,12 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(versioned, prefix="/v1", include_in_schema=False)
     for module in (healthz, readyz, problem_types, v2, page):
         app.include_router(module.router)
-    app.mount("/page", page.PageFiles(directory=docs.WEB / "page"), name="page")
+    app.mount("/page", PageFiles(directory=docs.WEB / "page"), name="page")
     if settings.metrics != CLOSED:
         app.include_router(metrics.router)
     if settings.docs != CLOSED:
         app.include_router(docs.router)
-        app.mount("/swagger", page.PageFiles(directory=docs.WEB / "swagger"), name="swagger")
+        app.mount("/swagger", PageFiles(directory=docs.WEB / "swagger"), name="swagger")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

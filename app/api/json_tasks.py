@@ -103,7 +103,7 @@ class ScoreOutcomes:
 
 @dataclass(frozen=True)
 class CountCells:
-    """Count cells classified before. report: of `render_count`."""
+    """Count cells classified before. media_type, loinc_method: as for `render_count`."""
 
     request_id: str
     bundle: Bundle

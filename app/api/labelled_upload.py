@@ -9,7 +9,7 @@ from io import BytesIO
 
 from app.api.uploads import Form, Part
 from app.archives.file_labels import Texts, class_indices, parse_mapping
-from app.archives.images import ArchiveImages, StoredImage
+from app.archives.images import StoredImage, archive_images
 from app.archives.labelled_archive import ArchiveLimits, open_archive
 from app.errors import BadLabels, Unusable
 
@@ -34,7 +34,7 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
         raise Unusable("labels belong to files; in an archive the folders name the classes")
     grouping = _grouping(form, limits.max_entries)
     if archive:
-        return LabelledSet(ArchiveImages(open_archive(BytesIO(archive[0].data), labels, limits)), grouping)
+        return LabelledSet(archive_images(open_archive(BytesIO(archive[0].data), labels, limits)), grouping)
     return LabelledSet(_in_form(files, form["labels"], labels, limits.max_entries), grouping)
 
 

@@ -90,7 +90,7 @@ class Lifecycle:
     def check_room(self, context: RequestContext) -> None:
         """Raise QueueFull if no model's queue has room for the caller, NotReady if no work is accepted."""
         self.check_serving()
-        self.models.served.check_room(Caller(context.caller, context.weight))
+        self.models.served.check_room(Caller.of(context))
 
     def check_serving(self) -> None:
         """Raise NotReady if no work is accepted."""

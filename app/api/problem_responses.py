@@ -37,16 +37,13 @@ async def handle_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_http(request: Request, error: Exception) -> Response:
-    """Handle Starlette's own errors; keep their headers, such as Allow, which mounted files leave out."""
+    """Handle Starlette's own errors; keep their headers, such as Allow."""
     assert isinstance(error, HTTPException)
-    headers = error.headers or (
-        {"Allow": "GET, HEAD"} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else None
-    )
     code = problems.GENERIC.get(
         error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     )
     problem = problems.document(code, error.status_code, error.detail, request.state.context.request_id)
-    return _render(problem, headers)
+    return _render(problem, error.headers)
 
 
 async def handle_invalid(request: Request, error: Exception) -> Response:

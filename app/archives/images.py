@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO
 
 from app.archives.image_names import IMAGE_SUFFIXES
 from app.archives.labelled_archive import ArchiveLimits, LabelledArchive, class_of, open_archive
 from app.errors import BadArchive, Unusable
+from app.lazy_sequence import LazySequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +39,14 @@ def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[St
             yield StoredImage(path, partial(_read, Path(path), most))
 
 
-class ArchiveImages(Sequence[StoredImage]):
-    """The images of an open archive; each object is made when it is asked for."""
+def archive_images(archive: LabelledArchive) -> Sequence[StoredImage]:
+    """Return the images of an open archive."""
 
-    def __init__(self, archive: LabelledArchive) -> None:
-        self._archive = archive
+    def image(index: int) -> StoredImage:
+        entry = archive.entry(index)
+        return StoredImage(entry.name, partial(archive.read, index), entry.label)
 
-    def __len__(self) -> int:
-        return len(self._archive)
-
-    @overload
-    def __getitem__(self, index: int) -> StoredImage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[StoredImage]: ...
-
-    def __getitem__(self, index: int | slice) -> StoredImage | list[StoredImage]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        entry = self._archive.entry(index)
-        return StoredImage(entry.name, partial(self._archive.read, index), entry.label)
+    return LazySequence(len(archive), image)
 
 
 @contextmanager
@@ -76,7 +65,7 @@ def open_labelled(
     except OSError as error:
         raise BadArchive(f"{path} cannot be read: {error.strerror}") from None
     with file, open_archive(file, labels, limits) as archive:
-        yield ArchiveImages(archive)
+        yield archive_images(archive)
 
 
 def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[StoredImage]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from app.inference import seccomp
-from app.inference.seccomp import REFUSE, Argument, Rule
-from app.private import end_with_thread
+from app.inference.seccomp import REFUSE, SET_NO_NEW_PRIVS, Argument, Rule
+from app.private import SET_PDEATHSIG, end_with_thread
 
-_SET_PDEATHSIG, _SET_NO_NEW_PRIVS = 1, 38  # of prctl(2)
 _PROT_EXEC, _MAP_ANONYMOUS = 4, 0x20
 # clone(2): the flags of a fork, CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID. All others, which make threads
 # or namespaces, are refused.
@@ -78,8 +77,8 @@ FORK_SERVER = (
     *map(Rule, FORKING.split()),
     Rule("clone", (Argument(0, 0, 0xFFFF_FFFF & ~_FORK),)),
     Rule("prlimit64", (Argument(0, 0),)),  # of the process itself
-    Rule("prctl", (Argument(0, _SET_PDEATHSIG),)),
-    Rule("prctl", (Argument(0, _SET_NO_NEW_PRIVS),)),
+    Rule("prctl", (Argument(0, SET_PDEATHSIG),)),
+    Rule("prctl", (Argument(0, SET_NO_NEW_PRIVS),)),
 )
 
 

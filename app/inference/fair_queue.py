@@ -12,6 +12,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+from app.observability.request_context import RequestContext
+
 Item = TypeVar("Item")
 
 RECENT_S = 10.0  # how long a caller counts as active after its last item has left the queue
@@ -23,6 +25,10 @@ class Caller(NamedTuple):
 
     id: str = ""
     weight: int = 1
+
+    @classmethod
+    def of(cls, context: RequestContext) -> Caller:
+        return cls(context.caller, context.weight)
 
 
 @dataclass

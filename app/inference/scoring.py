@@ -65,7 +65,7 @@ async def score(
     cannot be classified are left out of the report and listed in `failures`; raise Unusable if none can be
     classified. When cancelled, stop at once.
     """
-    caller, stages = Caller(context.caller, context.weight), context.stages
+    caller, stages = Caller.of(context), context.stages
     labels = service.classifier.bundle.labels
     probabilities = np.full((len(images), len(labels)), np.nan)
     failures: dict[int, LeukoError] = {}

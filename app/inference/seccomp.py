@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import platform
 import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from app.private import prctl
+from app.private import check, libc, prctl
 
 ALLOW, KILL = 0x7FFF_0000, 0x8000_0000  # what a filter returns; KILL ends the process with SIGSYS
 REFUSE = 0x0005_0000 | errno.EPERM  # the call fails with EPERM
@@ -91,7 +90,7 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
 _LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; an argument has 8 bytes
 _ALL = 0xFFFF_FFFF
-_SET_NO_NEW_PRIVS = 38  # of prctl(2)
+SET_NO_NEW_PRIVS = 38  # of prctl(2)
 _SET_FILTER, _GET_ACTION_AVAIL = 1, 2  # of seccomp(2)
 
 
@@ -135,7 +134,7 @@ def restrict(rules: Sequence[Rule]) -> None:
     code = ctypes.create_string_buffer(program, len(program))
     filter_program = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
     # Without it, only root may filter: a program that gains privileges could be misled by refused calls.
-    prctl(_SET_NO_NEW_PRIVS, 1)
+    prctl(SET_NO_NEW_PRIVS, 1)
     _seccomp(_SET_FILTER, filter_program)
 
 
@@ -173,13 +172,4 @@ def _compare(rule: Rule, number: int) -> Iterator[tuple[int, int, int, int]]:
 
 def _seccomp(operation: int, argument: object) -> None:
     number = NUMBERS["seccomp"][_ARCHITECTURES[platform.machine()][1]]
-    _check(_libc().syscall(*map(ctypes.c_long, (number or 0, operation, 0)), argument))
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    check(libc().syscall(*map(ctypes.c_long, (number or 0, operation, 0)), argument))

@@ -112,7 +112,7 @@ class Pool:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        job = _Job(call, future, loop, Caller(context.caller, context.weight), context.holding)
+        job = _Job(call, future, loop, Caller.of(context), context.holding)
         with self._changed:
             if self._most_waiting is not None and self._waiting.depth(job.caller) >= self._most_waiting:
                 raise QueueFull(f"Too many {self._name} of this caller are waiting.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TypeVar, overload
 
 from pydantic import BaseModel
 
@@ -15,11 +14,10 @@ from app.evaluation.differential_count import LEVEL, fingerprint
 from app.evaluation.differential_count import count as count_labels
 from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
+from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
 from app.wire.schemas import Evaluation, ImageProblem, Mistake, ModelReference, Prediction
 from app.wire.specimen import Caution, ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
-
-Model = TypeVar("Model", bound=BaseModel)
 
 ENOUGH_CELLS = 100  # fewer cells give a warning
 
@@ -117,27 +115,6 @@ def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
     return cautions
 
 
-class _Made(Sequence[Model]):
-    """Models that are made when they are asked for: 200,000 of them would take hundreds of MiB."""
-
-    def __init__(self, count: int, make: Callable[[int], Model]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Model: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Model]: ...
-
-    def __getitem__(self, index: int | slice) -> Model | list[Model]:
-        if isinstance(index, slice):
-            return [self._make(each) for each in range(*index.indices(self._count))]
-        return self._make(range(self._count)[index])
-
-
 def evaluation(
     request_id: str,
     bundle: Bundle,
@@ -174,7 +151,7 @@ def evaluation(
         errors=[],
     )
     lists: dict[str, Sequence[BaseModel]] = {
-        "misclassified": _Made(len(scored.mistakes), mistake),
-        "errors": _Made(len(failures), failure),
+        "misclassified": LazySequence(len(scored.mistakes), mistake),
+        "errors": LazySequence(len(failures), failure),
     }
     return result.model_copy(update=lists if lazy else {name: made[:] for name, made in lists.items()})

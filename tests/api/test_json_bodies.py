@@ -122,5 +122,5 @@ def test_errors_of_an_evaluation_are_made_in_slices() -> None:
     assert peak < 2.5 * len(rendered)
 
 
-def test_the_process_reads_a_pickle_of_the_service_and_then_the_body() -> None:
+def test_the_process_reads_the_task_of_the_service_and_then_the_body() -> None:
     assert unpack(work(BytesIO(b"".join(pack(TASK, OUTCOMES))))) == TASK(OUTCOMES)

@@ -26,7 +26,7 @@ from app.registry.fetch import BOUNDS, SHIPPED, locate
 from app.registry.https import Bounds
 from app.settings import Settings
 from app.units import MIB
-from tests.certificates import OPENSSL, Certificate, self_signed
+from tests.certificates import Certificate
 
 REVISION = "c0ffee" + "0" * 34
 
@@ -65,13 +65,6 @@ def serving(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = 
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    if OPENSSL is None:
-        pytest.skip("openssl is absent here")
-    return self_signed(tmp_path_factory.mktemp("tls"), "localhost")
 
 
 @pytest.fixture

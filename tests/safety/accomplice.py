@@ -14,7 +14,7 @@ from typing import NoReturn
 from app.inference import decode_pool, decode_worker
 from app.inference.decode_worker import CELL, DEFECT, ERRORS, NO_FRAME, REPLY, REQUEST, DecoderConfig, receive
 from tests.fake_classifier import png
-from tests.safety.intruder import MARK, NOBODY, UID
+from tests.safety.intruder import MARK, NOBODY, UID, fork_decoders
 
 DEAF, SIPPING = "deaf", "sipping"  # they answer, then read no image, or 40 kB of it every half second
 FAILING = "failing"  # from then on, every reply is a defect that quotes an image
@@ -72,12 +72,7 @@ def linger(connection: socket.socket, sip: int) -> NoReturn:
 
 def main() -> int:
     decode_worker.serve = serve
-    if uid := int(os.environ.get(UID, "0")):
-        decode_worker.rehearse()  # now, since that user may not be allowed to read our packages
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
-    return decode_worker.main()
+    return fork_decoders()
 
 
 # `runs_decoder` knows decoders by the name of the module.

@@ -215,6 +215,11 @@ def main() -> int:
     _executable[0][: len(_MACHINE_CODE)] = _MACHINE_CODE
     for argument in sys.argv[1:]:
         name, _, os.environ[name] = argument.partition("=")
+    return fork_decoders()
+
+
+def fork_decoders() -> int:
+    """Run the process that forks decoders, as the user UID if that is set."""
     if uid := int(os.environ.get(UID, "0")):
         decode_worker.rehearse()  # now, since that user may not be allowed to read our packages
         os.setgroups([])

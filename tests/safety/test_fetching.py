@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from tests.certificates import OPENSSL, Certificate, self_signed
+from tests.certificates import Certificate
 from tests.running import REAL, serving
 
 SECRET = "geheim"
@@ -50,13 +50,6 @@ class Server:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    if OPENSSL is None:
-        pytest.skip("openssl is absent here")
-    return self_signed(tmp_path_factory.mktemp("tls"), "localhost")
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ async def classify(
     """Classify uploaded images. If all fail, return the first image's problem, which lists all problems."""
     images = [part.data for part in parts]
     deadline = context.arrived + service.settings.deadline_s
-    caller = Caller(context.caller, context.weight)
+    caller = Caller.of(context)
     answers = await service.classify(images, caller=caller, cam=cam, deadline=deadline, stages=context.stages)
     bundle = service.classifier.bundle
     context.findings.update(await findings(images, answers, bundle.sha256, context))

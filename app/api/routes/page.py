@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse
 
 from app.api.routes.docs import WEB
 
@@ -27,12 +24,3 @@ async def page() -> FileResponse:
         "Referrer-Policy": "no-referrer",
     }
     return FileResponse(WEB / "index.html", headers=headers)
-
-
-class PageFiles(StaticFiles):
-    """Static files that browsers revalidate each time, so that page and scripts are of one version."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["Cache-Control"] = "no-cache"
-        return response

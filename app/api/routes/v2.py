@@ -67,7 +67,7 @@ async def metadata(lifecycle: Current, service: Named) -> Any:
 async def infer(request: Request, service: Named, context: Context) -> Response:
     inference = await _read(request, service, context)
     deadline = context.arrived + service.settings.deadline_s
-    caller = Caller(context.caller, context.weight)
+    caller = Caller.of(context)
     answers = await service.classify(
         inference.images, caller=caller, deadline=deadline, stages=context.stages
     )
