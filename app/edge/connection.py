@@ -9,7 +9,7 @@ import termios
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from starlette.responses import Response
@@ -60,6 +60,47 @@ class Flow(FlowControl):
     def resume_reading(self) -> None:
         if not self.held:
             super().resume_reading()
+
+
+class Joined:
+    """The transport of one response: writes its head together with what follows in the same turn of the loop.
+
+    Between two writes, the process may be killed. A proxy that has seen the head can then no longer send
+    the request to another server.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, cycle: RequestResponseCycle
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._cycle = cycle
+        self._head: bytes | None = None  # b"": it was written
+
+    def write(self, data: bytes) -> None:
+        begins = self._head is None and self._cycle.response_started  # else it is "100 Continue"
+        if begins and self._cycle.scope["method"] != "HEAD":
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(self._take() + data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._head and not self._transport.is_closing():
+            self._transport.write(self._take())
+
+    def _take(self) -> bytes:
+        head = self._head or b""
+        if head:
+            self._head = b""
+        return head
 
 
 class Connection(HttpToolsProtocol):
@@ -171,6 +212,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
+        cycle.transport = cast(asyncio.Transport, Joined(self.transport, self.loop, cycle))
         super()._start_asgi_task(cycle, app)
 
     def _parse(self) -> None:

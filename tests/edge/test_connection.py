@@ -65,6 +65,9 @@ class Loop:
         self.timers.append(timer)
         return timer
 
+    def call_soon(self, call: Callable[[], object]) -> Timer:
+        return self.call_later(0, call)
+
     def create_task(self, work: Coroutine[Any, Any, None]) -> Task:
         task = Task(work)
         self.tasks.append(task)
@@ -83,7 +86,7 @@ class Loop:
 
 class Transport:
     def __init__(self) -> None:
-        self.sent = b""
+        self.writes: list[bytes] = []
         self.unread = 0  # bytes that the client has not taken
         self.closing = False
         self.aborted = False
@@ -96,7 +99,11 @@ class Transport:
     def write(self, data: bytes) -> None:
         assert not self.closing
         assert not self.ended
-        self.sent += data
+        self.writes.append(data)
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.writes)
 
     def get_write_buffer_size(self) -> int:
         return self.unread
@@ -147,6 +154,7 @@ class Client:
         """Run all tasks, also those started meanwhile."""
         while self.loop.tasks:
             asyncio.run(self.loop.tasks.pop(0).work)
+            self.loop.let_pass(0)
 
     def forget(self) -> None:
         """Close all tasks without running them."""
@@ -160,6 +168,37 @@ class Client:
     @property
     def open(self) -> bool:
         return not self.transport.closing
+
+
+# Responses
+
+
+def test_a_head_is_written_together_with_the_body_that_follows() -> None:
+    client = Client()
+    client.send(GET, GET)
+    client.answer()
+    first, second = client.transport.writes
+    assert first == second
+    assert first.endswith(b"\r\n\r\nok")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_head_without_a_body_is_written_as_well(method: str) -> None:
+    async def begin(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        if method == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            client.loop.let_pass(0)
+            [alone] = client.transport.writes
+            assert alone.endswith(b"\r\n\r\n")
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    client = Client(begin)
+    client.send(head(f"{method} /healthz HTTP/1.1"))
+    client.answer()
+    assert client.statuses == [200]
+    assert client.transport.sent.endswith(b"\r\n\r\n" if method == "HEAD" else b"\r\n\r\nok")
 
 
 # Heads
@@ -300,7 +339,7 @@ def test_framing_that_arrives_with_its_head_is_limited_as_well(before: bytes, fr
     client = Client()
     client.send(before)
     client.answer()
-    client.transport.sent = b""
+    client.transport.writes.clear()
     client.send(CHUNKED + framing + b"\r\n")
     client.answer()
     assert client.statuses == [400]
@@ -647,7 +686,7 @@ def test_surplus_connections_are_answered_503_and_closed_but_probes_are_answered
     for line, status in (("POST /predict HTTP/1.1", 503), ("GET /healthz HTTP/1.1", 200)):
         surplus = Client(admission, state)
         for client in (*within_limit, surplus):
-            client.transport.sent = b""
+            client.transport.writes.clear()
             client.send(head(line))
             client.answer()
         assert [client.statuses for client in (*within_limit, surplus)] == [[200], [200], [status]]
