@@ -26,6 +26,7 @@ from app.edge.descriptors import most_connections, raise_file_limit
 from app.inference.runtime import Load
 from app.inference.service import Service
 from app.observability.metrics import Telemetry
+from app.printable import printable
 from app.server.signals import insists, stopping
 from app.settings import Settings
 
@@ -115,7 +116,7 @@ def print_address(summary: str, address: str) -> None:
     """Print what is served, and where, to a terminal; without one, log the address."""
     if sys.stdout.isatty():
         hints = f"Try it: {address}  API: {address}/docs  Stop: Ctrl-C"
-        print(f"Leuko serves {summary} at {address}\n{hints}", flush=True)
+        print(f"Leuko serves {printable(summary)} at {address}\n{hints}", flush=True)
     else:
         logger.info("serving at %s", address)
 
