@@ -9,6 +9,7 @@ import termios
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
@@ -213,7 +214,14 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
         cycle.transport = cast(asyncio.Transport, Joined(self.transport, self.loop, cycle))
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
+
+    async def _answer(self, cycle: RequestResponseCycle, app: Any, *arguments: Any) -> None:
+        try:
+            await app(*arguments)
+        except asyncio.CancelledError:  # by uvicorn, at the end; it would log a traceback
+            cycle.disconnected = True
+            self.transport.abort()
 
     def _parse(self) -> None:
         """Parse what was read, up to the piece in which a request must wait for others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
@@ -172,6 +173,14 @@ class Server(uvicorn.Server):
         elif not self._was_ready:
             self._end(0)  # do not wait: the thread that loads the weights cannot be stopped
         self._signalled = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # What a client has not read by now is lost. uvloop closes a transport that still has bytes with a
+        # warning; as an error, that would keep the loop, and so the process, from ending.
+        for connection in list(self.server_state.connections):
+            cast(Connection, connection).transport.abort()
+        await asyncio.sleep(0)  # each connection is lost in the next turn
 
     async def on_tick(self, counter: int) -> bool:
         if not self._was_ready and self._readiness.ready:

@@ -201,6 +201,23 @@ def test_a_head_without_a_body_is_written_as_well(method: str) -> None:
     assert client.transport.sent.endswith(b"\r\n\r\n" if method == "HEAD" else b"\r\n\r\nok")
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_a_response_that_is_cancelled_aborts_its_connection_and_logs_nothing(
+    caplog: pytest.LogCaptureFixture, started: bool
+) -> None:
+    async def cancelled(_: Scope, __: Receive, send: Send) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    client = Client(cancelled)
+    client.send(GET)
+    client.answer()
+    assert client.transport.aborted
+    assert b"500" not in client.transport.sent
+    assert caplog.records == []
+
+
 # Heads
 
 

@@ -52,6 +52,34 @@ class ServerUnderTest:
         return asyncio.run(self.server.on_tick(1))
 
 
+class Unread:
+    """A connection with bytes that its client does not read: it stays after `shutdown`."""
+
+    def __init__(self) -> None:
+        self.aborts = 0
+        self.transport = self
+
+    def shutdown(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+def test_connections_that_are_left_at_the_end_are_aborted() -> None:
+    async def no_app(_: object, __: object, ___: object) -> None: ...
+
+    server = ServerUnderTest(FakeLifecycle()).server
+    server.config = uvicorn.Config(no_app, lifespan="off", log_config=None, timeout_graceful_shutdown=0)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    server.servers = []
+    left = Unread()
+    server.server_state.connections.add(left)  # type: ignore[arg-type]
+    asyncio.run(server.shutdown())
+    assert left.aborts == 1
+
+
 def test_what_a_terminal_is_told_holds_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
