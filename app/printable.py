@@ -10,6 +10,6 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
-def complain(text: str) -> None:
+def complain(text: str, command: str = "leuko") -> None:
     """Print a line on standard error."""
-    print(f"leuko: {printable(text)}", file=sys.stderr)
+    print(f"{command}: {printable(text)}", file=sys.stderr)

@@ -20,14 +20,22 @@ class WatchedFile:
 
     @property
     def changed(self) -> bool:
-        """Return whether times, inode or size differ from those at the last `read`. Raise OSError."""
-        return self._version != _version(self.path.stat())
+        """Return whether times, inode or size differ from those at the last `read`. Raise OSError.
+
+        After an OSError, here or in `read`, the file counts as changed: it may be back as it was before.
+        """
+        version, self._version = self._version, None
+        current = _version(self.path.stat())
+        self._version = version
+        return version != current
 
     def read(self) -> str:
         """Return the content. Raise OSError, UnicodeDecodeError, or, over MOST_BYTES, SettingsError."""
+        self._version = None
         with os.fdopen(open_trusted(self.path), "rb") as file:
-            self._version = _version(os.fstat(file.fileno()))
+            version = _version(os.fstat(file.fileno()))
             content = file.read(MOST_BYTES + 1)
+        self._version = version
         if len(content) > MOST_BYTES:
             raise SettingsError(f"it has more than {MOST_BYTES} bytes")
         return content.decode()

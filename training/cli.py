@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias, TypeVar
 
 from app.errors import LeukoError
+from app.printable import complain, printable
 from training.errors import DataError, TrainingError
 
+PROGRAM = "leuko-train"
 MANIFEST = Path("data/manifest.csv")
 BUNDLE = Path("models/wbc-resnet18")
 T = TypeVar("T")
@@ -23,17 +24,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.command(args)
     except (TrainingError, LeukoError) as error:
-        print(f"leuko-train: {error}", file=sys.stderr)
+        complain(str(error), PROGRAM)
         return 1
     except KeyboardInterrupt:
-        print("leuko-train: interrupted; continue from the last epoch with `--resume`", file=sys.stderr)
+        complain("interrupted; continue from the last epoch with `--resume`", PROGRAM)
         return 130
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="leuko-train", description="Train a model and write the bundle that `leuko serve` loads."
+    parser: argparse.ArgumentParser = _Parser(
+        prog=PROGRAM, description="Train a model and write the bundle that `leuko serve` loads."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_data, add_fit, add_export, add_report):
@@ -91,7 +97,7 @@ def run_data(args: argparse.Namespace) -> None:
     for (name, label), count in sorted(Counter((row.split, row.label) for row in rows).items()):
         photos = len({row.source for row in rows if (row.split, row.label) == (name, label)})
         print(f"{name:6} {label:11} {count:6} files from {photos:5} sources")
-    print(f"wrote {args.out}, fingerprint {data.fingerprint(rows)[:16]}")
+    print(printable(f"wrote {args.out}, fingerprint {data.fingerprint(rows)[:16]}"))
 
 
 def read_sources(path: Path) -> dict[str, str]:
@@ -140,7 +146,7 @@ def run_fit(args: argparse.Namespace) -> None:
     resumed = args.resume and (run / "config.json").is_file() and not args.set
     config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, args.set)
     best = fit(read_manifest(args.manifest), config, run, resume=args.resume)
-    rank_zero_only(print)(f"best checkpoint: {best}")
+    rank_zero_only(print)(printable(f"best checkpoint: {best}"))
 
 
 def add_export(commands: Commands) -> None:
@@ -160,7 +166,7 @@ def run_export(args: argparse.Namespace) -> None:
     rows = read_manifest(args.manifest)
     figures = export(rows, args.run, args.out, name=args.name or args.out.name, version=args.version)
     print(
-        f"wrote {args.out}; validation labels equal to float32: "
+        f"wrote {printable(str(args.out))}; validation labels equal to float32: "
         f"half precision {figures['half']:.2%}, int8 {figures['int8']:.2%} "
         f"(int8 probabilities differ by {figures['int8_drift']:.4f} on average)"
     )
@@ -195,4 +201,5 @@ def run_report(args: argparse.Namespace) -> None:
         engine=args.engine,
         progress=progress,
     )
-    print(f"accuracy {scores.accuracy:.4f} on {scores.n} images; see {args.bundle / 'README.md'}")
+    card = printable(str(args.bundle / "README.md"))
+    print(f"accuracy {scores.accuracy:.4f} on {scores.n} images; see {card}")

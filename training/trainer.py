@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from app.engine.bundle import CLASSES
+from app.printable import printable
 from training.config import TrainConfig
 from training.data import Row
 from training.initial import start_from
@@ -40,7 +41,7 @@ def fit_once(
     if not last.is_file() and trainer.is_global_zero:  # Lightning broadcasts its weights
         sample = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
         random_tensors = start_from(module.network, config.initial, evaluation_loader(sample, config))
-        print(f"initial weights: {config.initial}; {len(random_tensors)} tensors are random")
+        print(printable(f"initial weights: {config.initial}; {len(random_tensors)} tensors are random"))
     module.draws = torch.get_rng_state()
     try:
         trainer.fit(

@@ -171,5 +171,7 @@ def _report(
         print(json.dumps(summary), file=console.file)
     else:
         console.print(
-            f"{tally.images:,} images, {tally.errors:,} of them with an error, in {printable(destination)}"
+            f"{tally.images:,} images, {tally.errors:,} of them with an error, in {printable(destination)}",
+            markup=False,
+            emoji=False,
         )

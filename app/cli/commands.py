@@ -28,6 +28,7 @@ from app.inference.runtime import Load
 from app.inference.scoring import Progress, Scored, judge
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, compare, read_reference, worst
+from app.printable import printable
 from app.registry.fetch import locate
 from app.registry.https import without_secrets
 from app.samples.smear import draw_smear
@@ -165,7 +166,7 @@ def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) 
         else:
             path = _sample_path(name, Path(output or "."), several=label == "all")
             _save(smear, path)
-            print(path)
+            print(printable(str(path)))
     return 0
 
 

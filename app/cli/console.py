@@ -64,7 +64,8 @@ def report_tables(report: Report) -> Iterator[Table]:
 def drift_tables(
     reference: AnswerProfile, profile: AnswerProfile, shifts: Sequence[Shift], window: Window
 ) -> Iterator[Table | Text]:
-    table = Table(title=f"{profile.n} answers compared with {reference.n} of {printable(reference.of)}")
+    title = printable(f"{profile.n} answers compared with {reference.n} of {reference.of}")
+    table = Table(title=Text(title, "table.title"))  # a str could contain rich's markup
     table.add_column("measure")
     for heading in ("reference", "logged", "index", "by chance"):
         table.add_column(heading, justify="right")

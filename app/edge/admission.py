@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -106,6 +107,11 @@ class Admission:
         try:
             await self._serve(exchange)
             await exchange.finish()
+        except asyncio.CancelledError:  # by uvicorn, once the time for requests under way has passed
+            if exchange.started:
+                raise
+            await self._refuse(exchange, NotReady("The service is stopping.", retry_after=1))
+            await exchange.finish()
         except Exception:
             await exchange.finish()
             raise
@@ -130,8 +136,11 @@ class Admission:
                 if isinstance(error, QueueFull | NotReady):  # the client will retry on this connection
                     await exchange.discard()
         if exchange.failure is not None and not exchange.started:
-            response = self.problem(exchange.failure, exchange.context.request_id)
-            await response(exchange.scope, exchange.receive, exchange.respond)
+            await self._refuse(exchange, exchange.failure)
+
+    async def _refuse(self, exchange: Exchange, error: LeukoError) -> None:
+        response = self.problem(error, exchange.context.request_id)
+        await response(exchange.scope, exchange.receive, exchange.respond)
 
     def _identify(self, exchange: Exchange) -> None:
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import sys
 import termios
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
@@ -24,6 +26,7 @@ MAX_WAITING = 16  # requests that a client may pipeline before the first is answ
 PIECE = 2**14  # bytes that are parsed at once: limits are checked, and parsing can stop, only between pieces
 LEAST_RATE = 4096  # bytes a second that a client must read of its responses, on average over stall_s
 TICKS = 10  # how often in stall_s it is looked at what has left
+LEFT_S = 0.1  # how often it is looked at whether a client that sends no more has left
 LINGER_S = 2.0  # time between a refusal and closing: closing earlier, on unread bytes, could lose the refusal
 
 
@@ -113,6 +116,8 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._left_timer: asyncio.TimerHandle | None = None
+        self._ended = False  # the client sends no more, but may read
         self._unread_bytes = 0  # of responses, when enough had last left
         self._stalled_ticks = 0  # since then
         self._unparsed = b""  # read already, but behind a request that waits
@@ -133,7 +138,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._head_timer, self._stall_timer, self._left_timer):
             if timer is not None:
                 timer.cancel()
         if self._active is not None:  # of several pipelined requests, uvicorn notifies only the last
@@ -149,8 +154,33 @@ class Connection(HttpToolsProtocol):
         if not self.flow.held:
             self._parse()
 
-    def eof_received(self) -> None:
-        self._close()
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Close the connection, or keep it until the requests that were received whole are answered.
+
+        A client that has left, and one that only sends no more, both end like this. So it is sent what
+        clients ignore: the machine of one that has left rejects that, which cancels its work as ever.
+        HTTP/1.0 has nothing of this kind.
+        """
+        active = self._active
+        if (
+            self._ended
+            or self._discarding
+            or self._in_head
+            or self.transport.is_closing()
+            or active is None
+            or active.response_complete
+            or self.cycle.more_body
+            or self.cycle.scope["http_version"] != "1.1"
+        ):
+            self._close()
+            return False
+        self._ended = True
+        self.flow.hold_reading()
+        self.cycle.keep_alive = False
+        if not active.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._left_timer = self.loop.call_later(LEFT_S, self._on_left_timer)
+        return True
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -187,7 +217,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._start_stall_timer()
-        elif self.flow.held and not self.pipeline:
+        elif self.flow.held and not self.pipeline and not self._ended:
             self._continue()
 
     def pause_writing(self) -> None:
@@ -213,7 +243,14 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
         cycle.transport = cast(asyncio.Transport, Joined(self.transport, self.loop, cycle))
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
+
+    async def _answer(self, cycle: RequestResponseCycle, app: Any, *arguments: Any) -> None:
+        try:
+            await app(*arguments)
+        except asyncio.CancelledError:  # by uvicorn, at the end; it would log a traceback
+            cycle.disconnected = True
+            self.transport.abort()
 
     def _parse(self) -> None:
         """Parse what was read, up to the piece in which a request must wait for others.
@@ -277,6 +314,15 @@ class Connection(HttpToolsProtocol):
             self._refuse(BodyTimeout(f"The head was not complete within {self._limits.head_s:g} s."))
         else:
             self._close()
+
+    def _on_left_timer(self) -> None:
+        if self.transport.is_closing():
+            return
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        else:
+            self._left_timer = self.loop.call_later(LEFT_S, self._on_left_timer)
 
     def _start_stall_timer(self) -> None:
         if self._stall_timer is None and not self._lost:  # timers of uvicorn and `_refuse` may end later

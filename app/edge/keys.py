@@ -112,6 +112,7 @@ class Keys:
         self._keys = self._read()
         self._checked = clock()
         self._gone_since: float | None = None
+        self._without_keys = ""  # why there are none since then
         self.stale = False
 
     def find(self, secret: str) -> Key | None:
@@ -131,12 +132,15 @@ class Keys:
         """Reload the file if it has changed."""
         now = self._checked = self._clock()
         try:
-            if self.stale or self._gone_since is not None or self._has_changed():
+            if self._has_changed():  # else it is as it was read, without keys or invalid too
                 self._keys = self._read()
                 self.stale, self._gone_since = False, None
                 logger.info("key file reloaded: %d keys", len(self._keys))
+            elif self._gone_since is not None:
+                self._close(now)
         except NoKeys as error:
-            self._close(error, now)
+            self._without_keys = error.detail
+            self._close(now)
         except SettingsError as error:
             self._gone_since = None
             if not self.stale:
@@ -149,14 +153,14 @@ class Keys:
         except OSError:  # reading it tells which
             return True
 
-    def _close(self, reason: NoKeys, now: float) -> None:
+    def _close(self, now: float) -> None:
         """Make all keys invalid once the file has been gone or empty for GRACE_S."""
         if self._gone_since is None:
             self._gone_since = now
         if now - self._gone_since < GRACE_S:
             return
         if self._keys:
-            logger.error("no key is valid any more: %s", reason)
+            logger.error("no key is valid any more: %s", self._without_keys)
         self._keys = ()
         self.stale = True
 

@@ -22,8 +22,9 @@ logger = logging.getLogger("leuko.request")
 class RequestLog:
     """Called with each finished exchange. Successful probes and scrapes: only metrics and DEBUG lines.
 
-    Work on images has a line of its own in the log and the audit log. So has all else that was not refused,
-    if the caller is known by a key or the service has no keys (keyed is false). `Summaries` limits the rest.
+    Work on images has a line of its own in the log and the audit log, and a trace. So has all else that was
+    not refused, if the caller is known by a key or the service has no keys (keyed is false). `Summaries`
+    limits the rest.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class RequestLog:
         if reason := problems.REASONS.get(status):
             self._telemetry.count_rejected(reason)
         routine = method == "GET" and status < 400 and route in ROUTINE
-        if self._tracer is not None and not routine:
-            exchange.trace_id = self._tracer.record(exchange, route)
         if not routine and not self._has_own_line(exchange, route):
             return
+        if self._tracer is not None and not routine:
+            exchange.trace_id = self._tracer.record(exchange, route)
         if self._audit is not None and not routine:
             self._audit.write(entry(exchange, route))
         level = logging.DEBUG if routine else _level(status)

@@ -16,9 +16,9 @@ from app.printable import printable
 from app.settings import Settings
 
 TEXT = "text"
-REQUESTS = "leuko.request"  # the logger of `app.edge.request_log`, which limits its lines itself
+REQUESTS = "leuko.request"  # the logger of `app.edge.request_log`, which limits its lines above DEBUG itself
 INTERVAL_S = 60.0
-MOST_LINES = 10  # warnings and errors of one place in the code and interval
+MOST_LINES = 10  # of DEBUG, or warnings and errors, of one place in the code and interval
 MAX_TEXT = 8192  # characters of a message, and of a traceback
 
 
@@ -34,7 +34,7 @@ def configure_logging(settings: Settings, stream: TextIO | None = None) -> None:
 
 
 class BoundedHandler(logging.StreamHandler[TextIO]):
-    """Write at most MOST_LINES warnings and errors of one place in the code in INTERVAL_S.
+    """Write at most MOST_LINES of one place in the code in INTERVAL_S, except of level INFO.
 
     What clients can cause again and again must not fill a disk, whichever library logs it. The number of the
     others is a line of its own, before the next line that follows the interval, or at the end.
@@ -50,7 +50,7 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         if self._clock() - self._began >= INTERVAL_S:
             self._summarise()
-        if record.levelno < logging.WARNING or record.name == REQUESTS:
+        if record.levelno == logging.INFO or (record.name == REQUESTS and record.levelno > logging.DEBUG):
             super().emit(record)
             return
         place = record.pathname, record.lineno

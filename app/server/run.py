@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
@@ -26,6 +27,7 @@ from app.edge.descriptors import most_connections, raise_file_limit
 from app.inference.runtime import Load
 from app.inference.service import Service
 from app.observability.metrics import Telemetry
+from app.printable import printable
 from app.server.signals import insists, stopping
 from app.settings import Settings
 
@@ -115,7 +117,7 @@ def print_address(summary: str, address: str) -> None:
     """Print what is served, and where, to a terminal; without one, log the address."""
     if sys.stdout.isatty():
         hints = f"Try it: {address}  API: {address}/docs  Stop: Ctrl-C"
-        print(f"Leuko serves {summary} at {address}\n{hints}", flush=True)
+        print(f"Leuko serves {printable(summary)} at {address}\n{hints}", flush=True)
     else:
         logger.info("serving at %s", address)
 
@@ -171,6 +173,14 @@ class Server(uvicorn.Server):
         elif not self._was_ready:
             self._end(0)  # do not wait: the thread that loads the weights cannot be stopped
         self._signalled = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # What a client has not read by now is lost. uvloop closes a transport that still has bytes with a
+        # warning; as an error, that would keep the loop, and so the process, from ending.
+        for connection in list(self.server_state.connections):
+            cast(Connection, connection).transport.abort()
+        await asyncio.sleep(0)  # each connection is lost in the next turn
 
     async def on_tick(self, counter: int) -> bool:
         if not self._was_ready and self._readiness.ready:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from app.bulk import command
 from app.bulk.cluster import FailedPart, divide
@@ -66,6 +68,13 @@ def test_what_cannot_work_is_refused_at_once(
     assert main(["score", str(tmp_path / "in"), str(tmp_path / destination), *more]) == 1
     assert said in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_name_of_a_destination_formats_nothing() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=200, color_system=None)
+    command._report(Tally(1, 1), 0, 1.0, "a[/b]:smile:\x1b[2J", console, as_json=False)
+    assert file.getvalue() == "0 images, 0 of them with an error, in a[/b]:smile:�[2J\n"
 
 
 def test_a_destination_is_the_same_for_workers_elsewhere() -> None:

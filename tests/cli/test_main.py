@@ -15,6 +15,7 @@ from app.cli.main import LOCAL, build_parser, flag, main, read_settings
 from app.engine.bundle import CLASSES
 from app.engine.classifier import Classifier
 from app.imaging.decode import decode
+from app.printable import printable
 from app.settings import Settings, variable
 from tests.fake_classifier import load
 
@@ -125,6 +126,15 @@ def test_sample_draws_all_classes_into_a_folder(tmp_path: Path, capsys: pytest.C
     paths = [tmp_path / f"cells/{label}.png" for label in CLASSES]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     assert all(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J.png", "a\udcff.png"])
+def test_sample_prints_no_control_characters_of_a_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["sample", "monocyte", "-o", str(tmp_path / name), "--size", "64x48"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / printable(name)}\n"
+    assert (tmp_path / name).exists()
 
 
 def test_sample_names_the_file_after_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

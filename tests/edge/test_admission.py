@@ -587,3 +587,30 @@ def test_scopes_other_than_http_pass_unchanged() -> None:
         assert scopes == [{"type": "lifespan"}]
 
     run(scenario)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_request_that_is_under_way_when_the_service_ends_gets_503(read: bool) -> None:
+    async def scenario() -> None:
+        service = Service(body_timeout_s=60.0)
+        arrived = asyncio.Event()
+
+        async def receive() -> Message:
+            if read and not arrived.is_set():
+                arrived.set()
+                return {"type": "http.request", "body": b"body"}
+            arrived.set()
+            await asyncio.Event().wait()
+            raise NotImplementedError
+
+        under_way = asyncio.create_task(call(service.admission, post("/held", content_length="4"), receive))
+        await (service.arrived.acquire() if read else arrived.wait())
+        under_way.cancel()
+        async with asyncio.timeout(60):
+            start, *bodies = await under_way
+        assert (start["status"], dict(start["headers"])[b"retry-after"]) == (503, b"1")
+        assert b"not_ready" in b"".join(body.get("body", b"") for body in bodies)
+        assert not bodies[-1].get("more_body")
+        assert service.observed == [("/held", "POST", 503)]
+
+    run(scenario)

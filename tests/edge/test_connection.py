@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,6 +17,7 @@ from app.api import problem_responses
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
 from app.edge.connection import (
     LEAST_RATE,
+    LEFT_S,
     LINGER_S,
     MAX_FRAMING,
     MAX_HEADERS,
@@ -199,6 +201,23 @@ def test_a_head_without_a_body_is_written_as_well(method: str) -> None:
     client.answer()
     assert client.statuses == [200]
     assert client.transport.sent.endswith(b"\r\n\r\n" if method == "HEAD" else b"\r\n\r\nok")
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_response_that_is_cancelled_aborts_its_connection_and_logs_nothing(
+    caplog: pytest.LogCaptureFixture, started: bool
+) -> None:
+    async def cancelled(_: Scope, __: Receive, send: Send) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    client = Client(cancelled)
+    client.send(GET)
+    client.answer()
+    assert client.transport.aborted
+    assert b"500" not in client.transport.sent
+    assert caplog.records == []
 
 
 # Heads
@@ -532,6 +551,84 @@ def test_the_request_that_is_being_answered_is_notified_of_a_disconnect() -> Non
     client.send(GET * 3)
     client.answer()
     assert (messages, client.transport.sent) == (["http.disconnect"], b"")
+
+
+# Clients that send no more
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "number"), [(GET, 1), (GET * 3, 3), (CHUNKED + chunk(b"x") + b"0\r\n\r\n", 1)]
+)
+def test_requests_that_were_received_whole_before_the_end_are_answered(sent: bytes, number: int) -> None:
+    client = Client()
+    client.send(sent)
+    assert client.connection.eof_received()
+    client.loop.let_pass(STALL_S)
+    assert (client.transport.sent, client.transport.paused, client.open) == (CONTINUE, True, True)
+    client.answer()
+    assert (client.statuses, client.open) == ([100] + [200] * number, False)
+    assert client.transport.sent.count(b"connection: close") == 1
+    client.transport.unread = 1
+    client.loop.let_pass(STALL_S)
+    assert client.transport.aborted
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        GET[:-1],
+        GET + GET[:-1],
+        GET + CHUNKED,
+        CHUNKED + chunk(b"x") + b"0\r\n",
+        b"\0",
+        head("GET / HTTP/1.0"),
+    ],
+)
+def test_anything_else_is_closed_at_the_end(sent: bytes) -> None:
+    client = Client()
+    client.send(sent)
+    assert not client.connection.eof_received()
+    client.forget()
+    assert (client.open, CONTINUE in client.transport.sent) == (False, False)
+
+
+def test_a_response_that_has_begun_is_completed_after_the_end_and_not_interrupted() -> None:
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        assert client.connection.eof_received()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    client = Client(app)
+    client.send(GET)
+    client.answer()
+    assert client.transport.sent.endswith(b"\r\n\r\nok")
+    assert (client.statuses, client.open) == ([200], False)
+
+
+def test_a_client_that_left_is_noticed_by_what_its_machine_rejects() -> None:
+    class Socket:
+        error = 0
+
+        def getsockopt(self, *_: int) -> int:
+            return self.error
+
+        def fileno(self) -> int:
+            return -1
+
+    client, socket = Client(), Socket()
+    client.transport.get_extra_info = lambda _: socket  # type: ignore[method-assign, assignment]
+    client.send(GET)
+    client.connection.eof_received()
+    client.loop.let_pass(10)
+    assert client.open
+    socket.error = errno.EPIPE
+    client.loop.let_pass(LEFT_S)
+    assert client.transport.aborted
+    client.forget()
 
 
 # Clients that do not read

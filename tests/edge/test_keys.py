@@ -11,6 +11,7 @@ from app.cli.main import main
 from app.edge.keys import GRACE_S, REREAD_S, Keys, add_key, make_key, parse_keys
 from app.errors import SettingsError
 from app.units import MIB
+from app.watched_file import WatchedFile
 
 
 class Clock:
@@ -164,6 +165,49 @@ def test_a_file_that_is_gone_or_empty_closes_the_service_within_a_second(
     clock.pass_by()
     assert keys.find(secret) is not None
     assert not keys.stale
+
+
+@pytest.mark.parametrize("spoilt", ["\n", "# nobody\n", "lab predict\n", "#" * MIB + "#"])
+def test_a_file_without_keys_or_with_errors_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    path, clock = tmp_path / "keys", Clock()
+    secret = add_key(path, "lab", ["predict"])
+    keys, text = Keys(path, clock), path.read_text()
+    reads = []
+
+    class Counted(WatchedFile):
+        def read(self) -> str:
+            reads.append(self.path)
+            return super().read()
+
+    monkeypatch.setattr(keys, "_file", Counted(path))
+    path.write_text(spoilt)
+    for _ in range(20):
+        clock.pass_by()
+        keys.refresh()
+    assert keys.stale
+    assert len(reads) == 1
+    path.write_text(text)
+    clock.pass_by()
+    assert keys.find(secret) is not None
+    assert len(reads) == 2
+
+
+def test_a_file_that_comes_back_as_it_was_is_read_again(tmp_path: Path) -> None:
+    path, clock = tmp_path / "folder" / "keys", Clock()
+    path.parent.mkdir()
+    secret = add_key(path, "lab", ["predict"])
+    keys = Keys(path, clock)
+    for aside, seconds in ((tmp_path / "a", REREAD_S), (tmp_path / "b", 2 * GRACE_S)):
+        path.parent.rename(aside)  # which changes nothing of the file itself
+        for _ in range(2):
+            clock.pass_by(seconds)
+            keys.refresh()
+        aside.rename(path.parent)
+        clock.pass_by()
+        assert keys.find(secret) is not None
+        assert not keys.stale
 
 
 def test_a_file_that_an_editor_empties_or_removes_for_a_moment_keeps_its_keys(tmp_path: Path) -> None:

@@ -32,13 +32,21 @@ def finished(status: int, *, key: str | None = None, method: str = "POST", **fin
 
 
 class Records:
-    """A request log, and the lines of its audit log."""
+    """A request log, the lines of its audit log, and its tracer."""
 
     def __init__(self, folder: Path, *, keyed: bool = True) -> None:
         self.path = folder / "audit.jsonl"
         self.audit = AuditLog(self.path)
         self.telemetry = Telemetry()
-        self.log = RequestLog(self.telemetry, self.audit, None, keyed=keyed)
+        self.traced = 0
+        self.log = RequestLog(self.telemetry, self.audit, self, keyed=keyed)
+
+    def record(self, *_: object) -> str:
+        self.traced += 1
+        return "0" * 32
+
+    def close(self) -> None:
+        raise NotImplementedError
 
     def send(self, number: int, route: str, exchange: Exchange) -> None:
         async def observe() -> None:
@@ -69,6 +77,7 @@ def test_work_and_what_a_known_caller_got_have_their_own_lines(
     records = Records(tmp_path, keyed=keyed)
     records.send(MANY, "/predict", exchange)
     assert [line["request_id"] for line in records.end()] == ["mine"] * MANY
+    assert records.traced == MANY
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,7 @@ def test_refusals_and_what_strangers_get_are_counted_after_the_first(
     assert [line.get("count", 1) for line in lines] == [1] * OWN_LINES + [20]
     assert (lines[-1]["key"], lines[-1]["status"]) == (exchange.key_id, exchange.status)
     assert len(caplog.records) == OWN_LINES + 1
+    assert records.traced == OWN_LINES
     counted = records.telemetry.render().decode()
     assert (
         f'code="{exchange.status}",method="{exchange.scope["method"]}",route="/predict"}} {MANY}.0' in counted

@@ -297,6 +297,16 @@ def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:
         assert part in text
 
 
+def test_the_name_of_a_reference_formats_nothing(tmp_path: Path) -> None:
+    log = write(tmp_path / "audit.jsonl", *[line() for _ in range(300)])
+    reference = tmp_path / "reference.json"
+    content = dump(SHIPPED.reference) if SHIPPED.reference else {}
+    reference.write_text(json.dumps({**content, "of": "a[/b][link=https://c.example]d[/link]\x1b[2J"}))
+    console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    assert drift([log], Settings(reference=str(reference)), Window(), console=console) == 3
+    assert "a[/b][link=https://c.example]d[/link]�[2J" in cast(io.StringIO, console.file).getvalue()
+
+
 def test_a_reference_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
     for content in ("{}", "no JSON", "[]"):

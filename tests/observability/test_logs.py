@@ -72,6 +72,19 @@ def complain(logger: logging.Logger, number: int) -> None:
         logger.error("request %d failed", each)
 
 
+def test_lines_for_debugging_are_counted_too_also_those_of_probes() -> None:
+    stream = io.StringIO()
+    handler = BoundedHandler(stream)
+    for name in ("library", "leuko.request"):
+        logger = logging.Logger(name)
+        logger.addHandler(handler)
+        for _ in range(MOST_LINES + 7):
+            logger.debug("GET %s", "/healthz")
+    assert stream.getvalue().splitlines() == ["GET /healthz"] * MOST_LINES
+    handler.close()
+    assert stream.getvalue().endswith(f"{MOST_LINES + 14} more lines like: GET %s\n")
+
+
 def test_what_one_place_logs_again_and_again_is_counted() -> None:
     stream, clock = io.StringIO(), Clock()
     handler = BoundedHandler(stream, clock)

@@ -13,7 +13,7 @@ import httpx
 from tests.fake_classifier import png
 from tests.running import Running, wait_until
 from tests.safety.faulty import GO, HELD, HOLD, faulty, wait_for
-from tests.safety.raw import head
+from tests.safety.raw import connected, head, rest, statuses
 from tests.safety.sending import alone
 
 
@@ -76,6 +76,27 @@ def test_22_an_image_whose_deadline_passes_in_the_queue_is_504_and_never_inferre
         assert service.first.result().status_code == 504
         assert service.send(128).result().status_code == 200
         assert service.metric("leuko_batch_size_sum") == 2  # the one that was held, and the last
+
+
+def test_23_a_client_that_sends_no_more_gets_its_whole_response(tmp_path: Path) -> None:
+    body = png(64)
+    request = head("POST /predict HTTP/1.1", "Content-Type: image/png", f"Content-Length: {len(body)}") + body
+    with ThreadPoolExecutor() as pool, faulty(tmp_path) as service:
+        held = Held(service, tmp_path, pool)
+        with connected(service.port) as client:
+            client.sendall(request)
+            held.wait_for_depth(1)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(12)[-3:] == b"100"
+            held.go()
+            response = rest(client)
+        with connected(service.port) as client:
+            client.sendall(request[:-1])
+            client.shutdown(socket.SHUT_WR)
+            assert b"200" not in rest(client)
+    assert statuses(response) == [200]
+    assert b'"label":"lymphocyte"' in response
+    assert response.endswith(b'"errors":[]}')
 
 
 def test_23_a_client_that_leaves_the_queue_frees_its_place_and_its_bytes(

@@ -91,6 +91,22 @@ def test_58_slow_patterns_of_one_key_do_not_hold_up_those_of_another(tmp_path: P
 
 
 @linux
+def test_43_patterns_that_wait_or_run_when_the_service_ends_get_503(tmp_path: Path) -> None:
+    slow = pattern()
+    with two_keys(tmp_path) as (service, flood, quiet), ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(post, each, slow.path, slow.body, slow.media_type)
+            for each in (flood, flood, flood, quiet)
+        ]
+        wait_until(lambda: len(working(service, "pattern_search")) == 2)
+        assert service.end() == 0
+        refused = [future.result() for future in asked]
+    assert [response.status_code for response in refused] == [503] * 4
+    assert {response.headers["Retry-After"] for response in refused} == {"1"}
+    assert "Traceback" not in "".join(service.log)
+
+
+@linux
 def test_58_large_bodies_of_one_key_take_turns_with_those_of_another(tmp_path: Path) -> None:
     large, count = outcomes(100_000), cells(10_000)
     with two_keys(tmp_path) as (service, flood, quiet), ThreadPoolExecutor(REQUESTS) as pool:

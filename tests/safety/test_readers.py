@@ -91,3 +91,15 @@ def test_48_what_waits_for_slow_readers_stays_within_the_memory_for_bodies() -> 
         served = statuses.count(b"200")
         assert statuses == [b"200"] * served + [b"429"] * (24 - served)
         assert 4 < served < 14
+
+
+def test_48_a_slow_reader_does_not_keep_the_service_from_ending() -> None:
+    with (
+        running(FAKE, "--drain-s", "1", "--stall-timeout-s", str(10 * PATIENCE_S)) as service,
+        connected(service.port, receive_buffer=1) as client,
+    ):
+        ask(client)
+        client.recv(1)
+        service.process.terminate()
+        assert service.process.wait(PATIENCE_S) == 0
+    assert "Traceback" not in "".join(service.log)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import socket
+import sys
 import urllib.request
 
 import pytest
@@ -10,7 +12,7 @@ import uvicorn
 
 from app.cli.main import main
 from app.errors import StartupError
-from app.server.run import Server
+from app.server.run import Server, print_address
 from app.server.serve import bind, url
 from tests.fake_classifier import load
 from tests.running import FAKE, REAL, ROOT, serving, wait_until_ready
@@ -48,6 +50,42 @@ class ServerUnderTest:
 
     def tick(self) -> bool:
         return asyncio.run(self.server.on_tick(1))
+
+
+class Unread:
+    """A connection with bytes that its client does not read: it stays after `shutdown`."""
+
+    def __init__(self) -> None:
+        self.aborts = 0
+        self.transport = self
+
+    def shutdown(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+def test_connections_that_are_left_at_the_end_are_aborted() -> None:
+    async def no_app(_: object, __: object, ___: object) -> None: ...
+
+    server = ServerUnderTest(FakeLifecycle()).server
+    server.config = uvicorn.Config(no_app, lifespan="off", log_config=None, timeout_graceful_shutdown=0)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    server.servers = []
+    left = Unread()
+    server.server_state.connections.add(left)  # type: ignore[arg-type]
+    asyncio.run(server.shutdown())
+    assert left.aborts == 1
+
+
+def test_what_a_terminal_is_told_holds_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    print_address("wbc\x1b[2J 1", "http://127.0.0.1")
+    assert terminal.getvalue().startswith("Leuko serves wbc�[2J 1 at http://127.0.0.1\n")
 
 
 def test_the_server_calls_on_ready_once() -> None:

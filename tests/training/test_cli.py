@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,23 @@ def test_what_is_wrong_is_one_line_on_standard_error(
     assert error.startswith("leuko-train: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_nothing_is_printed_with_the_control_characters_of_a_name(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\x1b[2J\n"
+    stray = tmp_path / "stray.zip"
+    with zipfile.ZipFile(stray, "w") as file:
+        file.writestr(f"{name}.png", b"")
+    assert main(["data", str(stray)]) == 1
+    with pytest.raises(SystemExit):
+        main(["data", f"--{name}"])
+    assert main(["data", str(archive), "--split", "50:50", "--out", str(tmp_path / name)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("a�[2J�") == 2
+    assert f"wrote {tmp_path}/a�[2J�, " in printed.out
+    assert "\x1b" not in printed.err + printed.out
 
 
 def test_a_split_with_too_few_photos_names_the_class(
