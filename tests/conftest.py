@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def root_logger() -> Iterator[None]:
     yield
     root.setLevel(level)
     root.handlers[:] = handlers
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Fail a test that waits too long, also in the kernel: without its control it would wait for ever."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError(f"it waited for {running.PATIENCE_S} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(running.PATIENCE_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

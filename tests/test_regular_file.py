@@ -26,6 +26,7 @@ def test_a_link_is_not_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "file").exists()
 
 
+@pytest.mark.usefixtures("bounded")
 def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for flags in (os.O_RDONLY, os.O_WRONLY):

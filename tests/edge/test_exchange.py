@@ -14,6 +14,7 @@ from starlette.types import Message, Scope
 from app.edge.budget import Budget
 from app.edge.exchange import CLIENT_GONE, PIECE, Exchange
 from app.errors import BodyTimeout, MalformedRequest, QueueFull, TooLarge
+from tests.running import PATIENCE_S
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 CHUNKED = {"transfer-encoding": "chunked"}
@@ -86,7 +87,8 @@ async def read(exchange: Exchange) -> bytes:
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        await scenario()
+        async with asyncio.timeout(PATIENCE_S):  # fail where a missing control would wait for ever
+            await scenario()
 
     asyncio.run(main())
 

@@ -134,6 +134,11 @@ def fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 def empty(path: Path) -> None:
     path.write_text("")
 
@@ -142,7 +147,8 @@ def only_comments(path: Path) -> None:
     path.write_text("# lab predict\n \n")
 
 
-@pytest.mark.parametrize("end", [absent, dangling, folder, fifo, empty, only_comments])
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("end", [absent, dangling, folder, fifo, device, empty, only_comments])
 def test_a_file_that_is_gone_or_empty_closes_the_service_within_a_second(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, end: Callable[[Path], None]
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
         AuditLog(tmp_path / "absent" / "audit.jsonl")
 
 
+@pytest.mark.usefixtures("bounded")
 def test_only_a_regular_file_is_a_log(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     os.mkfifo(tmp_path / "read")

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import socket
+from http.client import HTTPMessage
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 
 from app.errors import BundleError
 from app.registry.fetch import locate
-from app.registry.https import PRIVATE, _Guard, without_secrets, zone
+from app.registry.https import PRIVATE, _Guard, _Redirects, without_secrets, without_values, zone
 from app.settings import Settings
 
 
@@ -37,6 +40,7 @@ from app.settings import Settings
         ("64:ff9b::a9fe:a9fe", "link-local"),
         ("2002:7f00:1::", "loopback"),
         ("2002:a9fe:a9fe::", "link-local"),
+        ("2001:0:102:304::80ff:fffe", "loopback"),
     ],
 )
 def test_an_address_belongs_to_one_zone_in_whatever_form(address: str, expected: str) -> None:
@@ -55,6 +59,32 @@ def test_a_redirect_from_a_public_server_does_not_connect_to_a_private_address(h
                     guard.connect((host, port), 5)
             else:
                 guard.connect((host, port), 5).close()
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("http://example.org/a", "not plain https"),
+        ("ftp://example.org/a", "not plain https"),
+        ("file:///a", "not plain https"),
+        ("https://me:geheim@example.org/a", "not plain https"),
+        ("https://10.0.0.1/a", PRIVATE),
+    ],
+)
+def test_a_redirect_is_refused_before_anything_is_asked(target: str, said: str) -> None:
+    redirects, asked = _Redirects(_Guard(anywhere=False)), Request("https://example.org/a")
+    with pytest.raises(PermissionError, match=said):
+        redirects.redirect_request(asked, io.BytesIO(), 302, "Found", HTTPMessage(), target)
+
+
+def test_a_name_is_checked_when_it_is_connected_to_after_a_redirect() -> None:
+    guard = _Guard(anywhere=False)
+    asked = Request("https://example.org/a")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = f"https://localhost:{server.getsockname()[1]}/a"
+        _Redirects(guard).redirect_request(asked, io.BytesIO(), 302, "Found", HTTPMessage(), target)
+        with pytest.raises(PermissionError, match=PRIVATE):
+            guard.connect(("localhost", server.getsockname()[1]), 5)
 
 
 def test_a_redirect_within_the_zone_of_the_named_server_connects() -> None:
@@ -76,10 +106,36 @@ def test_a_redirect_within_the_zone_of_the_named_server_connects() -> None:
         ("hf://lab/wbc@v2", "hf://lab/wbc@v2"),
         ("hf://me:geheim@lab/wbc", "hf://lab/wbc"),
         ("Illegal header value b'Bearer hf_geheim'", "Illegal header value b'Bearer …'"),
+        ("Illegal header value b'Bearer geheim'", "Illegal header value b'Bearer …'"),
+        ("the token hf_geheim is invalid", "the token … is invalid"),
     ],
 )
 def test_a_text_is_shown_without_secrets(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "shown"),
+    [
+        ("https://geheim@a/b", "geheim?", "…?"),
+        ("https://me:geheim@a/b", "geheim?", "…?"),
+        ("https://a/b?geheim", "geheim?", "…?"),
+        ("https://a/b?v=2&w=3#c", "v=2&w=3 c", "… c"),
+        ("https://a/b?token=ge=heim", "ge=heim or heim", "… or …"),
+        ("https://a/b?v=2;token=geheim", "Geheim?", "…?"),
+        ("https://a/b?token=geheim%2F1+2", "geheim/1+2 or geheim/1 2", "… or …"),
+        ("https://a/b?v=2", "HTTP Error 422", "HTTP Error 422"),
+    ],
+)
+def test_what_a_server_repeats_of_an_address_is_not_shown(address: str, text: str, shown: str) -> None:
+    assert without_values(text, address) == shown
+
+
+@pytest.mark.parametrize("user", ["geheim", "me:geheim"])
+def test_an_address_with_a_user_is_refused_in_words(tmp_path: Path, user: str) -> None:
+    address = f"https://{user}@localhost/b#sha256=" + "0" * 64
+    with pytest.raises(BundleError, match="user names and passwords in it are not supported"):
+        locate(Settings(bundle=address, cache=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

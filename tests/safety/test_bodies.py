@@ -165,6 +165,11 @@ def rows(count: int, name: str, text: str) -> bytes:
     return "".join(f"{number:06x}{name},{text}\n" for number in range(count)).encode()
 
 
+def wide_rows() -> bytes:
+    """Return as many labels or groups, and nearly as many bytes, as a part may have."""
+    return rows(200_000, "a" * 158 + "😀", "b" * 158 + "😀")
+
+
 # One character outside the BMP makes Python keep four bytes for each character of a text.
 NAMES: dict[str, tuple[Callable[[], bytes], int]] = {
     "short paths": (
@@ -180,11 +185,7 @@ NAMES: dict[str, tuple[Callable[[], bytes], int]] = {
     "too long paths": (lambda: parts(("archive", "", entries(199_000, "a" * 440 + "😀"))), 413),
     "wide file names": (lambda: parts(*[("files", f'; filename="{"a" * 1960}😀"', b"")] * 120_000), 400),
     "wide labels and groups": (
-        lambda: parts(
-            ("files", "", b""),
-            ("labels", "", rows(200_000, "a" * 300 + "😀", "b")),
-            ("groups", "", rows(200_000, "a" * 150, "b" * 150 + "😀")),
-        ),
+        lambda: parts(("files", "", b""), ("labels", "", wide_rows()), ("groups", "", wide_rows())),
         422,
     ),
 }

@@ -21,9 +21,10 @@ from pyarrow import parquet
 from app.bulk.location import Location
 from app.bulk.plan import plan
 from app.bulk.reading import MOST_NAME, MOST_ROWS, open_part
+from app.errors import BadArchive
 from app.units import GIB, MIB
 from tests.fake_classifier import png
-from tests.running import ROOT
+from tests.running import PATIENCE_S, ROOT
 
 # Print, for each part of a source, its errors (none: an empty line) and then the peak of memory beyond the
 # start, in MiB. The images are not decoded: they are only read.
@@ -53,14 +54,16 @@ MOST_MIB = 1024  # of memory: MOST_PAGE, unpacked and copied into cells, is allo
 BOMB = 2 * GIB
 
 
-def read(source: Path) -> str:
-    """Return what was said of the parts. Fail if the peak of memory was over MOST_MIB."""
+def read(source: Path, most_mib: int = MOST_MIB) -> str:
+    """Return what was said of the parts. Fail if the peak of memory was over most_mib."""
+    command = [sys.executable, "-c", READ, str(source)]
+    # Without its limits it could read for ever.
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(source)], cwd=ROOT, capture_output=True, text=True, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
     *said, peak = done.stdout.strip().splitlines()
-    assert int(peak) < MOST_MIB
+    assert int(peak) < most_mib
     return "\n".join(said)
 
 
@@ -120,6 +123,8 @@ TARS = {
     "long name": (extended(tarfile.GNUTYPE_LONGNAME), "extended header"),
     "long link": (extended(tarfile.GNUTYPE_LONGLINK), "extended header"),
     "nested records": (written(image(), NESTED, image()), "extended header"),
+    "record beyond its header": (written(image(), records(b"99 path=b.png\n"), image()), "extended header"),
+    "record without a line end": (written(image(), records(b"9 path=bb"), image()), "extended header"),
     "chain": (
         written(image(), *[header(tarfile.GNUTYPE_LONGNAME, 1) + b"a" * 512] * 1000, image()),
         "extended header",
@@ -154,14 +159,24 @@ def test_53_a_tar_header_that_claims_gigabytes_is_a_row_with_an_error(tmp_path: 
 
 def test_53_headers_for_all_entries_and_entries_without_end_take_no_memory(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.tar.gz", "wb", 1) as file:
-        for number in range(1000):
+        for number in range(400):
             key = b"%d" % number
             file.write(
                 header(tarfile.XGLTYPE, MIB) + b"%d %s=\n" % (MIB, key.rjust(MIB - 10, b"k")) + image()
             )
+            file.write(records(b"%d path=%s.txt\n" % (MIB, key.rjust(MIB - 18, b"k"))))
+            file.write(header(tarfile.REGTYPE, 0))
         for _ in range(100_000):
             file.write(header(tarfile.REGTYPE, 0, "a.txt"))
-    assert "cannot be read" in read(tmp_path / "a.tar.gz")
+    assert "cannot be read" in read(tmp_path / "a.tar.gz", most_mib=256)
+
+
+def test_53_a_header_for_all_entries_renames_none(tmp_path: Path) -> None:
+    name = b"14 path=b.txt\n"
+    (tmp_path / "a.tar").write_bytes(
+        header(tarfile.XGLTYPE, len(name)) + padded(name) + image() + bytes(2 * tarfile.BLOCKSIZE)
+    )
+    assert read(tmp_path / "a.tar").split() == [str(len(png(1)))]
 
 
 def tar_of(name: str) -> bytes:
@@ -180,14 +195,29 @@ def test_53_a_name_of_half_a_megabyte_is_cut(tmp_path: Path) -> None:
         assert [len(image.name) for image in images] == [len("a.tar/") + MOST_NAME]
 
 
-def test_53_an_xz_file_that_wants_gigabytes_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("MOST_ROWS", 2), ("MOST_NAMES", 2 * len("a.png"))])
+def test_53_images_beyond_the_limits_of_a_part_are_a_row_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(f"app.bulk.reading.{limit}", most)
+    (tmp_path / "a.tar").write_bytes(tar_of("a.png") * 4)
+    source = Location.of(str(tmp_path / "a.tar"))
+    with open_part(source, plan(source)[0], MIB) as images:
+        first, second, rest = images
+        assert first.read() == second.read() == png(1)
+        with pytest.raises(BadArchive, match="their names are too long"):
+            rest.read()
+
+
+@pytest.mark.parametrize("before", [b"", lzma.compress(tar_of("b.png"), preset=0)], ids=["alone", "joined"])
+def test_53_an_xz_stream_that_wants_gigabytes_is_refused(tmp_path: Path, before: bytes) -> None:
     packed = bytearray(lzma.compress(tar_of("a.png"), preset=0))
     # The byte after the filter's id (0x21) and the length of its properties is the size of the dictionary.
     # The block's header ends with a CRC-32. Source: The .xz File Format, sections 3.1 and 5.3.1.
     end = 12 + (packed[12] + 1) * 4
     packed[packed.index(b"\x21\x01", 12) + 2] = 39  # 3 GiB
     packed[end - 4 : end] = zlib.crc32(packed[12 : end - 4]).to_bytes(4, "little")
-    (tmp_path / "a.tar.xz").write_bytes(packed)
+    (tmp_path / "a.tar.xz").write_bytes(before + packed)
     assert "Memory usage limit" in read(tmp_path / "a.tar.xz")
 
 
