@@ -114,13 +114,14 @@ def limits(config: Table, report: Table) -> str:
 
 def review(config: Table, report: Table) -> str:
     limit, sent = config["review"], report["review"]
+    reasons = ", ".join(f"{n:,} `{reason}`" for reason, n in sent["reasons"].items() if n)
     return (
         f"`review` is set if the confidence is below {limit['confidence']:g} (`low_confidence`)"
-        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`). The thresholds select"
-        f" about {percent(limit['share'])} of the validation images and, on `{report['split']}`,"
-        f" {percent(sent['share'], 1)} ({sent['n']:,} images; {sent['low_confidence']:,} for the first"
-        f" reason, {sent['out_of_distribution']:,} for the second). Among them are {sent['wrong']:,} of the"
-        f" {misclassified(report):,} misclassified images; accuracy on the rest is"
+        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`), each in about"
+        f" {percent(limit['share'] / 2, 1)} of the validation images, or if the picture cannot be judged"
+        f" (`no_cell`, `cut_off`, `blurred`, `exposure`). On `{report['split']}` it is set for"
+        f" {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons}). Among them are {sent['wrong']:,} of"
+        f" the {misclassified(report):,} misclassified images; accuracy on the rest is"
         f" {number(sent['accuracy_of_the_rest'])}."
     )
 

@@ -22,6 +22,7 @@ from app.engine.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, 
 from app.engine.classifier import Neighbours, load_engine, softmax
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
+from app.imaging.quality import QualityLimits
 from app.samples.smear import draw_smear
 from training.calibration import temperature_for, weighted_quantile
 from training.config import TrainConfig, read_config
@@ -132,6 +133,8 @@ def describe(draft: Path, network: Network, config: TrainConfig, held_out: HeldO
             "confidence": round(weighted_quantile(probabilities.max(1), held_out.weights, share), 4),
             "ood_score": round(weighted_quantile(held_out.ood_scores, held_out.weights, 1 - share), 4),
             "share": REVIEW_SHARE,
+            # The limits were measured on frames around a nucleus.
+            "quality": asdict(QualityLimits()) if config.preprocessing.framing == "nucleus" else None,
         },
         "known_answer": known_answer(network, config, draft, temperature),
         "files": {file: hashlib.sha256((draft / file).read_bytes()).hexdigest() for file in FILES},

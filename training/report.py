@@ -81,7 +81,10 @@ def report(
     table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
     (bundle / "report.json").write_text(dump(table))
     (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
-    seen = [Seen(answer.label, answer.confidence, answer.ood_score, answer.review) for answer in answers]
+    seen = [
+        Seen(answer.label, answer.confidence, answer.ood_score, answer.review, answer.review_reasons)
+        for answer in answers
+    ]
     reference = summarise(seen, classifier.bundle.labels, f"{', '.join(table['archives'])}, {split}")
     record(bundle / "config.json", config | {"reference": dump_reference(reference)}, scores, split)
     return scores
