@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training import paper
+from training.laboratories import Laboratory, table_of
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
 from training.results import (
     CURVES,
@@ -37,6 +38,7 @@ def model_card(config: Table, report: Table) -> str:
         front_matter,
         summary,
         limits,
+        elsewhere,
         data,
         recipe,
         results,
@@ -105,7 +107,7 @@ def limits(config: Table, report: Table) -> str:
                 " photo are mostly right or wrong together, so the confidence intervals are over photos, not"
                 f" over the {report['n']:,} images.",
                 f"The photos are from {archives(report)} only. Other stains, microscopes and laboratories"
-                " were not tested here.",
+                f" were not {'part of that' if config['training'].get('laboratories') else 'tested here'}.",
                 review(config, report),
             ]
         ),
@@ -123,6 +125,20 @@ def review(config: Table, report: Table) -> str:
         f" {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons}). Among them are {sent['wrong']:,} of"
         f" the {misclassified(report):,} misclassified images; accuracy on the rest is"
         f" {number(sent['accuracy_of_the_rest'])}."
+    )
+
+
+def elsewhere(config: Table, report: Table) -> str:
+    """Write what to expect in a laboratory that the model has never seen, if that was measured."""
+    del report
+    if not (figures := config["training"].get("laboratories")):
+        return ""
+    return paragraphs(
+        "## In a laboratory that it has never seen",
+        "Each laboratory was left out once and scored by the network that was trained without it, with the"
+        " temperature and the thresholds of this bundle. *Kept* are the images not sent to review for"
+        " confidence or `ood_score`. Intervals: 95 %, over photos or slides.",
+        table_of([Laboratory(**figure) for figure in figures]),
     )
 
 

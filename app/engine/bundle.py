@@ -142,7 +142,7 @@ class _Table(BaseModel):
 class _Preprocessing(_Table, extra="forbid"):
     """The fields of `Preprocessing`, all of them required."""
 
-    size: Literal[224]
+    size: Annotated[int, Field(ge=32, le=512)]  # ResNet18 halves it five times
     framing: Literal["nucleus", "whole"]
     margin: Positive
     white_point: bool

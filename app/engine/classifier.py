@@ -35,7 +35,7 @@ class Prediction:
     probabilities: tuple[float, ...]  # calibrated, in the order of the bundle's labels, sum 1
     ood_score: float  # distance from the training cells; near 1 for a cell like them
     review_reasons: tuple[str, ...]  # some of `REASONS`
-    cam: Floats | None = None  # [7, 7] in 0 to 1
+    cam: Floats | None = None  # [h, w] in 0 to 1, a place for each 32 pixels
 
     @property
     def review(self) -> bool:
@@ -144,7 +144,7 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def class_activation_map(maps: Floats, weights: Floats) -> Floats:
-    """maps [512, 7, 7], the class's row of the final layer [512] → [7, 7], scaled to 0 to 1.
+    """maps [512, h, w], the class's row of the final layer [512] → [h, w], scaled to 0 to 1.
 
     With global pooling the logit is the mean of the unscaled map plus a bias, so the map is exact and needs
     no gradient (Zhou et al. 2016).
