@@ -33,7 +33,7 @@ RUN := runs/$(RECIPE)
 BUNDLE_default := models/wbc-resnet18
 BUNDLE_paper := $(RUN)/bundle
 BUNDLE ?= $(BUNDLE_$(RECIPE))
-VERSION ?= 2.0.0
+VERSION ?= 2.1.0
 # The model card compares a run of the paper's recipe with the paper, if there is such a run.
 PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
 # Initial weights: this file if it exists, else torchvision downloads them.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training import paper
+from training.laboratories import Laboratory, table_of
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
 from training.results import (
     CURVES,
@@ -37,6 +38,7 @@ def model_card(config: Table, report: Table) -> str:
         front_matter,
         summary,
         limits,
+        elsewhere,
         data,
         recipe,
         results,
@@ -105,7 +107,7 @@ def limits(config: Table, report: Table) -> str:
                 " photo are mostly right or wrong together, so the confidence intervals are over photos, not"
                 f" over the {report['n']:,} images.",
                 f"The photos are from {archives(report)} only. Other stains, microscopes and laboratories"
-                " were not tested here.",
+                f" were not {'part of that' if config['training'].get('laboratories') else 'tested here'}.",
                 review(config, report),
             ]
         ),
@@ -114,14 +116,29 @@ def limits(config: Table, report: Table) -> str:
 
 def review(config: Table, report: Table) -> str:
     limit, sent = config["review"], report["review"]
+    reasons = ", ".join(f"{n:,} `{reason}`" for reason, n in sent["reasons"].items() if n)
     return (
         f"`review` is set if the confidence is below {limit['confidence']:g} (`low_confidence`)"
-        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`). The thresholds select"
-        f" about {percent(limit['share'])} of the validation images and, on `{report['split']}`,"
-        f" {percent(sent['share'], 1)} ({sent['n']:,} images; {sent['low_confidence']:,} for the first"
-        f" reason, {sent['out_of_distribution']:,} for the second). Among them are {sent['wrong']:,} of the"
-        f" {misclassified(report):,} misclassified images; accuracy on the rest is"
+        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`), each in about"
+        f" {percent(limit['share'] / 2, 1)} of the validation images, or if the picture cannot be judged"
+        f" (`no_cell`, `cut_off`, `blurred`, `exposure`). On `{report['split']}` it is set for"
+        f" {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons}). Among them are {sent['wrong']:,} of"
+        f" the {misclassified(report):,} misclassified images; accuracy on the rest is"
         f" {number(sent['accuracy_of_the_rest'])}."
+    )
+
+
+def elsewhere(config: Table, report: Table) -> str:
+    """Write what to expect in a laboratory that the model has never seen, if that was measured."""
+    del report
+    if not (figures := config["training"].get("laboratories")):
+        return ""
+    return paragraphs(
+        "## In a laboratory that it has never seen",
+        "Each laboratory was left out once and scored by the network that was trained without it, with the"
+        " temperature and the thresholds of this bundle. *Kept* are the images not sent to review for"
+        " confidence or `ood_score`. Intervals: 95 %, over photos or slides.",
+        table_of([Laboratory(**figure) for figure in figures]),
     )
 
 

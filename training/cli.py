@@ -1,9 +1,10 @@
-"""`leuko-train data | fit | export | report`."""
+"""`leuko-train data | fit | laboratories | export | report`."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Train a model and write the bundle that `leuko serve` loads."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_data, add_fit, add_export, add_report):
+    for add in (add_data, add_fit, add_laboratories, add_export, add_report):
         add(commands)
     return parser
 
@@ -117,6 +118,11 @@ def progress(items: Iterable[T], total: int) -> Iterable[T]:
 
 def add_fit(commands: Commands) -> None:
     parser = commands.add_parser("fit", help="fine-tune ResNet18 with a recipe")
+    add_training(parser)
+    parser.set_defaults(command=run_fit)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="default", help="default, paper, or the path of a TOML file")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/RECIPE)")
@@ -128,13 +134,18 @@ def add_fit(commands: Commands) -> None:
         help="override a field, in TOML; repeatable",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the run's last epoch")
-    parser.set_defaults(command=run_fit)
 
 
 def run_fit(args: argparse.Namespace) -> None:
-    import logging
-
     from lightning.pytorch.utilities import rank_zero_only
+
+    best = train(args, args.set)
+    rank_zero_only(print)(printable(f"best checkpoint: {best}"))
+
+
+def train(args: argparse.Namespace, settings: Sequence[str]) -> Path:
+    """Train as the arguments and settings say and return the best checkpoint."""
+    import logging
 
     from training.config import load_recipe, read_config
     from training.data import read_manifest
@@ -142,11 +153,52 @@ def run_fit(args: argparse.Namespace) -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # its notices advertise other products
-    run = args.run or Path("runs") / Path(args.recipe).stem
+    run = run_folder(args)
     resumed = args.resume and (run / "config.json").is_file() and not args.set
-    config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, args.set)
-    best = fit(read_manifest(args.manifest), config, run, resume=args.resume)
-    rank_zero_only(print)(printable(f"best checkpoint: {best}"))
+    config = read_config(run / "config.json") if resumed else load_recipe(args.recipe, settings)
+    return fit(read_manifest(args.manifest), config, run, resume=args.resume)
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    return args.run or Path("runs") / Path(args.recipe).stem
+
+
+def add_laboratories(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "laboratories",
+        help="train without each archive of the manifest in turn, and score it with that network",
+        description="Train one network without each archive of the manifest, a laboratory each, score every"
+        " archive with the network that never saw it, and print a table. Archives have equal shares in"
+        " training unless `mix` is set. The run can be exported.",
+    )
+    add_training(parser)
+    add_right_when_kept(parser)
+    parser.set_defaults(command=run_laboratories)
+
+
+def add_right_when_kept(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--right-when-kept",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="with laboratories: least share of cells without a review mark that are right in each"
+        " (default: 0.95)",
+    )
+
+
+def run_laboratories(args: argparse.Namespace) -> None:
+    from training.data import read_manifest
+    from training.laboratories import leave_out, table_of
+    from training.module import BEST
+
+    rows, run = read_manifest(args.manifest), run_folder(args)
+    if not (args.resume and (run / BEST).is_file()):
+        mix = ", ".join(
+            f"{json.dumps(name)} = 1" for name in sorted({Path(row.archive).stem for row in rows})
+        )
+        train(args, ['select_on="laboratories"', "shared_epochs=0", f"mix={{ {mix} }}", *args.set])
+    print(table_of(leave_out(rows, run, args.right_when_kept)))
 
 
 def add_export(commands: Commands) -> None:
@@ -156,6 +208,7 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("--out", type=Path, default=BUNDLE, help=f"bundle to write (default: {BUNDLE})")
     parser.add_argument("--name", help="name of the model (default: the bundle folder's name)")
     parser.add_argument("--version", default="1.0.0", help="version of the model (default: 1.0.0)")
+    add_right_when_kept(parser)
     parser.set_defaults(command=run_export)
 
 
@@ -164,7 +217,14 @@ def run_export(args: argparse.Namespace) -> None:
     from training.export import export
 
     rows = read_manifest(args.manifest)
-    figures = export(rows, args.run, args.out, name=args.name or args.out.name, version=args.version)
+    figures = export(
+        rows,
+        args.run,
+        args.out,
+        name=args.name or args.out.name,
+        version=args.version,
+        right_when_kept=args.right_when_kept,
+    )
     print(
         f"wrote {printable(str(args.out))}; validation labels equal to float32: "
         f"half precision {figures['half']:.2%}, int8 {figures['int8']:.2%} "

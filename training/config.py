@@ -59,6 +59,12 @@ def check_folds(folds: int, info: ValidationInfo) -> int:
     return folds
 
 
+def check_shared_epochs(epochs: int, info: ValidationInfo) -> int:
+    if epochs and info.data.get("select_on") == "laboratories":
+        raise ValueError('must be 0 with select_on = "laboratories": every archive is left out once')
+    return epochs
+
+
 def check_mix(mix: Mapping[str, float]) -> Mapping[str, float]:
     if mix and not any(mix.values()):
         raise ValueError("must have a share above 0")
@@ -132,7 +138,7 @@ class TrainConfig:
     """Name of the recipe; recorded in the bundle."""
     initial: Text = "imagenet"
     """Initial weights: imagenet (downloaded by torchvision), random, or the path of a file."""
-    select_on: Literal["holdout", "folds", "val", "test"] = "holdout"
+    select_on: Literal["holdout", "folds", "laboratories", "val", "test"] = "holdout"
     """Rows that the best epoch, temperature and thresholds are selected on: photos held out of train,
     cross-validation folds of train, the manifest's split val, or its split test (which leaks). With folds,
     one network is trained without each fold; the result is the mean of their weights."""
@@ -140,7 +146,7 @@ class TrainConfig:
     """Share of each class's training photos that are held out; used with select_on = holdout."""
     folds: Annotated[Positive, AfterValidator(check_folds)] = 5
     """Number of folds of the first archive's photos, at least 2; used with select_on = folds."""
-    shared_epochs: Count = 0
+    shared_epochs: Annotated[Count, AfterValidator(check_shared_epochs)] = 0
     """Epochs of training on the other archives alone, before the folds start from the result."""
     files: Count = 0
     """Largest number of files of one photo in training, since copies add little; 0: all."""

@@ -22,16 +22,19 @@ from app.engine.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, 
 from app.engine.classifier import Neighbours, load_engine, softmax
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
+from app.imaging.quality import QualityLimits
 from app.samples.smear import draw_smear
-from training.calibration import temperature_for, weighted_quantile
+from training.calibration import temperature_for
 from training.config import TrainConfig, read_config
 from training.data import Row
 from training.errors import ExportError
 from training.graph import export_graph, quantise
+from training.laboratories import judge
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
 from training.network import Network
-from training.rows import choose_rows
+from training.review import RIGHT_WHEN_KEPT, limits_at_home, limits_elsewhere
+from training.rows import FOLDED, choose_rows
 from training.scored import (
     HeldOut,
     Scored,
@@ -43,7 +46,6 @@ from training.scored import (
 )
 
 CALIBRATION_IMAGES = 40  # per class and archive, for the int8 ranges; more did not help
-REVIEW_SHARE = 0.05  # of validation images sent to review, half by confidence, half by OOD score
 INT8_AGREEMENT = 0.985  # lowest share of validation images with the same label in int8 and float32
 HALF_AGREEMENT = 0.999  # the same for half precision; a near tie may change its label
 
@@ -58,8 +60,13 @@ def export(
     name: str,
     version: str,
     int8_agreement: float = INT8_AGREEMENT,
+    right_when_kept: float = RIGHT_WHEN_KEPT,
 ) -> dict[str, float]:
-    """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` unchanged."""
+    """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` unchanged.
+
+    right_when_kept: with `select_on = "laboratories"`, least share of cells without a review mark that are
+    right in each laboratory.
+    """
     check_replaceable(out)
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
@@ -74,10 +81,10 @@ def export(
         neighbours = write_parts(draft, network, train, config)
         held_out = (
             score_folds(run, train, validation, config)
-            if config.select_on == "folds"
+            if config.select_on in FOLDED
             else score_held_out(network, validation, neighbours, config)
         )
-        table = describe(draft, network, config, held_out)
+        table = describe(draft, network, config, held_out, right_when_kept)
         table |= {"name": name, "version": version}
         table["training"]["data"] = json.loads((run / "data.json").read_text())
         (draft / "config.json").write_text(json.dumps(table, indent=2) + "\n")
@@ -102,7 +109,7 @@ def write_parts(draft: Path, network: Network, train: Sequence[Row], config: Tra
     save_file(halves, draft / WEIGHTS)
     sample = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
     images = [pixels[None] for batch, _, _ in sample for pixels in batch.numpy()]
-    (draft / GRAPH).write_bytes(quantise(export_graph(network), images))
+    (draft / GRAPH).write_bytes(quantise(export_graph(network, config.preprocessing.size), images))
     neighbours = find_neighbours(network, train, config)
     arrays = {"bank": neighbours.bank.astype(np.float16), "k": np.array([neighbours.k])}
     save_arrays(arrays | {"scale": np.array([neighbours.scale], np.float32)}, draft / OOD)
@@ -114,12 +121,19 @@ def write_parts(draft: Path, network: Network, train: Sequence[Row], config: Tra
     return neighbours
 
 
-def describe(draft: Path, network: Network, config: TrainConfig, held_out: HeldOut) -> dict[str, Any]:
+def describe(
+    draft: Path, network: Network, config: TrainConfig, held_out: HeldOut, right_when_kept: float
+) -> dict[str, Any]:
     """Return config.json, with temperature and review thresholds set on the validation images."""
     temperature = round(temperature_for(held_out.logits, held_out.labels, held_out.weights), 4)
-    probabilities = softmax(held_out.logits / temperature)
-    right = probabilities.argmax(1) == held_out.labels
-    share = REVIEW_SHARE / 2
+    right = softmax(held_out.logits / temperature).argmax(1) == held_out.labels
+    unseen = config.select_on == "laboratories"
+    review = (
+        limits_elsewhere(held_out, temperature, right_when_kept)
+        if unseen
+        else limits_at_home(held_out, temperature)
+    )
+    figures = [asdict(figure) for figure in judge(held_out, temperature, review)] if unseen else None
     return {
         "format": FORMAT,
         "name": "",
@@ -128,11 +142,9 @@ def describe(draft: Path, network: Network, config: TrainConfig, held_out: HeldO
         "labels": list(CLASSES),
         "preprocessing": asdict(config.preprocessing),
         "temperature": temperature,
-        "review": {
-            "confidence": round(weighted_quantile(probabilities.max(1), held_out.weights, share), 4),
-            "ood_score": round(weighted_quantile(held_out.ood_scores, held_out.weights, 1 - share), 4),
-            "share": REVIEW_SHARE,
-        },
+        # The limits of quality were measured on frames around a nucleus.
+        "review": asdict(review)
+        | {"quality": asdict(QualityLimits()) if config.preprocessing.framing == "nucleus" else None},
         "known_answer": known_answer(network, config, draft, temperature),
         "files": {file: hashlib.sha256((draft / file).read_bytes()).hexdigest() for file in FILES},
         "training": {
@@ -141,7 +153,8 @@ def describe(draft: Path, network: Network, config: TrainConfig, held_out: HeldO
                 "n": len(right),
                 "accuracy": round(float(np.average(right, weights=held_out.weights)), 4),
             },
-        },
+        }
+        | ({"laboratories": figures} if figures else {}),
         "scores": {},
     }
 

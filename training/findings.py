@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.engine.classifier import Prediction
+from app.engine.classifier import REASONS, Prediction
 from app.imaging.framing import Frame
 from training.data import Row
 
@@ -26,8 +26,7 @@ def review_counts(rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
     return {
         "n": int(reviewed.sum()),
         "share": float(reviewed.mean()),
-        "low_confidence": reasons["low_confidence"],
-        "out_of_distribution": reasons["out_of_distribution"],
+        "reasons": {reason: reasons[reason] for reason in REASONS},
         "wrong": int((wrong & reviewed).sum()),
         "accuracy_of_the_rest": None if reviewed.all() else float((~wrong)[~reviewed].mean()),
     }

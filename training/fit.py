@@ -14,7 +14,7 @@ from training.folds import fit_folds
 from training.module import LAST
 from training.patches import cut_patches
 from training.ranks import do_once, start_processes
-from training.rows import choose_rows
+from training.rows import FOLDED, choose_rows
 from training.trainer import fit_once
 
 
@@ -41,7 +41,7 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
 
     do_once(processes, prepare)
     patches = cut_patches(train, config, run)
-    if config.select_on == "folds":
+    if config.select_on in FOLDED:
         return fit_folds(train, validation, patches, config, run, processes)
     return fit_once(train, validation, patches, config, run)
 

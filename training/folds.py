@@ -1,4 +1,4 @@
-"""Training by cross-validation: one network without each fold, and the mean of their weights.
+"""Training by cross-validation: one network without each fold or laboratory, and the mean of their weights.
 
 All folds start from the same weights, so that their weights stay close enough to be averaged into one network
 (Wortsman et al. 2022, model soups) with new batch-norm statistics. Temperature and thresholds are set on the
@@ -26,7 +26,7 @@ from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import Patches
 from training.ranks import do_once
-from training.rows import fold_path, fold_rows, shared_rows
+from training.rows import fold_path, fold_paths, fold_rows, shared_rows
 from training.trainer import fit_once
 
 STATISTICS_BATCHES = 100  # for the batch-norm statistics of the mean network
@@ -44,7 +44,8 @@ def fit_folds(
     """Train `run/shared` and `run/fold-1` …, and write the mean of the folds as `run/best.ckpt`."""
     start = fit_shared(train, validation, patches, config, run, processes)
     for k, (fold_train, held_out) in enumerate(fold_rows(train, validation, config)):
-        fold_config = replace(config, initial=start, seed=config.seed + k)
+        mix = mix_of(fold_train, config)
+        fold_config = replace(config, initial=start, seed=config.seed + k, mix=mix)
         fit_once(fold_train, held_out, patches, fold_config, fold_path(run, k))
     do_once(processes, lambda: save_mean(train, patches, config, run))
     return run / BEST
@@ -52,7 +53,8 @@ def fit_folds(
 
 def save_mean(train: Sequence[Row], patches: Patches, config: TrainConfig, run: Path) -> None:
     """Write the mean of the folds' best networks as the run's best checkpoint."""
-    network = mean_network([load_checkpoint(fold_path(run, k) / BEST, config) for k in range(config.folds)])
+    folds = [load_checkpoint(path / BEST, config) for path in fold_paths(run)]
+    network = mean_network(folds)
     module = Finetuning(network, replace(config, coarse_epochs=0))
     renew_statistics(module, train, patches)
     with draft_of(run / BEST) as draft:
@@ -74,14 +76,19 @@ def fit_shared(
     rows = shared_rows(train, validation)
     if not config.shared_epochs:
         return config.initial
-    stems = {Path(row.archive).stem for row in rows}
-    mix = {stem: share for stem, share in config.mix.items() if stem in stems}
+    mix = mix_of(rows, config)
     weights = run / SHARED / "weights.safetensors"
     if not weights.is_file():
         shared = replace(config, epochs=config.shared_epochs, coarse_epochs=config.shared_epochs, mix=mix)
         best = fit_once(rows, [], patches, shared, run / SHARED)
         do_once(processes, lambda: save_start(best, config, weights))
     return str(weights)
+
+
+def mix_of(rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:
+    """Return the recipe's shares of the archives that the rows come from."""
+    stems = {Path(row.archive).stem for row in rows}
+    return {stem: share for stem, share in config.mix.items() if stem in stems}
 
 
 def save_start(best: Path, config: TrainConfig, weights: Path) -> None:

@@ -14,13 +14,13 @@ from training.network import Network
 OUTPUTS = ("logits", "features", "maps")
 
 
-def export_graph(network: Network) -> bytes:
-    """Return an ONNX model: pixels uint8 [n, 224, 224, 3] → logits, features, maps in float32.
+def export_graph(network: Network, size: int) -> bytes:
+    """Return an ONNX model: pixels uint8 [n, size, size, 3] → logits, features, maps in float32.
 
     Normalisation is part of the graph.
     """
     buffer = io.BytesIO()
-    example = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     torch.onnx.export(
         network,
         (example,),
@@ -34,7 +34,7 @@ def export_graph(network: Network) -> bytes:
 
 
 def quantise(model: bytes, images: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Quantise an ONNX model to int8 with NNCF; ranges from `images`, each uint8 [1, 224, 224, 3]."""
+    """Quantise an ONNX model to int8 with NNCF; ranges from `images`, each uint8 [1, size, size, 3]."""
     import nncf
     import onnx
 

@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from app.imaging.decode import decode
-from app.imaging.framing import Pixels, Preprocessing, choose_frame, shrink, whiten
+from app.imaging.framing import Pixels, Preprocessing, choose_frame, whiten
+from app.imaging.nucleus import find_nucleus
+from app.imaging.thumbnail import Thumbnail
 from training.config import Augmentation, TrainConfig
 from training.data import Row, fingerprint
 from training.drafts import draft_of
@@ -41,8 +43,8 @@ def cut_patch(image: Image.Image, preprocessing: Preprocessing, side: int, room:
 
     It is black outside the image.
     """
-    thumbnail = shrink(image)
-    frame = choose_frame(image, thumbnail, preprocessing)
+    thumbnail = Thumbnail.of(image)
+    frame = choose_frame(image.size, find_nucleus(thumbnail), preprocessing)
     width, height = room * frame.width, room * frame.height
     left, top = frame.left + (frame.width - width) / 2, frame.top + (frame.height - height) / 2
     reduction = max(1, int(min(width, height) / side))  # averages pixels that bilinear sampling would skip

@@ -31,7 +31,7 @@ from training.findings import (
 )
 from training.history import History, mean_history, read_history
 from training.results import CONFUSION, CURVES, RELIABILITY, RISK
-from training.rows import fold_path
+from training.rows import FOLDED, fold_paths
 from training.served import classify, frame_background
 from training.split import thin
 
@@ -39,7 +39,13 @@ RESAMPLES = 10_000  # bootstrap samples of photos
 WINDOWS = 4  # squares without a cell, per photo
 PAPER_RECIPE = "paper-recipe.json"  # in the bundle, written by `--paper`
 FIGURES = (CURVES, CONFUSION, RELIABILITY, RISK)
-HELD_OUT = {"holdout": "held-out photos", "folds": "held-out fold", "val": "validation", "test": "test"}
+HELD_OUT = {
+    "holdout": "held-out photos",
+    "folds": "held-out fold",
+    "laboratories": "left-out laboratory",
+    "val": "validation",
+    "test": "test",
+}
 
 Table = dict[str, Any]
 
@@ -81,7 +87,10 @@ def report(
     table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
     (bundle / "report.json").write_text(dump(table))
     (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
-    seen = [Seen(answer.label, answer.confidence, answer.ood_score, answer.review) for answer in answers]
+    seen = [
+        Seen(answer.label, answer.confidence, answer.ood_score, answer.review, answer.review_reasons)
+        for answer in answers
+    ]
     reference = summarise(seen, classifier.bundle.labels, f"{', '.join(table['archives'])}, {split}")
     record(bundle / "config.json", config | {"reference": dump_reference(reference)}, scores, split)
     return scores
@@ -112,8 +121,8 @@ def read_own_history(run: Path, recipe: Mapping[str, Any]) -> History:
     config = read_config(run / "config.json")
     if config_from(config.for_bundle()) != config_from(recipe):
         raise DataError(f"{run} is not the run that the bundle was exported from: their recipes differ")
-    if config.select_on == "folds":
-        return mean_history([read_history(fold_path(run, k)) for k in range(config.folds)])
+    if config.select_on in FOLDED:
+        return mean_history([read_history(path) for path in fold_paths(run)])
     return read_history(run)
 
 

@@ -21,6 +21,7 @@ OWN = {
 SELECTED_ON = {
     "holdout": "photos held out of training",
     "folds": "training photos, each classified by the network that was trained without it",
+    "laboratories": "training photos, each classified by the network that was trained without its laboratory",
     "val": "the `val` split",
     "test": "the `test` split",
 }

@@ -11,20 +11,23 @@ from training.data import Row
 from training.errors import DataError
 from training.split import hold_out, into_folds, thin
 
+FOLDED = ("folds", "laboratories")  # values of `select_on` that train a network without each part
+
 
 def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], list[Row]]:
     """Return training and validation rows; raise DataError if either lacks a class.
 
-    With folds, both have the same photos and `fold_rows` separates them.
+    With folds or laboratories, both have the same photos and `fold_rows` separates them.
     """
     train = [row for row in rows if row.split == "train"]
-    if config.select_on in ("holdout", "folds"):
+    if config.select_on in ("holdout", *FOLDED):
         validation = [row for row in train if row.certain]
         if config.select_on == "holdout":
             train, validation = hold_out(train, config.holdout, config.seed)
         validation = thin(validation, config.holdout_files, 0) if config.holdout_files else validation
-        first = rows[0].archive  # the others are for training only
-        validation = [row for row in validation if row.archive == first]
+        if config.select_on != "laboratories":
+            first = rows[0].archive  # the others are for training only
+            validation = [row for row in validation if row.archive == first]
         train = [row for row in train if row.certain]
     else:
         validation = [row for row in rows if row.split == config.select_on]
@@ -39,7 +42,22 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
 def fold_rows(
     train: Sequence[Row], validation: Sequence[Row], config: TrainConfig
 ) -> list[tuple[list[Row], list[Row]]]:
-    """Return for each fold its training rows and the validation rows of the photos that it holds out."""
+    """Return for each fold its training rows and the validation rows that it holds out.
+
+    With folds, these are photos of the first archive; with laboratories, one whole archive each, in the order
+    of their names. Raise DataError if there are too few.
+    """
+    if config.select_on == "laboratories":
+        archives = sorted({row.archive for row in validation})
+        if len(archives) < 2:
+            raise DataError("leaving one laboratory out needs the archives of at least two in the manifest")
+        return [
+            (
+                [row for row in train if row.archive != archive],
+                [row for row in validation if row.archive == archive],
+            )
+            for archive in archives
+        ]
     fold = into_folds(validation, config.folds, config.seed)
     return [
         (
@@ -59,3 +77,8 @@ def shared_rows(train: Sequence[Row], validation: Sequence[Row]) -> list[Row]:
 def fold_path(run: Path, k: int) -> Path:
     """Return the folder of fold k, from 0; its name counts from 1."""
     return run / f"fold-{k + 1}"
+
+
+def fold_paths(run: Path) -> list[Path]:
+    """Return the folders of the run's folds, in their order."""
+    return sorted(run.glob("fold-*"), key=lambda path: int(path.name.removeprefix("fold-")))

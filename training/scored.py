@@ -39,8 +39,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores of n images by networks that were not trained on them: logits [n, 4], the rest [n]."""
+    """Scores of n images by networks that were not trained on them: logits [n, 4], the rest [n].
 
+    weights: equal for each class, photo and file of a fold; with laboratories, their sums are equal too.
+    """
+
+    rows: Sequence[Row]
     logits: Floats
     ood_scores: Floats
     labels: NDArray[np.int64]
@@ -60,7 +64,7 @@ def score_held_out(
 ) -> HeldOut:
     """Score `rows`, which neither the network nor its neighbours were made from."""
     scored = score(network, evaluation_loader(rows, config))
-    return HeldOut(scored.logits, neighbours.score(scored.features), scored.labels, scored.weights)
+    return HeldOut(rows, scored.logits, neighbours.score(scored.features), scored.labels, scored.weights)
 
 
 def score_folds(run: Path, train: Sequence[Row], validation: Sequence[Row], config: TrainConfig) -> HeldOut:
@@ -70,8 +74,17 @@ def score_folds(run: Path, train: Sequence[Row], validation: Sequence[Row], conf
         network = load_checkpoint(fold_path(run, k) / BEST, config)
         neighbours = find_neighbours(network, fold_train, config)
         folds.append(score_held_out(network, held_out, neighbours, config))
-    columns = zip(*((fold.logits, fold.ood_scores, fold.labels, fold.weights) for fold in folds), strict=True)
-    return HeldOut(*(np.concatenate(column) for column in columns))
+    weights = [
+        fold.weights / fold.weights.sum() if config.select_on == "laboratories" else fold.weights
+        for fold in folds
+    ]
+    return HeldOut(
+        [row for fold in folds for row in fold.rows],
+        np.concatenate([fold.logits for fold in folds]),
+        np.concatenate([fold.ood_scores for fold in folds]),
+        np.concatenate([fold.labels for fold in folds]),
+        np.concatenate(weights),
+    )
 
 
 def find_neighbours(network: Network, train: Sequence[Row], config: TrainConfig) -> Neighbours:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from app.errors import BundleError
 from app.evaluation.answer_profile import AnswerProfile, parse
 from app.imaging.framing import Preprocessing
+from app.imaging.quality import QualityLimits
 from app.validation import explain
 
 FORMAT = 2
@@ -52,6 +53,7 @@ class Bundle:
     training: Mapping[str, Any]  # recipe and data
     scores: Mapping[str, Any]  # test set → figures
     reference: AnswerProfile | None = None  # of the answers on the test set; older bundles have none
+    quality_limits: QualityLimits | None = None  # pictures beyond them go to review; older bundles have none
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -72,6 +74,7 @@ def load_bundle(path: Path) -> Bundle:
         temperature=config.temperature,
         review_confidence=config.review.confidence,
         review_ood_score=config.review.ood_score,
+        quality_limits=QualityLimits(**config.review.quality.model_dump()) if config.review.quality else None,
         known_answer=config.known_answer,
         files=config.files,
         training=config.training,
@@ -139,7 +142,7 @@ class _Table(BaseModel):
 class _Preprocessing(_Table, extra="forbid"):
     """The fields of `Preprocessing`, all of them required."""
 
-    size: Literal[224]
+    size: Annotated[int, Field(ge=32, le=512)]  # ResNet18 halves it five times
     framing: Literal["nucleus", "whole"]
     margin: Positive
     white_point: bool
@@ -147,9 +150,21 @@ class _Preprocessing(_Table, extra="forbid"):
     std: tuple[Positive, Positive, Positive]
 
 
+class _QualityLimits(_Table, extra="forbid"):
+    """The fields of `QualityLimits`, all of them required."""
+
+    nuclear_contrast: float
+    grain: float
+    cut: float
+    detail: float
+    brightness: float
+    brightness_range: float
+
+
 class _Review(_Table):
     confidence: float
     ood_score: float
+    quality: _QualityLimits | None = None
 
 
 class _Files(_Table):

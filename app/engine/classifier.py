@@ -17,9 +17,12 @@ from threadpoolctl import threadpool_limits
 from app.engine.bundle import KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
 from app.engine.interface import Engine, Floats
 from app.errors import BundleError, EngineError
+from app.imaging import quality
 from app.imaging.decode import decode
 from app.imaging.framing import Cell, frame_cell
 
+LOW_CONFIDENCE, OUT_OF_DISTRIBUTION = "low_confidence", "out_of_distribution"
+REASONS = (*quality.REASONS, LOW_CONFIDENCE, OUT_OF_DISTRIBUTION)  # for review
 KNOWN_ANSWER_TOLERANCE = 0.05  # int8 kernels differ slightly between processors
 
 
@@ -31,8 +34,8 @@ class Prediction:
     confidence: float  # the label's probability
     probabilities: tuple[float, ...]  # calibrated, in the order of the bundle's labels, sum 1
     ood_score: float  # distance from the training cells; near 1 for a cell like them
-    review_reasons: tuple[str, ...]  # low_confidence, out_of_distribution
-    cam: Floats | None = None  # [7, 7] in 0 to 1
+    review_reasons: tuple[str, ...]  # some of `REASONS`
+    cam: Floats | None = None  # [h, w] in 0 to 1, a place for each 32 pixels
 
     @property
     def review(self) -> bool:
@@ -89,19 +92,20 @@ class Classifier:
                 answers.append(EngineError("the network's output for this image is not finite"))
                 continue
             maps = output.maps[i] if cell.cam and output.maps is not None else None
-            answers.append(self._predict(probabilities[i], float(scores[i]), maps))
+            answers.append(self._predict(cell, probabilities[i], float(scores[i]), maps))
         return answers
 
     def _predict(
-        self, probabilities: NDArray[np.float64], ood_score: float, maps: Floats | None
+        self, cell: Cell, probabilities: NDArray[np.float64], ood_score: float, maps: Floats | None
     ) -> Prediction:
         best = int(probabilities.argmax())
         confidence = float(probabilities[best])
-        reasons = []
+        limits = self.bundle.quality_limits
+        reasons = list(limits.reasons(cell.quality)) if limits else []
         if confidence < self.bundle.review_confidence:
-            reasons.append("low_confidence")
+            reasons.append(LOW_CONFIDENCE)
         if ood_score > self.bundle.review_ood_score:
-            reasons.append("out_of_distribution")
+            reasons.append(OUT_OF_DISTRIBUTION)
         cam = None if maps is None else class_activation_map(maps, self._head[best])
         return Prediction(
             self.bundle.labels[best],
@@ -140,7 +144,7 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def class_activation_map(maps: Floats, weights: Floats) -> Floats:
-    """maps [512, 7, 7], the class's row of the final layer [512] → [7, 7], scaled to 0 to 1.
+    """maps [512, h, w], the class's row of the final layer [512] → [h, w], scaled to 0 to 1.
 
     With global pooling the logit is the mean of the unscaled map plus a bias, so the map is exact and needs
     no gradient (Zhou et al. 2016).

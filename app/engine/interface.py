@@ -35,7 +35,7 @@ class Engine(Protocol):
     batch: int  # images per call; more hardly raise the throughput
 
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:
-        """Run the network on RGB uint8 [n, 224, 224, 3], n of any size.
+        """Run the network on RGB uint8 [n, size, size, 3], n of any size.
 
         exclusive: the caller expects no concurrent call, so this one may use all threads.
         """

@@ -7,6 +7,7 @@ A bundle carries the profile of its answers on its reference set (the key `refer
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -41,7 +42,7 @@ class AnswerProfile:
     """Histograms of the labels, confidence and ood_score of a model's answers on a set of images.
 
     of: description of the set; n: images in it; labels: predicted class → images; review: images marked
-    for review.
+    for review; reasons: reason → images marked for it, None in profiles that were made before these counts.
     """
 
     of: str
@@ -50,6 +51,7 @@ class AnswerProfile:
     review: int
     confidence: Histogram
     ood_score: Histogram
+    reasons: Mapping[str, int] | None = None
 
     @property
     def review_share(self) -> float:
@@ -84,6 +86,7 @@ class _Profile(BaseModel):
     review: Count
     confidence: Annotated[_Histogram, _with_edges(CONFIDENCE_EDGES)]
     ood_score: Annotated[_Histogram, _with_edges(OOD_EDGES)]
+    reasons: dict[str, Count] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Seen:
     confidence: float
     ood_score: float
     review: bool
+    reasons: tuple[str, ...] = ()
 
 
 class Counts:
@@ -120,11 +124,13 @@ def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> AnswerP
     labels = dict.fromkeys(names, 0)
     confidence, ood_score = Counts(CONFIDENCE_EDGES), Counts(OOD_EDGES)
     review = 0
+    reasons: Counter[str] = Counter()
     for answer in answers:
         labels[answer.label] += 1
         confidence.add(answer.confidence)
         ood_score.add(answer.ood_score)
         review += answer.review
+        reasons.update(answer.reasons)
     return AnswerProfile(
         of=of,
         n=sum(labels.values()),
@@ -132,6 +138,7 @@ def summarise(answers: Iterable[Seen], names: Sequence[str], of: str) -> AnswerP
         review=review,
         confidence=confidence.histogram(),
         ood_score=ood_score.histogram(),
+        reasons=dict(reasons),
     )
 
 
@@ -144,7 +151,7 @@ def dump(profile: AnswerProfile) -> dict[str, Any]:
         "review": profile.review,
         "confidence": _dump(profile.confidence),
         "ood_score": _dump(profile.ood_score),
-    }
+    } | ({} if profile.reasons is None else {"reasons": dict(profile.reasons)})
 
 
 def parse(table: object, names: Sequence[str]) -> AnswerProfile:
@@ -158,10 +165,16 @@ def parse(table: object, names: Sequence[str]) -> AnswerProfile:
     labels = {name: profile.labels[name] for name in names}
     histograms = (profile.confidence, profile.ood_score)
     sums = {sum(labels.values()), *(sum(histogram.counts) for histogram in histograms)}
-    if sums != {profile.n} or profile.review > profile.n:
+    if sums != {profile.n} or profile.review > profile.n or _exceed(profile.reasons, profile.review):
         raise BundleError(f"{INVALID}: its counts do not match n, {profile.n}")
     confidence, ood_score = (Histogram(h.edges, h.counts, h.mean) for h in histograms)
-    return AnswerProfile(profile.of, profile.n, labels, profile.review, confidence, ood_score)
+    return AnswerProfile(
+        profile.of, profile.n, labels, profile.review, confidence, ood_score, profile.reasons
+    )
+
+
+def _exceed(reasons: Mapping[str, int] | None, review: int) -> bool:
+    return any(count > review for count in (reasons or {}).values())
 
 
 def _dump(histogram: Histogram) -> dict[str, Any]:

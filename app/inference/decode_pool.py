@@ -26,6 +26,7 @@ from app import private
 from app.errors import NotReady, StartupError, UndecodableImage
 from app.imaging.framing import Cell, Frame
 from app.imaging.limits import check_bytes
+from app.imaging.quality import Quality
 from app.inference.decode_worker import (
     CELL,
     DEFECT,
@@ -262,11 +263,11 @@ class Decoder:
         try:
             self._send(data, until, heartbeat)
             head = self._receive(bytearray(REPLY.size), until, heartbeat)
-            kind, self.ended, left, top, width, height, nucleus, length = REPLY.unpack(head)
-            if kind == CELL and all(map(math.isfinite, (left, top, width, height))):
+            kind, self.ended, *measures, length = REPLY.unpack(head)
+            if kind == CELL and all(map(math.isfinite, measures)):
                 pixels = np.empty((self._size, self._size, 3), np.uint8)
                 self._receive(pixels.data.cast("B"), until, heartbeat)
-                return Cell(pixels, Frame(left, top, width, height, nucleus))
+                return Cell(pixels, Frame(*measures[:5]), Quality(*measures[5:]))
             if kind not in TEXTS or length > MOST_TEXT:
                 raise EOFError("no reply of ours")
             text = self._receive(bytearray(length), until, heartbeat).decode("ascii")

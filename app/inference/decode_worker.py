@@ -18,7 +18,7 @@ import struct
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,19 +29,19 @@ import app
 from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging import dicom, dicom_writer
 from app.imaging.decode import ACCEPTED, decode
-from app.imaging.framing import Frame, Preprocessing, frame_cell
+from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.limits import NO_MEMORY, ImageLimits
 from app.inference import confinement
 
 CONFIG_BYTES = 4096  # largest message with a DecoderConfig
 REQUEST = struct.Struct("=I")  # length of the image that follows
-# Kind of the reply; whether it is the decoder's last; the frame: left, top, width, height, nucleus; length of
-# what follows.
-REPLY = struct.Struct("=B?4d?I")
+# Kind of the reply; whether it is the decoder's last; the fields of Frame; those of Quality; length of what
+# follows.
+REPLY = struct.Struct("=B?4d?5dI")
 HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where the kernel has them
 READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-NO_FRAME = Frame(0, 0, 0, 0, nucleus=False)
+NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
 CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; what `describe` returns follows
 MOST_TEXT = 200  # printable ASCII characters of a text that follows: as much as a decoder can tell the client
 PACKAGE = Path(app.__file__).parent
@@ -161,25 +161,28 @@ def serve(connection: socket.socket, config: DecoderConfig) -> None:
             return
         data = receive(connection, *REQUEST.unpack(head))
         signal.setitimer(signal.ITIMER_REAL, config.patience_s)
-        kind, frame, body = answer(data, config)
+        kind, measures, body = answer(data, config)
         signal.setitimer(signal.ITIMER_REAL, 0)
         last = time.process_time() > config.life_s
-        place = (frame.left, frame.top, frame.width, frame.height, frame.nucleus)
-        connection.sendall(REPLY.pack(kind, last, *place, len(body)))
+        connection.sendall(REPLY.pack(kind, last, *measures, len(body)))
         connection.sendall(body)
 
 
-def answer(data: bytes, config: DecoderConfig) -> tuple[int, Frame, bytes | memoryview]:
-    """Decode an image and return the reply's kind, frame and body."""
+def answer(data: bytes, config: DecoderConfig) -> tuple[int, tuple[float, ...], bytes | memoryview]:
+    """Decode an image and return the reply's kind, the fields of frame and quality, and the body."""
     try:
         cell = frame_cell(decode(data, config.limits), config.preprocessing)
     except ERRORS as error:
-        return 1 + ERRORS.index(type(error)), NO_FRAME, ascii(error.detail)[1:-1][:MOST_TEXT].encode()
+        return 1 + ERRORS.index(type(error)), NOTHING, ascii(error.detail)[1:-1][:MOST_TEXT].encode()
     except MemoryError:
-        return 1 + ERRORS.index(TooLarge), NO_FRAME, NO_MEMORY.encode()
+        return 1 + ERRORS.index(TooLarge), NOTHING, NO_MEMORY.encode()
     except Exception as error:  # a defect of ours: the service raises it
-        return DEFECT, NO_FRAME, describe(error)[:MOST_TEXT].encode()
-    return CELL, cell.frame, np.ascontiguousarray(cell.pixels).data.cast("B")
+        return DEFECT, NOTHING, describe(error)[:MOST_TEXT].encode()
+    return (
+        CELL,
+        (*astuple(cell.frame), *astuple(cell.quality)),
+        np.ascontiguousarray(cell.pixels).data.cast("B"),
+    )
 
 
 def describe(error: Exception) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from app.engine.bundle import CLASSES
+from app.engine.classifier import REASONS
 from app.errors import BundleError, Unusable
 from app.evaluation.answer_profile import AnswerProfile, Histogram, Seen, parse
 from app.units import MIB
@@ -130,8 +131,13 @@ class Shift:
 
 
 def compare(reference: AnswerProfile, window: AnswerProfile) -> list[Shift]:
-    """Return the shifts of each class, of all classes together, confidence, ood_score and review share."""
+    """Return the shifts of each class, all classes together, confidence, ood_score and review share.
+
+    Also of each reason for review, if the reference has their counts.
+    """
     old, new = reference.labels, window.labels
+    before, after = reference.reasons or {}, window.reasons or {}
+    reasons = sorted(before.keys() | after.keys()) if reference.reasons is not None else []
     return [
         *(
             _shift(f"share of {name}", reference.share(name), window.share(name), *_split(old, new, name))
@@ -140,12 +146,10 @@ def compare(reference: AnswerProfile, window: AnswerProfile) -> list[Shift]:
         _shift("all classes", None, None, [*old.values()], [new[name] for name in old]),
         _histogram_shift("confidence", reference.confidence, window.confidence),
         _histogram_shift("ood_score", reference.ood_score, window.ood_score),
-        _shift(
-            "review share",
-            reference.review_share,
-            window.review_share,
-            [reference.review, reference.n - reference.review],
-            [window.review, window.n - window.review],
+        _part_shift("review share", reference.review, reference.n, window.review, window.n),
+        *(
+            _part_shift(f"review: {name}", before.get(name, 0), reference.n, after.get(name, 0), window.n)
+            for name in reasons
         ),
     ]
 
@@ -185,6 +189,10 @@ def _split(old: Mapping[str, int], new: Mapping[str, int], name: str) -> tuple[l
 
 def _histogram_shift(measure: str, reference: Histogram, window: Histogram) -> Shift:
     return _shift(measure, reference.mean, window.mean, reference.counts, window.counts)
+
+
+def _part_shift(measure: str, old: int, old_n: int, new: int, new_n: int) -> Shift:
+    return _shift(measure, old / old_n, new / new_n, [old, old_n - old], [new, new_n - new])
 
 
 def _shift(
@@ -246,6 +254,7 @@ def _seen(image: Mapping[str, Any]) -> Seen:
     numbers = all(isinstance(value, int | float) for value in (confidence, ood_score))
     if not numbers or not 0 <= confidence <= 1 or not abs(ood_score) <= MOST_SCORE:
         raise ValueError(f"not a valid answer: {image}")
-    if label not in CLASSES or not isinstance(review, bool):
+    reasons = image.get("review_reasons", [])  # versions before 0.2 wrote none
+    if label not in CLASSES or not isinstance(review, bool) or not set(reasons) <= set(REASONS):
         raise ValueError(f"not a valid answer: {image}")
-    return Seen(label, float(confidence), float(ood_score), review)
+    return Seen(label, float(confidence), float(ood_score), review, tuple(reasons))

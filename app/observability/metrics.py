@@ -107,6 +107,9 @@ class Telemetry:
             buckets=OOD_EDGES,
         )
         self.reviews = counter("leuko_reviews_total", "Predictions flagged for review.")
+        self.review_reasons = counter(
+            "leuko_review_reasons_total", "Reasons for review; a prediction may have several.", ["reason"]
+        )
         self.reference_share = any_of(
             "leuko_reference_share", "Share of each class in the drift reference; NaN without one.", ["label"]
         )
@@ -213,12 +216,16 @@ class Telemetry:
         for wait in batch.first_waits:
             self.queue_first_wait.observe(wait)
 
-    def observe_prediction(self, label: str, confidence: float, ood_score: float, review: bool) -> None:
+    def observe_prediction(
+        self, label: str, confidence: float, ood_score: float, review_reasons: Sequence[str]
+    ) -> None:
         self.predictions.labels(label).inc()
         self.prediction_confidence.observe(confidence)
         self.ood_score.observe(ood_score)
-        if review:
+        if review_reasons:
             self.reviews.inc()
+        for reason in review_reasons:
+            self.review_reasons.labels(reason).inc()
 
     def stage(self, name: str) -> AbstractContextManager[object]:
         return self.stage_duration.labels(name).time()

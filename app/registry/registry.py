@@ -229,7 +229,7 @@ class ModelRegistry:
     def _on_answer(self, image: bytes, answer: Answer) -> None:
         prediction = answer.prediction
         self._telemetry.observe_prediction(
-            prediction.label, prediction.confidence, prediction.ood_score, prediction.review
+            prediction.label, prediction.confidence, prediction.ood_score, prediction.review_reasons
         )
         for shadow in self._shadows.values():
             shadow.offer(image, answer)

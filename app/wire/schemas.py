@@ -11,7 +11,7 @@ from app.evaluation.report import Average, ClassScores, GroupScores, Score
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Matrix = list[list[int]]
-Reason = Literal["low_confidence", "out_of_distribution"]
+Reason = Literal["no_cell", "cut_off", "blurred", "exposure", "low_confidence", "out_of_distribution"]
 
 
 class ImageProblem(BaseModel):
@@ -148,9 +148,25 @@ class Outcomes(BaseModel):
     groups: Classes | None = Field(None, description="source photo or patient of each image")
 
 
+class QualityThresholds(BaseModel):
+    """Limits of a picture's quality, judged before the network is believed."""
+
+    nuclear_contrast: float = Field(
+        description="`no_cell` below: how much more green and red than blue the nucleus absorbs (density)"
+    )
+    grain: float = Field(description="`no_cell` above: `detail` of noise")
+    cut: float = Field(description="`cut_off` above: length along the edge ÷ root of the nucleus's area")
+    detail: float = Field(description="`blurred` below: edges at 1/56 ÷ at 1/28 of the frame")
+    brightness: float = Field(description="`exposure` below: green of the background, 0 to 255")
+    brightness_range: float = Field(description="`exposure` below: background − 5th percentile, in green")
+
+
 class ReviewThresholds(BaseModel):
     confidence: float = Field(description="review cells with a lower confidence")
     ood_score: float = Field(description="review cells with a higher score")
+    quality: QualityThresholds | None = Field(
+        None, description="review pictures beyond these limits; null: the bundle has none"
+    )
 
 
 class Limits(BaseModel):

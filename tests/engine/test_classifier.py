@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from app.engine.classifier import (
 from app.engine.interface import Output
 from app.errors import BundleError, EngineError
 from app.imaging.framing import Cell, Frame, Pixels, Preprocessing
+from app.imaging.quality import Quality, QualityLimits
 
 
 class StubEngine:
@@ -46,6 +48,9 @@ class StubEngine:
         self.infer(np.zeros((batch, size, size, 3), np.uint8))
 
 
+GOOD = Quality(nuclear_contrast=1.0, cut=0.0, detail=1.3, brightness=220.0, brightness_range=100.0)
+
+
 def bundle(path: Path = Path(), known_answer: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)) -> Bundle:
     return Bundle(
         path, "0" * 64, "wbc", "1", CLASSES, Preprocessing(), 2.0, 0.6, 3.0, known_answer, {}, {}, {}
@@ -57,10 +62,10 @@ def classifier(model: Bundle | None = None) -> Classifier:
     return Classifier(model or bundle(), StubEngine(), neighbours, np.ones((4, 8), np.float32))
 
 
-def cell(level: int, distance: int = 0, *, cam: bool = False) -> Cell:
+def cell(level: int, distance: int = 0, *, cam: bool = False, quality: Quality = GOOD) -> Cell:
     pixels = np.zeros((224, 224, 3), np.uint8)
     pixels[0, 0] = level, distance, 0
-    return Cell(pixels, Frame(0, 0, 224, 224, nucleus=False), cam)
+    return Cell(pixels, Frame(0, 0, 224, 224, nucleus=False), quality, cam)
 
 
 def predict(*cells: Cell) -> list[Prediction]:
@@ -152,3 +157,17 @@ def test_an_unknown_engine_is_refused() -> None:
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"config\.json cannot be read"):
         load_classifier(tmp_path)
+
+
+def test_a_picture_beyond_the_bundles_limits_is_marked_whatever_the_network_says() -> None:
+    blurred = replace(GOOD, detail=1.0)
+    judging = classifier(replace(bundle(), quality_limits=QualityLimits()))
+    sure, unseen = judging.classify([cell(0, quality=blurred), cell(0, distance=9, quality=blurred)])
+    assert isinstance(sure, Prediction)
+    assert isinstance(unseen, Prediction)
+    assert sure.review_reasons == ("blurred",)
+    assert unseen.review_reasons == ("blurred", "out_of_distribution")
+
+
+def test_a_bundle_without_limits_does_not_judge_pictures() -> None:
+    assert not predict(cell(0, quality=replace(GOOD, detail=1.0)))[0].review

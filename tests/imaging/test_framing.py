@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from app.imaging import resize
-from app.imaging.framing import Preprocessing, box_count, frame_cell, percentile
+from app.imaging.framing import Preprocessing, frame_cell
 from tests.pictures import levels_apart
 
 SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
@@ -93,20 +93,3 @@ def test_the_white_point_removes_a_tint_from_the_background() -> None:
 def test_the_black_fill_around_a_turned_picture_is_not_taken_for_background() -> None:
     pixels = frame_cell(smear(160, 120, 24).rotate(20), Preprocessing()).pixels
     assert np.percentile(pixels, 95) == pytest.approx(240, abs=6)
-
-
-@pytest.mark.parametrize("n", [1, 2, 19, 20, 21, 6912])
-def test_percentile_is_numpys(n: int) -> None:
-    rows = np.random.default_rng(n).integers(0, 256, (3, n), dtype=np.uint8)
-    assert percentile(rows, 95) == pytest.approx(np.percentile(rows, 95, axis=1), rel=1e-6)
-
-
-def test_box_count_treats_pixels_outside_as_unset() -> None:
-    mask = np.random.default_rng(0).integers(0, 2, (9, 13)).astype(bool)
-    padded = np.pad(mask, 2)
-    expected = [[padded[y : y + 5, x : x + 5].sum() for x in range(13)] for y in range(9)]
-    assert box_count(mask, 2).tolist() == expected
-
-
-def test_box_count_holds_the_largest_box_that_fits_a_byte() -> None:
-    assert box_count(np.ones((20, 20), bool), 7).max() == 225

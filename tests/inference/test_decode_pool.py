@@ -250,21 +250,23 @@ def test_a_decoder_is_replaced_without_a_loss_when_its_processor_time_is_used_up
 
 
 NAN = float("nan")
+NONE = (0.0, 0.0, 0.0, 0.0, 0.0)  # measures of quality
 
 
 @pytest.mark.parametrize(
     ("reply", "body"),
     [
-        ((7, False, 0, 0, 0, 0, False, 0), b""),  # a kind that there is not
-        ((1, False, 0, 0, 0, 0, False, 2**32 - 1), b""),  # 4 GiB
-        ((1, False, 0, 0, 0, 0, False, MOST_TEXT + 1), b"a" * (MOST_TEXT + 1)),
-        ((DEFECT, False, 0, 0, 0, 0, False, MOST_TEXT + 1), b"a" * (MOST_TEXT + 1)),
-        ((1, False, 0, 0, 0, 0, False, 1), b"\xff"),  # not ASCII
-        ((1, False, 0, 0, 0, 0, False, 3), "\u202e".encode()),  # turns the direction of what follows
-        ((1, False, 0, 0, 0, 0, False, 2), b"\x1b["),  # for a terminal
-        ((CELL, False, NAN, 0, 0, 0, False, 0), b""),
+        ((7, False, 0, 0, 0, 0, False, *NONE, 0), b""),  # a kind that there is not
+        ((1, False, 0, 0, 0, 0, False, *NONE, 2**32 - 1), b""),  # 4 GiB
+        ((1, False, 0, 0, 0, 0, False, *NONE, MOST_TEXT + 1), b"a" * (MOST_TEXT + 1)),
+        ((DEFECT, False, 0, 0, 0, 0, False, *NONE, MOST_TEXT + 1), b"a" * (MOST_TEXT + 1)),
+        ((1, False, 0, 0, 0, 0, False, *NONE, 1), b"\xff"),  # not ASCII
+        ((1, False, 0, 0, 0, 0, False, *NONE, 3), "\u202e".encode()),  # turns the direction of what follows
+        ((1, False, 0, 0, 0, 0, False, *NONE, 2), b"\x1b["),  # for a terminal
+        ((CELL, False, NAN, 0, 0, 0, False, *NONE, 0), b""),
+        ((CELL, False, 0, 0, 0, 0, False, *NONE[1:], NAN, 0), b""),
     ],
-    ids=["kind", "length", "long text", "long defect", "text", "direction", "control", "frame"],
+    ids=["kind", "length", "long text", "long defect", "text", "direction", "control", "frame", "quality"],
 )
 def test_a_reply_that_is_none_of_ours_counts_as_a_loss(reply: tuple[object, ...], body: bytes) -> None:
     ours, theirs = socket.socketpair()
@@ -286,7 +288,7 @@ def test_a_reply_in_drips_ends_at_the_time_limit_and_gives_heartbeats() -> None:
         beats += 1
         theirs.sendall(b"\0")
 
-    theirs.sendall(REPLY.pack(CELL, False, 0, 0, 1, 1, False, 0))
+    theirs.sendall(REPLY.pack(CELL, False, 0, 0, 1, 1, False, *NONE, 0))
     with theirs, pytest.raises(DecoderLost) as lost:
         decoder.frame(b"", drip)
     assert beats
@@ -322,7 +324,7 @@ def test_a_large_image_arrives_whole() -> None:
 
     def answer() -> bytes:
         found = receive(theirs, REQUEST.size + len(data))
-        theirs.sendall(REPLY.pack(1, False, 0, 0, 0, 0, False, 3) + b"yes")
+        theirs.sendall(REPLY.pack(1, False, 0, 0, 0, 0, False, *NONE, 3) + b"yes")
         return found
 
     with theirs, ThreadPoolExecutor() as pool:
@@ -348,7 +350,7 @@ def test_a_large_image_arrives_whole() -> None:
 def test_of_a_defect_nothing_is_told_but_a_type_and_places_in_our_files(text: str) -> None:
     ours, theirs = socket.socketpair()
     decoder = Decoder(ours, None, CONFIG)
-    theirs.sendall(REPLY.pack(DEFECT, False, 0, 0, 0, 0, False, len(text)) + text.encode())
+    theirs.sendall(REPLY.pack(DEFECT, False, 0, 0, 0, 0, False, *NONE, len(text)) + text.encode())
     with theirs, pytest.raises(DecoderFailed, match=r"^unknown$"):
         decoder.frame(b"", lambda: None)
     decoder.close()

@@ -53,6 +53,7 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_prediction_confidence",
         "leuko_ood_score",
         "leuko_reviews",
+        "leuko_review_reasons",
         "leuko_reference_share",
         "leuko_reference_confidence",
         "leuko_reference_ood_score",
@@ -118,7 +119,7 @@ def test_images_refusals_and_predictions_are_counted() -> None:
     telemetry.count_image()
     telemetry.count_image("undecodable_image")
     telemetry.count_rejected("queue_full")
-    telemetry.observe_prediction("monocyte", 0.97, 1.2, review=True)
+    telemetry.observe_prediction("monocyte", 0.97, 1.2, ["low_confidence", "blurred"])
     assert value(telemetry, "leuko_images_total", outcome="ok") == 1
     assert value(telemetry, "leuko_images_total", outcome="undecodable_image") == 1
     assert value(telemetry, "leuko_rejected_total", reason="queue_full") == 1
@@ -126,7 +127,8 @@ def test_images_refusals_and_predictions_are_counted() -> None:
     assert value(telemetry, "leuko_prediction_confidence_sum") == 0.97
     assert value(telemetry, "leuko_ood_score_sum") == 1.2
     assert value(telemetry, "leuko_reviews_total") == 1
-    telemetry.observe_prediction("monocyte", 0.99, 1.0, review=False)
+    assert value(telemetry, "leuko_review_reasons_total", reason="blurred") == 1
+    telemetry.observe_prediction("monocyte", 0.99, 1.0, [])
     assert value(telemetry, "leuko_reviews_total") == 1
 
 
@@ -153,7 +155,7 @@ def test_every_class_is_counted_from_0_before_its_first_answer() -> None:
     telemetry = Telemetry()
     telemetry.describe_reference(None, CLASSES)
     assert [value(telemetry, "leuko_predictions_total", label=label) for label in CLASSES] == [0] * 4
-    telemetry.observe_prediction("monocyte", 0.97, 1.2, review=False)
+    telemetry.observe_prediction("monocyte", 0.97, 1.2, [])
     telemetry.describe_reference(None, CLASSES)
     assert value(telemetry, "leuko_predictions_total", label="monocyte") == 1
 

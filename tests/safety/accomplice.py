@@ -12,7 +12,7 @@ import time
 from typing import NoReturn
 
 from app.inference import decode_pool, decode_worker
-from app.inference.decode_worker import CELL, DEFECT, ERRORS, NO_FRAME, REPLY, REQUEST, DecoderConfig, receive
+from app.inference.decode_worker import CELL, DEFECT, ERRORS, NOTHING, REPLY, REQUEST, DecoderConfig, receive
 from tests.fake_classifier import png
 from tests.safety.intruder import MARK, NOBODY, UID, fork_decoders
 
@@ -59,8 +59,8 @@ def serve(connection: socket.socket, config: DecoderConfig) -> None:
 
 
 def reply(connection: socket.socket, kind: int, body: bytes | memoryview) -> None:
-    frame = (0, 0, 1, 1, False) if kind == CELL else (*(NO_FRAME.left,) * 4, False)
-    connection.sendall(REPLY.pack(kind, False, *frame, len(body)) + bytes(body))
+    measures = (0, 0, 1, 1, False, *NOTHING[5:]) if kind == CELL else NOTHING
+    connection.sendall(REPLY.pack(kind, False, *measures, len(body)) + bytes(body))
 
 
 def linger(connection: socket.socket, sip: int) -> NoReturn:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.imaging.framing import find_nucleus, nuclear_colour, shrink
+from app.imaging.nucleus import UNIT, find_nucleus, nuclear_colour
+from app.imaging.thumbnail import Thumbnail
 from app.samples.smear import LEUKOCYTES, draw_smear
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
@@ -17,7 +18,8 @@ def pixels(label: str, seed: int = 0) -> NDArray[np.float32]:
 
 
 def nucleus(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return nuclear_colour(rgb.transpose(2, 0, 1).astype(np.uint8)) > 30
+    colour = nuclear_colour(Thumbnail(rgb.transpose(2, 0, 1).astype(np.uint8), scale=1.0))
+    return np.asarray(colour > 0.5 * UNIT)
 
 
 def test_the_four_classes_can_be_drawn() -> None:
@@ -61,7 +63,7 @@ def test_the_nucleus_takes_a_plausible_part_of_the_picture(label: str) -> None:
 @pytest.mark.parametrize("label", LABELS)
 def test_the_service_finds_the_drawn_nucleus(label: str) -> None:
     for seed in range(5):
-        detected = find_nucleus(shrink(draw_smear(label, seed=seed)), scale=320 / 96)
+        detected = find_nucleus(Thumbnail.of(draw_smear(label, seed=seed)))
         assert detected is not None
         rows, columns = np.nonzero(nucleus(pixels(label, seed)))
         assert np.hypot(detected.x - np.median(columns), detected.y - np.median(rows)) < 20

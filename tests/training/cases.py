@@ -67,7 +67,8 @@ def report(labels: Sequence[int] | None = None, predictions: Sequence[int] | Non
         "uncertain_images": 87,
         "resamples": 2000,
         "review": {
-            "n": 29, "share": 0.0935, "low_confidence": 23, "out_of_distribution": 9, "wrong": 17,
+            "n": 29, "share": 0.0935, "wrong": 17,
+            "reasons": {"blurred": 2, "low_confidence": 23, "out_of_distribution": 9},
             "accuracy_of_the_rest": 0.7531,
         },
         "risk_coverage": {

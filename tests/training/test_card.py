@@ -234,3 +234,16 @@ def test_markdown_pieces() -> None:
     assert tomllib.loads(toml({"mix": {}, "a": 1e-05, "s": {"x": [1, 2.5], "t": True, "w": 'ü"'}})) == {
         "mix": {}, "a": 1e-05, "s": {"x": [1, 2.5], "t": True, "w": 'ü"'},
     }  # fmt: skip
+
+
+def test_the_card_says_what_to_expect_where_the_model_has_never_been() -> None:
+    assert "never seen" not in model_card(config(), report())
+    figure = {
+        "laboratory": "lisc-cells", "images": 200, "groups": 198, "balanced_accuracy": 0.84,
+        "interval": [0.79, 0.88], "kept": 0.55, "right_when_kept": None, "kept_interval": None,
+    }  # fmt: skip
+    measured = config()
+    measured["training"]["laboratories"] = [figure]
+    card = model_card(measured, report())
+    assert "| lisc-cells | no | 200 | 198 | 0.840 (0.790 to 0.880) | 55 % | – |" in card
+    assert "Mean 0.840; worst 0.840 (lisc-cells)." in card

@@ -66,13 +66,17 @@ def test_whole_numbers_are_accepted_for_numbers_and_arrays_for_tuples() -> None:
     assert config.preprocessing.std == (1.0, 1.0, 1.0)
 
 
-ONE_OF_SPLITS = 'must be one of "holdout", "folds", "val", "test"'
+ONE_OF_SPLITS = 'must be one of "holdout", "folds", "laboratories", "val", "test"'
 WRONG = [
     ('select_on="fold"', f'select_on = "fold" {ONE_OF_SPLITS}'),
     ('batch="32"', 'batch = "32" must be a whole number of at least 1'),
     ("batch=2.5", "batch = 2.5 must be a whole number of at least 1"),
     ("epochs=-3", "epochs = -3 must be a whole number of at least 1"),
     ("epochs=true", "epochs = true must be a whole number of at least 1"),
+    (
+        "shared_epochs=1\nselect_on='laboratories'",
+        'shared_epochs = 1 must be 0 with select_on = "laboratories": every archive is left out once',
+    ),
     ("folds=1", 'folds = 1 must be a whole number of at least 2 with select_on = "folds"'),
     ("folds=0", "folds = 0 must be a whole number of at least 1"),
     ("patience=-1", "patience = -1 must be a whole number of at least 0"),

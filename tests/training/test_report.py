@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.engine.bundle import CLASSES, FILES, KNOWN_ANSWER, load_bundle
-from app.engine.classifier import Classifier, Neighbours, softmax
+from app.engine.classifier import REASONS, Classifier, Neighbours, softmax
 from app.engine.interface import Floats, Output
 from app.errors import BundleError, EngineError
 from app.evaluation.answer_profile import dump
@@ -166,8 +166,7 @@ def test_images_sent_to_review_are_counted_by_reason(setting: Setting) -> None:
     assert setting.written()["review"] == {
         "n": 5,
         "share": 5 / 49,
-        "low_confidence": 4,
-        "out_of_distribution": 1,
+        "reasons": dict.fromkeys(REASONS, 0) | {"low_confidence": 4, "out_of_distribution": 1},
         "wrong": 3,
         "accuracy_of_the_rest": 1.0,
     }

@@ -39,6 +39,21 @@ def test_every_photo_is_held_out_once_by_a_network_that_never_saw_it() -> None:
     assert {row.archive for row in held_out} == {"first.zip"}
 
 
+def test_every_laboratory_is_left_out_once() -> None:
+    config = replace(CONFIG, select_on="laboratories", shared_epochs=0)
+    train, validation = choose_rows(manifest(), config)
+    folds = fold_rows(train, validation, config)
+    assert [{row.archive for row in held_out} for _, held_out in folds] == [{"first.zip"}, {"second.zip"}]
+    assert [{row.archive for row in trained} for trained, _ in folds] == [{"second.zip"}, {"first.zip"}]
+
+
+def test_leaving_out_the_only_laboratory_is_refused() -> None:
+    config = replace(CONFIG, select_on="laboratories", shared_epochs=0)
+    train, validation = choose_rows([row for row in manifest() if row.archive == "first.zip"], config)
+    with pytest.raises(DataError, match="at least two"):
+        fold_rows(train, validation, config)
+
+
 def test_test_is_neither_trained_nor_validated_on() -> None:
     train, validation = choose_rows(manifest(), CONFIG)
     assert {row.split for row in (*train, *validation)} == {"train"}

@@ -111,4 +111,5 @@ def _entry(answer: Answer) -> dict[str, Any]:
         "confidence": round(prediction.confidence, 4),
         "ood_score": round(prediction.ood_score, 4),
         "review": prediction.review,
+        "review_reasons": list(prediction.review_reasons),
     }

@@ -11,7 +11,7 @@ from app.api.openapi import answer, not_found, refusals
 from app.api.routes.examples import MODEL_CARD
 from app.api.routes.parameters import Loaded
 from app.inference.service import Service, image_limits
-from app.wire.schemas import Limits, Model, ReviewThresholds
+from app.wire.schemas import Limits, Model, QualityThresholds, ReviewThresholds
 
 router = APIRouter(tags=["operate"])
 
@@ -33,7 +33,11 @@ async def model(service: Loaded) -> Model:
         labels=list(bundle.labels),
         preprocessing=asdict(bundle.preprocessing),
         temperature=bundle.temperature,
-        review=ReviewThresholds(confidence=bundle.review_confidence, ood_score=bundle.review_ood_score),
+        review=ReviewThresholds(
+            confidence=bundle.review_confidence,
+            ood_score=bundle.review_ood_score,
+            quality=QualityThresholds(**asdict(bundle.quality_limits)) if bundle.quality_limits else None,
+        ),
         training=dict(bundle.training),
         scores=dict(bundle.scores),
         engine=engine.name,

@@ -344,6 +344,10 @@ function insertCard(cell) {
 }
 
 const REASONS = {
+  no_cell: "no cell was found in the picture",
+  cut_off: "the cell is cut off by the edge of the picture",
+  blurred: "the picture is blurred",
+  exposure: "the picture is too dark, too bright or without contrast",
   low_confidence: "the model is not sure",
   out_of_distribution: "the image is unlike those that the model was trained on",
 };

@@ -1,0 +1,123 @@
+"""Find the nucleus of a leukocyte in a stained smear.
+
+The nucleus is the only object that absorbs much green and red but little blue, and it is large. Light falls
+exponentially with the amount of stain (Beer-Lambert law), so the search runs in optical density, where the
+stain's strength, the lamp and the camera's white balance only scale the colour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.imaging.thumbnail import Thumbnail
+
+UNIT = 1024  # of an optical density of 1 (natural logarithm), in integers
+DARKEST = 2.5  # optical density; darker pixels count as this
+REACH = 5  # pixels on each side of a place whose colour is averaged; debris and platelets are smaller
+CENTRING = 2.0  # how much a place far from the middle counts less: exp(−CENTRING · (dx² + dy²)), in sides
+CORE = 80.0  # percentile around the best place that is the nucleus's own colour
+BORDER = 0.5  # share of that colour at the nucleus's border
+FAINTEST = 0.08  # colour of the palest nucleus that is looked at
+MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ image, by area
+STEPS = 8  # of the mean shift
+LOGARITHMS = -np.log(np.maximum(np.arange(256), 1) / 255)
+
+Colour = NDArray[np.int32]  # [h, w]
+Mask = NDArray[np.bool_]  # [h, w]
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """A nucleus in an image; lengths in the image's pixels.
+
+    contrast: how much more green and red than blue it absorbs, in optical density. cut: length along the
+    image's edges ÷ extent; above about 1 much of it lies outside.
+    """
+
+    x: float  # of the centre
+    y: float
+    extent: float  # square root of the area
+    contrast: float
+    cut: float
+
+
+def find_nucleus(thumbnail: Thumbnail) -> Nucleus | None:
+    """Find the densest patch of nuclear colour; None if there is none."""
+    colour = nuclear_colour(thumbnail)
+    height, width = colour.shape
+    y, x = divmod(int((box_sum(colour, REACH) * preference(height, width)).argmax()), width)
+    core = colour[max(0, y - REACH) : y + REACH + 1, max(0, x - REACH) : x + REACH + 1].ravel()
+    place = int(CORE / 100 * (core.size - 1))
+    contrast = int(np.partition(core, place)[place])
+    if contrast < FAINTEST * UNIT:
+        return None
+    x_mean, y_mean, area, cut = settle(colour > BORDER * contrast, x, y)
+    if not MIN_SHARE < area / colour.size < MAX_SHARE:
+        return None
+    scale, extent = thumbnail.scale, area**0.5
+    return Nucleus(
+        (x_mean + 0.5) * scale, (y_mean + 0.5) * scale, extent * scale, contrast / UNIT, cut / extent
+    )
+
+
+def nuclear_colour(thumbnail: Thumbnail) -> Colour:
+    """Return green + red − 2·blue, at least 0 [h, w]: densities against the background, times `UNIT`."""
+    white = np.maximum(thumbnail.white, 1) / 255
+    tables = np.clip(LOGARITHMS + np.log(white)[:, None], 0, DARKEST) * UNIT
+    tables[2] *= 2
+    red, green, blue = (
+        table.take(channel) for table, channel in zip(tables.astype(np.int32), thumbnail.pixels, strict=True)
+    )
+    red += green
+    red -= blue
+    np.maximum(red, 0, out=red)
+    colour: Colour = red * thumbnail.lit
+    return colour
+
+
+@lru_cache(maxsize=64)
+def preference(height: int, width: int) -> NDArray[np.float32]:
+    """Return a weight of each place [height, width], 1 in the middle."""
+    down = (np.arange(height) - (height - 1) / 2) / height
+    across = (np.arange(width) - (width - 1) / 2) / width
+    return np.exp(-CENTRING * (down[:, None] ** 2 + across**2)).astype(np.float32)
+
+
+def box_sum(values: Colour, reach: int) -> Colour:
+    """Sum, for each pixel, the values in the (2·reach + 1)² square around it, 0 outside the image."""
+    height, width = values.shape
+    side = 2 * reach + 1
+    sums = np.zeros((height + side, width + side), np.int32)
+    sums[reach + 1 : reach + 1 + height, reach + 1 : reach + 1 + width] = values
+    np.cumsum(sums, axis=0, out=sums)
+    np.cumsum(sums, axis=1, out=sums)
+    box: Colour = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    return box
+
+
+def settle(mask: Mask, x: int, y: int) -> tuple[float, float, float, float]:
+    """Return the patch around a place: x and y of its centre, its area, its length along the image's edges.
+
+    A mean shift of at most `STEPS` steps, whose window grows with the area.
+    """
+    height, width = mask.shape
+    rows, columns = (axis.astype(np.float32) for axis in divmod(np.flatnonzero(mask), width))
+    centre_x, centre_y, radius, area = float(x), float(y), 10.0, 0.0
+    near = np.zeros(len(rows), bool)
+    for _ in range(STEPS):
+        near = (rows - centre_y) ** 2 + (columns - centre_x) ** 2 < radius**2
+        area = float(np.count_nonzero(near))
+        if area == 0:
+            break
+        before = centre_x, centre_y
+        centre_x, centre_y = float(columns[near].mean()), float(rows[near].mean())
+        if (centre_x, centre_y) == before:
+            break
+        radius = max(8.0, 1.15 * area**0.5)
+    row, column = rows[near], columns[near]
+    edges = (row == 0, row == height - 1, column == 0, column == width - 1)
+    return centre_x, centre_y, area, float(sum(map(np.count_nonzero, edges)))

@@ -1,0 +1,68 @@
+"""A small copy of an image, from which the cell is found and the picture's quality is judged."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.imaging.resize import resize
+
+SIDE = 96  # longer side in pixels; a nucleus is then 8 to 60 pixels wide
+BLACK = 40  # darker pixels are the fill around a rotated image, not background
+LOW, HIGH = 5.0, 95.0  # percentiles; the background of a smear lies at the higher one
+
+
+class Thumbnail:
+    """A copy of an RGB image whose longer side is `SIDE` pixels.
+
+    pixels: uint8 [3, h, w]; NumPy is slow along an axis of length three, so channels are first. scale: pixels
+    of the image in one of the thumbnail.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], scale: float) -> None:
+        self.pixels = pixels
+        self.scale = scale
+
+    @classmethod
+    def of(cls, image: Image.Image) -> Self:
+        scale = max(image.size) / SIDE
+        size = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
+        pixels = np.asarray(resize(image, size, Image.Resampling.BOX))
+        return cls(np.ascontiguousarray(pixels.transpose(2, 0, 1)), scale)
+
+    @cached_property
+    def lit(self) -> NDArray[np.bool_]:
+        """Which pixels [h, w] are not black."""
+        lit: NDArray[np.bool_] = self.pixels.max(axis=0) > BLACK
+        return lit
+
+    @cached_property
+    def levels(self) -> NDArray[np.float32]:
+        """Percentiles `LOW` and `HIGH` [2, 3] of the channels' pixels that are lit; 0 without any."""
+        lit = self.pixels.reshape(3, -1).compress(self.lit.ravel(), axis=1)
+        return percentiles(lit, (LOW, HIGH)) if lit.size else np.zeros((2, 3), np.float32)
+
+    @property
+    def white(self) -> NDArray[np.float32]:
+        """The background's red, green and blue [3]."""
+        white: NDArray[np.float32] = self.levels[1]
+        return white
+
+
+def percentiles(rows: NDArray[np.uint8], shares: tuple[float, ...]) -> NDArray[np.float32]:
+    """rows [m, n] → [shares, m]: the same as np.percentile(rows, shares, axis=1), in a tenth of the time.
+
+    A stable sort of bytes is a radix sort.
+    """
+    ordered = np.sort(rows, axis=1, kind="stable")
+    last = rows.shape[1] - 1
+    places = np.array(shares) / 100 * last
+    below = places.astype(np.intp)
+    low = ordered[:, below].astype(np.float32)
+    high = ordered[:, np.minimum(below + 1, last)].astype(np.float32)
+    values: NDArray[np.float32] = (low + (high - low) * (places - below).astype(np.float32)).T
+    return values

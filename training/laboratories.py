@@ -1,0 +1,139 @@
+"""How a recipe does in a laboratory that it has never seen: each is left out once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.bundle import CLASSES
+from app.printable import printable
+from training.calibration import temperature_for
+from training.config import read_config
+from training.data import Row
+from training.markdown import paragraphs, percent, table
+from training.review import ReviewLimits, laboratories_of, limits_elsewhere
+from training.rows import choose_rows
+from training.scored import HeldOut, score_folds
+
+HEAD = ("laboratory", "seen in training", "images", "groups", "balanced accuracy", "kept", "right when kept")
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """The scores in one laboratory of the network that was trained without it.
+
+    balanced_accuracy: mean of the classes' recalls. kept: share of images not sent to review by confidence or
+    OOD score; right_when_kept: share of them that is right, None if none is kept. Intervals: 95 %, over
+    groups (source photos or slides). Images of a group share its weight.
+    """
+
+    laboratory: str
+    images: int
+    groups: int
+    balanced_accuracy: float
+    interval: Interval
+    kept: float
+    right_when_kept: float | None
+    kept_interval: Interval | None
+
+
+def leave_out(rows: Sequence[Row], run: Path, right_when_kept: float) -> list[Laboratory]:
+    """Score each laboratory of a finished run with `select_on = "laboratories"`.
+
+    The thresholds are those that `export` sets with the same `right_when_kept`.
+    """
+    config = read_config(run / "config.json")
+    train, validation = choose_rows(rows, config)
+    held_out = score_folds(run, train, validation, config)
+    temperature = temperature_for(held_out.logits, held_out.labels, held_out.weights)
+    return judge(held_out, temperature, limits_elsewhere(held_out, temperature, right_when_kept))
+
+
+def judge(held_out: HeldOut, temperature: float, limits: ReviewLimits) -> list[Laboratory]:
+    """Return the figures of each laboratory, in the order of their names."""
+    right = held_out.logits.argmax(1) == held_out.labels
+    kept = limits.keep(held_out, temperature)
+    return [
+        figures(name, held_out, np.flatnonzero(members), right, kept)
+        for name, members in laboratories_of(held_out).items()
+    ]
+
+
+def figures(name: str, held_out: HeldOut, members: NDArray[np.intp], right: Flags, kept: Flags) -> Laboratory:
+    sources = [held_out.rows[i].source for i in members]
+    size = Counter(sources)
+    places = {source: place for place, source in enumerate(size)}
+    # Shares of each group's images: [groups, classes, (all, right, kept, kept and right)].
+    sums = np.zeros((len(size), len(CLASSES), 4))
+    for i, source in zip(members, sources, strict=True):
+        flags = (1.0, right[i], kept[i], kept[i] and right[i])
+        sums[places[source], held_out.labels[i]] += np.array(flags) / size[source]
+    drawn = np.random.default_rng(0).multinomial(len(size), np.full(len(size), 1 / len(size)), RESAMPLES)
+    samples = np.tensordot(drawn, sums, axes=1)  # [resamples, classes, 4]
+    total = sums.sum(0)
+    among_kept = safe_ratio(total[:, 3].sum(), total[:, 2].sum())
+    return Laboratory(
+        name,
+        len(members),
+        len(size),
+        balanced(total),
+        interval([balanced(sample) for sample in samples]),
+        float(total[:, 2].sum() / total[:, 0].sum()),
+        among_kept,
+        None
+        if among_kept is None
+        else interval([safe_ratio(s[:, 3].sum(), s[:, 2].sum()) or 0.0 for s in samples]),
+    )
+
+
+def balanced(sums: NDArray[np.floating]) -> float:
+    """Return the mean over classes of right ÷ all; a class without images is left out."""
+    present = sums[:, 0] > 0
+    return float((sums[present, 1] / sums[present, 0]).mean())
+
+
+def safe_ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
+
+
+def interval(values: Sequence[float]) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def table_of(laboratories: Sequence[Laboratory]) -> str:
+    """Return a Markdown table, one line for each laboratory, with mean and worst."""
+    lines = [
+        (
+            printable(one.laboratory),
+            "no",
+            f"{one.images:,}",
+            f"{one.groups:,}",
+            ranged(one.balanced_accuracy, one.interval),
+            percent(one.kept),
+            ranged(one.right_when_kept, one.kept_interval),
+        )
+        for one in laboratories
+    ]
+    mean = float(np.mean([one.balanced_accuracy for one in laboratories]))
+    worst = min(laboratories, key=lambda one: one.balanced_accuracy)
+    return paragraphs(
+        table(HEAD, lines),
+        f"Mean {mean:.3f}; worst {worst.balanced_accuracy:.3f} ({printable(worst.laboratory)}).",
+    )
+
+
+def ranged(value: float | None, interval: Interval | None) -> str:
+    if value is None or interval is None:
+        return "–"
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"

@@ -1,0 +1,86 @@
+"""Thresholds of the review marks, set on images that the network was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.engine.classifier import softmax
+from training.calibration import weighted_quantile
+from training.errors import ExportError
+from training.scored import HeldOut
+
+SHARE = 0.05  # of validation images sent to review at home, half by confidence, half by OOD score
+RIGHT_WHEN_KEPT = 0.95  # in each laboratory that was left out
+STEPS = 60  # candidates of each threshold
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ReviewLimits:
+    """Cells with a lower confidence or a higher OOD score go to review; share: of the validation images."""
+
+    confidence: float
+    ood_score: float
+    share: float
+
+    def keep(self, held_out: HeldOut, temperature: float) -> Flags:
+        confidence = softmax(held_out.logits / temperature).max(1)
+        kept: Flags = (confidence >= self.confidence) & (held_out.ood_scores <= self.ood_score)
+        return kept
+
+
+def limits_at_home(held_out: HeldOut, temperature: float) -> ReviewLimits:
+    """Return thresholds that send a share `SHARE` of the images to review."""
+    confidence = softmax(held_out.logits / temperature).max(1)
+    return ReviewLimits(
+        round(weighted_quantile(confidence, held_out.weights, SHARE / 2), 4),
+        round(weighted_quantile(held_out.ood_scores, held_out.weights, 1 - SHARE / 2), 4),
+        SHARE,
+    )
+
+
+def limits_elsewhere(held_out: HeldOut, temperature: float, target: float) -> ReviewLimits:
+    """Return the thresholds that keep most images while a share `target` of the kept is right everywhere.
+
+    Everywhere: in each laboratory by the network that never saw it, classes and photos weighing the same.
+    Raise ExportError if no thresholds do.
+    """
+    probabilities = softmax(held_out.logits / temperature)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == held_out.labels
+    laboratories = laboratories_of(held_out)
+    best, kept_by_best = None, 0.0
+    for ood_score in quantiles(held_out.ood_scores):
+        for least in quantiles(confidence):
+            kept = (confidence >= least) & (held_out.ood_scores <= ood_score)
+            share = float(held_out.weights[kept].sum() / held_out.weights.sum())
+            if share <= kept_by_best:
+                continue
+            if all(share_of(right, held_out, kept & members) >= target for members in laboratories.values()):
+                best, kept_by_best = (float(least), float(ood_score)), share
+    if best is None:
+        raise ExportError(
+            f"no thresholds keep cells of which {target:.0%} are right in each of {', '.join(laboratories)}: "
+            "train longer, add laboratories, or export a run with another `select_on`"
+        )
+    return ReviewLimits(*best, share=round(1 - kept_by_best, 4))
+
+
+def laboratories_of(held_out: HeldOut) -> dict[str, Flags]:
+    """Return which images are of each laboratory, by the name of its archive."""
+    names = np.array([Path(row.archive).stem for row in held_out.rows])
+    return {name: names == name for name in sorted(set(names.tolist()))}
+
+
+def share_of(flags: Flags, held_out: HeldOut, among: Flags) -> float:
+    """Return the weighted share of images with the flag among some; 0 if these are none."""
+    total = float(held_out.weights[among].sum())
+    return float(held_out.weights[among & flags].sum()) / total if total else 0.0
+
+
+def quantiles(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.unique(np.quantile(values, np.linspace(0, 1, STEPS), method="lower"))
