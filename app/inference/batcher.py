@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 QUIET_S = 1.0  # after this long without interactive items, bulk items fill whole batches
 ANYONE = Caller()
+
+
+class Postponed(LeukoError):
+    """An item was not looked at, so that a worker is free for another caller: it goes back into the queue."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Waiting(Generic[Item, Result]):
     since: float
     deadline: float | None
     first: bool  # interactive, and its caller had no other item in the queue
+    bulk: bool
     yields: bool  # its run leaves one worker free for others
 
     def wanted(self, now: float) -> bool:
@@ -71,6 +77,10 @@ class Batcher(Generic[Item, Result]):
     filled. A caller alone fills whole batches. While another caller is active, a caller with several items
     takes at most `short_batch` places in a run and leaves one worker free, so that the next item of the other
     waits for a short run at most.
+
+    A caller that arrives while others hold all workers must not wait for the rest of their batches either:
+    `run` should ask `must_yield` before each item but its first, and return Postponed for what it has not
+    begun.
 
     When a run gives no heartbeat for `silence_s`, the batcher stops and all waiting items fail with NotReady.
     `on_suspicion` is called when several runs fail in a row.
@@ -105,6 +115,8 @@ class Batcher(Generic[Item, Result]):
         self._last_submit = -math.inf  # of interactive items, on the loop's clock
         self._bulk_ran = False
         self._running = 0
+        self._served: Counter[str] = Counter()  # items of each caller in the runs under way
+        self._kept_out = False  # a caller has interactive items in the queue, and none in any run
         self._yielding = 0  # runs of which all items yield
         self._arrived = asyncio.Event()
         self._draining = False
@@ -182,6 +194,11 @@ class Batcher(Generic[Item, Result]):
             self._last_submit = asyncio.get_running_loop().time()
         return await self._outcomes(caller, items, deadline, bulk) if items else []
 
+    @property
+    def must_yield(self) -> bool:
+        """Return whether a caller waits while all workers run for others only; for any thread."""
+        return self._running >= self.workers and self._kept_out
+
     def has_room(self, caller: Caller, items: int = 1) -> bool:
         """Return whether the queue has room, or the caller is within its share of it.
 
@@ -217,11 +234,11 @@ class Batcher(Generic[Item, Result]):
         lane = self._bulk_lane if bulk else self._lane
         firsts = 0 if bulk or lane.depth(caller) else 1
         entries = [
-            Waiting(item, caller, loop.create_future(), loop.time(), deadline, index < firsts, bulk)
+            Waiting(item, caller, loop.create_future(), loop.time(), deadline, index < firsts, bulk, bulk)
             for index, item in enumerate(items)
         ]
         lane.add(caller, entries)
-        self._arrived.set()
+        self._note_waiting()
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait([entry.outcome for entry in entries])
@@ -232,6 +249,7 @@ class Batcher(Generic[Item, Result]):
             for entry in entries:
                 entry.outcome.cancel()
                 lane.discard(caller, entry, loop.time())
+            self._note_waiting()
         return [entry.outcome.result() for entry in entries]
 
     async def _serve(self) -> None:
@@ -303,8 +321,11 @@ class Batcher(Generic[Item, Result]):
         began = loop.time()
         exclusive = not self._running and len(batch) == 1 and not self._lane and not self._bulk_lane
         yields = all(entry.yields for entry in batch)
+        callers = Counter(entry.caller.id for entry in batch)
         self._running += 1
         self._yielding += yields
+        self._served += callers
+        self._note_waiting()
         try:
             await self._attempt(batch, exclusive, worker)
         except BaseException:
@@ -314,6 +335,8 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._running -= 1
             self._yielding -= yields
+            self._served -= callers
+            self._note_waiting()
         self._observe(batch, began, loop.time())
 
     async def _attempt(self, batch: list[Waiting[Item, Result]], exclusive: bool, worker: Worker) -> None:
@@ -329,8 +352,30 @@ class Batcher(Generic[Item, Result]):
                 if entry.wanted(asyncio.get_running_loop().time()):
                     await self._attempt([entry], False, worker)
         else:
+            postponed = [
+                entry
+                for entry, outcome in zip(batch, outcomes, strict=True)
+                if isinstance(outcome, Postponed)
+            ]
             for entry, outcome in zip(batch, outcomes, strict=True):
-                entry.settle(outcome)
+                if entry not in postponed:
+                    entry.settle(outcome)
+            self._put_back(postponed)
+
+    def _put_back(self, entries: Sequence[Waiting[Item, Result]]) -> None:
+        """Return items to the front of their callers' queues, except those that nobody waits for any more."""
+        wanted = [entry for entry in entries if not entry.outcome.done()]
+        for lane, bulk in ((self._lane, False), (self._bulk_lane, True)):
+            for caller in {entry.caller for entry in wanted if entry.bulk is bulk}:
+                lane.put_back(caller, [e for e in wanted if e.caller == caller and e.bulk is bulk])
+        for entry in wanted:
+            entry.yields = entry.bulk
+        self._note_waiting()
+
+    def _note_waiting(self) -> None:
+        self._kept_out = any(not self._served[id] for id in self._lane.ids)
+        if self._lane or self._bulk_lane:
+            self._arrived.set()
 
     def _observe(self, batch: list[Waiting[Item, Result]], began: float, ended: float) -> None:
         waits = tuple(began - entry.since for entry in batch)

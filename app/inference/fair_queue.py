@@ -8,7 +8,7 @@ turns that it missed.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -72,6 +72,18 @@ class FairQueue(Generic[Item]):
         if line.items:
             self._lines[caller.id] = line
 
+    def put_back(self, caller: Caller, items: Sequence[Item]) -> None:
+        """Return items that were taken, before those that the caller still has.
+
+        They are due after what others had put in meanwhile.
+        """
+        line = self._lines.get(caller.id) or self._idle.pop(caller.id, None) or _Line(caller.weight)
+        line.items = dict.fromkeys([*items, *line.items])
+        turn = 1 / line.weight
+        line.due = max(line.due - len(items) * turn, self._turns + turn)
+        self._count += len(items)
+        self._lines[caller.id] = line
+
     def discard(self, caller: Caller, item: Item, now: float) -> bool:
         """Remove an item if it is still in the queue; return whether it was."""
         line = self._lines.get(caller.id)
@@ -104,6 +116,11 @@ class FairQueue(Generic[Item]):
         """Return a caller's weight as a fraction of that of all callers with items, itself included."""
         others = sum(line.weight for id, line in self._lines.items() if id != caller.id)
         return caller.weight / (caller.weight + others)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Return the ids of callers with items."""
+        return frozenset(self._lines)
 
     @property
     def callers(self) -> int:

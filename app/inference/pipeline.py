@@ -15,6 +15,8 @@ from app.inference.threads import Heartbeat
 from app.observability.stages import Stages
 
 Timed = Callable[[str], AbstractContextManager[object]]  # name of a stage → a context that times it
+# Whether it is the first of its run → why an image must not be decoded now, or None.
+Hold = Callable[[bool], LeukoError | None]
 FrameImage = Callable[[bytes, Heartbeat], Cell]  # decodes and crops; raises what `decode` raises
 
 
@@ -22,12 +24,20 @@ def untimed(_stage: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def unheld(_first: bool) -> LeukoError | None:
+    return None
+
+
 @dataclass(frozen=True)
 class InferenceItem:
-    """An image in the queue, read when its batch runs. cam: return a class-activation map too."""
+    """An image in the queue, read when its batch runs.
+
+    cam: return a class-activation map too.
+    """
 
     read: Callable[[], bytes]
     cam: bool = False
+    hold: Hold = unheld
     stages: Stages | None = None  # of the request that the image belongs to
     since: float = field(default_factory=time.monotonic)
 
@@ -57,7 +67,7 @@ class Pipeline:
         _add("queue", items, lambda item: item.since)
         framed: list[tuple[str, Cell] | LeukoError] = []
         for item in items:
-            framed.append(self._frame(item, heartbeat))
+            framed.append(item.hold(not framed) or self._frame(item, heartbeat))
             heartbeat()
         cells = [image[1] for image in framed if not isinstance(image, LeukoError)]
         began = time.monotonic()

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from app.archives.labelled_archive import ArchiveLimits
 from app.engine.classifier import Classifier, Prediction
-from app.errors import EngineError, LeukoError, RequestError, UndecodableImage
+from app.errors import DeadlinePassed, EngineError, LeukoError, RequestError, UndecodableImage
 from app.imaging.limits import ImageLimits
-from app.inference.batcher import ANYONE, Batcher
+from app.inference.batcher import ANYONE, Batcher, Postponed
 from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.fair_queue import Caller
-from app.inference.pipeline import Answer, InferenceItem, Pipeline, untimed
+from app.inference.pipeline import Answer, Hold, InferenceItem, Pipeline, untimed
 from app.inference.runtime import Runtime
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
@@ -119,8 +119,9 @@ class Service:
 
         Raise TooLarge, QueueFull or NotReady for all images together.
         """
-        items = [InferenceItem(image.__bytes__, cam, stages) for image in images]
-        answers = await self.batcher.submit_many(items, caller=caller, deadline=deadline)
+        with self._interest() as hold:
+            items = [InferenceItem(image.__bytes__, cam, hold, stages) for image in images]
+            answers = await self.batcher.submit_many(items, caller=caller, deadline=deadline)
         for image, answer in zip(images, answers, strict=True):
             if isinstance(answer, LeukoError):
                 self.telemetry.count_image(answer.code)
@@ -143,9 +144,30 @@ class Service:
         errors of the archive for all images together.
         """
         images = [_ArchiveImage(read) for read in reads]
-        items = [InferenceItem(image.read, stages=stages) for image in images]
-        outcomes = await self.batcher.submit_many(items, caller=caller, deadline=deadline, bulk=True)
+        with self._interest() as hold:
+            items = [InferenceItem(image.read, hold=hold, stages=stages) for image in images]
+            outcomes = await self.batcher.submit_many(items, caller=caller, deadline=deadline, bulk=True)
         return [self._settle(image, outcome) for image, outcome in zip(images, outcomes, strict=True)]
+
+    @contextmanager
+    def _interest(self) -> Iterator[Hold]:
+        """Yield the `hold` of a request's images.
+
+        After the block nobody waits for them any more: the deadline has passed or the client has left.
+        """
+        over = False
+
+        def hold(first: bool) -> LeukoError | None:
+            if over:
+                return DeadlinePassed("Nobody waits for this image any more.")
+            if not first and self.batcher.must_yield:  # runs that postponed all would never end
+                return Postponed("Another caller waits.")
+            return None
+
+        try:
+            yield hold
+        finally:
+            over = True
 
     def _settle(self, image: _ArchiveImage, outcome: Answer | LeukoError) -> Prediction | LeukoError:
         if isinstance(outcome, Answer):

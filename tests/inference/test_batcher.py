@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.errors import DeadlinePassed, EngineError, LeukoError, NotReady, QueueFull, TooLarge
-from app.inference.batcher import ANYONE, QUIET_S, Batcher, BatchStats
+from app.inference.batcher import ANYONE, QUIET_S, Batcher, BatchStats, Postponed
 from app.inference.fair_queue import RECENT_S, Caller
 from app.inference.threads import Heartbeat
 
@@ -845,5 +845,82 @@ def test_each_batch_is_reported_with_its_size_and_the_waits_of_its_items() -> No
         assert [len(report.first_waits) for report in reports] == [1, 1]
         assert all(wait >= 0 for report in reports for wait in report.waits)
         assert all(report.seconds >= 0 for report in reports)
+
+    run(scenario())
+
+
+class YieldingEngine(FakeEngine):
+    """Looks at one item of a batch, and postpones the others if the batcher says that it must yield."""
+
+    batcher: Batcher[str, str]
+
+    def run(self, items: list[str], exclusive: bool, heartbeat: Heartbeat) -> Outcomes:
+        done = super().run(items, exclusive, heartbeat)
+        postpone = self.batcher.must_yield
+        return [done[0], *(Postponed("later") if postpone else outcome for outcome in done[1:])]
+
+
+def test_what_a_run_postpones_goes_behind_the_caller_that_waits_and_before_what_it_preceded() -> None:
+    async def scenario() -> None:
+        engine = YieldingEngine(held=True)
+        async with serving(engine) as batcher:
+            engine.batcher = batcher
+            heavy = asyncio.create_task(batcher.submit_many(list("abcdef"), caller=HEAVY))
+            await engine.busy()
+            [light] = await queued(batcher, "x", LIGHT)
+            engine.go()
+            assert await light == "x!"
+            assert await heavy == ["a!", "b!", "c!", "d!", "e!", "f!"]
+        assert engine.batches[:3] == [list("abcd"), ["x"], ["b"]]
+        assert [item for batch in engine.batches[2:] for item in batch] == list("bcdef")
+
+    run(scenario())
+
+
+def test_a_run_does_not_yield_to_callers_that_it_serves() -> None:
+    async def scenario() -> None:
+        engine = YieldingEngine(held=True)
+        async with serving(engine) as batcher:
+            engine.batcher = batcher
+            heavy = asyncio.create_task(batcher.submit_many(list("abcdef"), caller=HEAVY))
+            await engine.busy()
+            assert not batcher.must_yield  # e and f wait
+            engine.go()
+            await heavy
+        assert engine.batches == [list("abcd"), list("ef")]
+
+    run(scenario())
+
+
+def test_postponed_items_of_a_caller_that_has_left_are_dropped() -> None:
+    async def scenario() -> None:
+        engine = YieldingEngine(held=True)
+        async with serving(engine) as batcher:
+            engine.batcher = batcher
+            heavy = asyncio.create_task(batcher.submit_many(list("abcd"), caller=HEAVY))
+            await engine.busy()
+            [light] = await queued(batcher, "x", LIGHT)
+            heavy.cancel()
+            await asyncio.wait([heavy])
+            engine.go()
+            assert await light == "x!"
+        assert engine.batches == [list("abcd"), ["x"]]
+
+    run(scenario())
+
+
+def test_bulk_items_that_a_run_postpones_stay_in_their_lane() -> None:
+    async def scenario() -> None:
+        engine = YieldingEngine(held=True)
+        async with serving(engine) as batcher:
+            engine.batcher = batcher
+            heavy = asyncio.create_task(batcher.submit_many(list("abcd"), caller=HEAVY, bulk=True))
+            await engine.busy()
+            [light] = await queued(batcher, "x", LIGHT)
+            engine.go()
+            assert await light == "x!"
+            assert await heavy == ["a!", "b!", "c!", "d!"]
+        assert engine.batches[0] == list("abcd")
+        assert "x" in engine.batches[1]
 
     run(scenario())

@@ -106,7 +106,7 @@ def load(_: Settings) -> Classifier:
 DECODER = "import sys, app.inference.decode_worker, tests.safety.halting_decoder as it; sys.exit(it.main())"
 
 
-def serve() -> None:
+def serve(load: Callable[[Settings], Classifier] = load) -> None:
     decode_pool._fork_server._command = (sys.executable, "-c", DECODER, str(_folder()))
     sys.exit(main(load=load))
 

@@ -1,20 +1,22 @@
-"""`leuko serve` with an engine that notes the greys of its images, in order, and that an image can hold."""
+"""`leuko serve` with an engine that notes the greys of its images, in order, and that an image can hold.
+
+Its decoders are those of `halting_decoder`.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from app.cli.main import main
 from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError
 from app.imaging.framing import Cell
 from app.settings import Settings
+from tests.safety import faulty
 from tests.safety.faulty import FaultyClassifier
 from tests.safety.halting_decoder import FOLDER
 
@@ -39,4 +41,4 @@ def load(_: Settings) -> Classifier:
 
 
 def serve() -> None:
-    sys.exit(main(load=load))
+    faulty.serve(load)

@@ -18,7 +18,7 @@ from app.edge.keys import SCOPES, add_key
 from tests.fake_classifier import png
 from tests.running import PATIENCE_S, Running, running, wait_until
 from tests.safety.faulty import GO, HELD, HOLD, wait_for
-from tests.safety.halting_decoder import FOLDER
+from tests.safety.halting_decoder import FOLDER, HALT, halted, resumed
 from tests.safety.noting import NOTING, batches
 from tests.zips import pack
 
@@ -62,6 +62,7 @@ class Held:
     pool: ThreadPoolExecutor
     flood: Caller
     quiet: Caller
+    first: Future[httpx.Response]  # of the image that holds it
 
     def submit(self, caller: Caller, grey: int, count: int = 1) -> Future[httpx.Response]:
         return self.pool.submit(caller.predict, grey, count)
@@ -91,8 +92,8 @@ def held(folder: Path, kind: str, weight: int = 1) -> Iterator[Held]:
         running(NOTING, *ARGUMENTS, environ=environ) as service,
     ):
         flood, quiet = callers(service, kind, secrets)
-        one = Held(folder, pool, flood, quiet)
-        first = one.submit(flood, HOLD)
+        first = pool.submit(flood.predict, HOLD)
+        one = Held(folder, pool, flood, quiet, first)
         wait_for(folder / HELD)
         try:
             yield one
@@ -148,6 +149,57 @@ def test_58_a_flood_runs_one_image_at_a_time_while_another_caller_is_active(
         service.go()
         assert [quiet.result().status_code, flood.result().status_code] == [200, 200]
         assert batches(tmp_path)[1:4] == [[QUIET], [FLOOD], [FLOOD]]
+
+
+def uploads(images: Sequence[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("files", ("cell.png", image)) for image in images]
+
+
+def predict(caller: Caller, images: Sequence[bytes]) -> httpx.Response:
+    with caller.client() as client:
+        return client.post("/predict", files=uploads(images))
+
+
+def evaluate_set(caller: Caller, images: Sequence[bytes]) -> httpx.Response:
+    archive = pack({f"monocyte/{number}.png": image for number, image in enumerate(images)})
+    with caller.client() as client:
+        return client.post("/evaluate", files={"archive": ("set.zip", archive)})
+
+
+SEND = {"/predict": predict, "/evaluate": evaluate_set}
+
+
+@KINDS
+@pytest.mark.parametrize("route", SEND)
+def test_58_a_batch_of_slow_images_is_not_finished_while_another_caller_waits(
+    tmp_path: Path, kind: str, route: str
+) -> None:
+    with held(tmp_path, kind) as service:
+        service.go()
+        service.first.result()
+        images = [HALT, *[png(FLOOD)] * 3]
+        flood = service.pool.submit(SEND[route], service.flood, images)
+        wait_until(lambda: bool(halted(tmp_path)))
+        quiet = service.submit(service.quiet, QUIET)
+        service.wait_for_depth(1)
+        with resumed(tmp_path):
+            assert [quiet.result().status_code, flood.result().status_code] == [200, 200]
+        assert batches(tmp_path)[1:3] == [[0], [QUIET]]
+        assert service.order().count(FLOOD) == 3
+
+
+@KINDS
+def test_58_slow_images_that_nobody_waits_for_are_not_decoded(tmp_path: Path, kind: str) -> None:
+    with held(tmp_path, kind) as service:
+        service.go()
+        service.first.result()
+        with service.flood.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/predict", files=uploads([HALT, *[png(FLOOD)] * 3]), timeout=1)
+        quiet = service.submit(service.quiet, QUIET)
+        service.wait_for_depth(1)
+        with resumed(tmp_path):
+            assert quiet.result().status_code == 200
+        assert FLOOD not in service.order()
 
 
 @KINDS
