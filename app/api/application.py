@@ -15,6 +15,7 @@ from app.api.lifecycle import Lifecycle, OnFailure, end_process
 from app.api.page_files import PageFiles
 from app.api.routes import differential, docs, evaluate, healthz, metrics, model, page, predict, readyz, v2
 from app.api.routes import problems as problem_types
+from app.api.turns import Turns
 from app.edge import body_cost
 from app.edge.access import Access, access_rules
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
@@ -55,11 +56,12 @@ def create_app(
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
-        openapi_url=None if settings.docs == CLOSED else "/openapi.json",
+        openapi_url=None,  # `routes.docs` serves it
         redirect_slashes=False,  # a redirect would contain the Host header that the client sent
         lifespan=lambda _: lifecycle,
     )
     app.state.lifecycle = lifecycle
+    app.state.turns = Turns()
     access = access_rules(
         lifecycle.keys,
         metrics=settings.metrics,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import TypeVar
 
@@ -16,14 +15,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from app.api.turns import LONGEST_S, Turns
 from app.errors import MalformedRequest, TooLarge, UnsupportedFormat, Unusable
+from app.inference.fair_queue import Caller
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 MAX_FILENAME = 255  # characters
 MAX_OPTIONS = 2048  # bytes of a header with parameters, such as a file name
-LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn
-TURN_S = 0.0003  # a turn that takes longer is followed by small slices, and others run
+LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn; small ones after a long turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
     reader = _Reader(limits)
     try:
         parser = reader.parser(request.headers["content-type"])
-        await _feed(parser, request.stream())
+        await _feed(parser, request)
     except FormParserError:
         raise MalformedRequest("the body is not a multipart form") from None
     if not reader.complete:
@@ -112,19 +112,17 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
     return reader.form
 
 
-async def _feed(parser: MultipartParser, chunks: AsyncIterator[bytes]) -> None:
-    """Parse a form in turns, between which others run: headers take 50 times as long as an image's bytes."""
-    size = LARGE_SLICE
-    async for chunk in chunks:
+async def _feed(parser: MultipartParser, request: Request) -> None:
+    """Parse a form in turns: headers take 50 times as long as an image's bytes."""
+    turns: Turns = request.app.state.turns
+    caller = Caller.of(request.state.context)
+    size = SMALL_SLICE
+    async for chunk in request.stream():
         start = 0
         while start < len(chunk):
-            began = time.perf_counter()
-            parser.write(chunk[start : start + size])
+            seconds = await turns.do(caller, partial(parser.write, chunk[start : start + size]))
             start += size
-            slow = time.perf_counter() - began > TURN_S
-            size = SMALL_SLICE if slow else LARGE_SLICE
-            if slow:
-                await asyncio.sleep(0)
+            size = SMALL_SLICE if seconds > LONGEST_S else LARGE_SLICE
 
 
 def media_type(request: Request) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import Message
 
+from app.api.turns import Turns
 from app.api.uploads import Form, Limit, Part, Upload, read_body, read_form, read_images
 from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat, Unusable
+from app.observability.request_context import RequestContext
 
 LIMITS = {"files": Limit(2, 100), "labels": Limit(1, 10)}
 FORM = b"multipart/form-data; boundary=line"
@@ -36,7 +39,15 @@ def request(chunks: Iterable[bytes], content_type: bytes = FORM) -> Request:
     async def receive() -> Message:
         return next(remaining)
 
-    return Request({"type": "http", "headers": [(b"content-type", content_type)]}, receive)
+    app = Starlette()
+    app.state.turns = Turns()
+    scope = {
+        "type": "http",
+        "app": app,
+        "state": {"context": RequestContext("id", 0.0)},
+        "headers": [(b"content-type", content_type)],
+    }
+    return Request(scope, receive)
 
 
 def read(*chunks: bytes, content_type: bytes = FORM) -> Form:

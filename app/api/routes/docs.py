@@ -1,11 +1,11 @@
-"""`GET /docs`: Swagger UI; all its files are served by this service."""
+"""`GET /docs`: Swagger UI; all its files are served by this service. `GET /openapi.json`: what it shows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, JSONResponse, Response
 
 WEB = Path(__file__).parents[1] / "web"
 # No inline scripts or styles; Swagger UI's style sheet has its icons in data: URLs.
@@ -21,3 +21,12 @@ router = APIRouter(include_in_schema=False)
 async def docs() -> FileResponse:
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
     return FileResponse(WEB / "docs.html", headers=headers)
+
+
+@router.get("/openapi.json")
+async def document(request: Request) -> Response:
+    """Return the OpenAPI document, rendered once: that takes milliseconds of the event loop."""
+    state = request.app.state
+    if not hasattr(state, "openapi"):
+        state.openapi = JSONResponse(request.app.openapi()).body
+    return Response(state.openapi, media_type="application/json")
