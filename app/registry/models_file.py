@@ -20,6 +20,8 @@ from pydantic import (
 from app.errors import SettingsError
 from app.validation import Place, dotted, explain
 
+MOST_DOTS = 100  # in a line; tomllib's time grows with the square of the parts of a dotted key
+
 
 @dataclass(frozen=True)
 class ModelEntry:
@@ -73,6 +75,8 @@ def parse_models(text: str) -> tuple[ModelEntry, ...]:
 
 def _parse(text: str) -> list[_Model]:
     """Raise SettingsError, ValueError or RecursionError."""
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n") if not line.lstrip().startswith("#")):
+        raise SettingsError(f"more than {MOST_DOTS} dots in a line")
     document = tomllib.loads(text)
     try:
         return _ModelsFile.model_validate(document).models

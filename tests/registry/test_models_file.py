@@ -54,6 +54,8 @@ def test_the_file_lists_bundles_and_what_each_is_for() -> None:
         ('[[models]]\nbundle = "a\\u0000b"', "model 1 bundle must not contain a null character"),
         ("x = " + "[" * 2000, "not valid TOML: nested too deeply"),
         ("x = " + "{a=" * 2000, "not valid TOML: nested too deeply"),
+        ("# " + "." * 200 + '\n"\u2028".' + "a." * 100 + "a = 1", "more than 100 dots in a line"),
+        ("# " + "." * 200, "models is missing"),
         ("x = " + "1" * 5000, "not valid TOML: Exceeds the limit"),
         ("[[models]]\nbundle = 0x" + "f" * 9000, "not valid TOML: Exceeds the limit"),
     ],
