@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import FileIO
@@ -67,8 +68,9 @@ def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
         try:
             _append(file, line)
         except BaseException:
-            if os.fstat(file.fileno()).st_size <= size + len(line):  # else another process wrote too
-                file.truncate(size)
+            with suppress(OSError):  # the first error tells more
+                if os.fstat(file.fileno()).st_size <= size + len(line):  # else another process wrote too
+                    file.truncate(size)
             raise
     return secret
 

@@ -70,6 +70,11 @@ def test_a_key_is_written_whole_or_not_at_all(tmp_path: Path, before: str, room:
     assert [key.id for key in parse_keys(path.read_text(errors="replace"))][-1] == "b"
 
 
+def test_what_kept_a_key_from_being_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "a", "/dev/full"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
