@@ -207,7 +207,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     path = RECIPES / f"{name}.toml" if (RECIPES / f"{name}.toml").is_file() else Path(name)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {name!r}: give one of {known}, or the path of a TOML file") from error
@@ -215,12 +215,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise RecipeError(f"{path} is not a TOML file ({error})") from error
     for override in overrides:
         try:
-            table = merge(table, tomllib.loads(override))
-        except tomllib.TOMLDecodeError as error:
+            table = merge(table, parse_toml(override))
+        except ValueError as error:
             raise RecipeError(
                 f"--set {override} is not TOML ({error}); put text in quotes: --set 'initial=\"random\"'"
             ) from error
     return config_from(table, f"recipe {name}")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raise ValueError, also if a value is nested too deeply."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def merge(table: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +275,10 @@ def describe(error: ErrorDetails) -> str:
     if error["type"] == "missing":  # an array that is too short
         path.pop()
     allowed = str(error["ctx"]["error"]) if error["type"] == "value_error" else allowed_at(path)
-    value = json.dumps(error["input"], default=str, ensure_ascii=False)
+    try:
+        value = json.dumps(error["input"], default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a number of thousands of digits; tables nested too deeply
+        value = "…"
     return f"{dotted(path)} = {value} {allowed}" if path else f"{value} {allowed}"
 
 
@@ -320,6 +331,6 @@ def read_config(path: Path) -> TrainConfig:
         table = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise RecipeError(f"{path} does not exist; run `leuko-train fit` first") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not JSON ({error})") from error
     return config_from(table, str(path))

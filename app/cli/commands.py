@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -132,7 +135,7 @@ def drift(
         )
     shifts = compare(reference, profile)
     if save is not None:
-        save.write_text(json.dumps(dump(profile), indent=2) + "\n")
+        _replace(save, json.dumps(dump(profile), indent=2) + "\n")
     console = console or Console()
     if as_json or not console.is_terminal:
         verdicts = [asdict(shift) | {"verdict": shift.verdict} for shift in shifts]
@@ -146,6 +149,26 @@ def drift(
     else:
         console.print(*terminal.drift_tables(reference, profile, shifts, window), sep="\n")
     return 3 if worst(shifts) == "drifted" else 0
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole; if that fails, it is as it was. Raise OSError."""
+    exists = path.exists()
+    if exists and not path.is_file():  # such as /dev/stdout
+        path.write_text(text)
+        return
+    path = path.resolve()  # a link stays
+    draft = path.with_name(f"{uuid4().hex}.draft")
+    try:
+        with draft.open("x") as file:
+            if exists:
+                draft.chmod(stat.S_IMODE(path.stat().st_mode))
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) -> int:

@@ -10,8 +10,10 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 from app.errors import SettingsError
@@ -53,13 +55,30 @@ def make_key(id: str, scopes: Collection[str]) -> tuple[str, Key]:
 
 
 def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
-    """Append a new key to a file, created readable by its owner only if missing; return the secret."""
+    """Append a new key to a file, created readable by its owner only if missing; return the secret.
+
+    If that fails, the file is as it was. It is not replaced, so that its owner, mode and links stay.
+    Raise SettingsError or OSError.
+    """
     secret, key = make_key(id, scopes)
-    with open(path, "a+", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
-        file.seek(0)
-        text = file.read()
-        file.write(f"{'' if not text or text.endswith(chr(10)) else chr(10)}{key}\n")
+    with open(path, "ab+", buffering=0, opener=partial(os.open, mode=0o600)) as file:
+        size = file.seek(0, os.SEEK_END)
+        begun = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        line = f"{chr(10) if begun else ''}{key}\n".encode()
+        try:
+            _append(file, line)
+        except BaseException:
+            with suppress(OSError):  # the first error tells more
+                if os.fstat(file.fileno()).st_size <= size + len(line):  # else another process wrote too
+                    file.truncate(size)
+            raise
     return secret
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    while line:  # a disk that is nearly full takes a part
+        line = line[file.write(line) :]
+    os.fsync(file.fileno())  # some disks fail only then
 
 
 def parse_keys(text: str) -> tuple[Key, ...]:

@@ -44,7 +44,8 @@ class Window:
     model_sha256: str | None = None
     other_models: int = 0  # answers of other models
     repeated: int = 0  # answers whose request was already counted
-    # Lines truncated by a full disk (the log repeats those), over MOST_LINE, or written by older versions.
+    # Lines truncated by a full disk (the log repeats those), over MOST_LINE, not UTF-8, or written by older
+    # versions.
     broken: int = 0
     # The moment of each request, in seconds, by its digest; 140 bytes each.
     _requests: dict[bytes, float] = field(default_factory=dict, repr=False)
@@ -63,17 +64,17 @@ class Window:
                         if line is None:
                             self.broken += 1
                         else:
-                            yield from self._answers(line.decode())
-            except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+                            yield from self._answers(line)
+            except (OSError, EOFError, zlib.error) as error:
                 raise Unusable(f"{path} cannot be read: {error}") from None
             if lines and self.broken - broken == lines:
                 raise Unusable(
                     f"{path} is not an audit log: none of its {lines} lines is the entry of a request"
                 )
 
-    def _answers(self, line: str) -> list[Seen]:
+    def _answers(self, line: bytes) -> list[Seen]:
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode())
             if NO_REQUEST & entry.keys():
                 return []
             moment, images = _moment(entry["time"]), entry.get("images", ())

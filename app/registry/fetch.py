@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from app.engine.bundle import CONFIG, FILES, parse_files
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
 from app.registry.https import Bounds, download, without_secrets, without_values
+from app.regular_file import open_trusted
 from app.settings import Settings
 
 SHIPPED = Settings.bundle  # the default
@@ -59,6 +61,12 @@ def locate(settings: Settings, bounds: Bounds = BOUNDS) -> Path:
     raise BundleError(
         f"{without_secrets(address)} is not a bundle: expected a folder, https://…#sha256=… or hf://OWNER/NAME@REVISION"
     )
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a regular file. Raise Refused or another OSError."""
+    with os.fdopen(open_trusted(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find_folder(address: str) -> Path:
@@ -102,7 +110,7 @@ def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
             with tempfile.TemporaryDirectory(dir=cache, prefix=DRAFT) as draft:
                 _fetch_all(url.rstrip("/"), pin[1], Path(draft) / "bundle", bounds)
                 _move(Path(draft) / "bundle", folder)
-        cached = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+        cached = hash_file(folder / CONFIG)
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
         # Without the cause: a traceback would have its text.
         said = without_values(without_secrets(str(error)), address)

@@ -7,10 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from app.errors import SettingsError
 from app.validation import Place, dotted, explain
+
+MOST_DOTS = 100  # in a line; tomllib's time grows with the square of the parts of a dotted key
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,20 @@ def _check_share(value: Any) -> float:
     raise ValueError("must be true, or a share of images from 0 to 1")
 
 
+def _check_bundle(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain a null character")
+    return value
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    bundle: Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+    bundle: Annotated[
+        str,
+        StringConstraints(strict=True, strip_whitespace=True, min_length=1),
+        AfterValidator(_check_bundle),
+    ]
     shadow: Annotated[float, BeforeValidator(_check_share)] = 0.0
 
 
@@ -43,16 +63,25 @@ class _ModelsFile(BaseModel):
 def parse_models(text: str) -> tuple[ModelEntry, ...]:
     """Parse the file; the first entry is the default model. Raise SettingsError, which names every error."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        models = _parse(text)
+    except RecursionError:
+        raise SettingsError("not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError; a number of thousands of digits
         raise SettingsError(f"not valid TOML: {error}") from None
-    try:
-        models = _ModelsFile.model_validate(document).models
-    except ValidationError as error:
-        raise SettingsError(explain(error.errors(), _name)) from None
     entries = tuple(ModelEntry(model.bundle, model.shadow) for model in models)
     _check(entries)
     return entries
+
+
+def _parse(text: str) -> list[_Model]:
+    """Raise SettingsError, ValueError or RecursionError."""
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n") if not line.lstrip().startswith("#")):
+        raise SettingsError(f"more than {MOST_DOTS} dots in a line")
+    document = tomllib.loads(text)
+    try:
+        return _ModelsFile.model_validate(document).models
+    except ValidationError as error:
+        raise SettingsError(explain(error.errors(), _name)) from None
 
 
 def _name(place: Place) -> str:

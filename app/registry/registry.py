@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
+import os
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.engine.bundle import CONFIG
-from app.errors import LeukoError, SettingsError, StartupError
+from app.engine.bundle import CONFIG, FILES
+from app.errors import BundleError, LeukoError, SettingsError, StartupError
 from app.evaluation.answer_profile import AnswerProfile
 from app.inference.pipeline import Answer
 from app.inference.runtime import Runtime
 from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
-from app.registry.fetch import locate
+from app.registry.fetch import hash_file, locate
+from app.registry.https import without_secrets
 from app.registry.lineup import Lineup, RunnerKey
 from app.registry.model_runner import LOADING, ModelRunner
 from app.registry.models_file import ModelEntry, parse_models
 from app.registry.shadow import Shadow
+from app.regular_file import Refused, open_trusted
 from app.settings import NONE, Settings
 from app.watched_file import WatchedFile
 
 logger = logging.getLogger(__name__)
 
 REREAD_S = 1.0  # between two checks of the models file
+PATIENCE_S = 30.0  # for the disk of a bundle to respond
 
 
 class ModelRegistry:
@@ -50,6 +53,7 @@ class ModelRegistry:
         self._settings = settings = runtime.settings
         self._telemetry = runtime.telemetry
         self.reread_s = REREAD_S
+        self.patience_s = PATIENCE_S
         self._reference = reference
         self._file = None if settings.models == NONE else WatchedFile(Path(settings.models))
         self._entries = (ModelEntry(settings.bundle),) if self._file is None else _read_first(self._file)
@@ -162,13 +166,28 @@ class ModelRegistry:
         members = []
         for index, entry in enumerate(entries):
             settings = replace(self._settings, bundle=entry.bundle)
-            folder = await in_thread(lambda settings=settings: locate(settings))  # type: ignore[misc]
-            key = RunnerKey(entry, _config_sha256(folder), default=index == 0)
+            folder, sha256 = await self._find(settings)
+            key = RunnerKey(entry, sha256, default=index == 0)
             runner = self.served.get(key) or self._previous.get(key)
             if runner is None or runner.failed:
                 runner = self._new_runner(key, replace(settings, bundle=str(folder)))
             members.append((key, runner))
         return Lineup(tuple(members))
+
+    async def _find(self, settings: Settings) -> tuple[Path, str | None]:
+        """Return the bundle's folder and the sha256 of its config.json. Raise BundleError.
+
+        The disk may never respond: its thread is then abandoned.
+        """
+        remote = "://" in settings.bundle  # a download has time limits of its own
+        try:
+            async with asyncio.timeout(None if remote else self.patience_s):
+                folder = await in_thread(lambda: locate(settings))
+            async with asyncio.timeout(self.patience_s):
+                return folder, await in_thread(lambda: _config_sha256(folder))
+        except TimeoutError:
+            shown = without_secrets(settings.bundle)
+            raise BundleError(f"{shown} cannot be read: no response after {self.patience_s:g} s") from None
 
     def _new_runner(self, key: RunnerKey, settings: Settings) -> ModelRunner:
         return ModelRunner(
@@ -273,7 +292,16 @@ def _unreadable(file: WatchedFile, error: OSError) -> str:
 
 
 def _config_sha256(folder: Path) -> str | None:
-    """Return None if the file cannot be read: loading the bundle then raises the error."""
-    with suppress(OSError):
-        return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
-    return None
+    """Return None if the file cannot be read: loading the bundle then raises the error.
+
+    Raise BundleError for files that are not regular: reading a FIFO never ends.
+    """
+    try:
+        for name in FILES:
+            with suppress(FileNotFoundError):
+                os.close(open_trusted(folder / name))
+        return hash_file(folder / CONFIG)
+    except Refused as error:
+        raise BundleError(f"{error.filename} cannot be read: {error.strerror}") from None
+    except OSError:
+        return None

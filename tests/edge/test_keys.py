@@ -12,6 +12,7 @@ from app.edge.keys import GRACE_S, REREAD_S, Keys, add_key, make_key, parse_keys
 from app.errors import SettingsError
 from app.units import MIB
 from app.watched_file import WatchedFile
+from tests.disk import full_beyond
 
 
 class Clock:
@@ -51,6 +52,27 @@ def test_a_new_file_is_readable_by_its_owner_only_and_an_existing_one_is_appende
     path.write_text(path.read_text() + "# no line end")
     add_key(path, "b", ["evaluate"])
     assert [key.id for key in parse_keys(path.read_text())] == ["a", "b"]
+
+
+@pytest.mark.parametrize("room", [0, 20])
+@pytest.mark.parametrize("before", ["", "# no line end", f"a predict {'0' * 64}\n", "# \udcff\n"])
+def test_a_key_is_written_whole_or_not_at_all(tmp_path: Path, before: str, room: int) -> None:
+    path = tmp_path / "keys"
+    path.write_text(before, errors="surrogateescape")
+    content = path.read_bytes()
+    inode = path.stat().st_ino
+    with full_beyond(len(content) + room), pytest.raises(OSError, match="File too large"):
+        add_key(path, "b", ["predict"])
+    assert path.read_bytes() == content
+    add_key(path, "b", ["predict"])
+    assert path.read_bytes().startswith(content)
+    assert path.stat().st_ino == inode
+    assert [key.id for key in parse_keys(path.read_text(errors="replace"))][-1] == "b"
+
+
+def test_what_kept_a_key_from_being_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "a", "/dev/full"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

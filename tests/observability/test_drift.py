@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import math
+import os
+import stat
 import tracemalloc
 import weakref
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from app.evaluation.answer_profile import AnswerProfile, Seen, dump, summarise
 from app.observability.drift import CHANCE, Window, chance, compare, read_reference, stability_index, worst
 from app.settings import Settings
 from app.units import MIB
+from tests.disk import full_beyond
 from tests.fake_classifier import png
 from tests.fakes import serving
 from tests.running import ROOT
@@ -278,6 +281,45 @@ def test_the_command_exits_with_3_on_drift_and_a_saved_window_is_a_reference(
     assert main(["drift", str(log), "--reference", str(saved)]) == 0
     assert main(["drift", str(log), "--since", "2026-11-28"]) == 1
     assert "no answers of this bundle" in capsys.readouterr().err
+
+
+def test_bytes_that_are_not_utf_8_break_their_line_only(tmp_path: Path) -> None:
+    good, other = line().encode(), line().encode()
+    broken = [b"\xff", good.replace(b"monocyte", b"\xe9"), good + b"\xc3"]
+    (tmp_path / "audit.jsonl").write_bytes(b"\n".join([good, *broken, other]))
+    window = Window()
+    assert len(list(window.read([tmp_path / "audit.jsonl"]))) == 2
+    assert window.broken == 3
+
+
+def test_a_reference_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write(tmp_path / "audit.jsonl", *[line() for _ in range(300)])
+    saved, link = tmp_path / "folder" / "saved.json", tmp_path / "link.json"
+    saved.parent.mkdir()
+    link.symlink_to(saved)
+    saved.write_text("old")
+    saved.chmod(0o640)
+    with full_beyond(20):
+        assert main(["drift", str(log), "--save", str(link)]) == 1
+    assert "File too large" in capsys.readouterr().err
+    assert saved.read_text() == "old"
+    assert [*saved.parent.iterdir()] == [saved]
+    assert main(["drift", str(log), "--save", str(link)]) == 3
+    assert link.is_symlink()
+    assert read_reference(saved).n == 300
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o640
+    assert [*saved.parent.iterdir()] == [saved]
+
+
+def test_a_reference_can_be_written_into_a_pipe(tmp_path: Path) -> None:
+    log = write(tmp_path / "audit.jsonl", *[line() for _ in range(300)])
+    reading, writing = os.pipe()
+    assert main(["drift", str(log), "--save", f"/dev/fd/{writing}"]) == 3
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert json.load(pipe)["n"] == 300
 
 
 def test_the_command_shows_a_table_on_a_terminal(tmp_path: Path) -> None:

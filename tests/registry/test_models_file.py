@@ -51,6 +51,13 @@ def test_the_file_lists_bundles_and_what_each_is_for() -> None:
         ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = "yes"', "share of images from 0 to 1"),
         ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "b"\nshadow = nan', "share of images from 0 to 1"),
         ('[[models]]\nbundle = "a"\n[[models]]\nbundle = "a"', "listed twice"),
+        ('[[models]]\nbundle = "a\\u0000b"', "model 1 bundle must not contain a null character"),
+        ("x = " + "[" * 2000, "not valid TOML: nested too deeply"),
+        ("x = " + "{a=" * 2000, "not valid TOML: nested too deeply"),
+        ("# " + "." * 200 + '\n"\u2028".' + "a." * 100 + "a = 1", "more than 100 dots in a line"),
+        ("# " + "." * 200, "models is missing"),
+        ("x = " + "1" * 5000, "not valid TOML: Exceeds the limit"),
+        ("[[models]]\nbundle = 0x" + "f" * 9000, "not valid TOML: Exceeds the limit"),
     ],
 )
 def test_what_is_wrong_with_the_file_is_said(text: str, complaint: str) -> None:

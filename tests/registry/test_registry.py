@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 from app.api.application import create_app
 from app.engine.bundle import CLASSES
 from app.errors import BundleError, SettingsError
+from app.registry.fetch import hash_file
 from app.settings import Settings
 from tests.fake_classifier import png
-from tests.fakes import caller, zipped
+from tests.fakes import PATIENCE_S, caller, zipped
 from tests.laboratory import IMAGE, kill, laboratory, on_a_loop
 
 
@@ -331,6 +334,61 @@ async def test_while_those_before_are_loaded_going_back_loads_nothing(tmp_path: 
             lab.write(version)
             await lab.until_served(version)
         assert {name: len(loads) for name, loads in lab.loaded.items()} == {"wbc-1": 1, "wbc-2": 1}
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 2000, "x = " + "1" * 5000, 'bundle = "\\u0000"'])
+@on_a_loop
+async def test_a_file_that_no_parser_takes_ends_neither_the_service_nor_the_reading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab:
+        lab.file.write_text(f"[[models]]\n{text}")
+        await lab.until_metric("leuko_models_stale", 1)
+        assert "models file rejected; keeping the current models" in caplog.text
+        assert "Traceback" not in caplog.text
+        await lab.serve("wbc-2")
+        assert not lab.failures
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@on_a_loop
+async def test_a_bundle_with_something_else_than_a_regular_file_is_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    folder = tmp_path / "wbc-2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab:
+        lab.write(str(folder))
+        await lab.until(lambda: f"{name} cannot be read: it is not a regular file" in caplog.text)
+        assert str(folder) not in lab.loading
+        await lab.serve("wbc-3")
+
+
+@on_a_loop
+async def test_a_disk_that_does_not_respond_holds_up_nothing_but_its_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    threads = []
+
+    def read(path: Path) -> str:
+        if path.parent.name == "lost":
+            threads.append(threading.current_thread())
+            released.wait(PATIENCE_S)
+        return hash_file(path)
+
+    monkeypatch.setattr("app.registry.registry.hash_file", read)
+    async with laboratory(tmp_path, "wbc-1", probation_s=0) as lab:
+        lab.models.patience_s = 0.1
+        lab.write("lost")
+        await lab.until(lambda: "rejected; keeping the current models: lost cannot be read" in caplog.text)
+        assert threading.main_thread() not in threads
+        await lab.serve("wbc-2")
+        released.set()
 
 
 @on_a_loop

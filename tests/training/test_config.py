@@ -52,6 +52,28 @@ def test_an_override_replaces_a_field() -> None:
     assert load_recipe("paper", ["epochs=3"]).epochs == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("x = " + "[" * 2000, "nested too deeply"),
+        ("batch = " + "{a=" * 2000, "nested too deeply"),
+        ("batch." + "a." * 2000 + "a = 1", "batch = … must be a whole number of at least 1"),
+        ("x = " + "1" * 5000, "Exceeds the limit"),
+        ("name = 0x" + "f" * 9000, "name = … must be text that is not empty"),
+    ],
+)
+def test_values_that_are_deep_or_long_without_end_are_errors_in_words(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    for name, overrides in ((str(tmp_path / "recipe.toml"), ()), ("paper", (text,))):
+        with pytest.raises(RecipeError, match=complaint):
+            load_recipe(name, overrides)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(RecipeError, match="is not JSON"):
+        read_config(tmp_path / "config.json")
+
+
 def test_an_override_of_one_field_keeps_the_others_of_its_table() -> None:
     before, after = load_recipe("default"), load_recipe("default", ["augmentation.stain=0.0", "mix={a=1}"])
     assert after.augmentation == replace(before.augmentation, stain=0.0)
