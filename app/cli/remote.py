@@ -27,14 +27,21 @@ BY_CODE = {kind.code: kind for kind in (errors.TooLarge, errors.UnsupportedForma
 
 @contextmanager
 def connect(url: str, key: str | None) -> Iterator[Remote]:
-    """Connect to the service at `url`. Raise RemoteError, or SettingsError if leuko-client is missing."""
+    """Connect to the service at `url`.
+
+    Raise RemoteError, or SettingsError if leuko-client is missing or `url` or `key` cannot be used.
+    """
     try:
         import leuko_client
     except ImportError:
         raise SettingsError(
             "--url needs leuko-client: in Leuko's checkout, run `make serve EXTRAS=client` once to install it"
         ) from None
-    with leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3)) as client:
+    try:
+        opened = leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3))
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    with opened as client:
         try:
             model = client.model()
         except leuko_client.LeukoError as error:
