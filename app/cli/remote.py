@@ -18,7 +18,7 @@ from app.inference.pipeline import Answer
 from app.wire.schemas import ModelReference
 
 if TYPE_CHECKING:
-    from leuko_client import Client, ProblemError
+    from leuko_client import Client, ProblemError, UnreadableImage
     from leuko_client import Prediction as RemotePrediction
 
 BATCH = 64  # images in a request
@@ -98,5 +98,9 @@ def _answer(remote: RemotePrediction, labels: Sequence[str]) -> Answer:
     return Answer(remote.image_sha256, frame, prediction)
 
 
-def _error(problem: ProblemError) -> LeukoError:
-    return BY_CODE.get(problem.code, errors.EngineError)(problem.detail)
+def _error(error: ProblemError | UnreadableImage) -> LeukoError:
+    from leuko_client import ProblemError
+
+    if not isinstance(error, ProblemError):  # cannot be: the images are sent as bytes
+        return errors.EngineError(str(error))
+    return BY_CODE.get(error.code, errors.EngineError)(error.detail)

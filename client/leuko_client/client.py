@@ -85,7 +85,8 @@ class Client:
         concurrency: int = 8,
         progress: bool = False,
     ) -> Iterator[Outcome]:
-        """Classify images; yield one outcome for each, in order. A bad image does not fail the others.
+        """Classify images; yield one outcome for each, in order. An image that is bad, or cannot be read,
+        does not fail the others.
 
         batch: images in one request. concurrency: requests in flight. progress: show a progress bar on a
         terminal. Images are read shortly before they are sent.
@@ -189,7 +190,14 @@ class Client:
         return response.is_success
 
     def _outcomes(self, images: Sequence[Image], explain: Literal["cam"] | None) -> list[Outcome]:
-        files = [protocol.read(image) for image in images]
+        read = [protocol.read_or_fail(image) for image in images]
+        files = [item for item in read if not isinstance(item, Outcome)]
+        sent = iter(self._sent(files, explain))
+        return [item if isinstance(item, Outcome) else next(sent) for item in read]
+
+    def _sent(self, files: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> list[Outcome]:
+        if not files:
+            return []
         names = [name for name, _ in files]
         try:
             predictions = self._call(protocol.predict(files, explain))

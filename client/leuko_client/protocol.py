@@ -13,7 +13,14 @@ from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import httpx
 
-from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer, problem_error
+from leuko_client.errors import (
+    LeukoError,
+    ProblemError,
+    TransportError,
+    UnexpectedAnswer,
+    UnreadableImage,
+    problem_error,
+)
 from leuko_client.models import (
     Differential,
     Evaluation,
@@ -62,7 +69,7 @@ class Outcome:
 
     name: str
     prediction: Prediction | None
-    error: ProblemError | None
+    error: ProblemError | UnreadableImage | None
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,25 @@ class Attempts:
 def read(image: Image) -> tuple[str, bytes]:
     """Return the name and the bytes of an image or archive."""
     if isinstance(image, bytes):
-        return "image", image
+        return _name(image), image
     if isinstance(image, str | PathLike):
-        return PurePath(fspath(image)).name, Path(image).read_bytes()
-    return PurePath(str(getattr(image, "name", "image"))).name, image.read()
+        return _name(image), Path(image).read_bytes()
+    return _name(image), image.read()
+
+
+def read_or_fail(image: Image) -> tuple[str, bytes] | Outcome:
+    """Return what `read` does, or the outcome of an image that cannot be read."""
+    try:
+        return read(image)
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL, or a file that is closed
+        return Outcome(_name(image), None, UnreadableImage(str(error)))
+
+
+def _name(image: Image) -> str:
+    if isinstance(image, bytes):
+        return "image"
+    path = fspath(image) if isinstance(image, str | PathLike) else str(getattr(image, "name", "image"))
+    return PurePath(path).name
 
 
 def predict(images: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> Call[Predictions]:

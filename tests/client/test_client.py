@@ -92,6 +92,23 @@ def test_a_batch_of_bad_images_is_an_outcome_each(kind: Any, service: Running) -
 
 
 @KINDS
+def test_an_image_that_cannot_be_read_is_an_outcome(kind: Any, service: Running, tmp_path: Path) -> None:
+    good = tmp_path / "cell.png"
+    good.write_bytes(png(GREYS[3]))
+    closed = io.BytesIO()
+    closed.close()
+    absent = tmp_path / "absent.png"
+    images = [absent, good, tmp_path, CUT, str(absent), "a\0b.png", closed, good, absent]
+    with kind(service.address) as client:
+        outcomes = list(client.predict_many(images, batch=4))
+    unreadable = [isinstance(outcome.error, leuko_client.UnreadableImage) for outcome in outcomes]
+    assert unreadable == [True, False, True, False, True, True, True, False, True]
+    assert [outcome.prediction is not None for outcome in outcomes] == [n in (1, 7) for n in range(9)]
+    assert isinstance(outcomes[3].error, leuko_client.UndecodableImage)
+    assert (outcomes[0].name, "No such file" in str(outcomes[0].error)) == ("absent.png", True)
+
+
+@KINDS
 def test_a_specimen_is_counted_and_reported(kind: Any, service: Running) -> None:
     with kind(service.address) as client:
         sent = client.differential([png(grey) for grey in GREYS], specimen="S-1")
