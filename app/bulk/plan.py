@@ -153,10 +153,10 @@ def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
     with file.open() as raw:
         try:
             opened = parquet.ParquetFile(raw)
-        except (ArrowException, OSError) as error:
+            schema, metadata = opened.schema_arrow, opened.metadata
+            columns = {field.name: column for field in schema if (column := image_column(field))}
+        except (ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns
             raise Unusable(f"{file.path} cannot be read as Parquet: {error}") from None
-        schema, metadata = opened.schema_arrow, opened.metadata
-    columns = {field.name: column for field in schema if (column := image_column(field))}
     chosen = next((name for name in [*COLUMNS, *columns] if name in columns), None)
     if chosen is None:
         raise Unusable(f"{file.path} has no column of binary images; its columns: {', '.join(schema.names)}")

@@ -253,6 +253,14 @@ def test_two_columns_of_the_images_name_are_a_row_with_an_error(
     assert errors == {}
 
 
+def test_a_column_whose_name_is_not_utf_8_is_a_row_with_an_error(tmp_path: Path) -> None:
+    table = io.BytesIO()
+    parquet.write_table(pa.table({"imagé": [png(1)]}), table, store_schema=False)
+    (tmp_path / "a.parquet").write_bytes(table.getvalue().replace("imagé".encode(), b"imag\xff\xfe"))
+    [part] = plan(Location.of(str(tmp_path)))
+    assert (part.kind, "cannot be read as Parquet" in part.flaw) == ("flawed", True)
+
+
 def test_paths_that_are_no_text_do_not_cost_their_images(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
