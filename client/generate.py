@@ -21,7 +21,7 @@ NAMES = {
     "__aexit__": "__exit__",
     "aclose": "close",
     "aclosing": "closing",
-    "aiter_lines": "iter_lines",
+    "aiter_bytes": "iter_bytes",
     "aread": "read",
     "async": "",
     "await": "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 
 from pydantic import BaseModel
@@ -10,15 +10,21 @@ from pydantic import BaseModel
 SLICE = 500  # items of a list that are rendered without letting other threads run
 
 
-def render(document: BaseModel, before: bytes = b"", after: bytes = b"") -> bytes:
+def render(
+    document: BaseModel,
+    before: bytes = b"",
+    after: bytes = b"",
+    escape: Callable[[bytes], bytes] = bytes,
+) -> bytes:
     """Return what `model_dump_json` does, which would hold the interpreter lock until it is done.
 
     A field may hold a sequence that makes its items when they are asked for. before, after: put around it.
+    escape: applied to each slice.
     """
     rendered = BytesIO(before)  # unlike a list of pieces, not beside their sum
     rendered.seek(len(before))
     for piece in _pieces(document):
-        rendered.write(piece)
+        rendered.write(escape(piece))
     rendered.write(after)
     return rendered.getvalue()
 

@@ -49,4 +49,12 @@ async def _last_event(task: asyncio.Task[BaseModel], context: RequestContext) ->
 
 
 def _event(name: str, data: BaseModel) -> bytes:
-    return render(data, b"event: " + name.encode() + b"\ndata: ", b"\n\n")  # JSON has no line ends
+    # JSON has no line ends, except those below.
+    return render(data, b"event: " + name.encode() + b"\ndata: ", b"\n\n", _escape)
+
+
+def _escape(json: bytes) -> bytes:
+    """Escape what many clients take for line ends, though event streams have others."""
+    for character in ("\x85", "\u2028", "\u2029"):
+        json = json.replace(character.encode(), b"\\u%04x" % ord(character))
+    return json

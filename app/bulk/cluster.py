@@ -150,6 +150,8 @@ class _Worker:
         part = parse(row["part"])
         try:
             scored = self._scorer.score(row["index"], part)
-        except (OSError, ArrowException, EngineError) as error:
-            return {"rows": 0, "errors": 0, "why": f"{part.title} on {gethostname()}: {error}"}
+        except Exception as error:  # also a defect of Leuko must cost one part, not the run
+            expected = isinstance(error, OSError | ArrowException | EngineError)
+            why = f"{error}" if expected else f"{type(error).__name__}: {error}"
+            return {"rows": 0, "errors": 0, "why": f"{part.title} on {gethostname()}: {why}"}
         return {"rows": scored.rows, "errors": scored.errors, "why": ""}

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import ArrowInvalid, parquet
 
-from app.bulk.location import Location
+from app.bulk.location import DRAFT, Location
 from app.errors import EngineError, Unusable
 from app.inference.offline import Outcome
 from app.inference.pipeline import Answer
@@ -43,15 +43,17 @@ class Destination:
 
         about: source, parts and model. Raise Unusable if the folder holds anything else, or another run.
         """
-        names = [name for name in self._location.files() if name == ABOUT or not name.startswith("_")]
+        files = self._location.files()
+        names = [name for name in files if name == ABOUT or not name.startswith("_")]
         if ABOUT in names:
-            earlier = json.loads((self._location / ABOUT).read())
+            earlier = self._earlier()
             changed = [key for key in about if earlier.get(key) != about[key]]
             if changed:
                 raise Unusable(
                     f"{self._location.path} holds a run with different {' and '.join(changed)} "
                     "(parts: files of the source were added, removed or changed): choose another destination"
                 )
+            self._delete_drafts(files)
         elif names:
             raise Unusable(
                 f"{self._location.path} is not empty and holds no earlier run: choose another destination"
@@ -61,6 +63,22 @@ class Destination:
         indices = _indices(names)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return {i: part for i, part in zip(indices, pool.map(self.find, indices), strict=True) if part}
+
+    def _earlier(self) -> dict[str, Any]:
+        """Return what the earlier run was about. Raise Unusable if its file is broken."""
+        try:
+            return dict(json.loads((self._location / ABOUT).read()))
+        except (ValueError, TypeError, RecursionError):
+            raise Unusable(
+                f"{self._location.path}/{ABOUT} is empty or broken: choose another destination"
+            ) from None
+
+    def _delete_drafts(self, files: Iterable[str]) -> None:
+        """Delete what killed workers left behind."""
+        for name in files:
+            if DRAFT.fullmatch(name):
+                with suppress(OSError):
+                    (self._location / name).delete()
 
     @property
     def is_begun(self) -> bool:

@@ -17,6 +17,7 @@ from app.errors import Unusable
 
 Stamp = tuple[int, int]  # size of a file in bytes and time of its last change in ns; -1 if unknown
 UNKNOWN: Stamp = (-1, -1)
+DRAFT = re.compile(r"_[0-9a-f]{32}\.draft")  # a file that `Local.write` had begun
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,15 @@ class Local(Location):
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"_{uuid4().hex}.draft")  # readers of Parquet folders ignore it
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:  # on a full disk, what was written would keep it full
+            draft.unlink(missing_ok=True)
+            raise
 
     def delete(self) -> None:
         Path(self.path).unlink()

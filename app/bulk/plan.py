@@ -14,7 +14,7 @@ from pyarrow.lib import Field
 
 from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
-from app.bulk.location import Location, Stamp
+from app.bulk.location import Local, Location, Stamp
 from app.errors import LeukoError, Unusable
 
 Item = TypeVar("Item")
@@ -31,7 +31,8 @@ class Part:
     """A share of the source. name: of a file below the source, or empty if the source is that file.
 
     kind: images (files named by `images`, relative to the source), zip (`entries` of it), tar (the whole
-    file), parquet (one row group), or flawed (nothing in the file can be read: `flaw` says why).
+    file), parquet (one row group), flawed (the content of the file cannot be used: `flaw` says why), or
+    unread (the file could not be opened: the part is left out).
     count: images in the part; None: unknown. stamps: a hash of the files' stamps.
     """
 
@@ -112,11 +113,20 @@ def _kind(name: str) -> str | None:
 
 
 def _cut_within(folder: Location, name: str) -> list[Part]:
-    """Cut an archive inside a folder; one that cannot be read becomes a part with one row, its error."""
+    """Cut an archive inside a folder. One that cannot be used becomes a part with one row, its error.
+
+    One that cannot be opened becomes a part that is left out, as a tar file does. Raise OSError for a network
+    error, which may be temporary: the next run would have other parts.
+    """
+    file = folder / name
     try:
-        return list(_cut(folder / name, name))
+        return list(_cut(file, name))
     except LeukoError as error:
         return [Part("flawed", name, flaw=error.detail, count=1)]
+    except OSError as error:
+        if not (isinstance(file, Local) or isinstance(error, FileNotFoundError | PermissionError)):
+            raise
+        return [Part("unread", name, flaw=f"{error.strerror or error}", count=0)]
 
 
 def _cut(file: Location, name: str) -> Iterator[Part]:
@@ -143,16 +153,19 @@ def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
     with file.open() as raw:
         try:
             opened = parquet.ParquetFile(raw)
-        except (ArrowException, OSError) as error:
+            schema, metadata = opened.schema_arrow, opened.metadata
+            columns = {field.name: column for field in schema if (column := image_column(field))}
+        except (ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns
             raise Unusable(f"{file.path} cannot be read as Parquet: {error}") from None
-        schema, metadata = opened.schema_arrow, opened.metadata
-    columns = {field.name: column for field in schema if (column := image_column(field))}
-    candidates = [columns[name] for name in COLUMNS if name in columns] or [*columns.values()]
-    if not candidates:
+    chosen = next((name for name in [*COLUMNS, *columns] if name in columns), None)
+    if chosen is None:
         raise Unusable(f"{file.path} has no column of binary images; its columns: {', '.join(schema.names)}")
+    column = columns[chosen]
+    if sum(field.name in (chosen, column) or image_column(field) == column for field in schema) > 1:
+        raise Unusable(f"{file.path} has several columns named {column}")
     for group in range(metadata.num_row_groups):
         count = metadata.row_group(group).num_rows
-        yield Part("parquet", name, row_group=group, column=candidates[0], count=count)
+        yield Part("parquet", name, row_group=group, column=column, count=count)
 
 
 CUTTERS: Mapping[str, Callable[[Location, str], Iterator[Part]]] = {

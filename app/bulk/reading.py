@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pyarrow import ArrowInvalid, parquet
+from pyarrow import ArrowException, ArrowInvalid, parquet
 
 from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
 from app.archives.images import StoredImage
@@ -41,6 +41,8 @@ def open_part(source: Location, part: Part, max_bytes: int) -> Iterator[Iterator
     name = part.name or file.name
     if part.kind == "flawed":
         yield iter([StoredImage(name, partial(_refuse, part.flaw))])
+    elif part.kind == "unread":
+        raise OSError(f"{part.flaw}; once it can be read, choose another destination")
     elif part.kind == "images":
         # A missing mount must not become a thousand rows with errors.
         if not any((source / name).exists for name in part.images):
@@ -128,7 +130,7 @@ def _read_parquet(file: BinaryIO, part: Part, shard: str, max_bytes: int) -> Ite
     """Read the images of a row group. Raise ArrowException if it cannot be read within the limits."""
     # Without buffer_size, a whole row group, perhaps of gigabytes, is held in memory.
     opened = parquet.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False)
-    columns = [part.column, *(["path"] if "path" in opened.schema_arrow.names else [])]
+    columns = [part.column, *(["path"] if opened.schema_arrow.names.count("path") == 1 else [])]
     if opened.metadata.row_group(part.row_group).num_rows == 0:
         return  # it has no pages, and its offsets stand for nothing
     row = sum(opened.metadata.row_group(group).num_rows for group in range(part.row_group))
@@ -141,10 +143,16 @@ def _read_parquet(file: BinaryIO, part: Part, shard: str, max_bytes: int) -> Ite
             images = batch[top].field(inner)
         paths = batch["path"] if "path" in columns else [None] * len(images)
         for path, image in zip(paths, images, strict=True):
-            named = path is not None and path.is_valid
-            name = str(path)[-MOST_NAME:] if named else f"{shard}#{row}"
-            yield StoredImage(name, _cell(image, max_bytes))
+            yield StoredImage(_text(path)[-MOST_NAME:] or f"{shard}#{row}", _cell(image, max_bytes))
             row += 1
+
+
+def _text(path: Any) -> str:
+    """Return a cell as text; empty if it has none, as a date that Python cannot represent."""
+    try:
+        return str(path) if path is not None and path.is_valid else ""
+    except (ArrowException, ArithmeticError, ValueError, KeyError):
+        return ""
 
 
 def _rows_at_once(file: BinaryIO, group: Any, columns: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from app.inference.pipeline import Answer
 from app.wire.schemas import ModelReference
 
 if TYPE_CHECKING:
-    from leuko_client import Client, ProblemError
+    from leuko_client import Client, ProblemError, UnreadableImage
     from leuko_client import Prediction as RemotePrediction
 
 BATCH = 64  # images in a request
@@ -27,14 +27,21 @@ BY_CODE = {kind.code: kind for kind in (errors.TooLarge, errors.UnsupportedForma
 
 @contextmanager
 def connect(url: str, key: str | None) -> Iterator[Remote]:
-    """Connect to the service at `url`. Raise RemoteError, or SettingsError if leuko-client is missing."""
+    """Connect to the service at `url`.
+
+    Raise RemoteError, or SettingsError if leuko-client is missing or `url` or `key` cannot be used.
+    """
     try:
         import leuko_client
     except ImportError:
         raise SettingsError(
             "--url needs leuko-client: in Leuko's checkout, run `make serve EXTRAS=client` once to install it"
         ) from None
-    with leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3)) as client:
+    try:
+        opened = leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3))
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    with opened as client:
         try:
             model = client.model()
         except leuko_client.LeukoError as error:
@@ -91,5 +98,9 @@ def _answer(remote: RemotePrediction, labels: Sequence[str]) -> Answer:
     return Answer(remote.image_sha256, frame, prediction)
 
 
-def _error(problem: ProblemError) -> LeukoError:
-    return BY_CODE.get(problem.code, errors.EngineError)(problem.detail)
+def _error(error: ProblemError | UnreadableImage) -> LeukoError:
+    from leuko_client import ProblemError
+
+    if not isinstance(error, ProblemError):  # cannot be: the images are sent as bytes
+        return errors.EngineError(str(error))
+    return BY_CODE.get(error.code, errors.EngineError)(error.detail)

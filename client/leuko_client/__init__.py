@@ -17,6 +17,7 @@ from leuko_client.errors import (
     Unauthenticated,
     UndecodableImage,
     UnexpectedAnswer,
+    UnreadableImage,
     UnsupportedFormat,
     Unusable,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Unauthenticated",
     "UndecodableImage",
     "UnexpectedAnswer",
+    "UnreadableImage",
     "UnsupportedFormat",
     "Unusable",
 ]

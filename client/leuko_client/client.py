@@ -25,7 +25,8 @@ class Client:
 
     url: of the service, including a path prefix if it has one. key: the secret that `leuko key` printed.
     timeout: seconds for one response. transport: an httpx transport, for tests and proxies. sleep, clock:
-    used between attempts; for tests.
+    used between attempts; for tests. Raise ValueError if url or key cannot be used; neither the key nor a
+    user name and password in url are ever shown.
     """
 
     def __init__(
@@ -39,9 +40,14 @@ class Client:
         sleep: Sleep = sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.url = url
+        self.url = protocol.without_user(url)
+        base_url, user = protocol.address(url)
         self._http = httpx.Client(
-            base_url=url, headers=protocol.headers(key), timeout=timeout, transport=transport
+            base_url=base_url,
+            auth=user,
+            headers=protocol.headers(key),
+            timeout=timeout,
+            transport=transport,
         )
         self._retries = retries
         self._sleep = sleep
@@ -79,7 +85,8 @@ class Client:
         concurrency: int = 8,
         progress: bool = False,
     ) -> Iterator[Outcome]:
-        """Classify images; yield one outcome for each, in order. A bad image does not fail the others.
+        """Classify images; yield one outcome for each, in order. An image that is bad, or cannot be read,
+        does not fail the others.
 
         batch: images in one request. concurrency: requests in flight. progress: show a progress bar on a
         terminal. Images are read shortly before they are sent.
@@ -183,7 +190,14 @@ class Client:
         return response.is_success
 
     def _outcomes(self, images: Sequence[Image], explain: Literal["cam"] | None) -> list[Outcome]:
-        files = [protocol.read(image) for image in images]
+        read = [protocol.read_or_fail(image) for image in images]
+        files = [item for item in read if not isinstance(item, Outcome)]
+        sent = iter(self._sent(files, explain))
+        return [item if isinstance(item, Outcome) else next(sent) for item in read]
+
+    def _sent(self, files: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> list[Outcome]:
+        if not files:
+            return []
         names = [name for name, _ in files]
         try:
             predictions = self._call(protocol.predict(files, explain))
@@ -212,10 +226,9 @@ class Client:
             if not response.is_success:
                 response.read()
                 raise protocol.problem(response)
-            for line in response.iter_lines():
-                event = events.feed(line)
-                if isinstance(event, Evaluation):
-                    return event
-                if event is not None:
+            for chunk in response.iter_bytes():
+                for event in events.feed(chunk):
+                    if isinstance(event, Evaluation):
+                        return event
                     on_progress(event)
         raise UnexpectedAnswer("the evaluation broke off before its result")

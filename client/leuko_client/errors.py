@@ -3,6 +3,7 @@
 LeukoError
 ├── TransportError      no response
 ├── UnexpectedAnswer    a response that is not Leuko's
+├── UnreadableImage     a file of predict_many that could not be read, and was not sent
 └── ProblemError        the service refused (RFC 9457): status, code, title, detail, request_id, errors
     ├── Unauthenticated, Forbidden, TooLarge, UnsupportedFormat
     ├── Unusable        UndecodableImage, BadArchive, BadLabels
@@ -25,6 +26,10 @@ class TransportError(LeukoError):
 
 
 class UnexpectedAnswer(LeukoError):
+    pass
+
+
+class UnreadableImage(LeukoError):
     pass
 
 

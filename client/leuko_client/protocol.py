@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
@@ -12,7 +13,14 @@ from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import httpx
 
-from leuko_client.errors import LeukoError, ProblemError, TransportError, UnexpectedAnswer, problem_error
+from leuko_client.errors import (
+    LeukoError,
+    ProblemError,
+    TransportError,
+    UnexpectedAnswer,
+    UnreadableImage,
+    problem_error,
+)
 from leuko_client.models import (
     Differential,
     Evaluation,
@@ -29,6 +37,8 @@ Image = str | PathLike[str] | bytes | BinaryIO
 Format = Literal["json", "fhir", "hl7"]
 
 URL = "http://127.0.0.1:8000"
+USER = re.compile(r"^([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
+LINE_END = re.compile(rb"\r\n|\r|\n")
 
 ACCEPT: Mapping[Format, str] = {
     "json": "application/json",
@@ -59,7 +69,7 @@ class Outcome:
 
     name: str
     prediction: Prediction | None
-    error: ProblemError | None
+    error: ProblemError | UnreadableImage | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,10 @@ class Attempts:
         """Return the seconds until the next attempt. Raise `error` as a LeukoError if there is none."""
         self._failed += 1
         if isinstance(error, httpx.UnsupportedProtocol):
-            raise TransportError(f"{self._url} is not the address of a service: {error}") from error
+            # Its message may quote the user name, if the address has no scheme.
+            raise TransportError(
+                f"{self._url} is not the address of a service: it must begin with http:// or https://"
+            ) from None
         failure: LeukoError
         if isinstance(error, LeukoError):
             failure = error
@@ -118,10 +131,25 @@ class Attempts:
 def read(image: Image) -> tuple[str, bytes]:
     """Return the name and the bytes of an image or archive."""
     if isinstance(image, bytes):
-        return "image", image
+        return _name(image), image
     if isinstance(image, str | PathLike):
-        return PurePath(fspath(image)).name, Path(image).read_bytes()
-    return PurePath(str(getattr(image, "name", "image"))).name, image.read()
+        return _name(image), Path(image).read_bytes()
+    return _name(image), image.read()
+
+
+def read_or_fail(image: Image) -> tuple[str, bytes] | Outcome:
+    """Return what `read` does, or the outcome of an image that cannot be read."""
+    try:
+        return read(image)
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL, or a file that is closed
+        return Outcome(_name(image), None, UnreadableImage(str(error)))
+
+
+def _name(image: Image) -> str:
+    if isinstance(image, bytes):
+        return "image"
+    path = fspath(image) if isinstance(image, str | PathLike) else str(getattr(image, "name", "image"))
+    return PurePath(path).name
 
 
 def predict(images: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> Call[Predictions]:
@@ -199,9 +227,30 @@ class Events:
     def __init__(self) -> None:
         self._name = ""
         self._data: list[str] = []
+        self._line: list[bytes] = []  # the pieces of a line that has not ended
+        self._after_return = False  # a line feed that follows belongs to the same line end
 
-    def feed(self, line: str) -> Progress | Evaluation | None:
-        """Take one line; return the event that it completes. Raise ProblemError for an error event."""
+    def feed(self, chunk: bytes) -> Iterator[Progress | Evaluation]:
+        """Take a piece of the stream; yield the events that it completes. Raise LeukoError."""
+        for line in self._lines(chunk):
+            event = self._take(line.decode(errors="replace"))
+            if event is not None:
+                yield event
+
+    def _lines(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield the lines that end. `str.splitlines` also cuts at U+2028 and others, which JSON may hold."""
+        if not chunk:
+            return
+        if self._after_return:
+            chunk = chunk.removeprefix(b"\n")
+        self._after_return = chunk.endswith(b"\r")
+        *ended, rest = LINE_END.split(chunk)
+        for piece in ended:
+            yield b"".join([*self._line, piece])
+            self._line = []
+        self._line.append(rest)
+
+    def _take(self, line: str) -> Progress | Evaluation | None:
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
         if name == "event":
@@ -209,10 +258,15 @@ class Events:
         elif name == "data":
             self._data.append(value)
         elif not line and self._data:
-            kind, document = self._name, json.loads("\n".join(self._data))
+            kind, text = self._name, "\n".join(self._data)
             self._name, self._data = "", []
-            if kind == "error":
-                raise problem_error(document)
+            try:
+                document = json.loads(text)
+                problem = problem_error(document) if kind == "error" else None
+            except (ValueError, KeyError, TypeError):
+                raise UnexpectedAnswer("an event of the evaluation cannot be parsed") from None
+            if problem is not None:
+                raise problem
             return build(Evaluation, document) if kind == "result" else build(Progress, document)
         return None
 
@@ -230,7 +284,30 @@ def batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
 
 
 def headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
+    """Return the headers of every request. Raise ValueError, which does not quote the key."""
+    if key is None:
+        return {}
+    if not key or " " in key or not (key.isascii() and key.isprintable()):
+        raise ValueError("the key must be ASCII characters without spaces and line ends")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def address(url: str) -> tuple[httpx.URL, tuple[str, str] | None]:
+    """Split an address from its user name and password, so that httpx cannot show them either.
+
+    Raise ValueError, which does not quote them.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:  # its message may quote a part of the password
+        raise ValueError(f"{without_user(url)!r} is not the address of a service") from None
+    user = (parsed.username, parsed.password) if parsed.userinfo else None
+    return parsed.copy_with(userinfo=b""), user
+
+
+def without_user(url: str) -> str:
+    """Remove user name and password from an address, also from one that is not valid."""
+    return USER.sub(r"\1", url)
 
 
 def _files(images: Sequence[tuple[str, bytes]]) -> list[tuple[str, tuple[str, bytes]]]:

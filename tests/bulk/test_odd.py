@@ -13,16 +13,18 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
-from pyarrow import ArrowException, parquet
+from pyarrow import ArrowException, fs, parquet
 
+from app.bulk.cluster import _Worker
 from app.bulk.destination import ABOUT, ATTEMPTS, Destination, ScoredPart
-from app.bulk.location import Local, Location, without_credentials
+from app.bulk.location import Local, Location, Remote, without_credentials
 from app.bulk.plan import Part, dump, fingerprint, parse, plan
 from app.bulk.reading import ROWS, open_part
+from app.bulk.worker import Scorer
 from app.errors import EngineError, StartupError, Unusable
 from tests.bulk.archives import rows, score, scorer
 from tests.fake_classifier import png
@@ -189,6 +191,102 @@ def test_an_archive_that_cannot_be_used_is_a_row_beside_the_others(tmp_path: Pat
     assert all(str(error).startswith("bad_archive: ") for error in errors.values())
 
 
+def test_an_archive_that_cannot_be_opened_is_left_out_and_the_others_scored(tmp_path: Path) -> None:
+    source, destination = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "1.png").write_bytes(png(1))
+    unread = ["gone.parquet", "gone.zip", "gone.tar"]
+    for name in unread:
+        (source / name).symlink_to(tmp_path / "nowhere")
+    parts = plan(Location.of(str(source)))
+    assert parts == plan(Location.of(str(source)))
+    with scorer(source, destination) as worker:
+        called = object.__new__(_Worker)
+        called._scorer = worker
+        results = [called({"index": index, "part": dump(part)}) for index, part in enumerate(parts)]
+    left_out = {
+        part.name: result["why"] for part, result in zip(parts, results, strict=True) if result["why"]
+    }
+    assert sorted(left_out) == sorted(unread)
+    assert all(why.startswith(f"{name} on ") for name, why in left_out.items())
+    assert all("No such file" in why for why in left_out.values())
+    assert {row["path"]: row["error"] for row in rows(str(destination))}["1.png"] is None
+    assert not [path for path in destination.iterdir() if path.name.startswith("_tried")]
+
+
+def test_a_network_error_while_archives_are_listed_is_not_part_of_the_plan(tmp_path: Path) -> None:
+    class Network(Remote):
+        def open(self) -> Any:
+            raise OSError("the connection was lost")
+
+    (tmp_path / "a.zip").touch()
+    with pytest.raises(OSError, match="lost"):
+        plan(Network(str(tmp_path), fs.LocalFileSystem()))
+
+
+def test_a_defect_costs_one_part() -> None:
+    class Broken:
+        def score(self, *_: object) -> ScoredPart:
+            raise KeyError("x")
+
+    worker = object.__new__(_Worker)
+    worker._scorer = cast(Scorer, Broken())
+    result = worker({"index": 0, "part": dump(Part("tar", "a.tar"))})
+    assert result["why"].startswith("a.tar on ")
+    assert result["why"].endswith(": KeyError: 'x'")
+
+
+@pytest.mark.parametrize("other", [pa.array([png(1)]), pa.array([1])], ids=["images", "numbers"])
+@pytest.mark.parametrize("first", [True, False])
+def test_two_columns_of_the_images_name_are_a_row_with_an_error(
+    tmp_path: Path, other: pa.Array, first: bool
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    arrays = [pa.array([png(2)]), other]
+    arrays = arrays if first else arrays[::-1]
+    parquet.write_table(pa.Table.from_arrays(arrays, names=["image", "image"]), source / "a.parquet")
+    (source / "1.png").write_bytes(png(1))
+    errors = errors_in(source, tmp_path / "out")
+    assert errors.pop("1.png") is None
+    assert str(errors.pop("a.parquet")).endswith("a.parquet has several columns named image")
+    assert errors == {}
+
+
+def test_a_column_whose_name_is_not_utf_8_is_a_row_with_an_error(tmp_path: Path) -> None:
+    table = io.BytesIO()
+    parquet.write_table(pa.table({"imagé": [png(1)]}), table, store_schema=False)
+    (tmp_path / "a.parquet").write_bytes(table.getvalue().replace("imagé".encode(), b"imag\xff\xfe"))
+    [part] = plan(Location.of(str(tmp_path)))
+    assert (part.kind, "cannot be read as Parquet" in part.flaw) == ("flawed", True)
+
+
+def test_paths_that_are_no_text_do_not_cost_their_images(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    paths = {
+        "early": pa.array([-(2**31)], pa.date32()),
+        "late": pa.array([2**31 - 1], pa.date32()),
+        "later": pa.array([2**62], pa.timestamp("ms")),
+        "nowhere": pa.array([1], pa.timestamp("us", tz="Nowhere/Bad")),
+    }
+    for name, path in paths.items():
+        parquet.write_table(pa.table({"image": [png(1)], "path": path}), source / f"{name}.parquet")
+    twice = pa.Table.from_arrays(
+        [pa.array([png(1)]), pa.array(["a"]), pa.array(["b"])], ["image", "path", "path"]
+    )
+    parquet.write_table(twice, source / "twice.parquet")
+    errors = errors_in(source, tmp_path / "out")
+    assert errors == dict.fromkeys([f"{name}.parquet#0" for name in [*sorted(paths), "twice"]])
+
+
+@pytest.mark.parametrize("about", [b"", b"{", b"3", b"null", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_broken_description_of_the_run_is_refused_in_words(tmp_path: Path, about: bytes) -> None:
+    (tmp_path / ABOUT).write_bytes(about)
+    with pytest.raises(Unusable, match=r"_leuko\.json is empty or broken"):
+        Destination(Location.of(str(tmp_path))).begin({"source": "a"})
+
+
 @pytest.mark.parametrize("column", ["bytes", "of.slide"])
 def test_a_row_group_is_read_in_batches(tmp_path: Path, column: str) -> None:
     count = 2 * ROWS + 3
@@ -293,6 +391,30 @@ def test_leftovers_of_a_killed_worker_are_ignored(tmp_path: Path) -> None:
     score(str(tmp_path / "a.tar"), str(destination))
     assert pa.dataset.dataset(destination, format="parquet").count_rows() == 2
     assert {path.name for path in destination.iterdir()} == {"_0123.draft", ABOUT, "part-000000.parquet"}
+
+
+def test_drafts_of_killed_workers_are_deleted_by_the_next_run(tmp_path: Path) -> None:
+    destination = Destination(Location.of(str(tmp_path)))
+    foreign = tmp_path / f"_{'0' * 32}.draft"
+    foreign.touch()
+    destination.begin({})
+    assert foreign.exists()  # the folder held no run before
+    (tmp_path / f"_{'1' * 32}.draft").write_bytes(b"half")
+    destination.begin({})
+    assert [path.name for path in tmp_path.iterdir()] == [ABOUT]
+
+
+def test_a_file_that_cannot_be_written_as_a_whole_leaves_nothing(tmp_path: Path) -> None:
+    limited = f"""
+import resource, signal
+from app.bulk.location import Location
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+Location.of({str(tmp_path / "a")!r}).write(bytes(10_000))
+"""
+    ran = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True)
+    assert "File too large" in ran.stderr
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_files_are_read_ahead_and_their_errors_stay_theirs(tmp_path: Path) -> None:

@@ -60,3 +60,30 @@ def test_a_service_that_is_no_leuko_is_one_line(capsys: pytest.CaptureFixture[st
     message = capsys.readouterr().err
     assert message.startswith("leuko: ")
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("http://127.0.0.1:9", "hidden\n"),
+        ("http://127.0.0.1:9", "hiddené"),
+        ("http://hidden:secret@127.0.0.1:9", None),
+        ("http://hidden:sec/ret@127.0.0.1:9", None),
+        ("hidden:secret@127.0.0.1:9", None),
+    ],
+)
+def test_neither_key_nor_user_is_printed(
+    url: str,
+    key: str | None,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if key is not None:
+        monkeypatch.setitem(os.environ, "LEUKO_KEY", key)
+    assert main(["predict", "--url", url, str(folder / "cells/00.png")]) in (1, 2)
+    message = capsys.readouterr().err
+    assert message.startswith("leuko: ")
+    assert message.count("\n") == 1
+    assert "hidden" not in message
+    assert "sec" not in message

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import io
+import json
 import re
 import sys
+import traceback
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import leuko_client
 from app.edge.keys import add_key
 from leuko_client import AsyncClient, Client, Evaluation, LeukoError, Outcome, Prediction, Progress, Retries
 from leuko_client.progress import Bar
+from leuko_client.protocol import Events
 from tests.fake_classifier import png
 from tests.fakes import CUT, GREYS, zipped
 from tests.running import FAKE, Running, running
@@ -88,6 +92,23 @@ def test_a_batch_of_bad_images_is_an_outcome_each(kind: Any, service: Running) -
 
 
 @KINDS
+def test_an_image_that_cannot_be_read_is_an_outcome(kind: Any, service: Running, tmp_path: Path) -> None:
+    good = tmp_path / "cell.png"
+    good.write_bytes(png(GREYS[3]))
+    closed = io.BytesIO()
+    closed.close()
+    absent = tmp_path / "absent.png"
+    images = [absent, good, tmp_path, CUT, str(absent), "a\0b.png", closed, good, absent]
+    with kind(service.address) as client:
+        outcomes = list(client.predict_many(images, batch=4))
+    unreadable = [isinstance(outcome.error, leuko_client.UnreadableImage) for outcome in outcomes]
+    assert unreadable == [True, False, True, False, True, True, True, False, True]
+    assert [outcome.prediction is not None for outcome in outcomes] == [n in (1, 7) for n in range(9)]
+    assert isinstance(outcomes[3].error, leuko_client.UndecodableImage)
+    assert (outcomes[0].name, "No such file" in str(outcomes[0].error)) == ("absent.png", True)
+
+
+@KINDS
 def test_a_specimen_is_counted_and_reported(kind: Any, service: Running) -> None:
     with kind(service.address) as client:
         sent = client.differential([png(grey) for grey in GREYS], specimen="S-1")
@@ -114,6 +135,14 @@ def test_an_archive_is_evaluated_with_progress(kind: Any, service: Running) -> N
     assert (report.n, report.accuracy, report.per_class["monocyte"].support) == (8, 1.0, 2)
     assert [error.code for error in report.errors] == ["undecodable_image"]
     assert seen[0].total == 9
+
+
+@KINDS
+def test_an_archive_may_have_any_character_in_its_names(kind: Any, service: Running) -> None:
+    name = "a\x85b\u2028c\u2029d\x0be\x0cf\x1cg\x1dh\x1ei é\U0001f600.png"
+    with kind(service.address) as client:
+        report = client.evaluate(zipped({f"monocyte/{name}": CUT, "monocyte/x.png": png(GREYS[2])}))
+    assert [error.filename for error in report.errors] == [f"monocyte/{name}"]
 
 
 @KINDS
@@ -164,6 +193,66 @@ def test_a_key_is_sent_and_never_printed(kind: Any, tmp_path: Path) -> None:
             with pytest.raises(leuko_client.Forbidden) as caught:
                 client.evaluate_predictions(["monocyte"], predictions=["monocyte"])
     assert secret not in f"{caught.value}{caught.value!r}{Client(key=secret)!r}{AsyncClient(key=secret)!r}"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "key", ["hidden\n", "hidden\r", "hidden\0", " hidden", "hidd\ten", "hiddené", "\ud800", ""]
+)
+def test_a_key_that_cannot_be_sent_is_refused_at_once_and_not_shown(kind: Any, key: str) -> None:
+    with pytest.raises(ValueError, match="the key must be") as caught:
+        kind(key=key)
+    assert "hid" not in f"{caught.value!r}"
+    assert not isinstance(caught.value, UnicodeError)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "answer", [httpx.ConnectError("x"), httpx.Response(502, text=""), httpx.Response(200, text="<html>")]
+)
+def test_the_user_of_an_address_is_sent_and_never_shown(
+    kind: Any, answer: httpx.Response | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    sent = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["authorization"])
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer.status_code, content=answer.content)
+
+    client = kind(
+        "http://hidden%40:secret@leuko/below", transport=httpx.MockTransport(respond), retries=Retries(1)
+    )
+    with client, pytest.raises(LeukoError, match="http://leuko/below") as caught:
+        client.model()
+    assert sent == ["Basic " + b64encode(b"hidden@:secret").decode()]
+    text = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "secret" not in text
+    assert "hidden%40" not in text
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_does_not_show_the_user_of_its_address(kind: Any) -> None:
+    assert repr(kind("http://hidden:secret@leuko/")) == f"{kind.__name__}('http://leuko/')"
+    with pytest.raises(ValueError, match="'http://leuko' is not the address") as caught:
+        kind("http://hidden:sec/ret@leuko")
+    assert caught.value.__suppress_context__
+
+
+@KINDS
+@pytest.mark.parametrize("url", ["hidden:secret@leuko", "ftp://hidden:secret@leuko"])
+def test_an_address_that_is_none_shows_no_user_either(kind: Any, url: str) -> None:
+    with (
+        kind(url) as client,
+        pytest.raises(leuko_client.TransportError, match="must begin with http") as caught,
+    ):
+        client.model()
+    text = "".join(traceback.format_exception(caught.value))
+    assert "leuko is not the address" in text
+    assert "hidden" not in text
+    assert "secret" not in text
 
 
 # --- scripted responses ------------------------------------------------------------------------------
@@ -274,6 +363,36 @@ def test_an_evaluation_that_breaks_off_is_an_error(kind: Any) -> None:
     )
     with client, pytest.raises(leuko_client.UnexpectedAnswer, match="broke off"):
         client.evaluate(b"")
+
+
+PROGRESS = {"done": 1, "total": 2, "images_per_second": 1}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_events_end_at_the_line_ends_of_event_streams_only(end: str, size: int) -> None:
+    lines = ["event: progress", f"data: {json.dumps(PROGRESS)}", "", "event: error"]
+    lines += ["data: " + json.dumps(refusal(500, "x\x85y\u2028z\u2029").json(), ensure_ascii=False), "", ""]
+    stream = end.join(lines).encode()
+    events, seen = Events(), list[Progress | Evaluation]()
+
+    def read() -> None:
+        for start in range(0, len(stream), size):
+            seen.extend(events.feed(stream[start : start + size]))
+
+    with pytest.raises(leuko_client.ServerError) as caught:
+        read()
+    assert seen == [Progress(done=1, total=2, images_per_second=1)]
+    assert caught.value.code == "x\x85y\u2028z\u2029"
+
+
+@KINDS
+@pytest.mark.parametrize("event", ["event: result\ndata: {\n\n", "event: error\ndata: {}\n\n"])
+def test_an_event_that_is_not_leuko_s_is_an_error(kind: Any, event: str) -> None:
+    client, waited = scripted(kind, httpx.Response(200, text=event))
+    with client, pytest.raises(leuko_client.UnexpectedAnswer):
+        client.evaluate(b"")
+    assert waited == []
 
 
 def test_a_caller_may_stop_before_the_end(service: Running) -> None:

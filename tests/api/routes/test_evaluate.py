@@ -55,6 +55,14 @@ def parse(stream: str) -> list[tuple[str, Any]]:
     return [(event["event"], json.loads(event["data"])) for event in events]
 
 
+def test_events_have_no_line_ends_but_their_own(client: TestClient) -> None:
+    name = "monocyte/a\x85b\u2028c\u2029d.png"
+    files = {"archive": ("set.zip", zipped({name: CUT, "monocyte/x.png": png(GREYS[2])}))}
+    stream = client.post("/evaluate", files=files, headers=EVENTS).content.decode()
+    assert stream.splitlines() == stream.split("\n")[:-1]
+    assert [error["filename"] for error in parse(stream)[-1][1]["errors"]] == [name]
+
+
 def test_an_archive_is_scored(client: TestClient) -> None:
     answer = archive(client, IMAGES)
     report = answer.json()
