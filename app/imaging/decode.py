@@ -70,6 +70,7 @@ DECODER_ERRORS = (
 STRIP_PIXELS = 1 << 20  # an image of one cell is one strip
 
 COVER = 2  # tiles may cover this many times the most pixels, since those at the edges are padded
+UNWRITTEN = 173  # marks the pixels that a PNG must overwrite; rarely the value of a whole row
 
 # sizes, samples and compression, strips, planes, tiles
 _TIFF_LAYOUT = frozenset({256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 322, 323, 324, 325})
@@ -150,12 +151,48 @@ def _load(data: bytes, kind: str, limits: ImageLimits, declared: dicom.Encoded |
     """Decode all pixels. kind: Pillow's name of the format; declared: what the DICOM file says of it."""
     if kind == "WEBP":  # Pillow allocates the pixels when it opens the file
         check_size(*_webp_size(data), limits)
+    if kind == "PNG":
+        return _load_png(data, limits)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         _check(image, data, limits)
         if declared is not None:
             _compare(image, declared)
         image.load()
         return image.copy() if kind == "WEBP" else image  # the copy is without WebP's decoder and its buffers
+
+
+def _load_png(data: bytes, limits: ImageLimits) -> Image.Image:
+    # Pillow does not tell whether the data ended before the last row. So the last row is marked, and the mark
+    # must be gone afterwards. An image whose last row is like the mark is decoded again with another mark.
+    for mark in (UNWRITTEN, 0):
+        image = _load_marked(data, limits, mark)
+        if image is not None:
+            return image
+    raise UndecodableImage("the PNG has fewer rows than its header says")
+
+
+def _load_marked(data: bytes, limits: ImageLimits, mark: int) -> Image.Image | None:
+    """Decode a PNG over an image whose last pixels are `mark`; return None if they still are."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        _check(image, data, limits)
+        last = _last_pixels(*image.size, interlaced=bool(image.info.get("interlace")))
+        canvas = Image.new(image.mode, image.size, None)
+        canvas.paste(mark, last)
+        before = canvas.crop(last).tobytes()
+        image.im = canvas.im
+        image.load()
+        return None if image.crop(last).tobytes() == before else image
+
+
+def _last_pixels(width: int, height: int, *, interlaced: bool) -> tuple[int, int, int, int]:
+    """Return the box that a PNG's decoder writes last (PNG 3, 8.1: Adam7 ends with the odd rows)."""
+    if not interlaced:
+        return 0, height - 1, width, height
+    if height > 1:
+        top = height // 2 * 2 - 1
+        return 0, top, width, top + 1
+    left = max(0, width // 2 * 2 - 1)  # of a single row, the odd columns
+    return left, 0, left + 1, 1
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -204,6 +241,8 @@ def _check(image: ImageFile.ImageFile, data: bytes, limits: ImageLimits) -> None
             _check_raw(image, limits)
         elif image.info["compression"] == "jpeg":
             _check_jpegs(image.tag_v2, data, limits)
+    if image.format == "JPEG2000":
+        _check_codestream(data)
 
 
 def _check_tags(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
@@ -283,6 +322,23 @@ def _jpeg_size(data: bytes, start: int, end: int) -> tuple[int, int]:
             return width, height
         start = segment.end(1) + int.from_bytes(segment[2])
     return 0, 0
+
+
+def _check_codestream(data: bytes) -> None:
+    """Check that no tile of a JPEG 2000 is missing (ISO 15444-1, A.4.2 and A.5.1)."""
+    start = data.index(b"\xff\x4f\xff\x51")
+    right, bottom, _, _, width, height, x, y = struct.unpack_from(">8L", data, start + 8)
+    place, tiles = start + 2, set()
+    while (marker := data[place : place + 2]) != b"\xff\x90":  # the main header, up to the first tile
+        if not marker:
+            raise UndecodableImage("the JPEG2000 has no tiles")
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    while data[place : place + 2] == b"\xff\x90":
+        _, _, tile, length = struct.unpack_from(">HHHL", data, place)
+        tiles.add(tile)
+        place = place + max(length, 12) if length else len(data)  # 0: up to the end
+    if len(tiles) < -(-(right - x) // width) * -(-(bottom - y) // height):
+        raise UndecodableImage("the JPEG2000 lacks some of its tiles")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,18 +2,74 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app.errors import TooLarge, UndecodableImage
-from app.imaging.decode import decode
+from app.imaging.decode import UNWRITTEN, decode
+from app.imaging.dicom import JPEG_2000
 from app.imaging.limits import ImageLimits
 from app.imaging.strip_metadata import MAX_SCANS
 from tests.pictures import encode, picture, pixels
 
 SMALL = ImageLimits(max_pixels=48 * 32)
+
+# --- PNG --------------------------------------------------------------------------------------------
+
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # for each colour type
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+PLAIN = ((0, 0, 1, 1),)
+
+
+def png_rows(size: tuple[int, int], colour: int, bits: int, interlaced: bool, value: int) -> list[bytes]:
+    """Return the rows of all passes, each with its filter byte; all sample bytes are `value`."""
+    rows = []
+    for left, top, across, down in ADAM7 if interlaced else PLAIN:
+        columns, count = len(range(left, size[0], across)), len(range(top, size[1], down))
+        if columns:
+            rows += [b"\0" + bytes([value]) * ((columns * SAMPLES[colour] * bits + 7) // 8)] * count
+    return rows
+
+
+def png_file(size: tuple[int, int], colour: int, bits: int, interlaced: bool, rows: list[bytes]) -> bytes:
+    header = struct.pack(">LLBBBBB", *size, bits, colour, 0, 0, interlaced)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+    if colour == 3:
+        parts.insert(1, (b"PLTE", bytes(3 * min(256, 1 << bits))))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">L", len(body)) + name + body + struct.pack(">L", zlib.crc32(name + body))
+        for name, body in parts
+    )
+
+
+@pytest.mark.parametrize("value", [0, 90, UNWRITTEN, 255])
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(
+    ("colour", "bits"),
+    [(0, 1), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 2), (3, 8), (4, 8), (6, 8), (6, 16)],
+)
+def test_a_png_with_fewer_rows_than_its_header_says_is_refused(
+    colour: int, bits: int, interlaced: bool, value: int
+) -> None:
+    for size in ((9, 6), (9, 7), (8, 1), (9, 1), (2, 1), (1, 5), (1, 1)):
+        rows = png_rows(size, colour, bits, interlaced, value)
+        assert decode(png_file(size, colour, bits, interlaced, rows)).size == size
+        for kept in {len(rows) - 1, len(rows) // 2, 0} - {len(rows)}:
+            with pytest.raises(UndecodableImage):
+                decode(png_file(size, colour, bits, interlaced, rows[:kept]))
+
+
+def test_a_png_whose_last_row_is_like_the_mark_keeps_its_pixels() -> None:
+    for value in ((UNWRITTEN, 0, 0), (UNWRITTEN,) * 3, (0, 0, 0)):
+        image = picture()
+        image.paste(value, (0, 31, 48, 32))
+        assert np.array_equal(pixels(decode(encode(image, "PNG"))), pixels(image))
+
 
 # --- TIFF -------------------------------------------------------------------------------------------
 
@@ -146,3 +202,44 @@ def test_jpegs_in_a_tiff_that_share_bytes_count_as_often_as_they_are_decoded() -
     assert decode(data).size == (48, 640)
     with pytest.raises(TooLarge, match="strips"):
         decode(data, ImageLimits(max_bytes=len(data)))
+
+
+# --- JPEG 2000 in DICOM -----------------------------------------------------------------------------
+
+
+def test_a_jpeg_2000_frame_without_some_of_its_tiles_is_refused() -> None:
+    pytest.importorskip("pydicom")
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+
+    from app.imaging import dicom_writer
+
+    def dicom(frame: bytes) -> bytes:
+        dataset = dcmread(io.BytesIO(dicom_writer.write(picture(), JPEG_2000)))
+        dataset.PixelData = encapsulate([frame])
+        file = io.BytesIO()
+        dataset.save_as(file, enforce_file_format=True)
+        return file.getvalue()
+
+    frame = encode(picture(), "JPEG2000", no_jp2=True, tile_size=(16, 16))
+    assert decode(dicom(frame)).size == (48, 32)
+    start = frame.index(b"\xff\x90\x00\x0a\x00\x05")  # the last of 6 tiles
+    with pytest.raises(UndecodableImage, match="tiles"):
+        decode(dicom(frame[:start] + b"\xff\xd9"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "layout"), [("BMP", 22, "<L"), ("GIF", b",\0\0\0\0", "<H"), ("WEBP", 28, "<H")]
+)
+def test_other_formats_with_fewer_rows_than_their_header_says_are_refused(
+    kind: str, place: int | bytes, layout: str
+) -> None:
+    data = bytearray(encode(picture(), kind))
+    place = place if isinstance(place, int) else data.index(place) + 7
+    struct.pack_into(layout, data, place, 64)
+    with pytest.raises(UndecodableImage):
+        decode(bytes(data))
+
+
+def test_an_image_of_one_pixel_is_whole() -> None:
+    assert decode(encode(Image.new("RGB", (1, 1)), "PNG")).size == (1, 1)
