@@ -13,6 +13,7 @@ Rules for each kind of image:
 - EXIF orientation is applied; a broken EXIF block is ignored. Colour profiles are ignored, broken or not.
 - DICOM: `app/imaging/dicom.py` lists the transfer syntaxes.
 - Run-length encoded BMP is refused: Pillow decodes it in Python, which takes seconds for a few kilobytes.
+- An image of which a part is missing is `UndecodableImage`, also where Pillow would fill the part with black.
 
 No image takes more memory than `ImageLimits.memory_bytes`: conversions work on strips, and nothing keeps a
 reference to pixels that are no longer needed.
@@ -36,7 +37,7 @@ from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging import dicom
 from app.imaging.dicom_elements import is_dicom
 from app.imaging.limits import DEFAULT_LIMITS, NO_MEMORY, ImageLimits, check_bytes, check_size
-from app.imaging.strip_metadata import read_orientation, strip
+from app.imaging.strip_metadata import MAX_SCANS, read_orientation, strip
 
 # format → alternatives, each a set of (offset, bytes)
 SIGNATURES: dict[str, tuple[tuple[tuple[int, bytes], ...], ...]] = {
@@ -67,6 +68,17 @@ DECODER_ERRORS = (
 )
 
 STRIP_PIXELS = 1 << 20  # an image of one cell is one strip
+
+COVER = 2  # tiles may cover this many times the most pixels, since those at the edges are padded
+UNWRITTEN = 173  # marks the pixels that a PNG must overwrite; rarely the value of a whole row
+
+# sizes, samples and compression, strips, planes, tiles
+_TIFF_LAYOUT = frozenset({256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 322, 323, 324, 325})
+_TIFF_STRIPS = frozenset({TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS})
+_TIFF_TILES = frozenset({TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS})
+
+_JPEG_SEGMENT = re.compile(rb"\xff+([^\x00\xff])(..)", re.DOTALL)  # marker and length
+_JPEG_FRAMES = frozenset(bytes([marker]) for marker in range(0xC0, 0xD0)) - {b"\xc4", b"\xc8", b"\xcc"}
 
 NOISY = r"(PIL|pydicom)\."  # pydicom's warnings quote the file's content
 
@@ -139,12 +151,48 @@ def _load(data: bytes, kind: str, limits: ImageLimits, declared: dicom.Encoded |
     """Decode all pixels. kind: Pillow's name of the format; declared: what the DICOM file says of it."""
     if kind == "WEBP":  # Pillow allocates the pixels when it opens the file
         check_size(*_webp_size(data), limits)
+    if kind == "PNG":
+        return _load_png(data, limits)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-        _check(image, limits)
+        _check(image, data, limits)
         if declared is not None:
             _compare(image, declared)
         image.load()
         return image.copy() if kind == "WEBP" else image  # the copy is without WebP's decoder and its buffers
+
+
+def _load_png(data: bytes, limits: ImageLimits) -> Image.Image:
+    # Pillow does not tell whether the data ended before the last row. So the last row is marked, and the mark
+    # must be gone afterwards. An image whose last row is like the mark is decoded again with another mark.
+    for mark in (UNWRITTEN, 0):
+        image = _load_marked(data, limits, mark)
+        if image is not None:
+            return image
+    raise UndecodableImage("the PNG has fewer rows than its header says")
+
+
+def _load_marked(data: bytes, limits: ImageLimits, mark: int) -> Image.Image | None:
+    """Decode a PNG over an image whose last pixels are `mark`; return None if they still are."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        _check(image, data, limits)
+        last = _last_pixels(*image.size, interlaced=bool(image.info.get("interlace")))
+        canvas = Image.new(image.mode, image.size, None)
+        canvas.paste(mark, last)
+        before = canvas.crop(last).tobytes()
+        image.im = canvas.im
+        image.load()
+        return None if image.crop(last).tobytes() == before else image
+
+
+def _last_pixels(width: int, height: int, *, interlaced: bool) -> tuple[int, int, int, int]:
+    """Return the box that a PNG's decoder writes last (PNG 3, 8.1: Adam7 ends with the odd rows)."""
+    if not interlaced:
+        return 0, height - 1, width, height
+    if height > 1:
+        top = height // 2 * 2 - 1
+        return 0, top, width, top + 1
+    left = max(0, width // 2 * 2 - 1)  # of a single row, the odd columns
+    return left, 0, left + 1, 1
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -181,21 +229,116 @@ def _refusing(kind: str, limits: ImageLimits) -> Iterator[None]:
         ) from error
 
 
-def _check(image: ImageFile.ImageFile, limits: ImageLimits) -> None:
+def _check(image: ImageFile.ImageFile, data: bytes, limits: ImageLimits) -> None:
     """Check the sizes in the header, before any pixel is decoded."""
     check_size(*image.size, limits, image.format or "")
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise UndecodableImage("run-length encoded BMP is not supported")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tags(data, image.tag_v2)
         _check_tiles(image, limits)
+        if image.tile[0].codec_name != "libtiff":
+            _check_raw(image, limits)
+        elif image.info["compression"] == "jpeg":
+            _check_jpegs(image.tag_v2, data, limits)
+    if image.format == "JPEG2000":
+        _check_codestream(data)
+
+
+def _check_tags(data: bytes, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    """Check that Pillow and libtiff read the same: what is checked here must be what libtiff decodes."""
+    order = "<" if data.startswith(b"II") else ">"
+    form, start, size = ("Q", 8, 20) if b"+" in data[2:4] else ("H", 2, 12)  # of a BigTIFF, and else
+    (count,) = struct.unpack_from(order + form, data, tags.offset)
+    start += tags.offset
+    places = range(start, min(start + size * count, len(data) - 1), size)
+    numbers = [struct.unpack_from(order + "H", data, place)[0] for place in places]
+    if len(set(numbers)) < len(numbers):  # Pillow reads the last, libtiff the first
+        raise UndecodableImage("a tag of the TIFF occurs twice")
+    if any(number not in tags for number in _TIFF_LAYOUT.intersection(numbers)):  # Pillow knows fewer types
+        raise UndecodableImage("a tag of the TIFF has an unsupported type")
+    if not _TIFF_STRIPS.isdisjoint(numbers) and not _TIFF_TILES.isdisjoint(numbers):  # libtiff mixes them
+        raise UndecodableImage("the TIFF has both strips and tiles")
 
 
 def _check_tiles(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
-    # libtiff decodes whole tiles, and a tile may be far larger than the image.
-    width = image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1)
-    height = image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1)
-    if width * height > limits.max_pixels:
+    # libtiff decodes whole tiles, and a tile may be far larger than the image. Strips end with its last row.
+    tags = image.tag_v2
+    width, height = tags.get(TiffImagePlugin.TILEWIDTH, 1), tags.get(TiffImagePlugin.TILELENGTH, 1)
+    across = -(-tags[TiffImagePlugin.IMAGEWIDTH] // width)
+    down = -(-tags[TiffImagePlugin.IMAGELENGTH] // height)
+    if width * height > limits.max_pixels or across * width * down * height > COVER * limits.max_pixels:
         raise TooLarge(f"the image's tiles have more than {limits.max_pixels} pixels")
+
+
+def _check_raw(image: TiffImagePlugin.TiffImageFile, limits: ImageLimits) -> None:
+    """Check that the uncompressed strips or tiles cover the image; Pillow decodes just those in the table."""
+    planes = len(image.getbands()) if image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2 else 1
+    boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    if covered > COVER * limits.max_pixels * planes:
+        raise TooLarge(f"the image's strips have more than {limits.max_pixels} pixels")
+    if covered < image.width * image.height * planes or any(tile.offset == 0 for tile in image.tile):
+        raise UndecodableImage("the TIFF lacks some of its strips or tiles")
+
+
+def _check_jpegs(tags: TiffImagePlugin.ImageFileDirectory_v2, data: bytes, limits: ImageLimits) -> None:
+    if TiffImagePlugin.TILEOFFSETS in tags:
+        offsets, lengths = tags[TiffImagePlugin.TILEOFFSETS], tags[TiffImagePlugin.TILEBYTECOUNTS]
+    else:
+        offsets, lengths = tags[TiffImagePlugin.STRIPOFFSETS], tags[TiffImagePlugin.STRIPBYTECOUNTS]
+    if sum(lengths) > limits.max_bytes:  # strips that share bytes
+        raise TooLarge(f"the image's strips have more than {limits.max_bytes} bytes")
+    for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        _check_jpeg(data, offset, offset + length, _part_size(tags, number))
+
+
+def _part_size(tags: TiffImagePlugin.ImageFileDirectory_v2, number: int) -> tuple[int, int]:
+    """Return the width and height of a TIFF's strip or tile with this number; of planes, 1 by 1."""
+    if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2:
+        return 1, 1  # they may be subsampled
+    if TiffImagePlugin.TILEWIDTH in tags:
+        return tags[TiffImagePlugin.TILEWIDTH], tags[TiffImagePlugin.TILELENGTH]
+    width, height = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
+    rows = tags.get(TiffImagePlugin.ROWSPERSTRIP, height)
+    return width, min(rows, height - number * rows)
+
+
+def _check_jpeg(data: bytes, start: int, end: int, least: tuple[int, int]) -> None:
+    """Check a JPEG in a TIFF as a JPEG alone: its scans, and that its rows and its end are there."""
+    if data.count(b"\xff\xda", start, end) > MAX_SCANS:
+        raise TooLarge(f"a JPEG in the TIFF has more than {MAX_SCANS} scans")
+    width, height = _jpeg_size(data, start, end)
+    if width < least[0] or height < least[1] or data.rfind(b"\xff\xd9", start, end) < 0:
+        raise UndecodableImage("a JPEG in the TIFF is truncated")
+
+
+def _jpeg_size(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """Return the width and height in the frame header of a JPEG (ISO 10918-1, B.2.2), or zeros."""
+    start += 2
+    while (segment := _JPEG_SEGMENT.match(data, start, end)) is not None:
+        if segment[1] in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, segment.end() + 1)
+            return width, height
+        start = segment.end(1) + int.from_bytes(segment[2])
+    return 0, 0
+
+
+def _check_codestream(data: bytes) -> None:
+    """Check that no tile of a JPEG 2000 is missing (ISO 15444-1, A.4.2 and A.5.1)."""
+    start = data.index(b"\xff\x4f\xff\x51")
+    right, bottom, _, _, width, height, x, y = struct.unpack_from(">8L", data, start + 8)
+    place, tiles = start + 2, set()
+    while (marker := data[place : place + 2]) != b"\xff\x90":  # the main header, up to the first tile
+        if not marker:
+            raise UndecodableImage("the JPEG2000 has no tiles")
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    while data[place : place + 2] == b"\xff\x90":
+        _, _, tile, length = struct.unpack_from(">HHHL", data, place)
+        tiles.add(tile)
+        place = place + max(length, 12) if length else len(data)  # 0: up to the end
+    if len(tiles) < -(-(right - x) // width) * -(-(bottom - y) // height):
+        raise UndecodableImage("the JPEG2000 lacks some of its tiles")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
