@@ -5,8 +5,8 @@ EXTRAS ?=
 RECIPE ?= default
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
-# Processes that run tests. More than two gain little: tests wait for the services that they start.
-WORKERS ?= 2
+# Processes that run tests. On two cores three gain a tenth: tests wait for the services that they start.
+WORKERS ?= 3
 
 VENV ?= .venv
 BIN := $(VENV)/bin
