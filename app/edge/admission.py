@@ -105,16 +105,20 @@ class Admission:
             linger_s=self.limits.linger_s,
         )
         try:
-            await self._serve(exchange)
+            await self._respond(exchange)
+        except Exception:
             await exchange.finish()
+            raise
+        await exchange.finish()
+
+    async def _respond(self, exchange: Exchange) -> None:
+        """Respond and observe; not later, since at the end the audit log does not wait for unread bodies."""
+        try:
+            await self._serve(exchange)
         except asyncio.CancelledError:  # by uvicorn, once the time for requests under way has passed
             if exchange.started:
                 raise
             await self._refuse(exchange, NotReady("The service is stopping.", retry_after=1))
-            await exchange.finish()
-        except Exception:
-            await exchange.finish()
-            raise
         finally:
             self.observe(exchange, exchange.route.name)
 

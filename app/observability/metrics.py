@@ -31,6 +31,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, AnswerProfile
+from app.observability import shared_values
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 REFRESH_S = 1.0  # maximum age of another process's gauges
@@ -56,7 +57,11 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.shared = SHARED in os.environ
+        self._folder = os.environ.get(SHARED)
+        if self._folder is not None:
+            shared_values.install()
+        # A folder that was deleted: this process serves its own metrics.
+        self.shared = self._folder is not None and Path(self._folder).is_dir()
         self._models: set[tuple[str, str, str]] = set()
         self._refresh: Callable[[], None] = lambda: None
         latency = partial(Histogram, buckets=LATENCY_BUCKETS, registry=self.registry)
@@ -153,6 +158,10 @@ class Telemetry:
         self.audit_failing = any_of(
             "leuko_audit_failing", "1 if the audit log cannot be written; requests then get 503."
         )
+        self.metrics_unshared = any_of(
+            "leuko_metrics_unshared",
+            "1 if the metrics of a process are missing in the sums of all: the temporary folder is full.",
+        )
         self._exposed = CollectorRegistry() if self.shared else self.registry
         parent = parent_process()
         if self.shared:
@@ -188,6 +197,9 @@ class Telemetry:
     def refresh(self) -> None:
         """Update the gauges. Each scrape does so; with several processes, call it every REFRESH_S as well."""
         self._refresh()
+        if self._folder is not None:
+            shared_values.check()
+        self.metrics_unshared.set(self._folder is not None and shared_values.unshared(self._folder))
 
     def describe_models(self, models: Collection[tuple[str, str, str]]) -> None:
         """Set 1 for each model (name, version, sha256) that answers requests, and 0 for earlier ones."""

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PREFIX = "leuko-metrics-"
 
@@ -29,7 +29,20 @@ def shared_folder() -> Iterator[str]:
         yield folder
     finally:
         os.close(lock)
-        shutil.rmtree(folder)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+
+def restore(folder: str) -> bool:
+    """Make and hold a folder again that was deleted while in use; return whether it was missing.
+
+    Raise OSError.
+    """
+    if os.path.lexists(folder):
+        return False
+    os.mkdir(folder, 0o700)  # noqa: PTH102 (a name that another user has taken meanwhile is an error)
+    hold(folder)  # until this process ends
+    return True
 
 
 def hold(folder: str) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.context import SpawnProcess
@@ -18,7 +19,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from app.observability.logs import configure_logging
 from app.observability.metrics import SHARED
-from app.observability.shared_folder import hold, shared_folder
+from app.observability.shared_folder import hold, restore, shared_folder
+from app.observability.shared_values import forget
 from app.private import Private, environment
 from app.server.run import Launch, print_address, run
 from app.server.signals import insists, stopping, without_terminal
@@ -52,6 +54,7 @@ class Supervisor:
         self._address = address
         self._folder = folder
         self._processes: dict[int, ServerProcess] = {}
+        self._folder_lost = False
         self._stopping = False
         self._status = 0
 
@@ -65,6 +68,7 @@ class Supervisor:
         announced = False
         while self._processes:
             connection.wait([server.process.sentinel for server in self._processes.values()], POLL_S)
+            self._keep_folder()
             for slot, server in list(self._processes.items()):
                 if not server.process.is_alive():
                     self._on_exit(slot, server)
@@ -72,6 +76,19 @@ class Supervisor:
                 print_address(f"{len(self._processes)} processes", self._address)
                 announced = True
         return self._status
+
+    def _keep_folder(self) -> None:
+        """Make the folder of metrics again if it was deleted; say so once, also if that fails."""
+        try:
+            lost = restore(self._folder)
+        except OSError as error:
+            if not self._folder_lost:
+                logger.error("the folder of metrics is gone and cannot be made again: %s", error.strerror)
+            self._folder_lost = True
+        else:
+            if lost and not self._folder_lost:
+                logger.error("the folder of metrics %s was deleted; it is made again", self._folder)
+            self._folder_lost = False
 
     def _all_ready(self) -> bool:
         return all(server.ready.is_set() for server in self._processes.values())
@@ -95,6 +112,7 @@ class Supervisor:
         process.join()
         del self._processes[slot]
         mark_process_dead(process.pid, self._folder)  # type: ignore[no-untyped-call]
+        forget(process.pid, self._folder)
         if self._stopping:
             return
         if server.ready.is_set() or any(other.ready.is_set() for other in self._processes.values()):
@@ -128,7 +146,8 @@ def run_server(launch: Launch, ready: Event, share: Sequence[int], accept_when_r
     elif launch.settings.threads == 0:
         launch = replace(launch, settings=replace(launch.settings, threads=len(share)))
     configure_logging(launch.settings)
-    hold(os.environ[SHARED])  # until this process ends, which may be after its supervisor was killed
+    with suppress(OSError):  # a folder that was deleted: the supervisor has said so
+        hold(os.environ[SHARED])  # until this process ends, which may be after its supervisor was killed
     sys.exit(run(launch, lambda _: ready.set(), accept_when_ready=accept_when_ready))
 
 

@@ -448,6 +448,30 @@ def test_nothing_is_held_while_the_rest_of_a_refused_body_is_discarded() -> None
     run(scenario)
 
 
+def test_a_request_is_observed_before_the_rest_of_its_body_is_discarded() -> None:
+    async def scenario() -> None:
+        service = Service(linger_s=1000.0)
+        service.ready = False
+        discarding = asyncio.Event()
+
+        async def receive() -> Message:
+            discarding.set()
+            await asyncio.Event().wait()
+            raise NotImplementedError
+
+        lingering = asyncio.create_task(call(service.admission, post("/raw/a", content_length="4"), receive))
+        await discarding.wait()
+        discarding.clear()
+        lingering.cancel()  # the service ends, and so does its audit log
+        await discarding.wait()
+        assert service.observed == [("/raw/{name}", "POST", 503)]
+        lingering.cancel()
+        await asyncio.wait([lingering])
+        assert len(service.observed) == 1
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "kind", ["text/plain", "multipart/form-data; boundary=x", "text/plain; application/json"]
 )

@@ -67,6 +67,7 @@ def test_every_instrument_of_the_design_is_there() -> None:
         "leuko_shadow_images",
         "leuko_shadow_disagreements",
         "leuko_audit_failing",
+        "leuko_metrics_unshared",
     }
     assert "python_info" in names
 

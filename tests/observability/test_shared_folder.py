@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.observability.shared_folder import PREFIX, hold, shared_folder
+from app.observability.shared_folder import PREFIX, hold, restore, shared_folder
 
 
 @pytest.fixture
@@ -57,3 +57,15 @@ def test_a_folder_of_another_user_is_left_alone(temporary: Path) -> None:
     with shared_folder():
         pass
     assert old.exists()
+
+
+def test_a_folder_that_was_deleted_is_made_again_for_its_owner_only(temporary: Path) -> None:
+    with shared_folder() as folder:
+        assert not restore(folder)
+        Path(folder).rmdir()
+        assert restore(folder)
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+        with shared_folder():
+            assert Path(folder).exists()  # held
+        Path(folder).rmdir()
+    assert not [*temporary.iterdir()]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -95,6 +96,31 @@ def test_processes_do_not_outlive_the_supervisor() -> None:
         pids = services(process)
         process.kill()
         wait_until(lambda: all(map(is_gone, pids)))
+
+
+@linux
+@pytest.mark.parametrize("temporary", ["stays", "goes"])
+def test_a_process_is_replaced_after_the_folder_of_metrics_was_deleted(
+    temporary: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    with serving(FAKE, "--processes", "2", environ={"TMPDIR": str(folder)}) as process:
+        address = wait_until_ready(process)
+        first = services(process)
+        shutil.rmtree(next(folder.glob("leuko-metrics-*")) if temporary == "stays" else folder)
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+            wait_until(partial(is_gone, pid))
+            assert predict(address) == 200
+        wait_until(lambda: scrape(address)["leuko_images_total"] > 0)
+        if temporary == "stays":
+            wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate()
+        assert process.returncode == 0
+        assert log.count("the folder of metrics") == 1
+        assert "Traceback" not in log, log
 
 
 def test_processes_that_cannot_load_end_the_service_with_1() -> None:
