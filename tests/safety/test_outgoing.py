@@ -102,7 +102,7 @@ def run(watch: Watch, command: Sequence[str], folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("package", LIBRARIES)
+@pytest.mark.parametrize("package", ["app.main", pytest.param("training.cli", marks=pytest.mark.ops)])
 def test_40_libraries_that_are_imported_call_nobody_and_write_nothing(
     watch: Watch, tmp_path: Path, package: str
 ) -> None:

@@ -127,6 +127,7 @@ def test_the_audit_log_says_who_asked_for_what_and_what_came_out(tmp_path: Path)
                 "confidence": 0.7,
                 "ood_score": 1.5,
                 "review": True,
+                "review_reasons": ["out_of_distribution"],
             },
             {"sha256": sha256(png(64)[:40]).hexdigest(), "error": "undecodable_image"},
         ],
