@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training import paper
-from training.laboratories import Laboratory, table_of
+from training.laboratory import Laboratory, table_of
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
 from training.results import (
     CURVES,

@@ -189,7 +189,8 @@ def add_right_when_kept(parser: argparse.ArgumentParser) -> None:
 
 def run_laboratories(args: argparse.Namespace) -> None:
     from training.data import read_manifest
-    from training.laboratories import leave_out, table_of
+    from training.laboratories import leave_out
+    from training.laboratory import table_of
     from training.module import BEST
 
     rows, run = read_manifest(args.manifest), run_folder(args)

@@ -4,47 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.bundle import CLASSES
-from app.printable import printable
 from training.calibration import temperature_for
 from training.config import read_config
 from training.data import Row
-from training.markdown import paragraphs, percent, table
+from training.laboratory import Interval, Laboratory
 from training.review import ReviewLimits, laboratories_of, limits_elsewhere
 from training.rows import choose_rows
 from training.scored import HeldOut, score_folds
 
-HEAD = ("laboratory", "seen in training", "images", "groups", "balanced accuracy", "kept", "right when kept")
 RESAMPLES = 2000
 LEVEL = 0.95
 
-Interval = tuple[float, float]
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Laboratory:
-    """The scores in one laboratory of the network that was trained without it.
-
-    balanced_accuracy: mean of the classes' recalls. kept: share of images not sent to review by confidence or
-    OOD score; right_when_kept: share of them that is right, None if none is kept. Intervals: 95 %, over
-    groups (source photos or slides). Images of a group share its weight.
-    """
-
-    laboratory: str
-    images: int
-    groups: int
-    balanced_accuracy: float
-    interval: Interval
-    kept: float
-    right_when_kept: float | None
-    kept_interval: Interval | None
 
 
 def leave_out(rows: Sequence[Row], run: Path, right_when_kept: float) -> list[Laboratory]:
@@ -109,31 +86,3 @@ def safe_ratio(part: float, whole: float) -> float | None:
 def interval(values: Sequence[float]) -> Interval:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def table_of(laboratories: Sequence[Laboratory]) -> str:
-    """Return a Markdown table, one line for each laboratory, with mean and worst."""
-    lines = [
-        (
-            printable(one.laboratory),
-            "no",
-            f"{one.images:,}",
-            f"{one.groups:,}",
-            ranged(one.balanced_accuracy, one.interval),
-            percent(one.kept),
-            ranged(one.right_when_kept, one.kept_interval),
-        )
-        for one in laboratories
-    ]
-    mean = float(np.mean([one.balanced_accuracy for one in laboratories]))
-    worst = min(laboratories, key=lambda one: one.balanced_accuracy)
-    return paragraphs(
-        table(HEAD, lines),
-        f"Mean {mean:.3f}; worst {worst.balanced_accuracy:.3f} ({printable(worst.laboratory)}).",
-    )
-
-
-def ranged(value: float | None, interval: Interval | None) -> str:
-    if value is None or interval is None:
-        return "–"
-    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"

@@ -14,7 +14,8 @@ from training.cli import main
 from training.data import Row, write_manifest
 from training.errors import ExportError
 from training.export import export
-from training.laboratories import judge, table_of
+from training.laboratories import judge
+from training.laboratory import table_of
 from training.review import ReviewLimits, limits_elsewhere
 from training.scored import HeldOut
 
