@@ -42,8 +42,9 @@ class Turns:
             try:
                 await turn
             except asyncio.CancelledError:
-                if not self._waiting.discard(caller, turn, loop.time()):
-                    self._pass_on()  # it had become our turn
+                self._waiting.discard(caller, turn, loop.time())
+                if not turn.cancelled():  # it had become our turn
+                    self._pass_on()
                 raise
         self._taken = True
 
@@ -57,7 +58,10 @@ class Turns:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        following = self._waiting.take(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        following = self._waiting.take(now)
+        while following is not None and following.done():  # cancelled in this round of the loop
+            following = self._waiting.take(now)
         self._taken = following is not None
         if following is not None:
             following.set_result(None)

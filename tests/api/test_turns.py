@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -87,3 +88,40 @@ def test_work_that_fails_or_is_given_up_ends_nobody_elses_turn() -> None:
         return done
 
     assert asyncio.run(scenario()) == ["0", "1", "4", "last"]
+
+
+def test_a_turn_is_not_given_to_work_that_was_given_up_in_the_same_round() -> None:
+    async def scenario() -> list[str]:
+        turns, done = Turns(), list[str]()
+        tasks = [asyncio.create_task(turns.do(HEAVY, long(done, str(number)))) for number in range(4)]
+        await asyncio.sleep(0)  # the first works; now, before it ends its turn, two that wait are cancelled
+        asyncio.get_running_loop().call_soon(tasks[1].cancel)
+        asyncio.get_running_loop().call_soon(tasks[2].cancel)
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [
+            float,
+            asyncio.CancelledError,
+            asyncio.CancelledError,
+            float,
+        ]
+        return done
+
+    assert asyncio.run(scenario()) == ["0", "3"]
+
+
+def test_many_that_give_up_at_any_time_hold_up_nobody() -> None:
+    async def scenario() -> None:
+        turns, done = Turns(), list[str]()
+        random = Random(0)
+        for _ in range(60):
+            tasks = [asyncio.create_task(turns.do(HEAVY, long(done, "work"))) for _ in range(8)]
+            for task in random.sample(tasks, 5):
+                for _ in range(random.randrange(4)):
+                    await asyncio.sleep(0)
+                task.cancel()
+            async with asyncio.timeout(30):
+                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} <= {float, asyncio.CancelledError}
+
+    asyncio.run(scenario())

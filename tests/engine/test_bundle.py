@@ -96,7 +96,10 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
             "preprocessing.framing is missing; preprocessing.margin is missing",
         ),
         ({"preprocessing": PREPROCESSING | {"zoom": 2}}, "preprocessing.zoom is unknown"),
-        ({"preprocessing": PREPROCESSING | {"size": 513}}, "preprocessing.size must be less than or equal to 512, not 513"),
+        (
+            {"preprocessing": PREPROCESSING | {"size": 513}},
+            "preprocessing.size must be less than or equal to 512, not 513",
+        ),
         ({"preprocessing": PREPROCESSING | {"framing": "cell"}}, "framing must be 'nucleus' or 'whole'"),
         ({"preprocessing": PREPROCESSING | {"std": [1, 1, 0]}}, "std.2 must be greater than 0, not 0"),
         (
