@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -352,25 +352,23 @@ class Batcher(Generic[Item, Result]):
                 if entry.wanted(asyncio.get_running_loop().time()):
                     await self._attempt([entry], False, worker)
         else:
-            postponed = [
-                entry
-                for entry, outcome in zip(batch, outcomes, strict=True)
-                if isinstance(outcome, Postponed)
-            ]
+            postponed = []
             for entry, outcome in zip(batch, outcomes, strict=True):
-                if entry not in postponed:
+                if isinstance(outcome, Postponed):
+                    postponed.append(entry)
+                else:
                     entry.settle(outcome)
             self._put_back(postponed)
 
     def _put_back(self, entries: Sequence[Waiting[Item, Result]]) -> None:
         """Return items to the front of their callers' queues, except those that nobody waits for any more."""
-        wanted = [entry for entry in entries if not entry.outcome.done()]
-        for lane, bulk in ((self._lane, False), (self._bulk_lane, True)):
-            for caller in {entry.caller for entry in wanted if entry.bulk is bulk}:
-                lane.put_back(caller, [e for e in wanted if e.caller == caller and e.bulk is bulk])
-        for entry in wanted:
-            entry.yields = entry.bulk
-        self._note_waiting()
+        groups: defaultdict[tuple[bool, Caller], list[Waiting[Item, Result]]] = defaultdict(list)
+        for entry in entries:
+            if not entry.outcome.done():
+                entry.yields = entry.bulk
+                groups[entry.bulk, entry.caller].append(entry)
+        for (bulk, caller), group in groups.items():
+            (self._bulk_lane if bulk else self._lane).put_back(caller, group)
 
     def _note_waiting(self) -> None:
         self._kept_out = any(not self._served[id] for id in self._lane.ids)

@@ -8,7 +8,7 @@ turns that it missed.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, KeysView, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -118,9 +118,9 @@ class FairQueue(Generic[Item]):
         return caller.weight / (caller.weight + others)
 
     @property
-    def ids(self) -> frozenset[str]:
+    def ids(self) -> KeysView[str]:
         """Return the ids of callers with items."""
-        return frozenset(self._lines)
+        return self._lines.keys()
 
     @property
     def callers(self) -> int:

@@ -30,10 +30,7 @@ def unheld(_first: bool) -> LeukoError | None:
 
 @dataclass(frozen=True)
 class InferenceItem:
-    """An image in the queue, read when its batch runs.
-
-    cam: return a class-activation map too.
-    """
+    """An image in the queue, read when its batch runs. cam: return a class-activation map too."""
 
     read: Callable[[], bytes]
     cam: bool = False

@@ -860,13 +860,22 @@ class YieldingEngine(FakeEngine):
         return [done[0], *(Postponed("later") if postpone else outcome for outcome in done[1:])]
 
 
+@asynccontextmanager
+async def yielding(
+    items: str, *, bulk: bool = False
+) -> AsyncIterator[tuple[YieldingEngine, Batcher[str, str], asyncio.Task[Outcomes]]]:
+    """Have a held engine run the first items of HEAVY."""
+    engine = YieldingEngine(held=True)
+    async with serving(engine) as batcher:
+        engine.batcher = batcher
+        heavy = asyncio.create_task(batcher.submit_many(list(items), caller=HEAVY, bulk=bulk))
+        await engine.busy()
+        yield engine, batcher, heavy
+
+
 def test_what_a_run_postpones_goes_behind_the_caller_that_waits_and_before_what_it_preceded() -> None:
     async def scenario() -> None:
-        engine = YieldingEngine(held=True)
-        async with serving(engine) as batcher:
-            engine.batcher = batcher
-            heavy = asyncio.create_task(batcher.submit_many(list("abcdef"), caller=HEAVY))
-            await engine.busy()
+        async with yielding("abcdef") as (engine, batcher, heavy):
             [light] = await queued(batcher, "x", LIGHT)
             engine.go()
             assert await light == "x!"
@@ -879,11 +888,7 @@ def test_what_a_run_postpones_goes_behind_the_caller_that_waits_and_before_what_
 
 def test_a_run_does_not_yield_to_callers_that_it_serves() -> None:
     async def scenario() -> None:
-        engine = YieldingEngine(held=True)
-        async with serving(engine) as batcher:
-            engine.batcher = batcher
-            heavy = asyncio.create_task(batcher.submit_many(list("abcdef"), caller=HEAVY))
-            await engine.busy()
+        async with yielding("abcdef") as (engine, batcher, heavy):
             assert not batcher.must_yield  # e and f wait
             engine.go()
             await heavy
@@ -894,11 +899,7 @@ def test_a_run_does_not_yield_to_callers_that_it_serves() -> None:
 
 def test_postponed_items_of_a_caller_that_has_left_are_dropped() -> None:
     async def scenario() -> None:
-        engine = YieldingEngine(held=True)
-        async with serving(engine) as batcher:
-            engine.batcher = batcher
-            heavy = asyncio.create_task(batcher.submit_many(list("abcd"), caller=HEAVY))
-            await engine.busy()
+        async with yielding("abcd") as (engine, batcher, heavy):
             [light] = await queued(batcher, "x", LIGHT)
             heavy.cancel()
             await asyncio.wait([heavy])
@@ -911,11 +912,7 @@ def test_postponed_items_of_a_caller_that_has_left_are_dropped() -> None:
 
 def test_bulk_items_that_a_run_postpones_stay_in_their_lane() -> None:
     async def scenario() -> None:
-        engine = YieldingEngine(held=True)
-        async with serving(engine) as batcher:
-            engine.batcher = batcher
-            heavy = asyncio.create_task(batcher.submit_many(list("abcd"), caller=HEAVY, bulk=True))
-            await engine.busy()
+        async with yielding("abcd", bulk=True) as (engine, batcher, heavy):
             [light] = await queued(batcher, "x", LIGHT)
             engine.go()
             assert await light == "x!"
