@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
+
+from app.api.page_files import PageFile
 
 WEB = Path(__file__).parents[1] / "web"
 # No inline scripts or styles; Swagger UI's style sheet has its icons in data: URLs.
@@ -18,9 +20,9 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/docs")
-async def docs() -> FileResponse:
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(WEB / "docs.html", headers=headers)
+async def docs() -> PageFile:
+    headers = {"Content-Security-Policy": POLICY}
+    return PageFile(WEB / "docs.html", headers=headers)
 
 
 @router.get("/openapi.json")

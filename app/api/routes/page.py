@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse
 
+from app.api.page_files import PageFile
 from app.api.routes.docs import WEB
 
 # The page shows image files that the user chose, as blob: URLs.
@@ -17,10 +17,9 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
-async def page() -> FileResponse:
+async def page() -> PageFile:
     headers = {
         "Content-Security-Policy": POLICY,
-        "Cache-Control": "no-cache",
         "Referrer-Policy": "no-referrer",
     }
-    return FileResponse(WEB / "index.html", headers=headers)
+    return PageFile(WEB / "index.html", headers=headers)
