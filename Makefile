@@ -74,7 +74,7 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, documen
 docs: $(FULL) ## write the tables of the documentation that come from the code
 	@$(BIN)/python .ci/docs.py
 
-ops: $(FULL) ## long tests: Ray workers killed, a cluster that loses a machine, torchrun, the container's steps
+ops: $(FULL) ## long tests: Ray and replicas killed, torchrun, alerts, the paper's recipe, the container's steps
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)
 
 container: $(FULL) ## run the Dockerfile's steps for the image `cpu` in a clean folder without Docker, then start and query the service

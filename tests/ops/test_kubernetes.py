@@ -155,6 +155,7 @@ def test_what_the_adapter_averages_is_several_scrapes() -> None:
     assert int(job["scrape_interval"].removesuffix("s")) <= 60 / 4
 
 
+@pytest.mark.ops
 def test_a_pod_answers_its_probes_without_a_key_and_prometheus_gives_the_autoscaler_its_metric(
     tmp_path: Path,
 ) -> None:

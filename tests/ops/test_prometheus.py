@@ -212,6 +212,7 @@ def test_a_service_at_rest_is_scraped_every_rule_evaluated_and_no_alert_fires(tm
         wait_until(lambda: prometheus.firing() == set())
 
 
+@pytest.mark.ops
 def test_under_load_alerts_fire_and_every_panel_of_the_dashboard_shows_something(tmp_path: Path) -> None:
     program("prometheus")
     expected = [Seen(label, 0.9, 1.0, review=False) for label in CLASSES]

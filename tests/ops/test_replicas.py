@@ -23,7 +23,7 @@ from tests.proxying import SHIPPED, Proxy, here, proxying
 from tests.running import Running, free_port, wait_until
 from tests.safety.faulty import GO, HELD, HOLD, faulty
 
-pytestmark = here
+pytestmark = [here, pytest.mark.ops]
 CLIENTS = 4
 
 

@@ -15,7 +15,10 @@ from app.engine.bundle import FILES
 from tests.running import REAL, ROOT, Running, running, wait_until
 
 SHIPPED = ROOT / "models/wbc-resnet18"
-pytestmark = pytest.mark.skipif(not SHIPPED.exists(), reason="the shipped bundle is absent")
+pytestmark = [
+    pytest.mark.ops,
+    pytest.mark.skipif(not SHIPPED.exists(), reason="the shipped bundle is absent"),
+]
 CLIENTS = 4
 
 

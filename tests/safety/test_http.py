@@ -295,9 +295,11 @@ async def crowd(service: Running) -> list[int]:
         asyncio.create_task(dawdle(service.port, pieces)) for pieces in SLOW.values() for _ in range(EACH)
     ]
     found = []
+    # Each request has its own connection: the service closes an idle one, perhaps just when we send.
+    headers = {"content-type": "image/png", "connection": "close"}
     async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(base_url=service.address) as client:
         while not all(task.done() for task in slow):
-            sent = await client.post("/predict", content=png(0), headers={"content-type": "image/png"})
+            sent = await client.post("/predict", content=png(0), headers=headers)
             found.append(sent.status_code)
             await asyncio.sleep(0.02)
     await asyncio.gather(*slow)

@@ -98,6 +98,7 @@ def test_a_run_continues_where_it_stopped_and_shows_its_throughput(resumed: tupl
     assert "images/s=" in output
 
 
+@pytest.mark.ops
 def test_the_paper_recipe_runs_on_the_real_archive_and_its_outcome_loads(tmp_path: Path) -> None:
     path = Path(os.environ.get("LEUKO_DATA", "../shared/data")) / "blood-cells.zip"
     if not path.is_file():
