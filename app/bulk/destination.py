@@ -134,7 +134,8 @@ def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
 def schema_of(labels: Sequence[str]) -> pa.Schema:
     numbers = [(name, pa.float64()) for name in ("confidence", *labels, "ood_score")]
     texts = [("path", pa.string()), ("label", pa.string())]
-    return pa.schema([*texts, *numbers, ("review", pa.bool_()), ("error", pa.string())])
+    review = [("review", pa.bool_()), ("review_reasons", pa.list_(pa.string()))]
+    return pa.schema([*texts, *numbers, *review, ("error", pa.string())])
 
 
 def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
         **dict(zip(labels, prediction.probabilities, strict=True)),
         "ood_score": prediction.ood_score,
         "review": prediction.review,
+        "review_reasons": list(prediction.review_reasons),
     }
 
 

@@ -24,7 +24,7 @@ from tests.fake_classifier import FakeClassifier, png
 
 NAMES = [f"{grey:03d}.png" for grey in range(0, 250, 10)]
 CUT = png(9)[:40]
-COLUMNS = ["path", "label", "confidence", *CLASSES, "ood_score", "review", "error"]
+COLUMNS = ["path", "label", "confidence", *CLASSES, "ood_score", "review", "review_reasons", "error"]
 
 Make = Callable[[Path], Path]
 
@@ -126,3 +126,5 @@ def check(table_rows: list[dict[str, Any]]) -> None:
     assert sorted(labels) == sorted(CLASSES[int(name[:3]) // 64] for name in NAMES)
     good = next(row for row in table_rows if row["label"] == "monocyte")
     assert (good["confidence"], good["monocyte"], good["ood_score"], good["review"]) == (0.7, 0.7, 1.5, True)
+    assert good["review_reasons"] == ["out_of_distribution"]
+    assert bad[0]["review_reasons"] is None
