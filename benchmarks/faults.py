@@ -138,7 +138,7 @@ async def ignore(port: int, seconds: float) -> bool:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         client.setblocking(False)
         await loop.sock_connect(client, (HOST, port))
-        await loop.sock_sendall(client, b"GET " + LARGE + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        await loop.sock_sendall(client, b"GET " + LARGE + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(seconds)
         received, length = 0, 0
         try:
@@ -146,7 +146,9 @@ async def ignore(port: int, seconds: float) -> bool:
                 data = await loop.sock_recv(client, 2**16)
                 if not data:
                     return True
-                length = length or int(re.findall(rb"content-length: (\d+)", data)[0])
+                if not length:
+                    assert data.startswith(b"HTTP/1.1 200 "), data
+                    length = int(re.findall(rb"content-length: (\d+)", data)[0])
                 received += len(data)
         except ConnectionResetError:
             return True

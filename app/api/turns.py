@@ -25,11 +25,10 @@ class Turns:
     async def do(self, caller: Caller, work: Callable[[], object]) -> float:
         """Do a part of a caller's work when its turn comes; return the seconds that it took."""
         await self._begin(caller)
-        began = time.perf_counter()
+        seconds = LONGEST_S  # of work that raises
         try:
-            work()
+            seconds = timed(work)
         finally:
-            seconds = time.perf_counter() - began
             self._spent_s += seconds
             await self._end()
         return seconds
@@ -65,3 +64,10 @@ class Turns:
         self._taken = following is not None
         if following is not None:
             following.set_result(None)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Do the work and return the seconds that it took."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

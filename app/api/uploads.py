@@ -15,7 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from app.api.turns import LONGEST_S, Turns
+from app.api.turns import LONGEST_S, Turns, timed
 from app.errors import MalformedRequest, TooLarge, UnsupportedFormat, Unusable
 from app.inference.fair_queue import Caller
 
@@ -24,6 +24,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 MAX_FILENAME = 255  # characters
 MAX_OPTIONS = 2048  # bytes of a header with parameters, such as a file name
 LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn; small ones after a long turn
+AT_ONCE_S = LONGEST_S  # of parsing before a form waits for its turn: those with an image or two never do
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +114,16 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
 
 
 async def _feed(parser: MultipartParser, request: Request) -> None:
-    """Parse a form in turns: headers take 50 times as long as an image's bytes."""
+    """Parse a form, a long one in turns: headers take 50 times as long as an image's bytes."""
     turns: Turns = request.app.state.turns
     caller = Caller.of(request.state.context)
-    size = SMALL_SLICE
+    size, spent = SMALL_SLICE, 0.0
     async for chunk in request.stream():
         start = 0
         while start < len(chunk):
-            seconds = await turns.do(caller, partial(parser.write, chunk[start : start + size]))
+            parse = partial(parser.write, chunk[start : start + size])
+            seconds = timed(parse) if spent < AT_ONCE_S else await turns.do(caller, parse)
+            spent += seconds
             start += size
             size = SMALL_SLICE if seconds > LONGEST_S else LARGE_SLICE
 

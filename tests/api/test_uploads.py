@@ -131,6 +131,22 @@ def test_file_names_that_are_not_utf_8_are_read_as_latin_1() -> None:
     assert read(body)["files"] == [Part("ä.png", b"x")]
 
 
+def test_a_form_of_one_image_waits_for_no_turn_and_a_long_one_does() -> None:
+    image = part('name="files"; filename="cell.jpg"', bytes(10_000)) + b"--line--\r\n"
+    many = part('name="files"', b"") * 2_000 + b"--line--\r\n"
+    limits = {"files": Limit(2_000, 20_000)}
+
+    async def form(body: bytes) -> Form:
+        sent = request([body])
+        sent.app.state.turns._taken = True  # by somebody who never gives it back
+        async with asyncio.timeout(0.2):
+            return await read_form(sent, limits)
+
+    assert len(asyncio.run(form(image))["files"]) == 1
+    with pytest.raises(TimeoutError):
+        asyncio.run(form(many))
+
+
 def test_a_bare_image_is_returned_as_the_only_part() -> None:
     image = asyncio.run(read_images(request([b"abc", b"def"], b"Image/PNG; x=y"), Limit(2, 6)))
     assert image == Upload([Part(None, b"abcdef")], {})
