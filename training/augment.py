@@ -62,8 +62,8 @@ def soften(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
 
 
 def stain(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """Vary the optical density: channel mixture, strength, and spread (towards that of another image)."""
-    if not (a.stain or a.strength or a.exchange):
+    """Vary the optical density: channel mixture, strength, hue, spread (towards that of another image)."""
+    if not (a.stain or a.strength or a.exchange or a.hue):
         return pixels
     n, device = len(pixels), pixels.device
     density = -torch.log(pixels.clamp(min=1) / 255)
@@ -72,12 +72,22 @@ def stain(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
     exchanged = torch.exp(share.to(device) * (spread[torch.randperm(n, generator=rng)] - spread))
     mixing = torch.eye(3) + a.stain * torch.randn(n, 3, 3, generator=rng)
     mixing = mixing * torch.exp(a.strength * torch.randn(n, 1, 1, generator=rng))
+    if a.hue:
+        mixing = hue_rotation(uniform(rng, n, -a.hue, a.hue) * math.pi / 180) @ mixing
     density = torch.einsum("nij,njhw->nihw", mixing.to(device), density * exchanged)
     return torch.where(pixels.amax(1, keepdim=True) < BLACK, pixels, 255 * torch.exp(-density))
 
 
+def hue_rotation(angle: Tensor) -> Tensor:
+    """Return the rotations [n, 3, 3] of red, green and blue about their grey axis by angles [n]."""
+    axis = torch.full((3, 3), 1 / 3)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    cos, sin = torch.cos(angle).view(-1, 1, 1), torch.sin(angle).view(-1, 1, 1)
+    return cos * torch.eye(3) + (1 - cos) * axis + sin * cross
+
+
 def recolour(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
-    """Vary brightness, contrast about the mean, saturation, and each channel's gain."""
+    """Vary brightness, contrast about the mean, saturation, and each channel's gain; take colour away."""
     n, device = len(pixels), pixels.device
 
     def factor(amount: float, channels: int = 1) -> Tensor:
@@ -88,9 +98,13 @@ def recolour(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
     if a.contrast:
         mean = pixels.mean((1, 2, 3), keepdim=True)
         pixels = mean + (pixels - mean) * factor(a.contrast)
-    if a.saturation:
+    if a.saturation or a.grey:
         grey = (pixels * pixels.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        pixels = grey + (pixels - grey) * factor(a.saturation)
+        colour = factor(a.saturation)
+        if a.grey:
+            faded = chance(rng, n, a.grey).view(-1, 1, 1, 1) * uniform(rng, (n, 1, 1, 1), 0.6, 1.0)
+            colour = colour * (1 - faded).to(device)
+        pixels = grey + (pixels - grey) * colour
     return pixels * factor(a.tint, 3) if a.tint else pixels
 
 

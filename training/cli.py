@@ -58,14 +58,23 @@ def add_data(commands: Commands) -> None:
     parser.add_argument(
         "archives",
         nargs="*",
-        type=Path,
-        metavar="ARCHIVE",
-        help="ZIP or folder; validation uses the first one",
+        metavar="[LABORATORY=]ARCHIVE",
+        help="ZIP or folder; validation uses the first one. Archives are of different laboratories unless"
+        " one is named, as in pbc=pbc-cells.zip pbc=pbc-others.zip",
     )
     parser.add_argument("--download", action="store_true", help="download the Kaggle archive with kagglehub")
-    parser.add_argument("--sources", type=Path, help="CSV of path,source for other archives than Kaggle's")
+    parser.add_argument(
+        "--sources", type=Path, help="CSV of path,source; archives of which it names no path have none"
+    )
     parser.add_argument(
         "--leave-out", nargs="+", default=[], metavar="FOLDER", help="folders to skip: other classes"
+    )
+    parser.add_argument(
+        "--others",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders of cells of no class, which training may use as outliers; half of them are kept out",
     )
     parser.add_argument(
         "--split", default="folders", help="folders: the archive's own; or a ratio such as 80:10:10"
@@ -81,15 +90,27 @@ def add_data(commands: Commands) -> None:
 def run_data(args: argparse.Namespace) -> None:
     from training import data, split
 
-    archives = [*([data.download(args.out.parent)] if args.download else []), *args.archives]
+    archives = [
+        *([("", data.download(args.out.parent))] if args.download else []),
+        *map(named, args.archives),
+    ]
     if not archives:
         raise DataError("no archive given: name one, or use --download")
     sources = read_sources(args.sources) if args.sources else None
     rows = [
         row
-        for path in archives
-        for row in data.build_manifest(path, sources=sources, leave_out=args.leave_out, progress=progress)
+        for laboratory, path in archives
+        for row in data.build_manifest(
+            path,
+            sources=sources,
+            leave_out=args.leave_out,
+            others=args.others,
+            laboratory=laboratory,
+            progress=progress,
+        )
     ]
+    if sources is not None and not any(row.path in sources for row in rows):
+        raise DataError(f"{args.sources} names no image of the archives")
     if args.split_by_file_leaking:
         rows = split.split_by_file_leaking(rows, split.parse_ratio(args.split_by_file_leaking), args.seed)
     elif args.split != "folders":
@@ -99,6 +120,12 @@ def run_data(args: argparse.Namespace) -> None:
         photos = len({row.source for row in rows if (row.split, row.label) == (name, label)})
         print(f"{name:6} {label:11} {count:6} files from {photos:5} sources")
     print(printable(f"wrote {args.out}, fingerprint {data.fingerprint(rows)[:16]}"))
+
+
+def named(archive: str) -> tuple[str, Path]:
+    """Return laboratory, "" if none is named, and path."""
+    laboratory, equals, path = archive.partition("=")
+    return (laboratory, Path(path)) if equals and not Path(archive).exists() else ("", Path(archive))
 
 
 def read_sources(path: Path) -> dict[str, str]:
@@ -166,7 +193,7 @@ def run_folder(args: argparse.Namespace) -> Path:
 def add_laboratories(commands: Commands) -> None:
     parser = commands.add_parser(
         "laboratories",
-        help="train without each archive of the manifest in turn, and score it with that network",
+        help="train without each laboratory of the manifest in turn, and score it with that network",
         description="Train one network without each archive of the manifest, a laboratory each, score every"
         " archive with the network that never saw it, and print a table. Archives have equal shares in"
         " training unless `mix` is set. The run can be exported.",
@@ -195,9 +222,7 @@ def run_laboratories(args: argparse.Namespace) -> None:
 
     rows, run = read_manifest(args.manifest), run_folder(args)
     if not (args.resume and (run / BEST).is_file()):
-        mix = ", ".join(
-            f"{json.dumps(name)} = 1" for name in sorted({Path(row.archive).stem for row in rows})
-        )
+        mix = ", ".join(f"{json.dumps(name)} = 1" for name in sorted({row.laboratory for row in rows}))
         train(args, ['select_on="laboratories"', "shared_epochs=0", f"mix={{ {mix} }}", *args.set])
     print(table_of(leave_out(rows, run, args.right_when_kept)))
 

@@ -125,6 +125,10 @@ class Augmentation:
     """Standard deviation of the logarithm of a factor of optical density: pale and dark stains."""
     exchange: Share = 0.0
     """Share of images whose channels move towards the optical-density spread of another one in the batch."""
+    hue: Annotated[float, Field(strict=True, ge=0, le=180)] = 0.0
+    """Largest rotation of the hue in optical density, in degrees in either direction."""
+    grey: Share = 0.0
+    """Share of images that lose 60 to 100 % of their colour, so that shape and texture must do."""
     blur: Share = 0.0
     """Share of images that are blurred as if taken at a lower resolution, down to 0.4 of the original."""
 
@@ -153,8 +157,11 @@ class TrainConfig:
     holdout_files: Count = 6
     """Largest number of files of one held-out photo in validation; 0: all."""
     mix: Annotated[Mapping[str, Amount], AfterValidator(check_mix)] = field(default_factory=dict)
-    """Archive's file name without suffix → its share of each epoch; files are drawn by class, then photo.
-    Empty: every file once."""
+    """Laboratory → its share of each epoch; files are drawn by class, then photo. Empty: every file once."""
+    outliers: ShareBelowOne = 0.0
+    """Share of an epoch's images that are cells of no class (`leuko-train data --others`), drawn by type."""
+    outlier_weight: Amount = 0.5
+    """Weight of their loss, which is least for equal probabilities (Hendrycks et al. 2019)."""
     epochs: Positive = 50
     """Largest number of epochs."""
     samples: Count = 0

@@ -43,6 +43,16 @@ class Row:
     source: str  # photo, slide or patient
     certain: bool  # the source is certain; other rows are left out of training and validation
     sha256: str  # of the file
+    laboratory: str = ""  # that took the image; the archive's name without suffix, if nothing else is said
+
+    def __post_init__(self) -> None:
+        if not self.laboratory:
+            object.__setattr__(self, "laboratory", Path(self.archive).stem)
+
+    @property
+    def known(self) -> bool:
+        """Return whether the cell is of one of the classes; others are outliers."""
+        return self.label in CLASSES
 
 
 Progress = Callable[[Iterable[Row], int], Iterable[Row]]
@@ -53,20 +63,28 @@ def build_manifest(
     *,
     sources: dict[str, str] | None = None,
     leave_out: Collection[str] = (),
+    others: Collection[str] = (),
+    laboratory: str = "",
     progress: Progress | None = None,
 ) -> list[Row]:
     """Check that the archive is complete (counts; every file decodes) and return a row for each image.
 
     The Kaggle archive is recognised by its TRAIN and TEST folders. Any other archive needs one folder per
-    class; `sources` (path → photo or patient) groups its files, without it each file is its own source.
-    Images in folders named in `leave_out` are skipped. Raise DataError if the archive cannot be used.
+    class; `sources` (path → photo or patient) groups its files, if it names one of them; else each file is
+    its own source. Images in folders named in `leave_out` are skipped. Folders named in `others` hold cells
+    of no class: half of their sources are for training, the others have split test.
+    Raise DataError if the archive cannot be used.
     """
     images = ImageArchive(path)
     names = [name for name in images.names() if not any(part in leave_out for part in name.split("/")[:-1])]
     kaggle = [row for name in names if (row := kaggle_row(path, name))]
-    rows = with_kaggle_sources(kaggle) if kaggle else [folder_row(path, name, sources) for name in names]
+    if sources is not None and not any(name in sources for name in names):
+        sources = None  # they are another archive's
+    rows = (
+        with_kaggle_sources(kaggle) if kaggle else [folder_row(path, name, sources, others) for name in names]
+    )
     check_classes(path, rows)
-    checked = checked_rows(images, rows)
+    checked = checked_rows(images, [replace(row, laboratory=laboratory or path.stem) for row in rows])
     return list(progress(checked, len(rows)) if progress else checked)
 
 
@@ -102,21 +120,30 @@ def file_key(path: str) -> str:
     return "/".join(path.split("/")[-3:])
 
 
-def folder_row(archive: Path, name: str, sources: dict[str, str] | None) -> Row:
-    label = next((part.lower() for part in reversed(name.split("/")[:-1]) if part.lower() in CLASSES), None)
+def folder_row(archive: Path, name: str, sources: dict[str, str] | None, others: Collection[str]) -> Row:
+    folders = [part.lower() for part in reversed(name.split("/")[:-1])]
+    label = next((folder for folder in folders if folder in CLASSES or folder in others), None)
     if label is None:
         raise DataError(
             f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); "
-            "skip folders of other classes with --leave-out"
+            "skip folders of other classes with --leave-out, or name them with --others"
         )
     if sources is not None and name not in sources:
         raise DataError(f"{archive}: {name} has no line in the CSV of sources")
     source = sources[name] if sources else f"{archive.stem}/{name}"
-    return Row(str(archive), name, label, "train", source, True, "")
+    split = "train" if label in CLASSES or is_for_training(source) else "test"
+    return Row(str(archive), name, label, split, source, True, "")
+
+
+def is_for_training(source: str) -> bool:
+    """Return the same answer for a source in every manifest; true for half of them."""
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()[0] % 2 == 0
 
 
 def check_classes(archive: Path, rows: Sequence[Row]) -> None:
     present = {row.label for row in rows}
+    if rows and not any(row.known for row in rows):
+        return  # an archive of other cells alone
     if missing := [label for label in CLASSES if label not in present]:
         raise DataError(
             f"{archive}: no images of {', '.join(missing)}; each class needs a folder of its name"

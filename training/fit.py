@@ -14,7 +14,7 @@ from training.folds import fit_folds
 from training.module import LAST
 from training.patches import cut_patches
 from training.ranks import do_once, start_processes
-from training.rows import FOLDED, choose_rows
+from training.rows import FOLDED, choose_rows, outliers
 from training.trainer import fit_once
 
 
@@ -31,19 +31,20 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
             f"{run} already holds a run: continue it with `--resume`, or choose another folder with `--run`"
         )
     train, validation = choose_rows(rows, config)
+    others = outliers(rows, config)
     processes = start_processes(config)
 
     def prepare() -> None:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.json")
         save_facts(train, validation, run / "data.json")
-        cut_patches(train, config, run)
+        cut_patches([*train, *others], config, run)
 
     do_once(processes, prepare)
-    patches = cut_patches(train, config, run)
+    patches = cut_patches([*train, *others], config, run)
     if config.select_on in FOLDED:
-        return fit_folds(train, validation, patches, config, run, processes)
-    return fit_once(train, validation, patches, config, run)
+        return fit_folds(train, validation, others, patches, config, run, processes)
+    return fit_once([*train, *others], validation, patches, config, run)
 
 
 def save_facts(train: Sequence[Row], validation: Sequence[Row], path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Training by cross-validation: one network without each fold or laboratory, and the mean of their weights.
+"""Training by cross-validation: one network without each fold or laboratory, and one network from all.
 
-All folds start from the same weights, so that their weights stay close enough to be averaged into one network
-(Wortsman et al. 2022, model soups) with new batch-norm statistics. Temperature and thresholds are set on the
-out-of-fold predictions: each photo is scored by the network that was trained without it.
+Temperature and thresholds are set on the out-of-fold predictions: each photo is scored by the network that
+was trained without it. All folds start from the same weights, so that their weights stay close enough to be
+averaged into one network (Wortsman et al. 2022, model soups) with new batch-norm statistics. Networks without
+a laboratory are too far apart for that: one more is trained on all laboratories.
 """
 
 from __future__ import annotations
@@ -36,17 +37,27 @@ SHARED = "shared"
 def fit_folds(
     train: Sequence[Row],
     validation: Sequence[Row],
+    others: Sequence[Row],
     patches: Patches,
     config: TrainConfig,
     run: Path,
     processes: Fabric,
 ) -> Path:
-    """Train `run/shared` and `run/fold-1` …, and write the mean of the folds as `run/best.ckpt`."""
+    """Train `run/shared` and `run/fold-1` …, and write `run/best.ckpt`: the mean of the folds.
+
+    With laboratories, it is one more network, trained on all of them for the same number of epochs.
+    others: outliers; a network without a laboratory sees none from there.
+    """
     start = fit_shared(train, validation, patches, config, run, processes)
     for k, (fold_train, held_out) in enumerate(fold_rows(train, validation, config)):
         mix = mix_of(fold_train, config)
         fold_config = replace(config, initial=start, seed=config.seed + k, mix=mix)
-        fit_once(fold_train, held_out, patches, fold_config, fold_path(run, k))
+        left_out = {row.laboratory for row in held_out} if config.select_on == "laboratories" else set()
+        fold_others = [row for row in others if row.laboratory not in left_out]
+        fit_once([*fold_train, *fold_others], held_out, patches, fold_config, fold_path(run, k))
+    if config.select_on == "laboratories":
+        last = replace(config, monitor="last", patience=0)  # no cells are left to choose an epoch on
+        return fit_once([*train, *others], [], patches, last, run)
     do_once(processes, lambda: save_mean(train, patches, config, run))
     return run / BEST
 
@@ -86,9 +97,9 @@ def fit_shared(
 
 
 def mix_of(rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:
-    """Return the recipe's shares of the archives that the rows come from."""
-    stems = {Path(row.archive).stem for row in rows}
-    return {stem: share for stem, share in config.mix.items() if stem in stems}
+    """Return the recipe's shares of the laboratories that the rows come from."""
+    present = {row.laboratory for row in rows}
+    return {name: share for name, share in config.mix.items() if name in present}
 
 
 def save_start(best: Path, config: TrainConfig, weights: Path) -> None:

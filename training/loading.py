@@ -20,6 +20,7 @@ from training.errors import DataError
 from training.images import ImageArchive
 from training.patches import Patches
 
+OUTLIER = -1  # class index of a cell of no class
 Batch = tuple[Tensor, Tensor, Tensor]  # pixels uint8 [n, side, side, 3], labels [n], weights [n]
 
 
@@ -39,7 +40,7 @@ class FramedCells(Dataset[Batch]):
         row = self.rows[index]
         image = decode(self.archives[row.archive].read(row.path))
         pixels = torch.from_numpy(frame_cell(image, self.preprocessing).pixels.copy())
-        return pixels, torch.tensor(CLASSES.index(row.label)), torch.tensor(self.weights[index])
+        return pixels, torch.tensor(label_index(row)), torch.tensor(self.weights[index])
 
 
 class TrainingPatches(Dataset[Batch]):
@@ -56,7 +57,11 @@ class TrainingPatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         row = self.rows[index]
         patch = torch.from_numpy(self.patches[row].copy())
-        return patch, torch.tensor(CLASSES.index(row.label)), torch.tensor(self.weights[index])
+        return patch, torch.tensor(label_index(row)), torch.tensor(self.weights[index])
+
+
+def label_index(row: Row) -> int:
+    return CLASSES.index(row.label) if row.known else OUTLIER
 
 
 def training_loader(
@@ -68,8 +73,8 @@ def training_loader(
     """
     samples = config.samples or len(rows)
     sampler: Sampler[int] = RandomSampler(rows, num_samples=samples)
-    if config.mix:
-        sampler = WeightedRandomSampler(mixed_weights(rows, config.mix), samples)
+    if config.mix or config.outliers:
+        sampler = WeightedRandomSampler(sample_weights(rows, config), samples)
     if world > 1:
         # Lightning's own replacement of a RandomSampler would ignore `samples`.
         sampler = DistributedSamplerWrapper(sampler, world, rank, shuffle=False, drop_last=True)
@@ -106,12 +111,23 @@ def balanced_weights(rows: Sequence[Row]) -> list[float]:
     return [share / (photos[row.label] * files[row.label, row.source]) for row in rows]
 
 
-def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
-    """Return `balanced_weights` within each archive, scaled to the archives' shares in `mix` (stem → share).
+def sample_weights(rows: Sequence[Row], config: TrainConfig) -> list[float]:
+    """Return how often each row is drawn: cells by the recipe's `mix`, outliers by type, with their share."""
+    known = [row for row in rows if row.known]
+    others = [row for row in rows if not row.known]
+    weights = iter(mixed_weights(known, config.mix) if config.mix else [1 / len(known)] * len(known))
+    mass = sum(config.mix.values()) or 1.0
+    share = config.outliers / (1 - config.outliers) * mass / max(1, len(others))
+    outlier_weights = iter([share * weight for weight in balanced_weights(others)] if others else [])
+    return [next(weights if row.known else outlier_weights) for row in rows]
 
-    Raise DataError if the manifest's archives are not those of the mix.
+
+def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
+    """Return `balanced_weights` within each laboratory, scaled to the shares in `mix` (laboratory → share).
+
+    Raise DataError if the manifest's laboratories are not those of the mix.
     """
-    stems = [Path(row.archive).stem for row in rows]
+    stems = [row.laboratory for row in rows]
     if set(stems) != set(mix):
         raise DataError(
             f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(sorted(set(stems)))}: "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 from torch.nn.utils import parameters_to_vector
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -17,7 +17,7 @@ from app.engine.bundle import CLASSES
 from training.augment import augment
 from training.config import TrainConfig
 from training.errors import ExportError
-from training.loading import Batch
+from training.loading import OUTLIER, Batch
 from training.network import Network
 from training.patches import room_for
 
@@ -55,8 +55,11 @@ class Finetuning(LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         patches, labels, _weights = batch
         logits = self.network(self.vary(patches))[0]
-        loss: Tensor = self.loss(logits, labels)
-        accuracy = (logits.argmax(1) == labels).float().mean()
+        known = labels != OUTLIER
+        loss: Tensor = self.loss(logits[known], labels[known]) if known.any() else logits.new_zeros(())
+        if not known.all():
+            loss = loss - self.config.outlier_weight * log_softmax(logits[~known], 1).mean()
+        accuracy = (logits[known].argmax(1) == labels[known]).float().mean()
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +70,8 @@ def limits_elsewhere(held_out: HeldOut, temperature: float, target: float) -> Re
 
 
 def laboratories_of(held_out: HeldOut) -> dict[str, Flags]:
-    """Return which images are of each laboratory, by the name of its archive."""
-    names = np.array([Path(row.archive).stem for row in held_out.rows])
+    """Return which images are of each laboratory."""
+    names = np.array([row.laboratory for row in held_out.rows])
     return {name: names == name for name in sorted(set(names.tolist()))}
 
 

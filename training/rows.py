@@ -15,10 +15,11 @@ FOLDED = ("folds", "laboratories")  # values of `select_on` that train a network
 
 
 def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], list[Row]]:
-    """Return training and validation rows; raise DataError if either lacks a class.
+    """Return training and validation rows of the classes; raise DataError if either lacks a class.
 
     With folds or laboratories, both have the same photos and `fold_rows` separates them.
     """
+    rows = [row for row in rows if row.known]
     train = [row for row in rows if row.split == "train"]
     if config.select_on in ("holdout", *FOLDED):
         validation = [row for row in train if row.certain]
@@ -26,8 +27,8 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
             train, validation = hold_out(train, config.holdout, config.seed)
         validation = thin(validation, config.holdout_files, 0) if config.holdout_files else validation
         if config.select_on != "laboratories":
-            first = rows[0].archive  # the others are for training only
-            validation = [row for row in validation if row.archive == first]
+            first = rows[0].laboratory  # the others are for training only
+            validation = [row for row in validation if row.laboratory == first]
         train = [row for row in train if row.certain]
     else:
         validation = [row for row in rows if row.split == config.select_on]
@@ -39,24 +40,40 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
     return train, validation
 
 
+def outliers(rows: Sequence[Row], config: TrainConfig) -> list[Row]:
+    """Return the training rows of cells of no class; none if the recipe wants none.
+
+    Raise DataError if it does and there is none.
+    """
+    if not config.outliers:
+        return []
+    found = [row for row in rows if not row.known and row.split == "train"]
+    if not found:
+        raise DataError(
+            f"outliers = {config.outliers} needs cells of no class: create the manifest with "
+            "`leuko-train data --others FOLDER`, or set outliers to 0"
+        )
+    return found
+
+
 def fold_rows(
     train: Sequence[Row], validation: Sequence[Row], config: TrainConfig
 ) -> list[tuple[list[Row], list[Row]]]:
     """Return for each fold its training rows and the validation rows that it holds out.
 
-    With folds, these are photos of the first archive; with laboratories, one whole archive each, in the order
-    of their names. Raise DataError if there are too few.
+    With folds, these are photos of the first laboratory; with laboratories, all of one, in the order of their
+    names. Raise DataError if there are too few.
     """
     if config.select_on == "laboratories":
-        archives = sorted({row.archive for row in validation})
-        if len(archives) < 2:
+        laboratories = sorted({row.laboratory for row in validation})
+        if len(laboratories) < 2:
             raise DataError("leaving one laboratory out needs the archives of at least two in the manifest")
         return [
             (
-                [row for row in train if row.archive != archive],
-                [row for row in validation if row.archive == archive],
+                [row for row in train if row.laboratory != laboratory],
+                [row for row in validation if row.laboratory == laboratory],
             )
-            for archive in archives
+            for laboratory in laboratories
         ]
     fold = into_folds(validation, config.folds, config.seed)
     return [
@@ -69,9 +86,9 @@ def fold_rows(
 
 
 def shared_rows(train: Sequence[Row], validation: Sequence[Row]) -> list[Row]:
-    """Return the training rows of archives without validation rows, which every fold may train on."""
-    validated = {row.archive for row in validation}
-    return [row for row in train if row.archive not in validated]
+    """Return the training rows of laboratories without validation rows, which every fold may train on."""
+    validated = {row.laboratory for row in validation}
+    return [row for row in train if row.laboratory not in validated]
 
 
 def fold_path(run: Path, k: int) -> Path:

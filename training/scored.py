@@ -22,7 +22,7 @@ from training.network import Network
 from training.rows import fold_path, fold_rows
 from training.split import thin
 
-BANK = 150  # training cells per class and archive in the reference set of the OOD score
+BANK = 150  # training cells per class and laboratory in the reference set of the OOD score
 
 Floats = NDArray[np.float32]
 
@@ -90,16 +90,16 @@ def score_folds(run: Path, train: Sequence[Row], validation: Sequence[Row], conf
 def find_neighbours(network: Network, train: Sequence[Row], config: TrainConfig) -> Neighbours:
     """Return the OOD score's reference set: the network's features of a balanced sample of `train`."""
     rows = balanced_sample(train, BANK)
-    groups = len({(row.archive, row.label) for row in rows})
+    groups = len({(row.laboratory, row.label) for row in rows})
     return neighbours_of(score(network, evaluation_loader(rows, config)).features, groups)
 
 
 def balanced_sample(rows: Sequence[Row], n: int) -> list[Row]:
-    """Return up to n rows per class and archive, spread over the photos."""
+    """Return up to n rows per class and laboratory, spread over the photos."""
     chosen: list[Row] = []
-    for archive in sorted({row.archive for row in rows}):
+    for laboratory in sorted({row.laboratory for row in rows}):
         for label in CLASSES:
-            group = [row for row in rows if (row.archive, row.label) == (archive, label)]
+            group = [row for row in rows if (row.laboratory, row.label) == (laboratory, label)]
             per_source = 1
             while len(picked := thin(group, per_source, 0)) < min(n, len(group)):
                 per_source *= 2

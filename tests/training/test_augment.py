@@ -7,7 +7,7 @@ from torch import Tensor
 
 from app.imaging.framing import Preprocessing, frame_cell
 from app.samples.smear import draw_smear
-from training.augment import augment, recolour, soften, stain, warp
+from training.augment import LUMA, augment, recolour, soften, stain, warp
 from training.config import Augmentation
 from training.patches import cut_patch
 
@@ -107,6 +107,29 @@ def test_a_stronger_stain_is_a_multiple_of_the_optical_density() -> None:
     ratio = torch.log(seen / 255) / torch.log(pixels / 255)
     assert ratio.std() < 1e-3
     assert abs(float(ratio.mean()) - 1) > 0.01
+
+
+def test_a_turned_hue_keeps_the_grey_of_the_optical_density() -> None:
+    pixels = noise(8)
+    turned = stain(pixels, Augmentation(hue=30.0), seeded())
+    before, after = (-torch.log(each / 255) for each in (pixels, turned))
+    assert torch.allclose(before.mean(1), after.mean(1), atol=1e-4)
+    assert torch.allclose(before.square().sum(1), after.square().sum(1), atol=1e-3)
+    change = (after - before).abs().mean((1, 2, 3))
+    assert change.min() < change.max() / 3  # each image by an angle of its own
+    assert torch.equal(stain(pixels, Augmentation(hue=0.0), seeded()), pixels)
+
+
+def test_some_images_lose_their_colour_and_keep_their_brightness() -> None:
+    pixels = noise(64)
+    seen = recolour(pixels, Augmentation(grey=0.5), seeded())
+    colour = seen.amax(1) - seen.amin(1)
+    left = (colour.mean((1, 2)) / (pixels.amax(1) - pixels.amin(1)).mean((1, 2))).tolist()
+    faded = [share for share in left if share < 0.999]
+    assert 20 < len(faded) < 44
+    assert 0 <= min(faded) < max(faded) <= 0.401
+    luma = torch.tensor(LUMA).view(1, 3, 1, 1)
+    assert torch.allclose((seen * luma).sum(1), (pixels * luma).sum(1), atol=1e-2)
 
 
 def test_exchange_takes_on_the_density_of_another_image() -> None:

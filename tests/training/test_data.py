@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from PIL import Image
 
 from training.data import (
     KAGGLE_COUNTS,
@@ -116,6 +117,45 @@ def test_folders_of_other_classes_and_hidden_files_are_skipped(
     assert fingerprint(kept) == fingerprint(rows)
     with pytest.raises(DataError, match=r"basophil/a\.png .* --leave-out"):
         build_manifest(tmp_path, sources=sources)
+
+
+def test_cells_of_no_class_are_kept_for_training_and_testing_by_their_source(
+    archive: Path, sources: dict[str, str], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "pbc")
+    folder = tmp_path / "pbc" / "Basophil"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    names = {f"Basophil/{i}.png": f"slide {i // 2}" for i in range(40)}
+    rows = build_manifest(
+        tmp_path / "pbc", sources=sources | names, others=["basophil"], laboratory="Barcelona"
+    )
+    others = [row for row in rows if not row.known]
+    assert {row.label for row in others} == {"basophil"}
+    assert {row.laboratory for row in rows} == {"Barcelona"}
+    splits = {row.source: row.split for row in others}
+    assert all(row.split == splits[row.source] for row in others)
+    assert 4 < list(splits.values()).count("train") < 16
+    assert set(splits.values()) == {"train", "test"}
+
+    alone = build_manifest(folder.parent, sources={"another archive's": "slide"}, others=["basophil"])
+    assert {row.source for row in alone if not row.known} == {f"pbc/Basophil/{i}.png" for i in range(40)}
+
+
+def test_an_archive_may_hold_cells_of_no_class_alone(tmp_path: Path) -> None:
+    (tmp_path / "platelet").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "platelet" / "a.png")
+    assert [row.label for row in build_manifest(tmp_path, others=["platelet"])] == ["platelet"]
+
+
+def test_an_older_manifest_has_its_archives_for_laboratories(rows: list[Row], tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    write_manifest(rows, path)
+    lines = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    assert read_manifest(path) == rows
 
 
 def test_a_download_gets_the_name_that_recipes_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

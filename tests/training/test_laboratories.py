@@ -109,7 +109,9 @@ def test_one_command_trains_without_each_laboratory_and_its_run_can_be_exported(
 ) -> None:
     other = str(shutil.copyfile(archive, tmp_path / "other.zip"))
     first = [row for row in rows if row.source.endswith(("0", "1"))]
-    both = [*first, *(replace(row, archive=other, source=f"other/{row.source}") for row in first)]
+    second = [replace(row, archive=other, laboratory="", source=f"other/{row.source}") for row in first]
+    unknown = [replace(row, label="basophil") for row in (first[0], first[1], second[0])]
+    both = [*first, *second, *unknown]
     manifest, run, bundle = tmp_path / "manifest.csv", tmp_path / "run", tmp_path / "bundle"
     write_manifest(both, manifest)
     settings = (
@@ -122,6 +124,7 @@ def test_one_command_trains_without_each_laboratory_and_its_run_can_be_exported(
         'initial="random"',
         "preprocessing.size=64",
         "holdout_files=1",
+        "outliers=0.3",
     )
     arguments = ["--manifest", str(manifest), "--run", str(run)]
     options = ["--right-when-kept", "0", *(part for one in settings for part in ("--set", one))]

@@ -11,7 +11,13 @@ from app.engine.bundle import CLASSES
 from training.config import load_recipe
 from training.data import Row
 from training.errors import DataError
-from training.loading import balanced_weights, evaluation_loader, mixed_weights, training_loader
+from training.loading import (
+    balanced_weights,
+    evaluation_loader,
+    mixed_weights,
+    sample_weights,
+    training_loader,
+)
 from training.patches import Patches, cut_patches
 
 
@@ -37,6 +43,16 @@ def test_archives_weigh_as_the_mix_says() -> None:
     weights = mixed_weights(rows, {"a": 0.7, "b": 0.3})
     assert sum(weights[:18]) == pytest.approx(0.7)
     assert sum(weights[18:]) == pytest.approx(0.3)
+
+
+def test_outliers_have_their_share_and_each_type_the_same() -> None:
+    kinds = ["platelet"] * 3 + ["basophil"] * 9
+    others = [Row("c.zip", f"o{i}", kind, "train", f"o{i}", True, "") for i, kind in enumerate(kinds)]
+    rows = uneven("a.zip") + others
+    for mix in ("mix={a=2.0}", "mix={}"):
+        weights = sample_weights(rows, load_recipe("default", [mix, "outliers=0.2"]))
+        assert sum(weights[18:]) / sum(weights) == pytest.approx(0.2)
+        assert sum(weights[18:21]) == pytest.approx(sum(weights[21:]))
 
 
 def test_a_mix_that_does_not_fit_the_manifest_is_refused_with_the_way_out() -> None:

@@ -8,7 +8,7 @@ from app.engine.bundle import CLASSES
 from training.config import load_recipe
 from training.data import Row
 from training.errors import DataError
-from training.rows import choose_rows, fold_rows, shared_rows
+from training.rows import choose_rows, fold_rows, outliers, shared_rows
 
 CONFIG = load_recipe("default", ["folds=3", "files=2", "holdout_files=1"])
 
@@ -80,3 +80,14 @@ def test_too_few_photos_for_the_folds_are_named() -> None:
     train, validation = choose_rows(manifest(), CONFIG)
     with pytest.raises(DataError, match="eosinophil has 6 source photos, too few for 7 folds"):
         fold_rows(train, validation, replace(CONFIG, folds=7))
+
+
+def test_cells_of_no_class_are_outliers_of_training_only_and_only_where_the_recipe_wants_them() -> None:
+    kinds = [replace(row, label="platelet") for row in manifest() if row.label == "monocyte"]
+    rows = [*manifest(), *kinds]
+    assert choose_rows(rows, CONFIG) == choose_rows(manifest(), CONFIG)
+    assert outliers(rows, CONFIG) == []
+    found = outliers(rows, replace(CONFIG, outliers=0.1))
+    assert {(row.label, row.split) for row in found} == {("platelet", "train")}
+    with pytest.raises(DataError, match="--others FOLDER"):
+        outliers(manifest(), replace(CONFIG, outliers=0.1))
