@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 EXTRAS ?=
-RECIPE ?= default
+RECIPE ?= laboratories
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
 # Processes that run tests. On two cores three gain a tenth: tests wait for the services that they start.
@@ -25,17 +25,21 @@ BASE := $(VENV)/.base-$(subst $(space),-,$(EXTRAS))
 YAML_STYLE := '{extends: default, rules: {document-start: disable, line-length: {max: 110}}}'
 INPUTS := pyproject.toml requirements.lock
 # The archives of each recipe. In another place: docs/training.md, "Where the data is".
-ARCHIVES_default := blood-cells pbc-cells
-ARCHIVES_paper := blood-cells
-ARCHIVES ?= $(ARCHIVES_$(RECIPE):%=$(LEUKO_DATA)/%.zip)
+ARCHIVES_laboratories := bccd=blood-cells pbc=pbc-cells pbc=pbc-others lisc=lisc-cells raabin=raabin-cells
+ARCHIVES_default := blood-cells=blood-cells pbc-cells=pbc-cells
+ARCHIVES_paper := bccd=blood-cells
+ARCHIVES ?= $(foreach each,$(ARCHIVES_$(RECIPE)),$(subst =,=$(LEUKO_DATA)/,$(each)).zip)
+DATA_default := --leave-out basophil erythroblast ig platelet
+DATA_laboratories := --sources $(LEUKO_DATA)/raabin-sources.csv --others basophil erythroblast ig platelet
 MANIFEST := data/$(RECIPE).csv
 RUN := runs/$(RECIPE)
-BUNDLE_default := models/wbc-resnet18
+BUNDLE_laboratories := models/wbc-resnet18
+BUNDLE_default := $(RUN)/bundle
 BUNDLE_paper := $(RUN)/bundle
 BUNDLE ?= $(BUNDLE_$(RECIPE))
-VERSION ?= 2.1.0
+VERSION ?= 3.0.0
 # The model card compares a run of the paper's recipe with the paper, if there is such a run.
-PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
+PAPER_laboratories := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
 # Initial weights: this file if it exists, else torchvision downloads them.
 INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
@@ -122,7 +126,7 @@ lock: $(BIN)/uv ## update requirements.lock from pyproject.toml; ARGS="--upgrade
 	    $(ARGS) --output-file requirements.lock
 
 $(MANIFEST): | $(FULL)
-	$(BIN)/leuko-train data $(ARCHIVES) --out $@
+	$(BIN)/leuko-train data $(ARCHIVES) $(DATA_$(RECIPE)) --out $@
 
 # Packages that the network needs as in our lock, the peer in any version.
 .venv-peers/%/.done: requirements.lock | $(BIN)/uv

@@ -28,6 +28,7 @@ def augment(patches: Tensor, size: int, room: float, a: Augmentation, rng: torch
     """
     pixels = warp(patches.permute(0, 3, 1, 2).float(), size, room, a, rng)
     pixels = soften(pixels, a, rng)
+    pixels = transfer(pixels, a, rng)
     pixels = stain(pixels, a, rng)
     return recolour(pixels, a, rng).clamp(0, 255).permute(0, 2, 3, 1)
 
@@ -59,6 +60,29 @@ def soften(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
         return pixels
     blurred = interpolate(pixels, small, mode="bilinear", antialias=True)
     return torch.where(chosen.view(-1, 1, 1, 1), interpolate(blurred, size, mode="bilinear"), pixels)
+
+
+def transfer(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:
+    """Move a random share's mean and covariance of optical density towards another image's, part of the way.
+
+    Colour transfer as by Reinhard et al. 2001, with correlated channels (Xiao and Ma 2006).
+    """
+    if not a.transfer:
+        return pixels
+    n, _, height, width = pixels.shape
+    lit = (pixels.amax(1, keepdim=True) >= BLACK).flatten(2).to(pixels.dtype)  # [n, 1, h · w]
+    weight = lit / lit.sum(2, keepdim=True).clamp(min=1)
+    density = -torch.log(pixels.clamp(min=1) / 255).flatten(2)
+    mean = (weight * density).sum(2, keepdim=True)
+    centred = density - mean
+    covariance = (weight * centred) @ centred.transpose(1, 2) + 1e-4 * torch.eye(3, device=pixels.device)
+    root = torch.linalg.cholesky(covariance)
+    other = torch.randperm(n, generator=rng)
+    moved = root[other] @ torch.linalg.solve_triangular(root, centred, upper=False) + mean[other]
+    share = uniform(rng, (n, 1, 1), 0, 1) * chance(rng, n, a.transfer).view(-1, 1, 1)
+    part = share.to(pixels.device) * lit
+    changed = 255 * torch.exp(-(density + part * (moved - density)))
+    return torch.where(part > 0, changed, pixels.flatten(2)).view(n, 3, height, width)
 
 
 def stain(pixels: Tensor, a: Augmentation, rng: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.classifier import Neighbours, softmax
+from app.engine.classifier import Bank, Neighbours, softmax
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -25,15 +25,18 @@ def temperature_for(logits: Floats, labels: Labels, weights: Floats) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.2), np.log(10)), method="bounded").x))
 
 
-def neighbours_of(bank: Floats, groups: int) -> Neighbours:
-    """Return the k-nearest-neighbour OOD score over `bank`, scaled so that the bank's own median is 1.
+def neighbours_of(known: Bank, others: Bank | None = None) -> Neighbours:
+    """Return the k-nearest-neighbour OOD score, scaled so that the known cells' own median is 1."""
+    scores = Neighbours(known, 1.0, others).score(known.features)
+    return Neighbours(known, float(np.median(scores)) or 1.0, others)
 
-    bank: features [m, 512], about as many of each group; groups: number of pairs of class and laboratory.
+
+def bank_of(features: Floats, groups: int) -> Bank:
+    """Return a bank of features [m, 512], about as many of each group: a pair of class and laboratory.
+
     k is a third of a group: with a smaller k, cells of an unknown class find near neighbours too often.
     """
-    k = max(1, round(len(bank) / groups / 3))
-    scores = Neighbours(bank, k, 1.0).score(bank)
-    return Neighbours(bank, k, float(np.median(scores)) or 1.0)
+    return Bank(features, max(1, round(len(features) / groups / 3)))
 
 
 def weighted_quantile(values: Floats, weights: Floats, q: float) -> float:

@@ -27,6 +27,9 @@ METRICS = ("accuracy", "precision", "recall", "f1", "mse")
 LICENCES = {
     "blood-cells": "`paultimothymooney/blood-cells` of Kaggle, made from BCCD: MIT",
     "pbc-cells": "PBC (Acevedo et al. 2020, Hospital Clínic Barcelona): CC BY 4.0",
+    "pbc-others": "PBC's other cells, as the OOD score's counterexamples: CC BY 4.0",
+    "lisc-cells": "LISC (Rezatofighi and Soltanian-Zadeh 2011, Tehran): free for research and education",
+    "raabin-cells": "Raabin-WBC (Kouzehkanan et al. 2022, Tehran): free access, cite Sci Rep 12:1123",
 }
 
 Table = Mapping[str, Any]
@@ -148,21 +151,29 @@ def data(config: Table, report: Table) -> str:
         "validation": config["training"]["data"]["validation"],
         f"`{report['split']}`": scored_data(report),
     }
+    others = config["training"]["data"].get("others")
     rows = [
         [f"{name}, {what}", *(f"{split[key].get(label, 0):,}" for label in config["labels"])]
         for name, split in splits.items()
         for key, what in (("images", "images"), ("sources", "photos"))
     ]
+    if others:
+        splits["cells of other types"] = others
     kinds = sorted({Path(name).stem for split in splits.values() for name in split["archives"]})
     licences = [LICENCES.get(kind, f"{kind}: ask its publisher") for kind in kinds]
     return paragraphs(
         "## Data",
         table(["", *config["labels"]], rows),
+        f"Beside these, cells of no class: {counted(others['images'])}." if others else "",
         "Fingerprints (sha256 over the sorted hashes, classes and splits of the files):",
         bullets(f"{name}: {archives(split)}, `{split['fingerprint']}`" for name, split in splits.items()),
         "The weights are under Apache 2.0. The data and initial weights have their own licences:",
         bullets([*licences, *initial_licence(config["training"]["recipe"]["initial"])]),
     )
+
+
+def counted(images: Mapping[str, int]) -> str:
+    return listed([f"{n:,} {label}" for label, n in images.items()])
 
 
 def scored_data(report: Table) -> Table:
@@ -213,7 +224,7 @@ def reproduction(config: Table, report: Table) -> str:
 With the recipe above as `recipe.toml`:
 
 ```sh
-leuko-train data {" ".join(config["training"]["data"]["train"]["archives"])}
+leuko-train data {data_arguments(config["training"]["data"])}
 leuko-train fit --recipe recipe.toml --run {run}
 leuko-train export --run {run} --out {folder} --version {config["version"]}
 leuko-train report --bundle {folder} --split {report["split"]} --run {run} --engine {report["engine"]["name"]}
@@ -221,6 +232,32 @@ leuko-train report --bundle {folder} --split {report["split"]} --run {run} --eng
 
 The sha256 of the bundle's `config.json` before the scores were written into it is
 `{report["model"]["sha256"]}`."""
+
+
+def data_arguments(data: Table) -> str:
+    """Return the archives, with their laboratories where these are named otherwise, and the other cells."""
+    others = data.get("others", {"archives": [], "images": {}})
+    laboratories = data.get("laboratories", {})
+    names = dict.fromkeys([*data["train"]["archives"], *others["archives"]])
+    archives = [
+        name if laboratories.get(name, Path(name).stem) == Path(name).stem else f"{laboratories[name]}={name}"
+        for name in names
+    ]
+    return " ".join([*archives, *(["--others", *others["images"]] if others["images"] else [])])
+
+
+def other_cells(report: Table) -> str:
+    """Write how well cells of no class are noticed."""
+    if not (types := report.get("other_cells")):
+        return "Cells of other types were not tested."
+    rows = [
+        [label, f"{found['n']:,}", number(found["auroc"]), percent(found["reviewed"])]
+        for label, found in types.items()
+    ]
+    return paragraphs(
+        "Cells of other types, kept out of training (cells of the same types and laboratories were in it):",
+        table(["", "cells", "area under the ROC curve of `ood_score`", "sent to review"], rows),
+    )
 
 
 def citation(_: Table, __: Table) -> str:
@@ -269,9 +306,10 @@ def selective(_: Table, report: Table) -> str:
         f"![Error rate by coverage](figures/{RISK})",
         f"`ood_score` separates these images from {windows['n']:,} squares cut from them beside the cell with"
         f" an area under the ROC curve of {number(windows['auroc'])}; {percent(windows['reviewed'] or 0, 1)}"
-        " of those squares are sent to review. Cells of other types were not tested on this split."
+        " of those squares are sent to review."
         if windows["n"]
         else "",
+        other_cells(report),
         f"For {percent(float32['same_label'], 2)} of the images the engine's label is that of the network in"
         f" float32, whose accuracy is {number(float32['accuracy'])}.",
     )

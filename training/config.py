@@ -125,6 +125,9 @@ class Augmentation:
     """Standard deviation of the logarithm of a factor of optical density: pale and dark stains."""
     exchange: Share = 0.0
     """Share of images whose channels move towards the optical-density spread of another one in the batch."""
+    transfer: Share = 0.0
+    """Share of images whose colours move towards those of another one in the batch: mean and covariance of
+    the channels in optical density."""
     hue: Annotated[float, Field(strict=True, ge=0, le=180)] = 0.0
     """Largest rotation of the hue in optical density, in degrees in either direction."""
     grey: Share = 0.0
@@ -182,6 +185,8 @@ class TrainConfig:
     """Learning rate over the run: constant, or warmed up for a tenth of the steps and then annealed to 0."""
     label_smoothing: Share = 0.0
     """Share of each target that is spread evenly over the classes."""
+    mixstyle: Share = 0.0
+    """Probability that a batch's images exchange styles after the first stage, and after the second."""
     average: ShareBelowOne = 0.0
     """Decay per step of the exponential moving average of the weights; 0: no average."""
     monitor: Literal["val_loss", "val_accuracy", "last"] = "val_loss"

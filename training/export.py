@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from app.engine.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
-from app.engine.classifier import Neighbours, load_engine, softmax
+from app.engine.classifier import Bank, Neighbours, load_engine, softmax
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from app.imaging.quality import QualityLimits
@@ -34,7 +34,7 @@ from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
 from training.network import Network
 from training.review import RIGHT_WHEN_KEPT, limits_at_home, limits_elsewhere
-from training.rows import FOLDED, choose_rows
+from training.rows import FOLDED, choose_rows, other_cells
 from training.scored import (
     HeldOut,
     Scored,
@@ -78,9 +78,10 @@ def export(
         draft = Path(folder) / out.name
         draft.mkdir()
         scored = score(network, evaluation_loader(validation, config))
-        neighbours = write_parts(draft, network, train, config)
+        others = other_cells(rows)
+        neighbours = write_parts(draft, network, train, others, config)
         held_out = (
-            score_folds(run, train, validation, config)
+            score_folds(run, train, validation, others, config)
             if config.select_on in FOLDED
             else score_held_out(network, validation, neighbours, config)
         )
@@ -102,7 +103,9 @@ def round_to_half(network: Network) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-def write_parts(draft: Path, network: Network, train: Sequence[Row], config: TrainConfig) -> Neighbours:
+def write_parts(
+    draft: Path, network: Network, train: Sequence[Row], others: Sequence[Row], config: TrainConfig
+) -> Neighbours:
     """Write weights, int8 graph, OOD features and known-answer image; config.json has the hash of each."""
     state = network.trunk.state_dict()
     halves = {key: t.half().contiguous() if t.is_floating_point() else t for key, t in state.items()}
@@ -110,15 +113,21 @@ def write_parts(draft: Path, network: Network, train: Sequence[Row], config: Tra
     sample = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
     images = [pixels[None] for batch, _, _ in sample for pixels in batch.numpy()]
     (draft / GRAPH).write_bytes(quantise(export_graph(network, config.preprocessing.size), images))
-    neighbours = find_neighbours(network, train, config)
-    arrays = {"bank": neighbours.bank.astype(np.float16), "k": np.array([neighbours.k])}
-    save_arrays(arrays | {"scale": np.array([neighbours.scale], np.float32)}, draft / OOD)
+    neighbours = find_neighbours(network, train, others, config)
+    arrays = {"scale": np.array([neighbours.scale], np.float32)} | stored(neighbours.known, "bank", "k")
+    if neighbours.others is not None:
+        arrays |= stored(neighbours.others, "others", "others_k")
+    save_arrays(arrays, draft / OOD)
     draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
     for file in FILES:
         (draft / file).chmod(
             0o644
         )  # safetensors makes files for the owner only; the service runs as another user
     return neighbours
+
+
+def stored(bank: Bank, features: str, k: str) -> dict[str, NDArray[Any]]:
+    return {features: bank.features.astype(np.float16), k: np.array([bank.k])}
 
 
 def describe(

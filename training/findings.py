@@ -97,6 +97,16 @@ def ood_separation(answers: Sequence[Prediction], others: Sequence[Prediction]) 
     }
 
 
+def separation_by_type(
+    answers: Sequence[Prediction], others: Sequence[Row], other_answers: Sequence[Prediction]
+) -> dict[str, Table]:
+    """Return `ood_separation` from each type of other cells."""
+    by_type: dict[str, list[Prediction]] = defaultdict(list)
+    for row, answer in zip(others, other_answers, strict=True):
+        by_type[row.label].append(answer)
+    return {label: ood_separation(answers, by_type[label]) for label in sorted(by_type)}
+
+
 def agreement(rows: Sequence[Row], answers: Sequence[Prediction], exact: Sequence[Prediction]) -> Table:
     """Compare the serving engine's answers with `exact`, those of the network in float32.
 

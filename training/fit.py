@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from training.folds import fit_folds
 from training.module import LAST
 from training.patches import cut_patches
 from training.ranks import do_once, start_processes
-from training.rows import FOLDED, choose_rows, outliers
+from training.rows import FOLDED, choose_rows, other_cells, outliers
 from training.trainer import fit_once
 
 
@@ -37,7 +38,7 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
     def prepare() -> None:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.json")
-        save_facts(train, validation, run / "data.json")
+        save_facts(train, validation, other_cells(rows), run / "data.json")
         cut_patches([*train, *others], config, run)
 
     do_once(processes, prepare)
@@ -47,7 +48,7 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
     return fit_once([*train, *others], validation, patches, config, run)
 
 
-def save_facts(train: Sequence[Row], validation: Sequence[Row], path: Path) -> None:
+def save_facts(train: Sequence[Row], validation: Sequence[Row], others: Sequence[Row], path: Path) -> None:
     """Write which data the run uses, for the bundle and its model card."""
 
     def facts(rows: Sequence[Row]) -> dict[str, object]:
@@ -58,4 +59,12 @@ def save_facts(train: Sequence[Row], validation: Sequence[Row], path: Path) -> N
             "fingerprint": fingerprint(rows),
         }
 
-    path.write_text(json.dumps({"train": facts(train), "validation": facts(validation)}, indent=2) + "\n")
+    table: dict[str, object] = {"train": facts(train), "validation": facts(validation)}
+    table["laboratories"] = {Path(row.archive).name: row.laboratory for row in (*train, *others)}
+    if others:
+        table["others"] = {
+            "archives": sorted({Path(row.archive).name for row in others}),
+            "images": Counter(row.label for row in others),
+            "fingerprint": fingerprint(others),
+        }
+    path.write_text(json.dumps(table, indent=2) + "\n")

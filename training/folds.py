@@ -27,7 +27,7 @@ from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import Patches
 from training.ranks import do_once
-from training.rows import fold_path, fold_paths, fold_rows, shared_rows
+from training.rows import fold_path, fold_paths, fold_rows, seen_others, shared_rows
 from training.trainer import fit_once
 
 STATISTICS_BATCHES = 100  # for the batch-norm statistics of the mean network
@@ -52,8 +52,7 @@ def fit_folds(
     for k, (fold_train, held_out) in enumerate(fold_rows(train, validation, config)):
         mix = mix_of(fold_train, config)
         fold_config = replace(config, initial=start, seed=config.seed + k, mix=mix)
-        left_out = {row.laboratory for row in held_out} if config.select_on == "laboratories" else set()
-        fold_others = [row for row in others if row.laboratory not in left_out]
+        fold_others = seen_others(others, held_out, config)
         fit_once([*fold_train, *fold_others], held_out, patches, fold_config, fold_path(run, k))
     if config.select_on == "laboratories":
         last = replace(config, monitor="last", patience=0)  # no cells are left to choose an epoch on

@@ -15,7 +15,7 @@ from training.config import read_config
 from training.data import Row
 from training.laboratory import Interval, Laboratory
 from training.review import ReviewLimits, laboratories_of, limits_elsewhere
-from training.rows import choose_rows
+from training.rows import choose_rows, other_cells
 from training.scored import HeldOut, score_folds
 
 RESAMPLES = 2000
@@ -31,7 +31,7 @@ def leave_out(rows: Sequence[Row], run: Path, right_when_kept: float) -> list[La
     """
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
-    held_out = score_folds(run, train, validation, config)
+    held_out = score_folds(run, train, validation, other_cells(rows), config)
     temperature = temperature_for(held_out.logits, held_out.labels, held_out.weights)
     return judge(held_out, temperature, limits_elsewhere(held_out, temperature, right_when_kept))
 

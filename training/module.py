@@ -20,6 +20,7 @@ from training.errors import ExportError
 from training.loading import OUTLIER, Batch
 from training.network import Network
 from training.patches import room_for
+from training.styles import mix_styles
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -34,6 +35,9 @@ class Finetuning(LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rng = torch.Generator()
+        if config.mixstyle:
+            for stage in (network.trunk.layer1, network.trunk.layer2):
+                stage.register_forward_hook(self.mix_styles)
         self.draws = torch.get_rng_state()  # state of the generator that samples the epochs' images
 
     def setup(self, stage: str) -> None:
@@ -63,6 +67,9 @@ class Finetuning(LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         self.log("train_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
+
+    def mix_styles(self, stage: nn.Module, _: object, maps: Tensor) -> Tensor:
+        return mix_styles(maps, self.config.mixstyle, self.rng) if stage.training else maps
 
     @torch.no_grad()
     def vary(self, patches: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from training.findings import (
     ood_separation,
     review_counts,
     risk_coverage,
+    separation_by_type,
 )
 from training.history import History, mean_history, read_history
 from training.results import CONFUSION, CURVES, RELIABILITY, RISK
@@ -74,11 +75,14 @@ def report(
     answers = classify(classifier, chosen, progress)
     exact = classify(load(bundle, "torch"), chosen, progress)
     without_cell = classify(classifier, thin(chosen, WINDOWS, 0), progress, frame_background)
+    others = [row for row in rows if not row.known and row.split == "test"]
+    other_answers = classify(classifier, others, progress)
     scores = score(chosen, answers, classifier.bundle.labels)
     table = asdict(scores) | describe(classifier, config, rows, chosen, answers)
     table |= {
         "float32": agreement(chosen, answers, exact),
         "without_cell": ood_separation(answers, without_cell),
+        "other_cells": separation_by_type(answers, others, other_answers),
         "paper_recipe": read_paper_recipe(bundle, paper),
     }
     draw(bundle / "figures", scores, answers, chosen, table["risk_coverage"])
@@ -97,9 +101,9 @@ def report(
 
 
 def rows_of_split(rows: Sequence[Row], split: str) -> list[Row]:
-    chosen = [row for row in rows if row.split == split]
+    chosen = [row for row in rows if row.known and row.split == split]
     if not chosen:
-        known = ", ".join(sorted({row.split for row in rows}))
+        known = ", ".join(sorted({row.split for row in rows if row.known}))
         raise DataError(f"the manifest has no images of split {split!r}, only of {known}")
     return chosen
 

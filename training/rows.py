@@ -40,14 +40,27 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
     return train, validation
 
 
+def other_cells(rows: Sequence[Row]) -> list[Row]:
+    """Return the training rows of cells of no class, the OOD score's counterexamples."""
+    return [row for row in rows if not row.known and row.split == "train"]
+
+
+def seen_others(others: Sequence[Row], held_out: Sequence[Row], config: TrainConfig) -> list[Row]:
+    """Return the cells of no class that the network of a fold may see: none from a laboratory left out."""
+    if config.select_on != "laboratories":
+        return list(others)
+    left_out = {row.laboratory for row in held_out}
+    return [row for row in others if row.laboratory not in left_out]
+
+
 def outliers(rows: Sequence[Row], config: TrainConfig) -> list[Row]:
-    """Return the training rows of cells of no class; none if the recipe wants none.
+    """Return the cells of no class to train on; none if the recipe wants none.
 
     Raise DataError if it does and there is none.
     """
     if not config.outliers:
         return []
-    found = [row for row in rows if not row.known and row.split == "train"]
+    found = other_cells(rows)
     if not found:
         raise DataError(
             f"outliers = {config.outliers} needs cells of no class: create the manifest with "

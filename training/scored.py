@@ -11,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from app.engine.bundle import CLASSES
-from app.engine.classifier import Neighbours
-from training.calibration import neighbours_of
+from app.engine.classifier import Bank, Neighbours
+from training.calibration import bank_of, neighbours_of
 from training.config import TrainConfig
 from training.data import Row
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
 from training.network import Network
-from training.rows import fold_path, fold_rows
+from training.rows import fold_path, fold_rows, seen_others
 from training.split import thin
 
 BANK = 150  # training cells per class and laboratory in the reference set of the OOD score
@@ -67,12 +66,17 @@ def score_held_out(
     return HeldOut(rows, scored.logits, neighbours.score(scored.features), scored.labels, scored.weights)
 
 
-def score_folds(run: Path, train: Sequence[Row], validation: Sequence[Row], config: TrainConfig) -> HeldOut:
-    """Score each photo with the network that was trained without it, and with that network's neighbours."""
+def score_folds(
+    run: Path, train: Sequence[Row], validation: Sequence[Row], others: Sequence[Row], config: TrainConfig
+) -> HeldOut:
+    """Score each photo with the network that was trained without it, and with that network's neighbours.
+
+    others: cells of no class.
+    """
     folds = []
     for k, (fold_train, held_out) in enumerate(fold_rows(train, validation, config)):
         network = load_checkpoint(fold_path(run, k) / BEST, config)
-        neighbours = find_neighbours(network, fold_train, config)
+        neighbours = find_neighbours(network, fold_train, seen_others(others, held_out, config), config)
         folds.append(score_held_out(network, held_out, neighbours, config))
     weights = [
         fold.weights / fold.weights.sum() if config.select_on == "laboratories" else fold.weights
@@ -87,18 +91,24 @@ def score_folds(run: Path, train: Sequence[Row], validation: Sequence[Row], conf
     )
 
 
-def find_neighbours(network: Network, train: Sequence[Row], config: TrainConfig) -> Neighbours:
-    """Return the OOD score's reference set: the network's features of a balanced sample of `train`."""
-    rows = balanced_sample(train, BANK)
-    groups = len({(row.laboratory, row.label) for row in rows})
-    return neighbours_of(score(network, evaluation_loader(rows, config)).features, groups)
+def find_neighbours(
+    network: Network, train: Sequence[Row], others: Sequence[Row], config: TrainConfig
+) -> Neighbours:
+    """Return the OOD score's reference cells: the network's features of balanced samples."""
+
+    def bank(rows: Sequence[Row]) -> Bank:
+        chosen = balanced_sample(rows, BANK)
+        groups = len({(row.laboratory, row.label) for row in chosen})
+        return bank_of(score(network, evaluation_loader(chosen, config)).features, groups)
+
+    return neighbours_of(bank(train), bank(others) if others else None)
 
 
 def balanced_sample(rows: Sequence[Row], n: int) -> list[Row]:
-    """Return up to n rows per class and laboratory, spread over the photos."""
+    """Return up to n rows per class, or other type, and laboratory, spread over the photos."""
     chosen: list[Row] = []
     for laboratory in sorted({row.laboratory for row in rows}):
-        for label in CLASSES:
+        for label in sorted({row.label for row in rows}):
             group = [row for row in rows if (row.laboratory, row.label) == (laboratory, label)]
             per_source = 1
             while len(picked := thin(group, per_source, 0)) < min(n, len(group)):

@@ -23,6 +23,7 @@ from app.imaging.framing import Cell, frame_cell
 
 LOW_CONFIDENCE, OUT_OF_DISTRIBUTION = "low_confidence", "out_of_distribution"
 REASONS = (*quality.REASONS, LOW_CONFIDENCE, OUT_OF_DISTRIBUTION)  # for review
+NEAREST = 1e-6  # distance to another cell; less is this, so that a score is finite
 KNOWN_ANSWER_TOLERANCE = 0.05  # int8 kernels differ slightly between processors
 
 
@@ -43,32 +44,48 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Out-of-distribution score: distance to the k-th nearest training cell in feature space.
+class Bank:
+    """Features [m, 512] of cells, and which of the nearest counts."""
 
-    Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors".
-    """
-
-    bank: Floats  # [m, 512], features of training cells
+    features: Floats
     k: int
-    scale: float  # typical distance among the bank's own cells
 
-    def score(self, features: Floats) -> Floats:
-        """features [n, 512] → Euclidean distances [n] ÷ `scale`: near 1 for cells like those of the bank."""
+    def distances(self, features: Floats) -> Floats:
+        """features [n, 512] → Euclidean distances [n] to the k-th nearest cell of the bank."""
         norms = np.square(features).sum(1)[:, None] + self._squared_norms
         squared = norms - 2 * features @ self._columns
         nearest = np.partition(squared, self.k - 1, axis=1)[:, self.k - 1]
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
-        return distances / np.float32(self.scale)
+        return distances
 
     @cached_property
     def _columns(self) -> Floats:
-        return np.ascontiguousarray(self.bank.T)  # BLAS is three times as fast as with a view
+        return np.ascontiguousarray(self.features.T)  # BLAS is three times as fast as with a view
 
     @cached_property
     def _squared_norms(self) -> Floats:
-        squared_norms: Floats = np.square(self.bank).sum(1)
+        squared_norms: Floats = np.square(self.features).sum(1)
         return squared_norms
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Out-of-distribution score: distance to the k-th nearest training cell in feature space.
+
+    Sun et al. 2022, "Out-of-Distribution Detection with Deep Nearest Neighbors". With `others`, cells of no
+    class, it is divided by the distance to those: another laboratory's stain makes both larger.
+    """
+
+    known: Bank  # cells of the classes
+    scale: float  # typical score of the known cells themselves
+    others: Bank | None = None
+
+    def score(self, features: Floats) -> Floats:
+        """features [n, 512] → scores [n]: near 1 for cells like the known ones, larger for others."""
+        scores = self.known.distances(features) / np.float32(self.scale)
+        if self.others is not None:
+            scores /= np.maximum(self.others.distances(features), np.float32(NEAREST))
+        return scores
 
 
 class Classifier:
@@ -162,19 +179,25 @@ def load_classifier(path: Path, engine: str = "auto", threads: int = 0) -> Class
     """
     bundle = load_bundle(path)
     neighbours, head = read_neighbours(path), read_head(path)
-    if head.shape[1] != neighbours.bank.shape[1]:
-        raise BundleError(f"{path}: {OOD} has shape {neighbours.bank.shape}, the final layer {head.shape}")
+    for bank in filter(None, (neighbours.known, neighbours.others)):
+        if head.shape[1] != bank.features.shape[1]:
+            raise BundleError(f"{path}: {OOD} has shape {bank.features.shape}, the final layer {head.shape}")
     threadpool_limits(1, "blas")  # NumPy's own threads would compete with the engine's
     return Classifier(bundle, load_engine(bundle, engine, threads), neighbours, head)
 
 
 def read_neighbours(path: Path) -> Neighbours:
-    """Read the bundle's bank of features. Raises BundleError."""
-    arrays = _read_arrays(path / OOD, ("bank", "k", "scale"))
-    bank, k, scale = arrays["bank"], int(arrays["k"].item()), float(arrays["scale"].item())
-    if not (0 < k <= len(bank) and scale > 0):
-        raise BundleError(f"{path / OOD}: k = {k} and scale = {scale} do not fit {len(bank)} cells")
-    return Neighbours(bank, k, scale)
+    """Read the bundle's banks of features. Raises BundleError."""
+    arrays = _read_arrays(path / OOD, ("bank", "k", "scale"), ("others", "others_k"))
+    scale = float(arrays["scale"].item())
+    known = Bank(arrays["bank"], int(arrays["k"].item()))
+    others = Bank(arrays["others"], int(arrays["others_k"].item())) if "others_k" in arrays else None
+    for bank in filter(None, (known, others)):
+        if not (0 < bank.k <= len(bank.features) and scale > 0):
+            raise BundleError(
+                f"{path / OOD}: k = {bank.k} and scale = {scale} do not fit {len(bank.features)} cells"
+            )
+    return Neighbours(known, scale, others)
 
 
 def read_head(path: Path) -> Floats:
@@ -182,10 +205,12 @@ def read_head(path: Path) -> Floats:
     return _read_arrays(path / WEIGHTS, ("fc.weight",))["fc.weight"]
 
 
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Floats]:
+def _read_arrays(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Floats]:
+    """Return the arrays; all of the optional ones if there is one of them."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name).astype(np.float32) for name in names}
+            wanted = [*names, *(optional if {*optional} & {*file.keys()} else ())]
+            return {name: file.get_tensor(name).astype(np.float32) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path} does not hold {', '.join(names)}: {error}") from error
 

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from app.engine.bundle import CLASSES, OOD, Bundle
 from app.engine.classifier import (
+    Bank,
     Classifier,
     Neighbours,
     Prediction,
@@ -58,7 +59,7 @@ def bundle(path: Path = Path(), known_answer: tuple[float, ...] = (1.0, 0.0, 0.0
 
 
 def classifier(model: Bundle | None = None) -> Classifier:
-    neighbours = Neighbours(np.zeros((4, 8), np.float32), 2, 8**0.5)
+    neighbours = Neighbours(Bank(np.zeros((4, 8), np.float32), 2), 8**0.5)
     return Classifier(model or bundle(), StubEngine(), neighbours, np.ones((4, 8), np.float32))
 
 
@@ -100,7 +101,9 @@ def test_the_ood_score_is_the_distance_to_the_kth_nearest_cell_over_the_scale() 
     bank, features = rng.random((50, 8), np.float32), rng.random((6, 8), np.float32)
     distances = np.sort(np.linalg.norm(features[:, None] - bank, axis=2), axis=1)
     for k in (1, 7, 50):
-        assert Neighbours(bank, k, 0.5).score(features) == pytest.approx(distances[:, k - 1] / 0.5, rel=1e-4)
+        assert Neighbours(Bank(bank, k), 0.5).score(features) == pytest.approx(
+            distances[:, k - 1] / 0.5, rel=1e-4
+        )
 
 
 @pytest.mark.parametrize(("k", "scale"), [(0, 1.0), (5, 1.0), (2, 0.0)])

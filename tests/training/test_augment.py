@@ -7,7 +7,7 @@ from torch import Tensor
 
 from app.imaging.framing import Preprocessing, frame_cell
 from app.samples.smear import draw_smear
-from training.augment import LUMA, augment, recolour, soften, stain, warp
+from training.augment import LUMA, augment, recolour, soften, stain, transfer, warp
 from training.config import Augmentation
 from training.patches import cut_patch
 
@@ -107,6 +107,20 @@ def test_a_stronger_stain_is_a_multiple_of_the_optical_density() -> None:
     ratio = torch.log(seen / 255) / torch.log(pixels / 255)
     assert ratio.std() < 1e-3
     assert abs(float(ratio.mean()) - 1) > 0.01
+
+
+def test_transfer_takes_on_the_colours_of_another_image_and_leaves_black_black() -> None:
+    red = noise(1) * torch.tensor([1.0, 0.5, 0.4]).view(1, 3, 1, 1)
+    blue = noise(1) * torch.tensor([0.4, 0.5, 1.0]).view(1, 3, 1, 1)
+    both = torch.cat([red, blue])
+    both[0, :, :4] = 0
+    moved = torch.stack([transfer(both, Augmentation(transfer=1.0), seeded(i))[0] for i in range(40)])
+    assert torch.equal(moved[:, :, :4], torch.zeros_like(moved[:, :, :4]))
+    redness = (moved[:, 0, 4:] - moved[:, 2, 4:]).mean((1, 2))
+    own, others = ((each[0, 4:] - each[2, 4:]).mean() for each in both)
+    assert own - 1 > redness.max() - 2  # part of the way, each time another part
+    assert redness.min() < own - 0.7 * (own - others)
+    assert torch.equal(transfer(both, Augmentation(), seeded()), both)
 
 
 def test_a_turned_hue_keeps_the_grey_of_the_optical_density() -> None:

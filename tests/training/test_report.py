@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.engine.bundle import CLASSES, FILES, KNOWN_ANSWER, load_bundle
-from app.engine.classifier import REASONS, Classifier, Neighbours, softmax
+from app.engine.classifier import REASONS, Bank, Classifier, Neighbours, softmax
 from app.engine.interface import Floats, Output
 from app.errors import BundleError, EngineError
 from app.evaluation.answer_profile import dump
@@ -68,7 +68,7 @@ class Setting:
 
     def load(self, path: Path, engine: str) -> Classifier:
         assert engine in ("auto", "torch")
-        neighbours = Neighbours(np.zeros((4, 8), np.float32), 1, 8**0.5)
+        neighbours = Neighbours(Bank(np.zeros((4, 8), np.float32), 1), 8**0.5)
         return Classifier(load_bundle(path), self.engine, neighbours, np.ones((4, 8), np.float32))
 
     def draw(self, name: str, colour: tuple[int, int, int], photo: str, split: str = "test") -> None:
