@@ -186,6 +186,26 @@ def test_the_card_says_what_leaving_images_to_a_person_gains() -> None:
     assert "squares" not in model_card(config(), nothing)
 
 
+def test_the_card_says_how_cells_of_other_types_are_noticed_and_what_was_trained_on() -> None:
+    assert "Cells of other types were not tested." in model_card(config(), report())
+    found = report() | {"other_cells": {"ig": {"n": 1360, "auroc": 0.9371, "reviewed": 0.875}}}
+    table = config()
+    table["training"]["data"]["others"] = {
+        "archives": ["pbc-others.zip"],
+        "images": {"ig": 1340},
+        "fingerprint": "0123",
+    }
+    table["training"]["data"]["laboratories"] = {"pbc-others.zip": "pbc", "blood-cells.zip": "blood-cells"}
+    card = model_card(table, found)
+    for text in (
+        "| ig | 1,360 | 0.9371 | 88 % |",
+        "cells of no class: 1,340 ig.",
+        "PBC's other cells",
+        "pbc=pbc-others.zip --others ig",
+    ):
+        assert text in card
+
+
 def test_the_licences_of_data_and_initial_weights_stand_apart_from_the_models() -> None:
     card = model_card(config(), report())
     for text in ("made from BCCD: MIT", "CC BY 4.0", "BSD-3", "weights are under Apache 2.0"):

@@ -6,7 +6,8 @@ from PIL import Image
 from app.engine.classifier import Prediction
 from app.imaging.framing import Frame, Preprocessing, frame_cell
 from app.samples.smear import draw_smear
-from training.findings import beside_the_cell, ood_separation
+from training.data import Row
+from training.findings import beside_the_cell, ood_separation, separation_by_type
 from training.served import frame_background
 
 
@@ -49,3 +50,15 @@ def test_ood_separation_is_the_area_under_the_curve_of_the_scores() -> None:
     known, unknown = [prediction(s) for s in (0.5, 1.0, 1.5)], [prediction(s) for s in (1.2, 3.0)]
     assert ood_separation(known, unknown) == {"n": 2, "auroc": pytest.approx(5 / 6), "reviewed": 0.5}
     assert ood_separation(known, []) == {"n": 0, "auroc": None, "reviewed": None}
+
+
+def test_each_type_of_other_cells_has_figures_of_its_own() -> None:
+    known = [prediction(s) for s in (0.5, 1.0)]
+    others = [
+        Row("a.zip", f"{i}", label, "test", "", True, "") for i, label in enumerate(("ig", "basophil", "ig"))
+    ]
+    found = separation_by_type(known, others, [prediction(s) for s in (0.7, 3.0, 4.0)])
+    assert found == {
+        "basophil": {"n": 1, "auroc": 1.0, "reviewed": 1.0},
+        "ig": {"n": 2, "auroc": 0.75, "reviewed": 0.5},
+    }
