@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -18,21 +19,27 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.engine.classifier import Classifier
+from app.engine.classifier import Classifier, load_classifier
 from app.imaging.decode import decode
-from app.imaging.framing import Cell, Pixels, frame_cell
+from app.imaging.framing import Cell, Pixels, Preprocessing, choose_frame, frame_cell
+from app.imaging.nucleus import Nucleus, find_nucleus
+from app.imaging.quality import measure as measure_quality
+from app.imaging.resize import resize
+from app.imaging.thumbnail import Thumbnail
 from app.registry.fetch import load
 from app.samples.smear import draw_smear
 from app.settings import Settings
 
 BATCHES = (1, 8, 32)
+TURNS = 5
 
 
 @dataclass(frozen=True)
 class Ceiling:
     """Images per second."""
 
-    framing: float  # find the nucleus, crop, resize and white point, one thread
+    quality: float  # judge the picture's quality, once it is framed, one thread
+    framing: float  # find the nucleus, crop, resize, judge, white point, one thread
     decoding: float  # decode and frame, one thread
     pool: float  # the same, with the service's decode workers
     engine: dict[int, float]  # by batch size
@@ -45,11 +52,40 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="measured for each line of the table [%(default)s]"
     )
-    seconds: float = parser.parse_args().seconds
+    parser.add_argument(
+        "--against", type=Path, metavar="BUNDLE", help="compare the engine's rate with this bundle's instead"
+    )
+    arguments = parser.parse_args()
+    seconds: float = arguments.seconds
     console = Console()
     settings, classifier = introduce(console)
-    console.print(table(measure(classifier, workers(settings), seconds)))
+    if arguments.against:
+        other = load_classifier(arguments.against, settings.engine, settings.threads)
+        console.print(against(classifier, other, seconds))
+    else:
+        console.print(table(measure(classifier, workers(settings), seconds)))
     return 0
+
+
+def against(classifier: Classifier, other: Classifier, seconds: float) -> Table:
+    """Measure the engines of two bundles in turns; rates are medians of `TURNS`."""
+    names = [f"{each.bundle.name} {each.bundle.version}" for each in (classifier, other)]
+    result = Table("images/s", *names, "÷, median", "÷, range")
+    for n in BATCHES:
+        pairs = [
+            [engine_rate(each, drawn(each, n), seconds / TURNS) for each in (classifier, other)]
+            for _ in range(TURNS)
+        ]
+        rates = [f"{median(column):.0f}" for column in zip(*pairs, strict=True)]
+        ratios = [one / two for one, two in pairs]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        result.add_row(f"batch {n}", *rates, f"{median(ratios):.2f}", spread)
+    return result
+
+
+def drawn(classifier: Classifier, n: int) -> Pixels:
+    images = [decode(data) for data in draw(classifier.bundle.labels, n)]
+    return np.stack([frame_cell(image, classifier.bundle.preprocessing).pixels for image in images])
 
 
 def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
@@ -62,9 +98,11 @@ def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
         return frame(decode(data))
 
     decoded = [decode(data) for data in images]
+    judged = [judgeable(image, classifier.bundle.preprocessing) for image in decoded]
     pixels = np.stack([prepare(data).pixels for data in images])
     with ThreadPoolExecutor(threads) as pool:
         return Ceiling(
+            quality=rate(lambda: [measure_quality(*parts) for parts in judged], len(images), seconds),
             framing=rate(lambda: [frame(image) for image in decoded], len(images), seconds),
             decoding=rate(lambda: [prepare(data) for data in images], len(images), seconds),
             pool=rate(lambda: list(pool.map(prepare, images)), len(images), seconds),
@@ -72,6 +110,17 @@ def measure(classifier: Classifier, threads: int, seconds: float) -> Ceiling:
             alone=rate(lambda: classifier.classify([prepare(images[0])]), 1, seconds),
             series=rate(lambda: classifier.classify(list(pool.map(prepare, images))), len(images), seconds),
         )
+
+
+def judgeable(
+    image: Image.Image, preprocessing: Preprocessing
+) -> tuple[Thumbnail, Nucleus | None, Image.Image]:
+    """Return what a picture's quality is measured on."""
+    thumbnail = Thumbnail.of(image)
+    nucleus = find_nucleus(thumbnail)
+    size = (preprocessing.size, preprocessing.size)
+    frame = choose_frame(image.size, nucleus, preprocessing)
+    return thumbnail, nucleus, resize(image, size, Image.Resampling.BILINEAR, frame.box)
 
 
 def engine_rate(classifier: Classifier, pixels: Pixels, seconds: float) -> float:
@@ -124,6 +173,7 @@ def machine(classifier: Classifier) -> str:
 
 def table(ceiling: Ceiling) -> Table:
     lines = [
+        ("judge quality, 1 thread", ceiling.quality),
         ("frame, 1 thread", ceiling.framing),
         ("decode and frame, 1 thread", ceiling.decoding),
         ("decode and frame, all workers", ceiling.pool),

@@ -8,6 +8,8 @@ JOURNAL = "Indonesian Journal of Data and Science"
 YEAR, MONTH, DAY = 2025, "July", 31
 LICENCE = "CC BY-NC 4.0"
 
+PAPER_RECIPE = "paper-recipe.json"  # in a bundle: scores of the paper's recipe, written by `report --paper`
+
 SUPPORT = {"eosinophil": 623, "lymphocyte": 620, "monocyte": 620, "neutrophil": 624}
 N = sum(SUPPORT.values())
 

@@ -31,6 +31,7 @@ from training.findings import (
     separation_by_type,
 )
 from training.history import History, mean_history, read_history
+from training.paper import PAPER_RECIPE
 from training.results import CONFUSION, CURVES, RELIABILITY, RISK
 from training.rows import FOLDED, fold_paths
 from training.served import classify, frame_background
@@ -38,7 +39,6 @@ from training.split import thin
 
 RESAMPLES = 10_000  # bootstrap samples of photos
 WINDOWS = 4  # squares without a cell, per photo
-PAPER_RECIPE = "paper-recipe.json"  # in the bundle, written by `--paper`
 FIGURES = (CURVES, CONFUSION, RELIABILITY, RISK)
 HELD_OUT = {
     "holdout": "held-out photos",
