@@ -17,7 +17,7 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from fhir.resources.R4B.bundle import Bundle
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Route, expect, sync_playwright
 
 from app.edge.keys import add_key
 from app.engine.bundle import CLASSES
@@ -251,9 +251,50 @@ def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: 
     expect(page.locator("#status")).to_have_text("200 images classified.", timeout=60_000)
     assert page.locator(".card .name").all_text_contents() == names
     assert len(sent) == 25
+    page.once("dialog", lambda dialog: dialog.accept())
     page.locator("#clear").click()
     expect(page.locator(".card")).to_have_count(0)
     expect(page.locator("#cells")).to_be_hidden()
+
+
+def test_nothing_of_a_specimen_outlives_it(page: Page, folder: Path) -> None:
+    give(page, folder, "monocyte.png")
+    expect(page.locator("#status")).to_contain_text("classified")
+    page.get_by_label("Specimen").fill("S-1")
+    page.get_by_label("Accession").fill("A-1")
+    page.get_by_label("Accession").blur()
+    saved(page, "#save-fhir")
+    page.locator("#clear").click()
+    give(page, folder, "monocyte.png")
+    expect(page.locator("#status")).to_contain_text("classified")
+    assert page.get_by_label("Specimen").input_value() == page.get_by_label("Accession").input_value() == ""
+    for name in (b"S-1", b"A-1"):
+        assert name not in saved(page, "#save-fhir") + saved(page, "#save-hl7") + saved(page, "#save-json")
+
+
+def test_unsaved_results_are_not_lost_without_a_question(page: Page, folder: Path) -> None:
+    asked: list[str] = []
+
+    def refuse(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    page.on("dialog", refuse)
+    give(page, folder, "monocyte.png")
+    expect(page.locator("#status")).to_contain_text("classified")
+    page.locator("#clear").click()
+    expect(page.locator(".card")).to_have_count(1)
+    page.close(run_before_unload=True)
+    page.wait_for_timeout(500)
+    assert asked == ["confirm", "beforeunload"]
+
+    saved(page, "#save-csv")
+    page.get_by_label("Specimen").fill("S-2")  # the file does not have it
+    page.locator("#clear").click()
+    saved(page, "#save-json")
+    page.locator("#clear").click()
+    expect(page.locator(".card")).to_have_count(0)
+    assert asked == ["confirm", "beforeunload", "confirm"]
 
 
 # --- saving results ---------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ const IMAGE_CODES = ["too_large", "engine_error", "deadline_passed"];
 const MIB = 2 ** 20;
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, cells: [], report: null, archive: null, controller: null, shown: 0 };
+// saved: the results are in a file, as they are now.
+const state = {
+  model: null, cells: [], report: null, archive: null, controller: null, shown: 0, saved: true,
+};
 
 // --- the service ------------------------------------------------------------------------------------
 
@@ -296,6 +299,7 @@ async function classifyBatch(cells, signal) {
     const cell = cells[prediction.index];
     // The file's own name: the one in the response has its quotes escaped, as multipart forms require.
     cell.prediction = { ...prediction, filename: cell.file.name };
+    state.saved = false;
     showCard(cell);
   }
 }
@@ -863,9 +867,15 @@ function differentialCommand() {
   ]);
 }
 
+const LOSS = "The results are not saved. Clear them all the same?";
+
+// Forget the specimen: nothing of it may be reported under the next one's identifiers, nor under its own.
 function clear() {
+  if (!state.saved && !window.confirm(LOSS)) return;
+  state.controller?.abort();
   for (const cell of state.cells) URL.revokeObjectURL(cell.url);
-  state.cells = [];
+  Object.assign(state, { cells: [], saved: true });
+  for (const id of ["specimen-id", "accession-id"]) $(id).value = "";
   for (const id of ["specimen", "cells"]) $(id).hidden = true;
   $("cards").replaceChildren();
   $("problems").replaceChildren();
@@ -930,14 +940,27 @@ document.addEventListener("drop", async (event) => {
 });
 listen("cancel", "click", () => state.controller?.abort());
 listen("filter", "change", applyFilter);
-listen("specimen-id", "change", updateDifferential);
-listen("accession-id", "change", updateDifferential);
+for (const id of ["specimen-id", "accession-id"]) {
+  $(id).addEventListener("input", () => {
+    if (state.cells.some((cell) => cell.prediction)) state.saved = false;
+  });
+  listen(id, "change", updateDifferential);
+}
+window.addEventListener("beforeunload", (event) => {
+  if (!state.saved) event.preventDefault();
+});
 listen("clear", "click", clear);
 listen("copy-curl", "click", () => copy(differentialCommand()));
 listen("copy-report-curl", "click", () =>
   copy(curlCommand("evaluate", [formOption("archive", state.archive)])),
 );
-listen("save-json", "click", async () =>
+const listenToSave = (id, action) =>
+  listen(id, "click", async () => {
+    await action();
+    state.saved = true;
+  });
+
+listenToSave("save-json", async () =>
   saveJson("leuko.json", {
     differential: await (await requestDifferential()).json(),
     predictions: differentialRequest().predictions,
@@ -946,11 +969,11 @@ listen("save-json", "click", async () =>
       .map((cell) => ({ filename: cell.file.name, ...cell.problem })),
   }),
 );
-listen("save-csv", "click", () => saveCsv("leuko.csv", cellRows()));
-listen("save-fhir", "click", async () =>
+listenToSave("save-csv", () => saveCsv("leuko.csv", cellRows()));
+listenToSave("save-fhir", async () =>
   save("leuko.fhir.json", await (await requestDifferential("application/fhir+json")).blob()),
 );
-listen("save-hl7", "click", async () =>
+listenToSave("save-hl7", async () =>
   save("leuko.hl7", await (await requestDifferential("application/hl7-v2")).blob()),
 );
 listen("save-report-json", "click", () => saveJson("leuko-evaluation.json", state.report));
