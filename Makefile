@@ -105,8 +105,8 @@ train: $(FULL) $(MANIFEST) ## train on the real data in LEUKO_DATA; RECIPE=paper
 	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(START) $(ARGS)
 
 bundle: train ## train, then make the bundle and its model card; RECIPE=paper, BUNDLE=models/mine, VERSION=1.0.0
-	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --version $(VERSION)
-	@$(BIN)/leuko-train report --manifest $(MANIFEST) --run $(RUN) --bundle $(BUNDLE) $(PAPER_$(RECIPE))
+	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --name $(notdir $(BUNDLE)) --version $(VERSION) --replace
+	@$(BIN)/leuko-train report --manifest $(MANIFEST) --run $(RUN) --bundle $(BUNDLE) --replace $(PAPER_$(RECIPE))
 
 bench: $(FULL) ## benchmark the service against its bare engine and a service without batching, as ratios
 	@$(BIN)/python -m benchmarks.ratios

@@ -16,7 +16,6 @@ from training.errors import DataError, TrainingError
 
 PROGRAM = "leuko-train"
 MANIFEST = Path("data/manifest.csv")
-BUNDLE = Path("models/wbc-resnet18")
 T = TypeVar("T")
 
 
@@ -209,8 +208,8 @@ def add_right_when_kept(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.95,
         metavar="SHARE",
-        help="with laboratories: least share of cells without a review mark that are right in each"
-        " (default: 0.95)",
+        help="with laboratories: least share of cells without a review mark that are right in those left"
+        " out (default: 0.95)",
     )
 
 
@@ -231,8 +230,9 @@ def add_export(commands: Commands) -> None:
     parser = commands.add_parser("export", help="write a bundle from a run's best checkpoint")
     parser.add_argument("--run", type=Path, default=Path("runs/default"), help="run (default: runs/default)")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
-    parser.add_argument("--out", type=Path, default=BUNDLE, help=f"bundle to write (default: {BUNDLE})")
+    parser.add_argument("--out", type=Path, help="bundle to write (default: the folder `bundle` in the run)")
     parser.add_argument("--name", help="name of the model (default: the bundle folder's name)")
+    add_replace(parser, "the bundle, if there is one")
     parser.add_argument("--version", default="1.0.0", help="version of the model (default: 1.0.0)")
     add_right_when_kept(parser)
     parser.set_defaults(command=run_export)
@@ -242,28 +242,34 @@ def run_export(args: argparse.Namespace) -> None:
     from training.data import read_manifest
     from training.export import export
 
-    rows = read_manifest(args.manifest)
+    rows, out = read_manifest(args.manifest), args.out or args.run / "bundle"
     figures = export(
         rows,
         args.run,
-        args.out,
-        name=args.name or args.out.name,
+        out,
+        name=args.name or out.name,
         version=args.version,
         right_when_kept=args.right_when_kept,
+        replace=args.replace,
     )
     print(
-        f"wrote {printable(str(args.out))}; validation labels equal to float32: "
+        f"wrote {printable(str(out))}; validation labels equal to float32: "
         f"half precision {figures['half']:.2%}, int8 {figures['int8']:.2%}, at least "
         f"{figures['int8_worst']:.2%} in each laboratory "
         f"(int8 probabilities differ by {figures['int8_drift']:.4f} on average)"
     )
 
 
+def add_replace(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--replace", action="store_true", help=f"write over {what}")
+
+
 def add_report(commands: Commands) -> None:
     parser = commands.add_parser(
         "report", help="score a bundle on a split; write report.json, model card and figures"
     )
-    parser.add_argument("--bundle", type=Path, default=BUNDLE, help=f"bundle to score (default: {BUNDLE})")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle to score and to write into")
+    add_replace(parser, "the bundle's report, if it has one")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help=f"manifest (default: {MANIFEST})")
     parser.add_argument("--split", default="test", help="split of the manifest (default: test)")
     parser.add_argument("--run", type=Path, help="folder of the run, for its learning curves")
@@ -287,6 +293,7 @@ def run_report(args: argparse.Namespace) -> None:
         paper=args.paper,
         engine=args.engine,
         progress=progress,
+        replace=args.replace,
     )
     card = printable(str(args.bundle / "README.md"))
     print(f"accuracy {scores.accuracy:.4f} on {scores.n} images; see {card}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from app.samples.smear import draw_smear
 from training.calibration import temperature_for
 from training.config import TrainConfig, read_config
 from training.data import Row
+from training.drafts import draft_of_folder
 from training.errors import ExportError
 from training.graph import export_graph, quantise
 from training.laboratories import judge
@@ -62,21 +62,21 @@ def export(
     version: str,
     int8_agreement: float = INT8_AGREEMENT,
     right_when_kept: float = RIGHT_WHEN_KEPT,
+    replace: bool = False,
 ) -> dict[str, float]:
     """Write the bundle `out` from `run`; return the agreement figures. ExportError leaves `out` unchanged.
 
+    replace: even if `out` is a bundle already.
     right_when_kept: with `select_on = "laboratories"`, least share of cells without a review mark that are
-    right in each laboratory.
+    right in laboratories left out.
     """
-    check_replaceable(out)
+    check_replaceable(out, replace)
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
     network = load_checkpoint(run / BEST, config)
     unrounded = score(network, evaluation_loader(validation, config))
     round_to_half(network)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        draft = Path(folder) / out.name
+    with draft_of_folder(out) as draft:
         draft.mkdir()
         scored = score(network, evaluation_loader(validation, config))
         others = other_cells(rows)
@@ -95,7 +95,7 @@ def export(
         check(figures, int8_agreement)
         if (out / PAPER_RECIPE).is_file():  # of the paper's recipe, whichever bundle it lies in
             shutil.copy(out / PAPER_RECIPE, draft)
-        replace_folder(draft, out)
+        check_replaceable(out, replace)  # again, since the export took minutes
     return figures
 
 
@@ -219,13 +219,10 @@ def check(figures: dict[str, float], int8_agreement: float) -> None:
         )
 
 
-def check_replaceable(out: Path) -> None:
-    if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
+def check_replaceable(out: Path, replace: bool) -> None:
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / "config.json").is_file():
         raise ExportError(f"{out} exists and is not a bundle; choose another folder")
-
-
-def replace_folder(draft: Path, out: Path) -> None:
-    check_replaceable(out)  # again, since the export took minutes
-    if out.exists():
-        shutil.rmtree(out)
-    draft.rename(out)
+    if not replace:
+        raise ExportError(f"{out} is a bundle already: choose another folder, or add --replace")

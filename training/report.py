@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from app.evaluation.report import Report, evaluate
 from training.card import model_card
 from training.config import config_from, read_config
 from training.data import Progress, Row, fingerprint
-from training.drafts import draft_of
+from training.drafts import draft_of_folder
 from training.errors import DataError
 from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
 from training.findings import (
@@ -37,6 +38,7 @@ from training.rows import FOLDED, fold_paths
 from training.served import classify, frame_background
 from training.split import thin
 
+REPORT = "report.json"  # in the bundle
 RESAMPLES = 10_000  # bootstrap samples of photos
 WINDOWS = 4  # squares without a cell, per photo
 FIGURES = (CURVES, CONFUSION, RELIABILITY, RISK)
@@ -61,12 +63,16 @@ def report(
     engine: str = "auto",
     progress: Progress | None = None,
     load: Callable[[Path, str], Classifier] = load_classifier,
+    replace: bool = False,
 ) -> Report:
     """Score the bundle on a split and write the results into it; confidence intervals are over photos.
 
     rows: the whole manifest; run: the bundle's training run, for the learning curves; paper: a scored bundle
-    of the paper's recipe, shown beside the paper's figures. Raise DataError if split or run do not fit.
+    of the paper's recipe, shown beside the paper's figures; replace: even if the bundle has a report already.
+    The bundle's folder is replaced as a whole. Raise DataError if split or run do not fit.
     """
+    if (bundle / REPORT).is_file() and not replace:
+        raise DataError(f"{bundle} has a report already: copy the bundle, or add --replace")
     chosen = rows_of_split(rows, split)
     classifier = load(bundle, engine)
     config: Table = json.loads((bundle / "config.json").read_text())
@@ -85,18 +91,22 @@ def report(
         "other_cells": separation_by_type(answers, others, other_answers),
         "paper_recipe": read_paper_recipe(bundle, paper),
     }
-    draw(bundle / "figures", scores, answers, chosen, table["risk_coverage"])
-    if history is not None:
-        draw_history(bundle / "figures", history, config["training"]["recipe"])
-    table["figures"] = [name for name in FIGURES if (bundle / "figures" / name).is_file()]
-    (bundle / "report.json").write_text(dump(table))
-    (bundle / "README.md").write_text(model_card(config, table), encoding="utf-8")
     seen = [
         Seen(answer.label, answer.confidence, answer.ood_score, answer.review, answer.review_reasons)
         for answer in answers
     ]
     reference = summarise(seen, classifier.bundle.labels, f"{', '.join(table['archives'])}, {split}")
-    record(bundle / "config.json", config | {"reference": dump_reference(reference)}, scores, split)
+    with draft_of_folder(bundle) as draft:
+        shutil.copytree(bundle, draft)
+        draw(draft / "figures", scores, answers, chosen, table["risk_coverage"])
+        if history is not None:
+            draw_history(draft / "figures", history, config["training"]["recipe"])
+        table["figures"] = [name for name in FIGURES if (draft / "figures" / name).is_file()]
+        if table["paper_recipe"] is not None:
+            (draft / PAPER_RECIPE).write_text(dump(table["paper_recipe"]))
+        (draft / REPORT).write_text(dump(table))
+        (draft / "README.md").write_text(model_card(config, table), encoding="utf-8")
+        record(draft / "config.json", config | {"reference": dump_reference(reference)}, scores, split)
     return scores
 
 
@@ -111,11 +121,11 @@ def rows_of_split(rows: Sequence[Row], split: str) -> list[Row]:
 def read_paper_recipe(bundle: Path, paper: Path | None) -> Table | None:
     """Return the scores of the paper's recipe, None if there are none.
 
-    With `paper`, copy them from that bundle's report; later reports read the copy in `bundle`.
+    With `paper`, from that bundle's report; else the copy in `bundle` that an earlier report made.
     """
-    copy = bundle / PAPER_RECIPE
     if paper:
-        copy.write_text(dump(headline(json.loads((paper / "report.json").read_text()))))
+        return headline(json.loads((paper / REPORT).read_text()))
+    copy = bundle / PAPER_RECIPE
     scores: Table | None = json.loads(copy.read_text()) if copy.is_file() else None
     return scores
 
@@ -217,8 +227,7 @@ def record(path: Path, config: Table, scores: Report, split: str) -> None:
             "macro_f1": [rounded(end) for end in intervals.macro_f1],
         },
     }
-    with draft_of(path) as draft:  # config.json is never missing or incomplete
-        draft.write_text(dump(config | {"scores": headlines}))
+    path.write_text(dump(config | {"scores": headlines}))
 
 
 def rounded(value: float | None) -> float | None:

@@ -81,20 +81,19 @@ def test_classes_weigh_the_same_however_many_images_they_have() -> None:
     assert judge(chosen, 1.0, NO_LIMITS)[0].balanced_accuracy == pytest.approx(0.75)
 
 
-def test_thresholds_keep_what_is_right_in_every_laboratory() -> None:
+def test_thresholds_keep_what_is_right_in_laboratories_left_out() -> None:
     scores = held_out({"bad": (0.97, 0.5), "good": (1.0, 0.99)})
     limits = limits_elsewhere(scores, 1.0, 0.95)
     kept = limits.keep(scores, 1.0)
     assert kept.mean() == pytest.approx(0.5)
     assert limits.share == pytest.approx(0.5)
-    assert all(
-        one.right_when_kept is not None and one.right_when_kept >= 0.95 for one in judge(scores, 1.0, limits)
-    )
+    bad, good = judge(scores, 1.0, limits)
+    assert (bad.right_when_kept, good.right_when_kept) == (pytest.approx(0.97, abs=0.01), 1.0)
 
 
-def test_one_laboratory_that_is_never_right_often_enough_is_named() -> None:
-    with pytest.raises(ExportError, match="95% are right in each of bad, good"):
-        limits_elsewhere(held_out({"bad": (0.9, 0.9), "good": (1.0, 1.0)}), 1.0, 0.95)
+def test_where_no_threshold_keeps_cells_that_are_right_often_enough_nothing_is_exported() -> None:
+    with pytest.raises(ExportError, match="95% are right in laboratories left out"):
+        limits_elsewhere(held_out({"bad": (0.8, 0.8), "good": (1.0, 1.0)}), 1.0, 0.95)
 
 
 def test_the_table_has_the_mean_and_the_worst() -> None:

@@ -122,7 +122,7 @@ def setting(tmp_path: Path) -> Setting:
 
 
 def score(setting: Setting, **changes: Any) -> Any:
-    arguments: dict[str, Any] = {"split": "test", "run": None, "load": setting.load}
+    arguments: dict[str, Any] = {"split": "test", "run": None, "load": setting.load, "replace": True}
     return report(setting.bundle, setting.rows, **arguments | changes)
 
 
