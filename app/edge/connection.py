@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, cast
 from uuid import uuid4
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -106,6 +107,13 @@ class Joined:
         return head
 
 
+def parser_of(connection: Connection) -> HttpRequestParser:
+    """Return a parser with uvicorn's leniency: bytes after a request that closes are ignored."""
+    parser = HttpRequestParser(connection)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
 class Connection(HttpToolsProtocol):
     """One connection. The names without underscore override uvicorn's protocol and its parser callbacks."""
 
@@ -125,6 +133,8 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes = 0  # of the current request, besides its body
         self._body_bytes = 0  # of the current request
         self._in_head = False
+        self._offered = False  # the current request offers to upgrade
+        self._repeating = False  # its head, to a parser that has not seen the offer
         self._discarding = False  # read further bytes, but ignore them
         self._lost = False
         self._active: RequestResponseCycle | None = None  # being answered; `cycle` is the last received
@@ -183,12 +193,18 @@ class Connection(HttpToolsProtocol):
         return True
 
     def on_message_begin(self) -> None:
+        if self._repeating:
+            return
         super().on_message_begin()
         self._framing_bytes = self._piece_bytes  # where in the piece it begins is not known
         self._body_bytes = 0
         self._in_head = True
         if self._head_timer is None:
             self._start_head_timer()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._repeating:
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Ignore trailers: a proxy may not have checked them, and they could hold a key or a host.
@@ -199,14 +215,19 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._repeating:
+            return
         self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         self._check_head()
         super().on_headers_complete()
-        if self.parser.should_upgrade():  # the parser reads nothing after this head
-            self.cycle.keep_alive = False
+        self._offered = self.parser.should_upgrade()
+
+    def on_message_complete(self) -> None:
+        if not self._offered:  # else the parser has not looked for a body
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
@@ -238,7 +259,22 @@ class Connection(HttpToolsProtocol):
         self._refuse(MalformedRequest(msg))
 
     def _unsupported_upgrade_warning(self) -> None:
-        self._discarding = True
+        """Do nothing, where uvicorn logs: a client could fill the log."""
+
+    def _ignore_offer(self, rest: bytes) -> None:
+        """Read on as if the request had not offered to upgrade, as RFC 9110, 7.8 allows.
+
+        The parser ends a message at the head that offers. Another one is told how the body is framed.
+        """
+        self._offered = False
+        self.parser = parser_of(self)
+        framing = (b"content-length", b"transfer-encoding")
+        lines = [name + b": " + value for name, value in self.headers if name in framing]
+        self._repeating = True
+        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *lines, b"", b""]))
+        self._repeating = False
+        if rest:
+            self._feed(rest)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -266,7 +302,7 @@ class Connection(HttpToolsProtocol):
             piece = data[start : start + PIECE]
             self._piece_bytes = len(piece)
             self._framing_bytes += len(piece)
-            super().data_received(piece)
+            self._feed(piece)
             if self._discarding:
                 return
             if self._framing_bytes > MAX_FRAMING + self._body_bytes:
@@ -275,6 +311,15 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is None and self.cycle is not None and self.cycle.response_complete:
             # Empty lines start no request, but uvicorn stops its keep-alive timer at any byte.
             self._start_head_timer()
+
+    def _feed(self, piece: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(piece)
+        except HttpParserUpgrade as offer:
+            self._ignore_offer(piece[offer.args[0] :])
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
 
     def _hold(self) -> None:
         self.flow.hold_reading()

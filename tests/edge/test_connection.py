@@ -384,15 +384,48 @@ def test_trailers_are_not_added_to_the_headers() -> None:
     assert received == [[(b"host", b"localhost"), (b"transfer-encoding", b"chunked")]]
 
 
-def test_after_an_upgrade_request_further_bytes_are_ignored_and_the_connection_closes(
-    caplog: pytest.LogCaptureFixture,
+OFFERS = {
+    "HTTP/2": ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"),
+    "a web socket": ("Connection: keep-alive, Upgrade", "Upgrade: websocket"),
+    "TLS": ("Upgrade: TLS/1.0, HTTP/1.1", "Connection: upgrade"),
+}
+FRAMINGS = {
+    "with a length": (("Content-Length: 11",), b"0123456789\n"),
+    "in chunks": (
+        ("Transfer-Encoding: chunked",),
+        b"4\r\n0123\r\n7;x=y\r\n456789\n\r\n0\r\nX: trailer\r\n\r\n",
+    ),
+    "empty": (("Content-Length: 0",), b""),
+    "none": ((), b""),
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("size", [1, 17, 10_000])
+def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(
+    caplog: pytest.LogCaptureFixture, offer: str, framing: str, method: str, size: int
 ) -> None:
-    client = Client()
-    client.send(head("GET / HTTP/1.1", "Connection: Upgrade", "Upgrade: h2c"), GET, GET)
-    assert caplog.records == []  # otherwise a client could fill the log
+    received: list[tuple[str, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        received.append((scope["method"], body))
+        await ok(scope, receive, send)
+
+    lines, body = FRAMINGS[framing]
+    sent = head(f"{method} / HTTP/1.1", *lines, *OFFERS[offer]) + body + GET
+    client = Client(app)
+    client.send(*[sent[start : start + size] for start in range(0, len(sent), size)])
     client.answer()
-    assert (client.statuses, client.open) == ([200], False)
-    assert b"connection: close" in client.transport.sent
+    whole = b"0123456789\n" if body else b""
+    assert received == [(method, whole), ("GET", b"")]
+    assert (client.statuses, client.open) == ([200, 200], True)
+    assert caplog.records == []  # otherwise a client could fill the log
 
 
 # Pipelined requests
