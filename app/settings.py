@@ -127,6 +127,10 @@ class Settings:
         "seconds",
         least=0.001,
     )
+    cors_origins: str = _setting(
+        NONE,
+        "origins of web pages that may use the service from a browser, separated by commas",
+    )
     loinc_method: str = _setting(
         NONE,
         "counting method of the LOINC codes in reports; none: codes without a method",

@@ -19,6 +19,8 @@ from app.api.turns import Turns
 from app.edge import body_cost
 from app.edge.access import Access, access_rules
 from app.edge.admission import Admission, AdmissionLimits, AdmissionRules
+from app.edge.cors import allow, origins_of
+from app.edge.methods import HeadAndOptions
 from app.edge.paths import QUEUED
 from app.edge.routing import Routes
 from app.edge.tracing import open_tracer
@@ -62,16 +64,20 @@ def create_app(
     )
     app.state.lifecycle = lifecycle
     app.state.turns = Turns()
+    origins = origins_of(settings.cors_origins)
     access = access_rules(
         lifecycle.keys,
         metrics=settings.metrics,
         docs=settings.docs,
         any_host=settings.without_keys == "anywhere",
+        origins=origins,
     )
     app.openapi = partial(openapi.describe, app, access)  # type: ignore[method-assign]
     _add_routes(app, settings)
     _add_error_handlers(app)
     _add_admission(app, lifecycle, access)
+    if origins:
+        app.add_middleware(allow, origins=origins)
     return app
 
 
@@ -100,6 +106,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
     settings = lifecycle.settings
+    routes = Routes(app)
+    app.add_middleware(HeadAndOptions, methods=routes.methods)  # inside admission: for who may use the route
     app.add_middleware(
         Admission,
         limits=AdmissionLimits(
@@ -109,7 +117,7 @@ def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
             body_timeout_s=settings.body_timeout_s,
         ),
         rules=AdmissionRules(
-            match=Routes(app).match,
+            match=routes.match,
             ready=lambda: lifecycle.serving,
             authorize=access.authorize,
             queued=QUEUED,

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app import errors, validation
+from app.edge.methods import allowed
 from app.edge.paths import is_open_inference
 from app.errors import LeukoError
 from app.wire import problems
@@ -37,13 +38,16 @@ async def handle_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_http(request: Request, error: Exception) -> Response:
-    """Handle Starlette's own errors; keep their headers, such as Allow."""
+    """Handle Starlette's own errors; keep their headers, with HEAD and OPTIONS in Allow."""
     assert isinstance(error, HTTPException)
     code = problems.GENERIC.get(
         error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     )
     problem = problems.document(code, error.status_code, error.detail, request.state.context.request_id)
-    return _render(problem, error.headers)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = allowed(headers["Allow"].split(", "))
+    return _render(problem, headers)
 
 
 async def handle_invalid(request: Request, error: Exception) -> Response:

@@ -25,11 +25,13 @@ class Access:
     needs: template → scope, ANY or OPEN. A route that is not listed needs ANY, so that none is open by
     omission; so does a path without a route.
     any_host: whether a service without keys serves under any name, not only on loopback.
+    origins: other sites whose pages may use a service without keys.
     """
 
     keys: Keys | None
     needs: Mapping[str, str]
     any_host: bool = False
+    origins: frozenset[str] = frozenset()
 
     def authorize(self, template: str | None, headers: Headers) -> Key | None:
         """Return the request's key, or None where no key is needed.
@@ -41,7 +43,7 @@ class Access:
             if not self.any_host and template not in PROBES:
                 check_loopback(headers)
             if need != OPEN:
-                check_site(headers)
+                check_site(headers, self.origins)
             return None
         if need == OPEN:
             return None
@@ -57,12 +59,19 @@ class Access:
         return ANY if template is None else self.needs.get(template, ANY)
 
 
-def access_rules(keys: Keys | None, *, metrics: str, docs: str, any_host: bool = False) -> Access:
+def access_rules(
+    keys: Keys | None,
+    *,
+    metrics: str,
+    docs: str,
+    any_host: bool = False,
+    origins: frozenset[str] = frozenset(),
+) -> Access:
     """Return the rules for all routes. metrics, docs: `open`, `keyed` or `closed`."""
     needs = dict.fromkeys((*PROBES, *PAGE), OPEN) | {"/metrics": OPEN if metrics == OPEN else "metrics"}
     if docs == OPEN:
         needs |= dict.fromkeys(DOCUMENTS, OPEN)
-    return Access(keys, needs | WORK, any_host)
+    return Access(keys, needs | WORK, any_host, origins)
 
 
 def _find_secret(headers: Headers) -> str:

@@ -9,6 +9,7 @@ change these headers. Other clients send only Host.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 from starlette.datastructures import Headers
 
@@ -28,12 +29,14 @@ def check_loopback(headers: Headers) -> None:
         )
 
 
-def check_site(headers: Headers) -> None:
-    """Raise CrossSite if a browser sends the request for a page of another origin.
+def check_site(headers: Headers, allowed_origins: Container[str] = ()) -> None:
+    """Raise CrossSite if a browser sends the request for a page of another origin that is not allowed.
 
     https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header, and RFC 6454, section 7, for Origin.
     """
     origins = headers.getlist("origin")
+    if len(origins) == 1 and origins[0] in allowed_origins:
+        return
     own = bool(origins) and all(_authority(origin) == headers.get("host", "").lower() for origin in origins)
     allowed = ("same-origin", "same-site", "none") if own else ("same-origin", "none")
     if (origins and not own) or any(site not in allowed for site in headers.getlist("sec-fetch-site")):

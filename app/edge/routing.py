@@ -26,6 +26,7 @@ class Matched:
     takes_body: bool
 
 
+FILES = frozenset({"GET", "HEAD"})  # methods of mounted files
 NOWHERE = Matched(None, None, False)
 
 
@@ -48,6 +49,11 @@ class Routes:
             if match == Match.PARTIAL and other_method is None:
                 other_method = replace(matched, takes_body=False)
         return other_method or NOWHERE
+
+    def methods(self, scope: Scope) -> set[str]:
+        """Return the methods of all routes of the request's path."""
+        contexts = [context for context, _ in self._routes if context.matches(scope)[0] != Match.NONE]
+        return set().union(*(FILES if context.methods is None else context.methods for context in contexts))
 
     @cached_property
     def _routes(self) -> list[tuple[RouteContext, Matched]]:

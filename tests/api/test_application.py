@@ -180,7 +180,7 @@ def test_a_problem_is_an_rfc_9457_document_with_the_request_s_id(client: TestCli
 def test_a_wrong_method_is_answered_with_the_allowed_ones(client: TestClient) -> None:
     answer = client.get("/predict")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "OPTIONS, POST"
 
 
 def test_the_response_to_a_defect_contains_only_the_request_id(caplog: pytest.LogCaptureFixture) -> None:

@@ -118,11 +118,10 @@ def test_37_where_all_places_are_taken_a_body_that_nobody_wants_is_refused_for_w
 
 
 def test_37_a_method_that_a_route_lacks_is_405_with_the_ones_it_has(single: Keyed) -> None:
-    allowed = {"/healthz": {"GET"}, "/page/page.js": {"GET", "HEAD"}, "/swagger/a": {"GET", "HEAD"}}
-    for path, methods in allowed.items():
+    for path in ("/healthz", "/page/page.js", "/swagger/a"):
         sent = httpx.post(single.service.address + path)
         assert (path, sent.status_code) == (path, 405)
-        assert {*sent.headers["Allow"].split(", ")} == methods
+        assert sent.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
 def test_37_idle_bodies_with_a_key_keep_nobody_from_being_answered(few: Keyed) -> None:
