@@ -88,10 +88,28 @@ def summary(config: Table, report: Table) -> str:
         f"A ResNet18 that classifies {listed([f'{label}s' for label in config['labels']])} in images"
         " of stained blood smears, packaged as a Leuko bundle: calibrated probabilities, an"
         " out-of-distribution score, and a flag on images that a person should review.",
+        expectation(config),
         f"Accuracy on `{report['split']}`: **{report['accuracy']:.4f}**, {percent(intervals['level'])}"
         f" interval {low:.4f} to {high:.4f}, from {report['n']:,} images of {report['photos']} source"
         " photos.",
         "**Not for diagnosis.**",
+    )
+
+
+def expectation(config: Table) -> str:
+    """Write what a laboratory may expect that has not verified the model, if that was measured."""
+    if not (figures := [Laboratory(**each) for each in config["training"].get("laboratories", [])]):
+        return ""
+    right = [each.balanced_accuracy for each in figures]
+    kept = [each.kept for each in figures]
+    when_kept = [each.right_when_kept for each in figures if each.right_when_kept is not None]
+    return (
+        f"**In a laboratory that it has never seen**, {percent(min(right))} to {percent(max(right))} of the"
+        f" cells got the right class ({len(figures)} laboratories, each left out of training once; classes"
+        f" weigh the same). {percent(min(kept))} to {percent(max(kept))} had no review mark for low"
+        f" confidence or an unusual look, and of those {percent(min(when_kept, default=0))} to"
+        f" {percent(max(when_kept, default=0))} were right. Verify it on your own labelled cells (`leuko"
+        " evaluate`) before you rely on it; until then a person should look at every cell."
     )
 
 
@@ -120,14 +138,18 @@ def limits(config: Table, report: Table) -> str:
 def review(config: Table, report: Table) -> str:
     limit, sent = config["review"], report["review"]
     reasons = ", ".join(f"{n:,} `{reason}`" for reason, n in sent["reasons"].items() if n)
+    chosen = (
+        f"as {percent(limit['share'])} of the images of laboratories left out are"
+        if config["training"].get("laboratories")
+        else f"each in about {percent(limit['share'] / 2, 1)} of the validation images"
+    )
     return (
         f"`review` is set if the confidence is below {limit['confidence']:g} (`low_confidence`)"
-        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`), each in about"
-        f" {percent(limit['share'] / 2, 1)} of the validation images, or if the picture cannot be judged"
-        f" (`no_cell`, `cut_off`, `blurred`, `exposure`). On `{report['split']}` it is set for"
-        f" {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons}). Among them are {sent['wrong']:,} of"
-        f" the {misclassified(report):,} misclassified images; accuracy on the rest is"
-        f" {number(sent['accuracy_of_the_rest'])}."
+        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`), {chosen}, or if the"
+        " picture cannot be judged (`no_cell`, `cut_off`, `blurred`, `exposure`). On"
+        f" `{report['split']}` it is set for {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons})."
+        f" Among them are {sent['wrong']:,} of the {misclassified(report):,} misclassified images; accuracy"
+        f" on the rest is {number(sent['accuracy_of_the_rest'])}."
     )
 
 

@@ -265,5 +265,7 @@ def test_the_card_says_what_to_expect_where_the_model_has_never_been() -> None:
     measured = config()
     measured["training"]["laboratories"] = [figure]
     card = model_card(measured, report())
+    assert "84 % to 84 % of the cells got the right class (1 laboratories" in card
+    assert "as 5 % of the images of laboratories left out are" in card
     assert "| lisc-cells | no | 200 | 198 | 0.840 (0.790 to 0.880) | 55 % | – |" in card
     assert "Mean 0.840; worst 0.840 (lisc-cells)." in card
