@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -8,6 +11,11 @@ import pytest
 
 from training.cli import main
 from training.data import read_manifest
+from training.errors import DataError, ExportError
+from training.export import check_replaceable
+from training.report import report
+
+ROOT = Path(__file__).parents[2]
 
 
 def write_sources(path: Path, sources: dict[str, str]) -> Path:
@@ -42,7 +50,7 @@ def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: P
         (["fit", "--recipe", "nonsense"], "no recipe 'nonsense'"),
         (["fit", "--set", "epocs=3"], "unknown setting epocs"),
         (["export", "--manifest", "nowhere.csv"], "nowhere.csv does not exist"),
-        (["report", "--manifest", "nowhere.csv"], "nowhere.csv does not exist"),
+        (["report", "--bundle", "b", "--manifest", "nowhere.csv"], "nowhere.csv does not exist"),
     ],
 )
 def test_what_is_wrong_is_one_line_on_standard_error(
@@ -78,3 +86,33 @@ def test_a_split_with_too_few_photos_names_the_class(
     table = write_sources(tmp_path / "sources.csv", dict.fromkeys(sources, "one"))
     assert main(["data", str(archive), "--sources", str(table), "--split", "80:20"]) == 1
     assert "has 1 source photos, too few" in capsys.readouterr().err
+
+
+def test_a_reader_that_wants_no_more_ends_the_command_without_a_traceback(
+    archive: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", "import sys; from training.cli import main; sys.exit(main())"]
+    arguments = ["data", str(archive), "--out", str(tmp_path / "manifest.csv")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*command, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert (tmp_path / "manifest.csv").is_file()
+
+
+def test_a_bundle_is_not_written_over_unless_that_is_asked_for(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "config.json").write_text("mine")
+    with pytest.raises(ExportError, match="add --replace"):
+        check_replaceable(bundle, replace=False)
+    check_replaceable(bundle, replace=True)
+    (bundle / "report.json").write_text("mine")
+    with pytest.raises(DataError, match="add --replace"):
+        report(bundle, [], split="test", run=None)
+    assert {path.read_text() for path in bundle.iterdir()} == {"mine"}
