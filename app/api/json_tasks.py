@@ -121,7 +121,7 @@ class CountCells:
     def __call__(self, body: bytes) -> Finished:
         specimen = parse(ClassifiedCells, body)
         count = responses.differential(
-            self.request_id, self.bundle, specimen, dict(enumerate(specimen.predictions))
+            self.request_id, self.bundle, specimen, dict(enumerate(specimen.predictions)), specimen.errors
         )
         return render_count(count, self.media_type, self.loinc_method)
 

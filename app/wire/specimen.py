@@ -42,9 +42,15 @@ class ClassifiedCell(BaseModel):
 
 
 class ClassifiedCells(Specimen):
-    """A specimen and the predictions of its cells."""
+    """A specimen, the predictions of its cells, and the images that could not be classified."""
 
     predictions: list[ClassifiedCell] = Field(min_length=1, max_length=MAX_CELLS, fail_fast=True)
+    errors: list[ImageProblem] = Field(
+        [],
+        max_length=MAX_CELLS,
+        fail_fast=True,
+        description="`errors` of the same `/predict` responses: every report says how many images it lacks",
+    )
 
 
 class Proportions(BaseModel):

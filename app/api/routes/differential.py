@@ -36,12 +36,13 @@ REPORT_FORMATS: Document = {
 }
 
 DESCRIPTION = """
-Send the images of one specimen as multipart form data, as for `/predict`, or the `predictions` of earlier
-`/predict` responses as JSON. Percentages refer to the classified cells; each has a Wilson and an exact
-(Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at; `warnings` lists
-limits of the count that its reader must know. `specimen` and `accession` are returned unchanged and never
-stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a preliminary
-DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. Not for diagnosis.
+Send the images of one specimen as multipart form data, as for `/predict`, or the `predictions` and
+`errors` of earlier `/predict` responses as JSON. Percentages refer to the classified cells; each has a
+Wilson and an exact (Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at;
+`warnings` lists limits of the count that its reader must know. `specimen` and `accession` are returned
+unchanged and never stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a
+preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. Not for
+diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """

@@ -69,6 +69,18 @@ def test_images_that_fail_are_itemised_and_not_counted(client: TestClient) -> No
     assert "1 of 2 images could not be classified" in warnings(count)["images_left_out"]
 
 
+@pytest.mark.parametrize("accept", ["application/json", "application/fhir+json", "application/hl7-v2"])
+def test_a_report_of_predictions_says_how_many_images_it_lacks(client: TestClient, accept: str) -> None:
+    files = [("files", (f"{i}.png", content)) for i, content in enumerate((CUT, png(GREYS[1]), CUT))]
+    predicted = client.post("/predict", files=files).json()
+    specimen = {name: predicted[name] for name in ("predictions", "errors")}
+    answer = client.post("/differential", json=specimen, headers={"accept": accept})
+    assert answer.status_code == 200
+    assert "2 of 3 images could not be classified" in answer.text
+    if accept == "application/json":
+        assert answer.json()["errors"] == predicted["errors"]
+
+
 def test_where_every_image_fails_the_first_one_s_problem_is_the_answer(client: TestClient) -> None:
     answer = upload(client, CUT, b"MZ", headers={"accept": "application/fhir+json"})
     assert (answer.status_code, answer.json()["code"]) == (422, "undecodable_image")

@@ -315,9 +315,12 @@ def test_results_can_be_saved_in_every_format(page: Page, folder: Path) -> None:
     assert [row["filename"] for row in rows] == ["monocyte.png", "'" + odd, "cut.png"]
     assert float(rows[0]["confidence"]) == document["predictions"][0]["confidence"]
     assert "truncated" in rows[2]["error"]
-    entries = Bundle.model_validate_json(saved(page, "#save-fhir")).entry or []
+    report = saved(page, "#save-fhir").decode()
+    entries = Bundle.model_validate_json(report).entry or []
     assert len(entries) == 7
     message = saved(page, "#save-hl7").decode()
+    for lacking in (report, message, json.dumps(document["differential"])):
+        assert "1 of 3 images could not be classified" in lacking
     assert "|A-1|" in message
     assert "SPM|1|S-1|" in message
 

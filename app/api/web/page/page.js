@@ -305,7 +305,14 @@ async function classifyBatch(cells, signal) {
 }
 
 function markFailed(cell, problem) {
-  cell.problem = { title: problem.title, detail: problem.detail, code: problem.code };
+  const { type, status } = problem;
+  cell.problem = {
+    title: problem.title,
+    detail: problem.detail,
+    ...(problem.code && { code: problem.code }),
+    ...(type && { type }),
+    ...(status && { status }),
+  };
   showCard(cell);
 }
 
@@ -476,17 +483,25 @@ function applyFilter() {
 
 // --- the differential -------------------------------------------------------------------------------
 
-// Return the body of POST /differential for all classified cells.
-function differentialRequest() {
+const UNANSWERED = { title: "No answer", detail: "The image was not classified.", code: "not_answered" };
+
+// Return the body of POST /differential for all cells; a report says how many images could not be classified.
+function differentialRequest(running = false) {
   const predictions = state.cells.filter((cell) => cell.prediction).map((cell) => cell.prediction);
-  return { predictions, specimen: $("specimen-id").value.trim(), accession: $("accession-id").value.trim() };
+  const errors = state.cells.flatMap(({ prediction, problem, file }, index) => {
+    if (prediction || (running && !problem)) return [];
+    const about = { type: "about:blank", status: 0, ...UNANSWERED, ...problem };
+    return [{ ...about, index, filename: file.name }];
+  });
+  const [specimen, accession] = ["specimen-id", "accession-id"].map((id) => $(id).value.trim());
+  return { predictions, errors, specimen, accession };
 }
 
-const requestDifferential = (accept = "application/json") =>
+const requestDifferential = (accept = "application/json", running = false) =>
   request("differential", {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: accept },
-    body: JSON.stringify(differentialRequest()),
+    body: JSON.stringify(differentialRequest(running)),
   });
 
 async function updateDifferential() {
@@ -501,7 +516,8 @@ async function updateDifferential() {
       `The limit is ${MAX_CELLS}. Clear the page to start a new one.`,
     );
   }
-  const differential = await (await requestDifferential()).json();
+  const running = state.controller !== null;
+  const differential = await (await requestDifferential("application/json", running)).json();
   $("differential").caption.textContent =
     `${plural(differential.n, "classified cell")}, ${differential.review.length} to review`;
   $("differential").tBodies[0].replaceChildren(
@@ -964,9 +980,7 @@ listenToSave("save-json", async () =>
   saveJson("leuko.json", {
     differential: await (await requestDifferential()).json(),
     predictions: differentialRequest().predictions,
-    errors: state.cells
-      .filter((cell) => cell.problem)
-      .map((cell) => ({ filename: cell.file.name, ...cell.problem })),
+    errors: differentialRequest().errors,
   }),
 );
 listenToSave("save-csv", () => saveCsv("leuko.csv", cellRows()));
