@@ -257,6 +257,37 @@ def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: 
     expect(page.locator("#cells")).to_be_hidden()
 
 
+def test_what_was_not_answered_can_be_sent_again_and_what_was_is_kept(
+    page: Page, folder: Path, tmp_path: Path
+) -> None:
+    names = [f"{number:02}.png" for number in range(40)]
+    for name in names:
+        shutil.copy(folder / "monocyte.png", tmp_path / name)
+    answered = 0
+
+    def die(route: Route) -> None:
+        nonlocal answered
+        answered += 1
+        route.continue_() if answered <= 2 else route.abort()
+
+    page.route("**/predict", die)
+    page.route("**/differential", lambda route: route.abort())
+    give(page, tmp_path, *names)
+    again = page.get_by_role("button", name="again")
+    expect(again).to_have_text("Send 24 images again", timeout=60_000)
+    expect(page.locator(".failed-card")).to_have_count(24)
+    assert page.locator("#specimen").is_hidden()
+
+    page.unroute("**/predict")
+    page.unroute("**/differential")
+    again.click()
+    expect(page.locator("#status")).to_have_text("24 images classified.", timeout=60_000)
+    expect(again).to_be_hidden()
+    assert page.locator(".card .name").all_text_contents() == names
+    expect(page.locator(".failed-card")).to_have_count(0)
+    assert json.loads(saved(page, "#save-json"))["differential"]["n"] == 40
+
+
 def test_nothing_of_a_specimen_outlives_it(page: Page, folder: Path) -> None:
     give(page, folder, "monocyte.png")
     expect(page.locator("#status")).to_contain_text("classified")

@@ -181,6 +181,36 @@ const enqueue = (files) => {
   queue = queue.then(() => process(files));
 };
 
+// Run work that the user may cancel; show what stops it, and offer to send again what was not answered.
+async function supervise(work) {
+  state.controller = new AbortController();
+  setStatus("");
+  try {
+    await work(state.controller.signal);
+  } catch (error) {
+    showProblem(error);
+    setStatus(error.name === "AbortError" ? "Cancelled." : "");
+  } finally {
+    state.controller = null;
+    $("progress").hidden = true;
+    offerRetry();
+  }
+}
+
+const isUnanswered = ({ problem }) =>
+  problem && (problem.code === UNANSWERED.code || RETRIABLE.includes(problem.status));
+
+function offerRetry() {
+  const count = state.cells.filter(isUnanswered).length;
+  $("retry").hidden = !count;
+  $("retry").textContent = `Send ${plural(count, "image")} again`;
+}
+
+function retry() {
+  $("problems").replaceChildren();
+  queue = queue.then(() => supervise((signal) => send(state.cells.filter(isUnanswered), signal)));
+}
+
 async function process(files) {
   if (!files.length) return;
   $("problems").replaceChildren();
@@ -190,18 +220,10 @@ async function process(files) {
     showProblem(
       new Failure("Only one archive at a time.", `${archives[0].name} is evaluated; the others are ignored.`),
     );
-  state.controller = new AbortController();
-  setStatus("");
-  try {
-    if (images.length) await classify(images, state.controller.signal);
-    if (archives.length) await evaluate(archives[0], state.controller.signal);
-  } catch (error) {
-    showProblem(error);
-    setStatus(error.name === "AbortError" ? "Cancelled." : "");
-  } finally {
-    state.controller = null;
-    $("progress").hidden = true;
-  }
+  await supervise(async (signal) => {
+    if (images.length) await classify(images, signal);
+    if (archives.length) await evaluate(archives[0], signal);
+  });
 }
 
 // Return the files of a drop, with those inside dropped folders.
@@ -230,6 +252,13 @@ const isImage = (file) =>
 
 // --- classification ---------------------------------------------------------------------------------
 
+const UNANSWERED = {
+  title: "Not classified",
+  detail: "The upload stopped before this image.",
+  code: "not_answered",
+};
+const RETRIABLE = [408, 429, 502, 503, 504]; // statuses of images that may be classified if they are sent again
+
 async function classify(files, signal) {
   if (!state.model) await describeModel();
   const added = files.map((file) => ({
@@ -240,42 +269,49 @@ async function classify(files, signal) {
     card: null,
   }));
   state.cells.push(...added);
+  await send(added, signal);
+}
+
+// Classify cells, some of them perhaps not for the first time.
+async function send(cells, signal) {
+  for (const cell of cells) {
+    cell.card?.remove();
+    Object.assign(cell, { card: null, problem: null });
+  }
   const maxMib = state.model.limits.max_image_mib;
-  const pending = added.filter((cell) => {
+  const pending = cells.filter((cell) => {
     const tooLarge = cell.file.size > maxMib * MIB;
     if (tooLarge) markFailed(cell, { title: "Too large", detail: `The file is larger than ${maxMib} MiB.` });
     return !tooLarge;
   });
   const batchSize = Math.min(BATCH_SIZE, state.model.limits.max_files);
-  let done = added.length - pending.length;
+  let done = cells.length - pending.length;
   const worker = async () => {
     while (pending.length) {
-      const cells = pending.splice(0, batchSize);
+      const batch = pending.splice(0, batchSize);
       try {
-        await classifyBatch(cells, signal);
+        await classifyBatch(batch, signal);
       } catch (error) {
         pending.length = 0;
         throw error;
       } finally {
-        done += cells.length;
-        showProgress(`Classified ${done} of ${plural(added.length, "image")}`, done, added.length);
+        done += batch.length;
+        showProgress(`Classified ${done} of ${plural(cells.length, "image")}`, done, cells.length);
       }
     }
   };
-  showProgress(`Classifying ${plural(added.length, "image")}`, 0, added.length);
+  showProgress(`Classifying ${plural(cells.length, "image")}`, 0, cells.length);
   try {
     const workers = await Promise.allSettled(Array.from({ length: CONCURRENT_REQUESTS }, worker));
     const rejected = workers.find((result) => result.status === "rejected");
     if (rejected) throw rejected.reason;
   } finally {
-    for (const cell of added)
-      if (!cell.prediction && !cell.problem)
-        markFailed(cell, { title: "Not classified", detail: "The upload stopped before this image." });
+    for (const cell of cells) if (!cell.prediction && !cell.problem) markFailed(cell, UNANSWERED);
     await updateDifferential().catch(showProblem);
   }
   // Last, so that all results are on the page when a screen reader announces this.
-  const failed = added.filter((cell) => cell.problem).length;
-  setStatus(`${plural(added.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
+  const failed = cells.filter((cell) => cell.problem).length;
+  setStatus(`${plural(cells.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
 }
 
 async function classifyBatch(cells, signal) {
@@ -482,8 +518,6 @@ function applyFilter() {
 }
 
 // --- the differential -------------------------------------------------------------------------------
-
-const UNANSWERED = { title: "No answer", detail: "The image was not classified.", code: "not_answered" };
 
 // Return the body of POST /differential for all cells; a report says how many images could not be classified.
 function differentialRequest(running = false) {
@@ -891,6 +925,7 @@ function clear() {
   state.controller?.abort();
   for (const cell of state.cells) URL.revokeObjectURL(cell.url);
   Object.assign(state, { cells: [], saved: true });
+  offerRetry();
   for (const id of ["specimen-id", "accession-id"]) $(id).value = "";
   for (const id of ["specimen", "cells"]) $(id).hidden = true;
   $("cards").replaceChildren();
@@ -966,6 +1001,7 @@ window.addEventListener("beforeunload", (event) => {
   if (!state.saved) event.preventDefault();
 });
 listen("clear", "click", clear);
+listen("retry", "click", retry);
 listen("copy-curl", "click", () => copy(differentialCommand()));
 listen("copy-report-curl", "click", () =>
   copy(curlCommand("evaluate", [formOption("archive", state.archive)])),
