@@ -50,14 +50,20 @@ def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folde
     assert parse_message(hl7, find_groups=False).obr.obr_3.to_er7() == "A-77"
 
 
-def test_python_counts_more_images_than_a_request_takes(service: Running, folder: Path) -> None:
+def test_python_counts_more_images_than_a_request_takes(
+    service: Running, folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
     scope: dict[str, Any] = {}
     (code,) = examples("python")
     exec(code, scope)
     with httpx.Client(base_url=service.address) as client:
-        differential = scope["differential"](client, sorted(folder.iterdir()) * 3, "S-1", "A-1", batch=4)
+        paths = [*sorted(folder.iterdir()) * 3, broken, broken]
+        differential = scope["differential"](client, paths, "S-1", "A-1", batch=2)
     assert (differential["n"], differential["counts"]["monocyte"]) == (6, 3)
     assert differential["accession"] == "A-1"
+    assert [error["index"] for error in differential["errors"]] == [6, 7]
 
 
 def test_the_open_inference_protocol_answers_its_examples(

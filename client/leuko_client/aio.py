@@ -113,23 +113,33 @@ class AsyncClient:
         return count
 
     async def differential_of(
-        self, predictions: Iterable[Prediction], *, specimen: str | None = None, accession: str | None = None
+        self,
+        cells: Iterable[Prediction | Outcome],
+        *,
+        specimen: str | None = None,
+        accession: str | None = None,
     ) -> Differential:
-        """Return the differential count of predictions from `predict` or `predict_many`; sends no image."""
-        call = protocol.differential_of(predictions, specimen, accession, "json")
+        """Return the differential count of predictions, or of all outcomes of `predict_many`; sends no image.
+
+        With outcomes, it says how many images could not be classified.
+        """
+        call = protocol.differential_of(cells, specimen, accession, "json")
         count: Differential = await self._call(call)
         return count
 
     async def report(
         self,
-        predictions: Iterable[Prediction],
+        cells: Iterable[Prediction | Outcome],
         format: Format,
         *,
         specimen: str | None = None,
         accession: str | None = None,
     ) -> Any:
-        """Return the differential count as a report. `fhir`: a Bundle as parsed JSON; `hl7`: a str."""
-        return await self._call(protocol.differential_of(predictions, specimen, accession, format))
+        """Return the differential count as a report. `fhir`: a Bundle as parsed JSON; `hl7`: a str.
+
+        cells: predictions, or all outcomes of `predict_many`; then it says what could not be classified.
+        """
+        return await self._call(protocol.differential_of(cells, specimen, accession, format))
 
     async def evaluate(
         self,

@@ -166,12 +166,42 @@ def differential(
 
 
 def differential_of(
-    predictions: Iterable[Prediction], specimen: str | None, accession: str | None, format: Format
+    cells: Iterable[Prediction | Outcome], specimen: str | None, accession: str | None, format: Format
 ) -> Call[Any]:
-    cells = [asdict(prediction) for prediction in predictions]
-    document = {"predictions": cells, "specimen": specimen, "accession": accession}
+    predictions, errors = [], []
+    for index, cell in enumerate(cells):
+        prediction = cell.prediction if isinstance(cell, Outcome) else cell
+        if prediction is not None:
+            predictions.append(asdict(prediction))
+        elif isinstance(cell, Outcome):
+            errors.append({**_problem(cell.error), "index": index, "filename": cell.name})
+    document = {
+        "predictions": predictions,
+        "errors": errors,
+        "specimen": specimen,
+        "accession": accession,
+    }
     options = {"json": document, "headers": {"Accept": ACCEPT[format]}}
     return Call("POST", "/differential", _differential(format), options)
+
+
+def _problem(error: ProblemError | UnreadableImage | None) -> dict[str, Any]:
+    if isinstance(error, ProblemError):
+        code, title, status = error.code, error.title, error.status
+        return {
+            "type": f"/problems/{code}",
+            "code": code,
+            "title": title,
+            "status": status,
+            "detail": error.detail,
+        }
+    return {
+        "type": "about:blank",
+        "code": "unreadable_image",
+        "title": "Unreadable image",
+        "status": 0,
+        "detail": str(error),
+    }
 
 
 def evaluate(

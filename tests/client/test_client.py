@@ -124,6 +124,20 @@ def test_a_specimen_is_counted_and_reported(kind: Any, service: Running) -> None
 
 
 @KINDS
+def test_a_report_of_outcomes_says_what_it_lacks(kind: Any, service: Running, tmp_path: Path) -> None:
+    images = [png(GREYS[0]), CUT, tmp_path / "absent.png", png(GREYS[1])]
+    with kind(service.address) as client:
+        outcomes = list(client.predict_many(images, batch=2))
+        counted = client.differential_of(outcomes)
+        reports = [str(client.report(outcomes, format)) for format in ("fhir", "hl7")]
+    assert (counted.n, [error.index for error in counted.errors]) == (2, [1, 2])
+    assert [error.code for error in counted.errors] == ["undecodable_image", "unreadable_image"]
+    assert counted.errors[1].filename == "absent.png"
+    for text in (*reports, str(counted.warnings)):
+        assert "2 of 4 images could not be classified" in text
+
+
+@KINDS
 def test_an_archive_is_evaluated_with_progress(kind: Any, service: Running) -> None:
     archive = zipped(
         {f"{LABELS[n % 4]}/{n}.png": png(GREYS[n % 4]) for n in range(8)} | {"monocyte/x.png": CUT}
