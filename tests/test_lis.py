@@ -63,7 +63,7 @@ def test_python_counts_more_images_than_a_request_takes(
         differential = scope["differential"](client, paths, "S-1", "A-1", batch=2)
     assert (differential["n"], differential["counts"]["monocyte"]) == (6, 3)
     assert differential["accession"] == "A-1"
-    assert [error["index"] for error in differential["errors"]] == [6, 7]
+    assert [error["index"] for error in differential["errors"]] == [0, 3, 6, 9, 10]
 
 
 def test_the_open_inference_protocol_answers_its_examples(
