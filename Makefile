@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 EXTRAS ?=
-RECIPE ?= laboratories
+RECIPE ?= default
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
 # Processes that run tests. On two cores three gain a tenth: tests wait for the services that they start.
@@ -33,13 +33,13 @@ DATA_default := --leave-out basophil erythroblast ig platelet
 DATA_laboratories := --sources $(LEUKO_DATA)/raabin-sources.csv --others basophil erythroblast ig platelet
 MANIFEST := data/$(RECIPE).csv
 RUN := runs/$(RECIPE)
-BUNDLE_laboratories := models/wbc-resnet18
-BUNDLE_default := $(RUN)/bundle
+BUNDLE_default := models/wbc-resnet18
+BUNDLE_laboratories := $(RUN)/bundle
 BUNDLE_paper := $(RUN)/bundle
 BUNDLE ?= $(BUNDLE_$(RECIPE))
-VERSION ?= 3.0.0
+VERSION ?= 2.1.0
 # The model card compares a run of the paper's recipe with the paper, if there is such a run.
-PAPER_laboratories := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
+PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
 # Initial weights: this file if it exists, else torchvision downloads them.
 INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')

@@ -166,10 +166,10 @@ OUTCOMES = {
 MODEL_CARD = {
     **MODEL,
     "labels": LABELS,
-    "preprocessing": {"size": 112, "framing": "nucleus", "margin": 2.6},
+    "preprocessing": {"size": 224, "framing": "nucleus", "margin": 2.6},
     "temperature": 1.3,
     "review": {"confidence": 0.6, "ood_score": 1.2},
-    "training": {"recipe": "laboratories", "data": "…"},
+    "training": {"recipe": "default", "data": "…"},
     "scores": {"test": {"accuracy": 0.97}},
     "engine": "openvino",
     "device": "CPU",
