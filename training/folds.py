@@ -22,6 +22,7 @@ from torch import nn
 from training.config import TrainConfig
 from training.data import Row
 from training.drafts import draft_of
+from training.errors import DataError
 from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
@@ -86,6 +87,11 @@ def fit_shared(
     rows = shared_rows(train, validation)
     if not config.shared_epochs:
         return config.initial
+    if not rows:
+        raise DataError(
+            f"shared_epochs = {config.shared_epochs} needs a second laboratory's archive in the manifest; for"
+            " one laboratory alone use --set shared_epochs=0, and --set 'mix={…}' with its name"
+        )
     mix = mix_of(rows, config)
     weights = run / SHARED / "weights.safetensors"
     if not weights.is_file():

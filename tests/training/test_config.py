@@ -212,7 +212,7 @@ def test_a_recipe_that_is_not_a_toml_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match="default, paper"):
+    with pytest.raises(RecipeError, match="default, laboratories, paper"):
         load_recipe("papers")
 
 

@@ -125,7 +125,10 @@ def test_folds_start_together_and_their_mean_is_what_is_exported(
 ) -> None:
     other = str(shutil.copyfile(archive, tmp_path / "other.zip"))
     first = [row for row in photos if row.source.endswith(("0", "1"))]  # of each class, one for each fold
-    both = [*first, *(replace(row, archive=other, source=f"other/{row.source}") for row in first)]
+    both = [
+        *first,
+        *(replace(row, archive=other, laboratory="", source=f"other/{row.source}") for row in first),
+    ]
     recipe = [
         "select_on='folds'",
         "folds=2",

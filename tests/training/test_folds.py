@@ -12,6 +12,8 @@ from app.engine.bundle import CLASSES
 from tests.disk import full_beyond
 from training.config import TrainConfig, load_recipe
 from training.data import Row
+from training.errors import DataError
+from training.fit import fit
 from training.folds import save_mean, save_start
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
@@ -55,3 +57,9 @@ def test_a_mean_that_was_half_written_does_not_replace_a_complete_one(
     with full_beyond(HALF), pytest.raises(RuntimeError):
         save_mean(rows, patches, config, trained)
     assert torch.equal(load_checkpoint(trained / BEST, config).trunk.fc.bias, whole.trunk.fc.bias)
+
+
+def test_training_first_on_other_laboratories_needs_one(rows: list[Row], tmp_path: Path) -> None:
+    config = load_recipe("default", ["mix={slides=1}", "folds=2", "workers=0", "detail=32"])
+    with pytest.raises(DataError, match="--set shared_epochs=0"):
+        fit(rows, config, tmp_path / "run")

@@ -88,7 +88,7 @@ def test_thresholds_keep_what_is_right_in_laboratories_left_out() -> None:
     assert kept.mean() == pytest.approx(0.5)
     assert limits.share == pytest.approx(0.5)
     bad, good = judge(scores, 1.0, limits)
-    assert bad.right_when_kept == pytest.approx(0.97, abs=0.01)
+    assert bad.right_when_kept == pytest.approx(0.97, abs=0.02)
     assert good.right_when_kept == 1.0
 
 
