@@ -71,10 +71,10 @@ def against(classifier: Classifier, other: Classifier, seconds: float) -> Table:
     """Measure the engines of two bundles in turns; rates are medians of `TURNS`."""
     names = [f"{each.bundle.name} {each.bundle.version}" for each in (classifier, other)]
     result = Table("images/s", *names, "÷, median", "÷, range")
+    inputs = [(each, drawn(each, max(BATCHES))) for each in (classifier, other)]
     for n in BATCHES:
         pairs = [
-            [engine_rate(each, drawn(each, n), seconds / TURNS) for each in (classifier, other)]
-            for _ in range(TURNS)
+            [engine_rate(each, pixels[:n], seconds / TURNS) for each, pixels in inputs] for _ in range(TURNS)
         ]
         rates = [f"{median(column):.0f}" for column in zip(*pairs, strict=True)]
         ratios = [one / two for one, two in pairs]

@@ -127,15 +127,15 @@ def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
 
     Raise DataError if the manifest's laboratories are not those of the mix.
     """
-    stems = [row.laboratory for row in rows]
-    if set(stems) != set(mix):
+    names = [row.laboratory for row in rows]
+    if set(names) != set(mix):
         raise DataError(
-            f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(sorted(set(stems)))}: "
+            f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(sorted(set(names)))}: "
             "create the manifest from those archives, or set other shares with `--set 'mix={…}'`"
         )
     weights = [0.0] * len(rows)
-    for stem, share in mix.items():
-        members = [i for i, s in enumerate(stems) if s == stem]
+    for name, share in mix.items():
+        members = [i for i, each in enumerate(names) if each == name]
         balanced = balanced_weights([rows[i] for i in members])
         for i, weight in zip(members, balanced, strict=True):
             weights[i] = share * weight / len(members)

@@ -1012,13 +1012,11 @@ const listenToSave = (id, action) =>
     state.saved = true;
   });
 
-listenToSave("save-json", async () =>
-  saveJson("leuko.json", {
-    differential: await (await requestDifferential()).json(),
-    predictions: differentialRequest().predictions,
-    errors: differentialRequest().errors,
-  }),
-);
+listenToSave("save-json", async () => {
+  const differential = await (await requestDifferential()).json();
+  const { predictions, errors } = differentialRequest();
+  saveJson("leuko.json", { differential, predictions, errors });
+});
 listenToSave("save-csv", () => saveCsv("leuko.csv", cellRows()));
 listenToSave("save-fhir", async () =>
   save("leuko.fhir.json", await (await requestDifferential("application/fhir+json")).blob()),
