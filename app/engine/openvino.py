@@ -59,7 +59,13 @@ class OpenVinoEngine:
             self._streams.run(np.zeros((n, size, size, 3), np.uint8))
 
     def _compile(self, model: openvino.Model, streams: int, threads: int) -> openvino.CompiledModel:
-        options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": str(streams)}
+        # f32: what is not int8 stays float32. On processors with AMX the default is bfloat16, for which
+        # OpenVINO 2026.4 cannot compile an int8 graph of any batch size.
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": str(streams),
+        }
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         return self._core.compile_model(model, "CPU", options)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import Message
 
+from app.api import uploads
 from app.api.turns import Turns
 from app.api.uploads import Form, Limit, Part, Upload, read_body, read_form, read_images
 from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat, Unusable
@@ -131,20 +132,25 @@ def test_file_names_that_are_not_utf_8_are_read_as_latin_1() -> None:
     assert read(body)["files"] == [Part("ä.png", b"x")]
 
 
-def test_a_form_of_one_image_waits_for_no_turn_and_a_long_one_does() -> None:
+def test_a_form_of_one_image_waits_for_no_turn_and_a_long_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(parse: Callable[[], object]) -> float:
+        parse()
+        return uploads.AT_ONCE_S / 3  # on a busy machine any slice may take longer
+
+    monkeypatch.setattr(uploads, "timed", timed)
     image = part('name="files"; filename="cell.jpg"', bytes(10_000)) + b"--line--\r\n"
     many = part('name="files"', b"") * 2_000 + b"--line--\r\n"
     limits = {"files": Limit(2_000, 20_000)}
 
-    async def form(body: bytes) -> Form:
+    async def form(body: bytes, seconds: float) -> Form:
         sent = request([body])
         sent.app.state.turns._taken = True  # by somebody who never gives it back
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(seconds):
             return await read_form(sent, limits)
 
-    assert len(asyncio.run(form(image))["files"]) == 1
+    assert len(asyncio.run(form(image, 10))["files"]) == 1
     with pytest.raises(TimeoutError):
-        asyncio.run(form(many))
+        asyncio.run(form(many, 0.2))
 
 
 def test_a_bare_image_is_returned_as_the_only_part() -> None:
