@@ -92,6 +92,16 @@ def test_an_installation_serves_the_shipped_model_from_any_folder(installed: Pat
         assert answers_with_the_shipped_model(address)
     run(tmp_path, installed / "leuko", "sample", "neutrophil", "-o", "cell.jpg")
     run(tmp_path, installed / "leuko", "predict", "cell.jpg")
+    training = subprocess.run(
+        [installed / "leuko-train", "fit"],
+        cwd=tmp_path,
+        env=clean(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (training.returncode, training.stderr.count("\n")) == (1, 1)
+    assert "is missing: run `make install EXTRAS=train`" in training.stderr
     absent = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
     run(tmp_path, installed / "python", "-c", absent)
 

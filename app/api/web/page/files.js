@@ -76,11 +76,11 @@ export function leftOutLines(leftOut) {
   });
 }
 
-// Sort the files of folders into images and what is left out. items, images: [{ name, file }].
+// Sort the files of folders into images, by name, and what is left out. items, images: [{ name, file }].
 export async function selectImages(items) {
   const images = [],
     leftOut = [];
-  for (const item of items) {
+  for (const item of [...items].sort((a, b) => (a.name < b.name ? -1 : 1))) {
     let kind = kindByName(item.name);
     try {
       kind ??= (await beginsAsImage(item.file)) ? IMAGE : "not an image";
