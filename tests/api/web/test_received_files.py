@@ -132,6 +132,28 @@ def test_what_a_zip_holds_besides_images_is_left_out_and_said(
     ]
 
 
+def test_a_labelled_zip_of_files_without_suffix_is_asked_about(
+    page: Page, image: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "labelled.zip").write_bytes(
+        pack({"monocyte/IM1": image, "neutrophil/IM2": image, "a": b"text"})
+    )
+    give_labelled(page, tmp_path, "labelled.zip", "Cells of one specimen")
+    classified(page, 2)
+
+
+def test_what_is_given_with_an_unusable_zip_is_used_all_the_same(
+    page: Page, folder: Path, image: bytes, tmp_path: Path
+) -> None:
+    huge = patch(pack({"a.png": image}), DIRECTORY, 24, b"\xff\xff\xff\x7f")
+    (tmp_path / "huge.zip").write_bytes(huge)
+    (tmp_path / "texts.zip").write_bytes(pack({"notes.txt": b"hello"}))
+    page.set_input_files("#files", [tmp_path / "texts.zip", folder / "monocyte.png", tmp_path / "huge.zip"])
+    classified(page, 1, failed=1)
+    expect(page.locator(".problem")).to_contain_text("texts.zip holds no images.")
+    expect(page.locator(".failed")).to_contain_text("has more than")
+
+
 def test_a_zip_without_images_is_said_to_have_none(page: Page, tmp_path: Path) -> None:
     (tmp_path / "texts.zip").write_bytes(pack({"notes.txt": b"hello"}))
     give(page, tmp_path, "texts.zip")

@@ -105,7 +105,7 @@ export async function listArchive(file) {
   return { candidates, leftOut };
 }
 
-// Yield an item for each candidate: its file, the flaw for which it cannot be unpacked, or why it is left out.
+// Yield an item for each candidate: its file, the flaw that prevents unpacking, or why it is left out.
 export async function* unpack(archive, candidates, most) {
   if (candidates.reduce((sum, { size }) => sum + Math.min(size, most), 0) > MAX_UNPACKED)
     throw new Unreadable("it unpacks to more than 2 GiB: unpack it and choose the folder");
@@ -123,7 +123,8 @@ export async function* unpack(archive, candidates, most) {
   }
 }
 
-// Return the items of a drop or paste, with those inside folders: [{ name, file, inFolder }]; failed: [{ name, why }].
+// Return the items of a drop or paste, with those inside folders: [{ name, file, inFolder }]; failed is
+// [{ name, why }].
 export async function droppedItems(transfer) {
   // What the browser offers is gone after the first await.
   const entries = [...transfer.items].filter(({ kind }) => kind === "file").map(toEntry);

@@ -275,12 +275,21 @@ async function process({ items, failed }) {
     const cells = [...given.filter((item) => !isArchive(item)), ...folders.images];
     showLeftOut([...folders.leftOut, ...failed]);
     if (folders.images.some(({ name }) => classOf(name, state.model?.labels ?? [])))
-      showMessage("note", "Folders named after classes are counted as one specimen.", "To evaluate the model, drop them in a ZIP.");
+      showMessage(
+        "note",
+        "Folders named after classes are counted as one specimen.",
+        "To evaluate the model, drop them in a ZIP.",
+      );
     for (const archive of given.filter(isArchive)) {
-      const use = await chooseUse(archive);
-      if (use.purpose === "evaluation") evaluations.push(archive);
-      else if (use.purpose === "cells") cells.push(...(await unpackCells(archive, use, signal)));
-      else setStatus(`${archive.name} was not used.`);
+      try {
+        const use = await chooseUse(archive);
+        if (use.purpose === "evaluation") evaluations.push(archive);
+        else if (use.purpose === "cells") cells.push(...(await unpackCells(archive, use, signal)));
+        else setStatus(`${archive.name} was not used.`);
+      } catch (error) {
+        if (signal.aborted) throw error;
+        showProblem(error); // what was given with it is used all the same
+      }
     }
     if (cells.length) await classify(cells, signal);
   });
@@ -298,22 +307,21 @@ function showLeftOut(leftOut) {
   for (const line of leftOutLines(leftOut)) showMessage("note", line);
 }
 
-// Look into a ZIP and return what it is for: its purpose, "cells" or "evaluation", or "" if the user gives none;
-// for cells also the entries to unpack and what is left out.
+// Look into a ZIP and return its purpose, "cells" or "evaluation", or "" if the user gives none; for cells also
+// the entries to unpack and what is left out.
 async function chooseUse(archive) {
   let listing;
   try {
     listing = await listArchive(archive.file);
   } catch (error) {
-    if (error instanceof Unreadable) return { purpose: "evaluation" }; // the service says what is wrong with it
+    if (error instanceof Unreadable) return { purpose: "evaluation" }; // the service says what is wrong
     throw error;
   }
   if (!state.model) await describeModel();
   const { labels } = state.model,
-    classes = listing.candidates
-      .filter(({ certain }) => certain)
-      .map(({ name }) => classOf(name, labels)),
-    folders = new Set(listing.candidates.map(({ name }) => name.slice(0, name.lastIndexOf("/") + 1)));
+    images = listing.candidates.filter(({ name, certain }) => certain || classOf(name, labels)),
+    classes = images.map(({ name }) => classOf(name, labels)),
+    folders = new Set(images.map(({ name }) => name.slice(0, name.lastIndexOf("/") + 1)));
   if (classes.some(Boolean)) return { purpose: await askForPurpose(archive, classes), ...listing };
   if (folders.size > 1)
     showMessage(
@@ -345,7 +353,10 @@ function askForPurpose({ name }, classes) {
 // Return the images of a ZIP; those that cannot be unpacked have a flaw.
 async function unpackCells(archive, { candidates, leftOut }, signal) {
   if (candidates.length > MAX_CELLS)
-    throw new Failure("Too many cells for one differential.", `${archive.name} has over ${MAX_CELLS} files.`);
+    throw new Failure(
+      "Too many cells for one differential.",
+      `${archive.name} has over ${MAX_CELLS} files.`,
+    );
   const cells = [];
   let done = 0;
   try {
@@ -371,9 +382,10 @@ const UNANSWERED = {
   detail: "The upload stopped before this image.",
   code: "not_answered",
 };
-const RETRIABLE = [408, 429, 500, 502, 503, 504]; // statuses of images that may be classified if they are sent again
+// Statuses of images that may be classified if they are sent again.
+const RETRIABLE = [408, 429, 500, 502, 503, 504];
 
-// items: [{ name, file }], from a ZIP also its name as archive, and a flaw instead of the file if it is unreadable.
+// items: [{ name, file }]; from a ZIP also its name as archive, and a flaw instead of a file that is unreadable.
 async function classify(items, signal) {
   const added = items.map((item) => ({
     ...item,

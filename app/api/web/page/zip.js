@@ -49,7 +49,7 @@ async function findDirectory(file) {
     [size, start] = [40, 48].map((offset) => Number(tail.getBigUint64(long + offset, true)));
     end = long;
   }
-  // The directory lies before its end. Other bytes before the archive, as in one that unpacks itself, shift all.
+  // The directory lies before its end. Bytes before the archive, as in one that unpacks itself, shift all.
   const shift = from + end - size - start;
   if (shift < 0) throw new Unreadable("the directory of the ZIP file is damaged");
   return { size, start, shift };
@@ -94,7 +94,7 @@ export async function extract(file, entry, most) {
   if (encrypted) throw new Unreadable("the archive entry is encrypted");
   if (method !== STORED && method !== DEFLATED)
     throw new Unreadable("the archive entry is compressed by a method other than store and deflate");
-  if (size > most) throw new Unreadable(`the archive entry has more than ${most} bytes`);
+  if (size > most) throw new Unreadable(`the archive entry has more than ${most / 2 ** 20} MiB`);
   const head = new DataView(await file.slice(offset, offset + 30).arrayBuffer());
   if (head.byteLength < 30) throw new Unreadable("the archive entry is missing");
   const start = offset + 30 + head.getUint16(26, true) + head.getUint16(28, true);
