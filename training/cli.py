@@ -32,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TrainingError, LeukoError) as error:
         complain(str(error), PROGRAM)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "app", "training"):
+            raise
+        complain(f"{package} is missing: run `make install EXTRAS=train` in Leuko's checkout", PROGRAM)
+        return 1
     except KeyboardInterrupt:
         complain("interrupted; continue from the last epoch with `--resume`", PROGRAM)
         return 130

@@ -399,7 +399,9 @@ def _drift(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise StartupError("leuko score needs Ray and pyarrow: install Leuko with the extra `score`")
+        raise StartupError(
+            "leuko score needs Ray and pyarrow: run `make install EXTRAS=score` in Leuko's checkout"
+        )
     from app.bulk.command import score
 
     return score(
