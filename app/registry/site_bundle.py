@@ -7,13 +7,23 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from app.engine.bundle import CONFIG, MAX_SITE, Bundle, SiteRecord, load_bundle
 from app.errors import BundleError, SettingsError
 from app.evaluation.review_thresholds import Thresholds
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What an adapted bundle has instead of its parent's: files of `folder`, and entries of `config.json`."""
+
+    folder: Path
+    config: Mapping[str, Any]
 
 
 def check_site(name: str) -> str:
@@ -41,23 +51,34 @@ def write(
     thresholds: Thresholds,
     share: float,
     reports: Mapping[str, str],
+    adapted: Adapted | None = None,
 ) -> Bundle:
     """Write the bundle for a laboratory into the new folder `out`, whole or not at all, and return it.
 
-    share: sent to review with these thresholds. reports: texts of further files, by name. Raise BundleError
-    if `out` exists or cannot be written.
+    share: sent to review with these thresholds. reports: texts of further files, by name. adapted: other
+    weights. Raise BundleError if `out` exists or cannot be written.
     """
     config = json.loads((bundle.path / CONFIG).read_bytes())
     config["version"] = f"{bundle.version.partition('+')[0]}+{slug(site.name)}"
     config["review"] |= asdict(thresholds) | {"share": round(share, 4)}
     config["site"] = asdict(site)
+    parts = dict.fromkeys(bundle.files, bundle.path)
+    if adapted is not None:
+        changed = [name for name in bundle.files if (adapted.folder / name).is_file()]
+        parts |= dict.fromkeys(changed, adapted.folder)
+        config |= adapted.config
+        # What the parent's weights had: it is not known of these.
+        config |= {"scores": {}, "reference": None}
+        config["files"] |= {
+            name: sha256((adapted.folder / name).read_bytes()).hexdigest() for name in changed
+        }
     draft = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
     try:
         if out.exists():
             raise BundleError(f"{out} exists already: name another folder with --out")
         draft.mkdir(parents=True)
-        for name in bundle.files:
-            shutil.copyfile(bundle.path / name, draft / name)
+        for name, folder in parts.items():
+            shutil.copyfile(folder / name, draft / name)
         for name, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
             (draft / name).write_text(text, encoding="utf-8")
         load_bundle(draft)

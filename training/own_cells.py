@@ -1,0 +1,81 @@
+"""A laboratory's own pictures: read as the service does, framed, and cut with room for augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from app.archives.file_labels import assign_groups, parse_mapping
+from app.archives.images import StoredImage, find_images, open_labelled
+from app.archives.labelled_archive import ArchiveLimits
+from app.engine.bundle import Bundle
+from app.errors import BadLabels, LeukoError
+from app.imaging.decode import decode
+from app.imaging.framing import frame_cell
+from training.adapt import VARIATION, OwnCells, Pixels
+from training.data import Progress
+from training.errors import DataError
+from training.patches import cut_patch, room_for
+
+MAX_BYTES = 64 * 2**20  # of a picture
+MARGIN = 1.15  # detail of a patch ÷ that of the network's input
+
+
+def read_labelled(
+    path: Path, bundle: Bundle, groups: Path | str | None, progress: Progress | None = None
+) -> OwnCells:
+    """Read a ZIP or folder with one folder for each class.
+
+    groups: a file or pattern that gives each picture's patient or slide; None: each picture is its own.
+    Raise DataError that names every picture that cannot be read, BadArchive or BadLabels.
+    """
+    with open_labelled(path, bundle.labels, ArchiveLimits()) as images:
+        names = [image.name for image in images]
+        framed, patches = _read(images, bundle, progress, len(images))
+        labels = np.array([image.label for image in images], np.int64)
+    sources = names if groups is None else [source.decode() for source in _groups(names, groups)]
+    return OwnCells(framed, patches, labels, sources)
+
+
+def read_unlabelled(folders: Sequence[Path], bundle: Bundle, progress: Progress | None = None) -> Pixels:
+    """Read and frame the pictures of folders: uint8 [n, size, size, 3]. Raise DataError."""
+    images = list(find_images([str(folder) for folder in folders], _NoInput(), MAX_BYTES))
+    return _read(images, bundle, progress, len(images))[0]
+
+
+class _NoInput:
+    """Standard input that is not used: no folder is called `-`."""
+
+    def read(self, _size: int = -1) -> bytes:
+        return b""
+
+
+def _read(
+    images: Iterable[StoredImage], bundle: Bundle, progress: Progress | None, total: int
+) -> tuple[Pixels, Pixels]:
+    size, room = bundle.preprocessing.size, room_for(VARIATION)
+    framed, patches, faults = [], [], []
+    for image in progress(images, total) if progress else images:
+        try:
+            picture = decode(image.read())
+        except LeukoError as error:
+            faults.append(f"{image.name}: {error.detail}")
+            continue
+        framed.append(frame_cell(picture, bundle.preprocessing).pixels)
+        patches.append(cut_patch(picture, bundle.preprocessing, round(MARGIN * size * room), room))
+    if faults:
+        raise DataError("pictures that cannot be read: " + "; ".join(faults))
+    if not framed:
+        raise DataError("there are no pictures")
+    return np.stack(framed), np.stack(patches)
+
+
+def _groups(names: Sequence[str], groups: Path | str) -> list[bytes]:
+    if isinstance(groups, str):
+        return assign_groups(names, groups)
+    try:
+        return assign_groups(names, parse_mapping(groups.read_bytes()))
+    except OSError as error:
+        raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
