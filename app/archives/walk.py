@@ -24,12 +24,13 @@ AT_ONCE = 16  # files whose first bytes are read concurrently: network disks hav
 class Files:
     """Files by path below a folder, with forward slashes, sorted.
 
-    unread: why a file or folder cannot be read.
+    unread: why a file or folder cannot be read; closed: which of them are folders.
     """
 
     stamps: dict[str, Stamp] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=Counter)
     unread: dict[str, str] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
 
 
 def list_images(folder: Path) -> Files:
@@ -48,7 +49,7 @@ def keep_images(files: Files, head: Callable[[str], bytes]) -> Files:
     head: returns the first `HEAD` bytes of a file; called if its name does not tell what it is. A file is
     `unread` if that raises OSError or RequestError.
     """
-    images = Files({}, Counter(files.left_out), dict(files.unread))
+    images = Files({}, Counter(files.left_out), dict(files.unread), files.closed)
     kinds: dict[str, Kind | str | None] = {name: kind_by_name(PurePosixPath(name)) for name in files.stamps}
 
     def look(name: str) -> Kind | str:
@@ -106,6 +107,7 @@ class _Walk:
                 if not inner:
                     raise
                 self.files.unread[inner] = why(error)
+                self.files.closed.add(inner)
 
     def _list(self, inner: str) -> None:
         place = self._place(inner)

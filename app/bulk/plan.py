@@ -13,7 +13,7 @@ from pyarrow.lib import Field
 
 from app.archives.image_files import Kind, LeftOut, left_out_line
 from app.archives.labelled_archive import PackedFile
-from app.archives.walk import Files, Stamp, keep_images
+from app.archives.walk import Stamp, keep_images
 from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
 from app.bulk.location import UNKNOWN, Local, Location
 from app.errors import LeukoError, Unusable
@@ -88,10 +88,10 @@ def _cut_folder(source: Location, planned: Plan) -> None:
     files = source.files()
     archives = {name: stamp for name, stamp in files.stamps.items() if _kind(name)}
     others = {name: stamp for name, stamp in files.stamps.items() if name not in archives}
-    images = keep_images(Files(others, files.left_out, files.unread), lambda name: (source / name).read(HEAD))
+    images = keep_images(replace(files, stamps=others), lambda name: (source / name).read(HEAD))
     planned.left_out += images.left_out
     planned.unread |= images.unread
-    unread = {name for name in images.unread if _kind(name) or (source / name).is_folder}
+    unread = images.closed | {name for name in images.unread if _kind(name)}
     for part in _chunks(sorted({*images.stamps, *images.unread} - unread)):
         stamps = _digest(images.stamps.get(name, UNKNOWN) for name in part)
         planned.parts.append(Part("images", images=part, count=len(part), stamps=stamps))

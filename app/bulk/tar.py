@@ -66,12 +66,20 @@ class Entry:
         return not self._member.isfile()
 
     def read(self, most: int) -> bytes:
-        """Return up to `most` bytes that were not read yet. Raise BadArchive if the entry is no file."""
+        """Return up to `most` bytes that were not read yet.
+
+        Raise BadArchive if the entry is no file, EOFError if the archive ends within it.
+        """
+        if self._member.isfile() and not self._member.size:
+            return b""
         if self._content is None and not self.is_special:
             self._content = self._archive.extractfile(self._member)
         if self._content is None:
             raise BadArchive("the entry is a link or a special file")
-        return self._content.read(most)
+        try:
+            return self._content.read(most)
+        except tarfile.ReadError:
+            raise EOFError("it is truncated") from None
 
 
 def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:

@@ -56,6 +56,7 @@ UNREAD = sorted(["eosinophil/gone.png", CLOSED, *SHUT])
 def test_a_walk_lists_what_cannot_be_read(closed: Path) -> None:
     files = list_images(closed)
     assert [*files.stamps] == [f"{label}/1.png" for label in CLASSES]
+    assert files.closed == {CLOSED}
     assert files.unread == dict.fromkeys((CLOSED, *SHUT), "Permission denied") | {
         "eosinophil/gone.png": "No such file or directory"
     }

@@ -93,7 +93,7 @@ def test_what_cannot_be_read_or_is_no_image_is_said_at_the_end(
 
     def work(remaining: dict[int, Part], *arguments: Any) -> None:
         tally: Tally = arguments[4]
-        rows = Destination(Location.of(str(tmp_path / "out")))
+        rows = Destination(Location.of(arguments[2]))
         for index in remaining:
             left_out = LeftOut([Kind.SYSTEM])  # of a tar
             tally.add(rows.write(index, [], (), left_out))
