@@ -99,14 +99,14 @@ def add_data(commands: Commands) -> None:
 def run_data(args: argparse.Namespace) -> None:
     from training import data
 
+    divide = divider(args)
+    sources = read_sources(args.sources) if args.sources else None
     archives = [
         *([("", data.download(args.out.parent))] if args.download else []),
         *map(named, args.archives),
     ]
     if not archives:
         raise DataError("no archive given: name one, or use --download")
-    divide = divider(args)
-    sources = read_sources(args.sources) if args.sources else None
     rows, notes = data.list_files(archives, sources, args.leave_out, args.others)
     for note in notes:
         complain(note, PROGRAM)

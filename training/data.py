@@ -97,8 +97,7 @@ def list_files(
         if kaggle := [row for name in names if (row := kaggle_row(path, name))]:
             found = with_kaggle_sources(kaggle)
             if len(found) < len(names):
-                left_out = len(names) - len(found)
-                notes.append(f"{path}: {left_out} images outside TRAIN and TEST were left out")
+                notes.append(f"{path}: images left out outside TRAIN and TEST: {len(names) - len(found)}")
         else:
             own = sources_of(title, names, sources)
             for name in own or {}:
@@ -108,10 +107,8 @@ def list_files(
         check_classes(path, found, said)
         rows += [replace(row, laboratory=laboratory or title) for row in found]
     unused = sorted({*others} - {row.label for row in rows})
-    return rows, [
-        *notes,
-        *(f"no archive has images in a folder {name}, which --others names" for name in unused),
-    ]
+    notes += [f"no archive has images in a folder {name}, which --others names" for name in unused]
+    return rows, notes
 
 
 def list_names(path: Path, leave_out: Collection[str]) -> tuple[list[str], list[str]]:
@@ -127,9 +124,7 @@ def list_names(path: Path, leave_out: Collection[str]) -> tuple[list[str], list[
     names = [name for name in files.stamps if kept(name)]
     notes = [f"{path}: {line}"] if (line := left_out_line(files.left_out)) else []
     if len(names) < len(files.stamps):
-        notes.append(
-            f"{path}: {len(files.stamps) - len(names)} images in folders of --leave-out were left out"
-        )
+        notes.append(f"{path}: images left out by --leave-out: {len(files.stamps) - len(names)}")
     return names, notes
 
 

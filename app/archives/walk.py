@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 
 from app.archives.image_files import Kind, LeftOut, is_system, kind_by_content, kind_by_name
-from app.errors import RequestError
 from app.image_signatures import HEAD
 
 Stamp = tuple[int, int]  # size of a file in bytes and time of its last change in ns; -1 if unknown
@@ -47,7 +46,7 @@ def keep_images(files: Files, head: Callable[[str], bytes]) -> Files:
     """Return the images among files.
 
     head: returns the first `HEAD` bytes of a file; called if its name does not tell what it is. A file is
-    `unread` if that raises OSError or RequestError.
+    `unread` if that raises OSError.
     """
     images = Files({}, Counter(files.left_out), dict(files.unread), files.closed)
     kinds: dict[str, Kind | str | None] = {name: kind_by_name(PurePosixPath(name)) for name in files.stamps}
@@ -57,8 +56,6 @@ def keep_images(files: Files, head: Callable[[str], bytes]) -> Files:
             return kind_by_content(head(name))
         except OSError as error:
             return why(error)
-        except RequestError as error:
-            return error.detail
 
     unclear = [name for name, kind in kinds.items() if kind is None]
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -88,7 +88,7 @@ def _cut_folder(source: Location, planned: Plan) -> None:
     files = source.files()
     archives = {name: stamp for name, stamp in files.stamps.items() if _kind(name)}
     others = {name: stamp for name, stamp in files.stamps.items() if name not in archives}
-    images = keep_images(replace(files, stamps=others), lambda name: (source / name).read(HEAD))
+    images = keep_images(replace(files, stamps=others), lambda name: _head(source / name))
     planned.left_out += images.left_out
     planned.unread |= images.unread
     unread = images.closed | {name for name in images.unread if _kind(name)}
@@ -102,6 +102,23 @@ def _cut_folder(source: Location, planned: Plan) -> None:
             parts = _cut_within(source, name, planned.left_out)
         stamp = archives.get(name, UNKNOWN)
         planned.parts += [replace(part, stamps=_digest([stamp])) for part in parts]
+
+
+def _head(file: Location) -> bytes:
+    """Return a file's first bytes.
+
+    Raise Unusable for an error that may be temporary, since the next run would have other parts.
+    """
+    try:
+        return file.read(HEAD)
+    except OSError as error:
+        if _is_lasting(file, error):
+            raise
+        raise Unusable(f"{file.path} cannot be read now: {error}") from error
+
+
+def _is_lasting(file: Location, error: OSError) -> bool:
+    return isinstance(file, Local) or isinstance(error, FileNotFoundError | PermissionError)
 
 
 def dump(part: Part) -> str:
@@ -157,7 +174,7 @@ def _cut_within(folder: Location, name: str, left_out: LeftOut) -> list[Part]:
     except LeukoError as error:
         return [Part("flawed", name, flaw=error.detail, count=1)]
     except OSError as error:
-        if not (isinstance(file, Local) or isinstance(error, FileNotFoundError | PermissionError)):
+        if not _is_lasting(file, error):
             raise
         return [Part("unread", name, flaw=f"{error.strerror or error}", count=0)]
 

@@ -222,6 +222,9 @@ def test_a_network_error_while_archives_are_listed_is_not_part_of_the_plan(tmp_p
     (tmp_path / "a.zip").touch()
     with pytest.raises(OSError, match="lost"):
         plan(Network(str(tmp_path), fs.LocalFileSystem()))
+    (tmp_path / "a.zip").rename(tmp_path / "unclear")
+    with pytest.raises(Unusable, match="unclear cannot be read now: the connection was lost"):
+        plan(Network(str(tmp_path), fs.LocalFileSystem()))
 
 
 def test_a_defect_costs_one_part() -> None:

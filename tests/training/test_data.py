@@ -226,7 +226,7 @@ def test_what_is_left_out_of_an_archive_is_said(tmp_path: Path) -> None:
     assert len(rows) == 8
     assert notes == [
         f"{tmp_path}: 2 files were left out: hidden or left by a system (1), not an image (1)",
-        f"{tmp_path}: 1 images in folders of --leave-out were left out",
+        f"{tmp_path}: images left out by --leave-out: 1",
     ]
 
 
