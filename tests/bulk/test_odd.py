@@ -19,7 +19,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import ArrowException, fs, parquet
 
-from app.bulk.cluster import _Worker
+from app.archives.image_files import Kind, LeftOut
+from app.bulk.cluster import _scored, _Worker
 from app.bulk.destination import ABOUT, ATTEMPTS, Destination, ScoredPart
 from app.bulk.location import Local, Location, Remote, without_credentials
 from app.bulk.plan import Part, dump, fingerprint, parse, plan
@@ -225,6 +226,18 @@ def test_a_network_error_while_archives_are_listed_is_not_part_of_the_plan(tmp_p
     (tmp_path / "a.zip").rename(tmp_path / "unclear")
     with pytest.raises(Unusable, match="unclear cannot be read now: the connection was lost"):
         plan(Network(str(tmp_path), fs.LocalFileSystem()))
+
+
+def test_what_a_worker_has_scored_arrives_whole() -> None:
+    done = ScoredPart(5, 1, LeftOut([Kind.OTHER, Kind.SYSTEM, Kind.OTHER]))
+
+    class Done:
+        def score(self, *_: object) -> ScoredPart:
+            return done
+
+    worker = object.__new__(_Worker)
+    worker._scorer = cast(Scorer, Done())
+    assert _scored(worker({"index": 0, "part": dump(Part("tar", "a.tar"))})) == done
 
 
 def test_a_defect_costs_one_part() -> None:
