@@ -13,6 +13,7 @@ LeukoError
 │   ├── UnsupportedFormat     415  a format or content encoding that is not accepted
 │   └── Unusable              422  an accepted format, but the content cannot be used
 │       ├── UndecodableImage
+│       ├── Unreadable              a file or folder of this machine
 │       ├── BadArchive
 │       └── BadLabels
 ├── QueueFull                 429  the queue, or the limit on requests in flight, is reached
@@ -102,6 +103,10 @@ class Unusable(RequestError):
 class UndecodableImage(Unusable):
     code = "undecodable_image"
     title = "Image cannot be decoded"
+
+
+class Unreadable(Unusable):
+    """A file or folder that the operating system does not let us read; of commands only."""
 
 
 class BadArchive(Unusable):

@@ -77,7 +77,7 @@ def in_process(source: str, destination: str, count: int) -> float:
     classifier = unpack(pack(locate(settings)), settings.engine, 0)
     begin(destination)
     scorer = Scorer(classifier, source, destination, image_limits(settings), settings.engine_timeout_s)
-    parts = plan(Location.of(source))[:count]
+    parts = plan(Location.of(source)).parts[:count]
     ends = [(scorer.score(index, part).rows, time.monotonic()) for index, part in enumerate(parts)]
     scorer.close()
     return sum(rows for rows, _ in ends[1:]) / (ends[-1][1] - ends[0][1])
@@ -90,7 +90,7 @@ def begin(destination: str) -> None:
 def on_ray(source: str, destination: str, count: int, workers: int, threads: int) -> tuple[float, float]:
     """Return the images/s from the end of the first part to that of the last, and the start time in s."""
     settings = Settings()
-    parts = dict(enumerate(plan(Location.of(source))[:count]))
+    parts = dict(enumerate(plan(Location.of(source)).parts[:count]))
     begin(destination)
     began = time.monotonic()
     with cluster.ray_session(None):

@@ -8,13 +8,16 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 from app.errors import LeukoError
 from app.printable import complain, printable
 from training.errors import DataError, TrainingError
+
+if TYPE_CHECKING:
+    from training.data import Row
 
 PROGRAM = "leuko-train"
 MANIFEST = Path("data/manifest.csv")
@@ -87,10 +90,11 @@ def add_data(commands: Commands) -> None:
         metavar="FOLDER",
         help="folders of cells of no class, which training may use as outliers; half of them are kept out",
     )
-    parser.add_argument(
+    splits = parser.add_mutually_exclusive_group()
+    splits.add_argument(
         "--split", default="folders", help="folders: the archive's own; or a ratio such as 80:10:10"
     )
-    parser.add_argument(
+    splits.add_argument(
         "--split-by-file-leaking", metavar="RATIO", help="split by file: copies of a photo are in both splits"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
@@ -99,38 +103,43 @@ def add_data(commands: Commands) -> None:
 
 
 def run_data(args: argparse.Namespace) -> None:
-    from training import data, split
+    from training import data
 
+    divide = divider(args)
+    sources = read_sources(args.sources) if args.sources else None
     archives = [
         *([("", data.download(args.out.parent))] if args.download else []),
         *map(named, args.archives),
     ]
     if not archives:
         raise DataError("no archive given: name one, or use --download")
-    sources = read_sources(args.sources) if args.sources else None
-    rows = [
-        row
-        for laboratory, path in archives
-        for row in data.build_manifest(
-            path,
-            sources=sources,
-            leave_out=args.leave_out,
-            others=args.others,
-            laboratory=laboratory,
-            progress=progress,
-        )
-    ]
-    if sources is not None and not any(row.path in sources for row in rows):
+    rows, notes = data.list_files(archives, sources, args.leave_out, args.others)
+    for note in notes:
+        complain(note, PROGRAM)
+    if sources is not None and not set(sources.values()) & {row.source for row in rows}:
         raise DataError(f"{args.sources} names no image of the archives")
-    if args.split_by_file_leaking:
-        rows = split.split_by_file_leaking(rows, split.parse_ratio(args.split_by_file_leaking), args.seed)
-    elif args.split != "folders":
-        rows = split.split_by_source(rows, split.parse_ratio(args.split), args.seed)
+    divide(rows)  # what is too few for the split is said before hours of decoding
+    rows = divide(data.check_files(rows, progress))
+    if not args.split_by_file_leaking:
+        data.refuse_copies(rows, "split", lambda row: row.split)
     data.write_manifest(rows, args.out)
     for (name, label), count in sorted(Counter((row.split, row.label) for row in rows).items()):
         photos = len({row.source for row in rows if (row.split, row.label) == (name, label)})
         print(f"{name:6} {label:11} {count:6} files from {photos:5} sources")
     print(printable(f"wrote {args.out}, fingerprint {data.fingerprint(rows)[:16]}"))
+
+
+def divider(args: argparse.Namespace) -> Callable[[Sequence[Row]], list[Row]]:
+    """Return what sets the rows' splits. Raise DataError for a ratio that is none."""
+    from training.split import parse_ratio, split_by_file_leaking, split_by_source
+
+    if args.split_by_file_leaking:
+        ratio = parse_ratio(args.split_by_file_leaking)
+        return lambda rows: split_by_file_leaking(rows, ratio, args.seed)
+    if args.split == "folders":
+        return list
+    ratio = parse_ratio(args.split)
+    return lambda rows: split_by_source(rows, ratio, args.seed)
 
 
 def named(archive: str) -> tuple[str, Path]:

@@ -10,12 +10,13 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from app.archives.image_files import left_out_line
 from app.engine.bundle import CLASSES
 from app.errors import RequestError
 from app.imaging.decode import decode
@@ -29,6 +30,7 @@ KAGGLE_COUNTS = {
     "TEST": (623, 620, 620, 624),
     "TEST_SIMPLE": (13, 6, 4, 48),
 }
+MOST_NAMED = 100  # files in one message
 SOURCES = Path(__file__).with_name("sources.csv")
 
 
@@ -56,36 +58,106 @@ class Row:
 
 
 Progress = Callable[[Iterable[Row], int], Iterable[Row]]
+Checked = Row | str  # a row with its hash, or what is wrong with the file
 
 
 def build_manifest(
     path: Path,
     *,
-    sources: dict[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
     leave_out: Collection[str] = (),
     others: Collection[str] = (),
     laboratory: str = "",
-    progress: Progress | None = None,
 ) -> list[Row]:
-    """Check that the archive is complete (counts; every file decodes) and return a row for each image.
+    """Return a row for each image of one archive: `list_files`, then `check_files`. Raise DataError."""
+    return check_files(list_files([(laboratory, path)], sources, leave_out, others)[0])
+
+
+def list_files(
+    archives: Sequence[tuple[str, Path]],
+    sources: Mapping[str, str] | None = None,
+    leave_out: Collection[str] = (),
+    others: Collection[str] = (),
+) -> tuple[list[Row], list[str]]:
+    """Return a row without hash for each image, and notes on the files that are left out; open no image.
 
     The Kaggle archive is recognised by its TRAIN and TEST folders. Any other archive needs one folder per
-    class; `sources` (path → photo or patient) groups its files, if it names one of them; else each file is
-    its own source. Images in folders named in `leave_out` are skipped. Folders named in `others` hold cells
-    of no class: half of their sources are for training, the others have split test.
-    Raise DataError if the archive cannot be used.
+    class; `sources` (path, or TITLE/path, → photo or patient) groups its files, if it names one of them; else
+    each file is its own source. Images in folders named in `leave_out` are skipped. Folders named in `others`
+    hold cells of no class: half of their sources are for training, the others have split test.
+    archives: laboratory, "" if none is named, and path. Raise DataError if one cannot be used, or has a path
+    that `sources` has for another one too.
     """
-    images = ImageArchive(path)
-    names = [name for name in images.names() if not any(part in leave_out for part in name.split("/")[:-1])]
-    kaggle = [row for name in names if (row := kaggle_row(path, name))]
-    if sources is not None and not any(name in sources for name in names):
-        sources = None  # they are another archive's
-    rows = (
-        with_kaggle_sources(kaggle) if kaggle else [folder_row(path, name, sources, others) for name in names]
-    )
-    check_classes(path, rows)
-    checked = checked_rows(images, [replace(row, laboratory=laboratory or path.stem) for row in rows])
-    return list(progress(checked, len(rows)) if progress else checked)
+    rows: list[Row] = []
+    notes: list[str] = []
+    owners: dict[str, Path] = {}
+    for (laboratory, path), title in zip(archives, titles([path for _, path in archives]), strict=True):
+        names, said = list_names(path, leave_out)
+        notes += said
+        if kaggle := [row for name in names if (row := kaggle_row(path, name))]:
+            found = with_kaggle_sources(kaggle)
+            if len(found) < len(names):
+                notes.append(f"{path}: images left out outside TRAIN and TEST: {len(names) - len(found)}")
+        else:
+            own = sources_of(title, names, sources)
+            for name in own or {}:
+                if sources is not None and f"{title}/{name}" not in sources:
+                    check_owner(owners.setdefault(name, path), path, name, title)
+            found = [folder_row(path, name, own, others, title) for name in names]
+        check_classes(path, found, said)
+        rows += [replace(row, laboratory=laboratory or title) for row in found]
+    unused = sorted({*others} - {row.label for row in rows})
+    notes += [f"no archive has images in a folder {name}, which --others names" for name in unused]
+    return rows, notes
+
+
+def list_names(path: Path, leave_out: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the images' paths inside an archive, and what was left out. Raise DataError."""
+
+    def kept(name: str) -> bool:
+        return not any(part in leave_out for part in name.split("/")[:-1])
+
+    files = ImageArchive(path).files()
+    unread = [f"{name} ({why})" for name, why in files.unread.items() if kept(f"{name}/")]
+    if unread:
+        raise DataError(f"{path}: cannot read {named(unread)}")
+    names = [name for name in files.stamps if kept(name)]
+    notes = [f"{path}: {line}"] if (line := left_out_line(files.left_out)) else []
+    if len(names) < len(files.stamps):
+        notes.append(f"{path}: images left out by --leave-out: {len(files.stamps) - len(names)}")
+    return names, notes
+
+
+def titles(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each archive: its own without suffix, or with as many folders as tell it apart."""
+    repeated = Counter(path.resolve() for path in paths)
+    if twice := [str(path) for path, count in repeated.items() if count > 1]:
+        raise DataError(f"{', '.join(twice)} is given more than once")
+    parts = [path.absolute().parts for path in paths]
+    longest = max(map(len, parts), default=0)
+    levels = [[Path(each[-1]).stem for each in parts]]
+    levels += [["/".join(each[-length:]) for each in parts] for length in range(1, longest + 1)]
+    return [
+        next(level[index] for level in levels if level.count(level[index]) == 1)
+        for index in range(len(paths))
+    ]
+
+
+def sources_of(title: str, names: Sequence[str], sources: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Return the source of each path that has one; None if none has: the sources are another archive's."""
+    if sources is None:
+        return None
+    keys = {name: f"{title}/{name}" if f"{title}/{name}" in sources else name for name in names}
+    return {name: sources[key] for name, key in keys.items() if key in sources} or None
+
+
+def check_owner(owner: Path, path: Path, name: str, title: str) -> None:
+    """Raise DataError if another archive, `owner`, has the same path in the CSV of sources."""
+    if owner != path:
+        raise DataError(
+            f"the CSV of sources names {name}, which is in {owner} and in {path}: begin its lines with the"
+            f" archive's name, as in {title}/{name}"
+        )
 
 
 def kaggle_row(archive: Path, name: str) -> Row | None:
@@ -120,7 +192,9 @@ def file_key(path: str) -> str:
     return "/".join(path.split("/")[-3:])
 
 
-def folder_row(archive: Path, name: str, sources: dict[str, str] | None, others: Collection[str]) -> Row:
+def folder_row(
+    archive: Path, name: str, sources: Mapping[str, str] | None, others: Collection[str], title: str
+) -> Row:
     folders = [part.lower() for part in reversed(name.split("/")[:-1])]
     label = next((folder for folder in folders if folder in CLASSES or folder in others), None)
     if label is None:
@@ -130,7 +204,7 @@ def folder_row(archive: Path, name: str, sources: dict[str, str] | None, others:
         )
     if sources is not None and name not in sources:
         raise DataError(f"{archive}: {name} has no line in the CSV of sources")
-    source = sources[name] if sources else f"{archive.stem}/{name}"
+    source = sources[name] if sources else f"{title}/{name}"
     split = "train" if label in CLASSES or is_for_training(source) else "test"
     return Row(str(archive), name, label, split, source, True, "")
 
@@ -140,34 +214,103 @@ def is_for_training(source: str) -> bool:
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()[0] % 2 == 0
 
 
-def check_classes(archive: Path, rows: Sequence[Row]) -> None:
+def check_classes(archive: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
     present = {row.label for row in rows}
     if rows and not any(row.known for row in rows):
         return  # an archive of other cells alone
     if missing := [label for label in CLASSES if label not in present]:
+        said = "".join(f"; {note}" for note in notes)
         raise DataError(
-            f"{archive}: no images of {', '.join(missing)}; each class needs a folder of its name"
+            f"{archive}: no images of {', '.join(missing)}; each class needs a folder of its name{said}"
         )
 
 
-def checked_rows(images: ImageArchive, rows: Sequence[Row]) -> Iterable[Row]:
-    """Decode every file and yield its row with its sha256; raise DataError if one does not decode."""
+def check_files(
+    rows: Sequence[Row], progress: Callable[[Iterable[Checked], int], Iterable[Checked]] | None = None
+) -> list[Row]:
+    """Decode every file and return its row with its sha256; equal files without a CSV have one source.
+
+    Raise DataError, which names all files that do not decode, or all that are in two classes.
+    """
+    outcomes = checked_rows(rows)
+    checked = list(progress(outcomes, len(rows)) if progress else outcomes)
+    if flaws := [flaw for flaw in checked if isinstance(flaw, str)]:
+        raise DataError(f"{named(flaws)}; replace or remove what is broken, or download the archive again")
+    whole = [row for row in checked if isinstance(row, Row)]
+    refuse_copies(whole, "class", lambda row: row.label)
+    return with_shared_sources(whole)
+
+
+def checked_rows(rows: Sequence[Row]) -> Iterable[Checked]:
+    """Yield the outcome of each row, in order."""
+    archives = {archive: ImageArchive(Path(archive)) for archive in {row.archive for row in rows}}
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(rows), 256):
             chunk = rows[start : start + 256]
-            contents = [images.read(row.path) for row in chunk]
-            yield from pool.map(checked_row, chunk, contents)
+            yield from pool.map(flaw_or_row, chunk, [read(archives[row.archive], row) for row in chunk])
+
+
+def read(archive: ImageArchive, row: Row) -> bytes | DataError:
+    try:
+        return archive.read(row.path)
+    except DataError as error:
+        return error
+
+
+def flaw_or_row(row: Row, data: bytes | DataError) -> Checked:
+    try:
+        if isinstance(data, DataError):
+            raise data
+        return checked_row(row, data)
+    except DataError as error:
+        return str(error)
 
 
 def checked_row(row: Row, data: bytes) -> Row:
+    """Return the row with the sha256 of its file. Raise DataError if that does not decode."""
     try:
         decode(data)
     except RequestError as error:
-        raise DataError(
-            f"{row.archive}: {row.path} does not decode ({error.detail}); "
-            "replace it or download the archive again"
-        ) from error
+        raise DataError(f"{row.archive}: {row.path} does not decode ({error.detail})") from error
     return replace(row, sha256=hashlib.sha256(data).hexdigest())
+
+
+def with_shared_sources(rows: Sequence[Row]) -> list[Row]:
+    """Give equal files the source and split of the first, so that no split separates them.
+
+    That is for files that are their own source; other sources stay as they were given.
+    """
+    first: dict[str, Row] = {}
+
+    def shared(row: Row) -> Row:
+        if not row.source.endswith(f"/{row.path}"):
+            return row
+        earlier = first.setdefault(row.sha256, row)
+        return replace(row, source=earlier.source, split=earlier.split)
+
+    return [shared(row) for row in rows]
+
+
+def refuse_copies(rows: Sequence[Row], what: str, part_of: Callable[[Row], str]) -> None:
+    """Raise DataError, naming both paths, if the same file is in two parts. what: of such a part."""
+    first: dict[str, Row] = {}
+
+    def place(row: Row) -> str:
+        return f"{row.archive}: {row.path} ({part_of(row)})"
+
+    clashes = [
+        f"{place(earlier)} and {place(row)}"
+        for row in rows
+        if part_of(earlier := first.setdefault(row.sha256, row)) != part_of(row)
+    ]
+    if clashes:
+        raise DataError(f"the same file has more than one {what}: {named(clashes)}; keep one of each")
+
+
+def named(items: Sequence[str]) -> str:
+    """Return the items in one line, up to `MOST_NAMED`."""
+    more = len(items) - MOST_NAMED
+    return "; ".join(items[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def read_sources() -> dict[str, tuple[str, bool]]:
@@ -179,17 +322,21 @@ def read_sources() -> dict[str, tuple[str, bool]]:
 
 
 def write_manifest(rows: Sequence[Row], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows({**asdict(row), "certain": int(row.certain)} for row in rows)
+    """Write a manifest. Raise DataError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            writer.writeheader()
+            writer.writerows({**asdict(row), "certain": int(row.certain)} for row in rows)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_manifest(path: Path) -> list[Row]:
     """Read a manifest; raise DataError if it is missing or malformed."""
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             lines = list(csv.DictReader(file))
         return [_row(line) for line in lines]
     except FileNotFoundError as error:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from sys import maxsize
 
-from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
+from app.archives.image_files import Kind
+from app.archives.labelled_archive import PackedFile
+from app.archives.walk import Files, list_images, why
+from app.archives.zip_directory import ArchiveLimits, Packed, read_directory
+from app.errors import RequestError
+from app.units import GIB
 from training.errors import DataError
+
+# Of size only: the archive is the user's own.
+LIMITS = ArchiveLimits(max_entries=10_000_000, max_entry_bytes=GIB, max_total_bytes=maxsize)
 
 
 @dataclass
@@ -17,37 +25,71 @@ class ImageArchive:
     data-loading workers."""
 
     path: Path
-    _opened: tuple[int, zipfile.ZipFile] | None = field(default=None, repr=False, compare=False)
+    _opened: tuple[int, PackedFile, dict[str, Packed]] | None = field(default=None, repr=False, compare=False)
 
     def names(self) -> list[str]:
-        """Return the sorted paths of the images inside, with forward slashes; hidden files are skipped."""
-        if self.path.is_dir():
-            names = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()]
-        else:
-            names = [info.filename for info in self._zip().infolist() if not info.is_dir()]
-        paths = ((name, PurePosixPath(name)) for name in names)
-        return sorted(
-            name for name, path in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
-        )
+        """Return the sorted paths of the images inside, with forward slashes."""
+        return [*self.files().stamps]
+
+    def files(self) -> Files:
+        """Return the images inside, what was left out, and what cannot be read. Raise DataError."""
+        try:
+            return list_images(self.path) if self._is_folder else self._list_zip()
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {why(error)}") from error
 
     def read(self, name: str) -> bytes:
         """Return the file's content; raise DataError if it cannot be read."""
         try:
-            return (self.path / name).read_bytes() if self.path.is_dir() else self._zip().read(name)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{self.path}: cannot read {name} ({error}); unpack or download it again"
-            ) from error
+            if self._is_folder:
+                return (self.path / name).read_bytes()
+            file, entries = self._zip()
+            return file.read(entries[name])
+        except KeyError:
+            reason = "it is not there"
+        except OSError as error:
+            reason = why(error)
+        except RequestError as error:
+            reason = error.detail
+        raise DataError(f"{self.path}: {name} cannot be read ({reason})")
 
-    def _zip(self) -> zipfile.ZipFile:
+    @property
+    def _is_folder(self) -> bool:
+        return os.path.isdir(self.path)  # noqa: PTH112  # is_dir() can raise
+
+    def _list_zip(self) -> Files:
+        file, entries = self._zip()
+        files = Files()
+        for name, entry in sorted(entries.items()):
+            kind = file.kind(entry)
+            if kind is Kind.IMAGE:
+                files.stamps[name] = (entry.size, -1)
+            else:
+                files.left_out[kind] += 1
+        return files
+
+    def _zip(self) -> tuple[PackedFile, dict[str, Packed]]:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
-                self._opened = (os.getpid(), zipfile.ZipFile(self.path))
+                file = self.path.open("rb")
             except FileNotFoundError as error:
                 raise DataError(f"{self.path} does not exist; see `leuko-train data --help`") from error
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(f"{self.path} is not a readable ZIP ({error}); download it again") from error
-        return self._opened[1]
+            except OSError as error:
+                raise DataError(f"{self.path} cannot be read: {why(error)}") from error
+            try:
+                entries = {entry.name: entry for entry in read_directory(file, LIMITS)}
+            except (OSError, RequestError) as error:
+                file.close()
+                reason = why(error) if isinstance(error, OSError) else error.detail
+                raise DataError(
+                    f"{self.path} is not a readable ZIP: {reason}; unpack it, or download it again"
+                ) from error
+            self._opened = (os.getpid(), PackedFile(file), entries)
+        return self._opened[1:]
+
+    def __del__(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_opened": None}

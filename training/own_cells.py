@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +33,18 @@ def read_labelled(
     Raise DataError that names every picture that cannot be read, BadArchive or BadLabels.
     """
     with open_labelled(path, bundle.labels, ArchiveLimits()) as images:
-        names = [image.name for image in images]
-        framed, patches = _read(images, bundle, progress, len(images))
-        labels = np.array([image.label for image in images], np.int64)
+        found = images.found
+        names = [image.name for image in found]
+        framed, patches = _read(found, bundle, progress, len(found))
+        labels = np.array([image.label for image in found], np.int64)
     sources = names if groups is None else [source.decode() for source in _groups(names, groups)]
     return OwnCells(framed, patches, labels, sources)
 
 
 def read_unlabelled(folders: Sequence[Path], bundle: Bundle, progress: Progress | None = None) -> Pixels:
     """Read and frame the pictures of folders: uint8 [n, size, size, 3]. Raise DataError."""
-    images = list(find_images([str(folder) for folder in folders], _NoInput(), MAX_BYTES))
+    images = find_images([str(folder) for folder in folders], BytesIO(), MAX_BYTES).found
     return _read(images, bundle, progress, len(images))[0]
-
-
-class _NoInput:
-    """Standard input that is not used: no folder is called `-`."""
-
-    def read(self, _size: int = -1) -> bytes:
-        return b""
 
 
 def _read(

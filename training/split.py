@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
 
 def parse_ratio(text: str) -> tuple[float, ...]:
-    """Parse two or three parts: `80:10:10` → (0.8, 0.1, 0.1); raise DataError if they are not positive."""
+    """Parse two or three parts: `80:10:10` → (0.8, 0.1, 0.1).
+
+    Raise DataError if they are not positive and finite.
+    """
     try:
         parts = [float(part) for part in text.split(":")]
     except ValueError as error:
         raise DataError(f"split {text!r} is not a ratio such as 80:20 or 80:10:10") from error
-    if len(parts) not in NAMES or min(parts) <= 0:
+    if len(parts) not in NAMES or min(parts) <= 0 or not math.isfinite(sum(parts)):
         raise DataError(f"split {text!r} is not a ratio of two or three positive parts such as 80:10:10")
     return tuple(part / sum(parts) for part in parts)
 
@@ -47,6 +51,8 @@ def split_by_source(rows: Sequence[Row], ratio: Sequence[float], seed: int) -> l
 
 def split_by_file_leaking(rows: Sequence[Row], ratio: Sequence[float], seed: int) -> list[Row]:
     """Split by file, as many public notebooks do; copies of one photo are on both sides (leakage)."""
+    if len(rows) < len(ratio):
+        raise DataError(f"there are {len(rows)} files, too few for {len(ratio)} splits")
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     names = dict(zip(order, _allot(len(rows), ratio, NAMES[len(ratio)]), strict=True))
@@ -101,8 +107,10 @@ def source_labels(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _allot(n: int, ratio: Sequence[float], names: Sequence[str]) -> list[str]:
-    """Return n names in the ratio, each at least once."""
+    """Return n names in the ratio, each at least once; n is at least the number of names."""
     sizes = [max(1, round(n * part)) for part in ratio[1:]]
+    while sum(sizes) >= n:  # the first needs one too
+        sizes[sizes.index(max(sizes))] -= 1
     return [names[0]] * (n - sum(sizes)) + [
         name for name, size in zip(names[1:], sizes, strict=True) for _ in range(size)
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 
 from app.api.uploads import Form, Part
 from app.archives.file_labels import Texts, class_indices, parse_mapping
+from app.archives.image_files import LeftOut
 from app.archives.images import StoredImage, archive_images
 from app.archives.labelled_archive import ArchiveLimits, open_archive
 from app.errors import BadLabels, Unusable
@@ -16,10 +17,14 @@ from app.errors import BadLabels, Unusable
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """grouping: file name → source (photo or patient), a pattern that captures it, or None if unknown."""
+    """grouping: file name → source (photo or patient), a pattern that captures it, or None if unknown.
+
+    left_out: files of an archive that are no images.
+    """
 
     images: Sequence[StoredImage]
     grouping: Texts | str | None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> LabelledSet:
@@ -34,7 +39,8 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
         raise Unusable("labels belong to files; in an archive the folders name the classes")
     grouping = _grouping(form, limits.max_entries)
     if archive:
-        return LabelledSet(archive_images(open_archive(BytesIO(archive[0].data), labels, limits)), grouping)
+        opened = open_archive(BytesIO(archive[0].data), labels, limits)
+        return LabelledSet(archive_images(opened), grouping, opened.left_out)
     return LabelledSet(_in_form(files, form["labels"], labels, limits.max_entries), grouping)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from app.archives.image_names import IMAGE_SUFFIXES
+from app.archives.image_files import LeftOut, left_out_line
 from app.archives.labelled_archive import ArchiveLimits, LabelledArchive, class_of, open_archive
-from app.errors import BadArchive, Unusable
+from app.archives.walk import Files, list_images, why
+from app.errors import BadArchive, RequestError, Unreadable, Unusable
 from app.lazy_sequence import LazySequence
 
 
@@ -24,19 +27,49 @@ class StoredImage:
     label: int = -1
 
 
-def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Iterator[StoredImage]:
-    """List the files given, the images in the folders given (by suffix), and standard input for `-`.
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images, and how many files beside them were left out.
+
+    unread: names of files and folders that cannot be read; each is among the images too, and fails.
+    """
+
+    found: Sequence[StoredImage]
+    left_out: LeftOut
+    unread: Collection[str] = ()
+
+
+def find_images(paths: Sequence[str], stdin: BinaryIO, most: int) -> Images:
+    """List the files given, the images in the folders given, and standard input for `-`.
 
     An image of more than `most` bytes is read up to `most` + 1, so that the decoder refuses it.
     """
+    found: list[StoredImage] = []
+    left_out: LeftOut = Counter()
     for path in paths:
         if path == "-":
-            yield StoredImage(path, partial(stdin.read, most + 1))
-        elif Path(path).is_dir():
-            images = [StoredImage(str(file), partial(_read, file, most)) for file in _image_files(Path(path))]
-            yield from images or [StoredImage(path, partial(_refuse, "the folder holds no images"))]
+            found.append(StoredImage(path, partial(stdin.read, most + 1)))
+        elif os.path.isdir(path):  # noqa: PTH112  # False where is_dir() raises
+            images = _in_folder(Path(path), most)
+            found += images.found
+            left_out += images.left_out
         else:
-            yield StoredImage(path, partial(_read, Path(path), most))
+            found.append(StoredImage(path, partial(_read, Path(path), most)))
+    return Images(found, left_out)
+
+
+def _in_folder(folder: Path, most: int) -> Images:
+    try:
+        files = list_images(folder)
+    except OSError as error:
+        refuse = partial(_refuse, Unreadable, _unread(why(error)))
+        return Images([StoredImage(str(folder), refuse)], Counter())
+    images = [
+        StoredImage(str(folder / name), _reader(folder, name, files, most))
+        for name in sorted([*files.stamps, *files.unread])
+    ]
+    empty = StoredImage(str(folder), partial(_refuse, Unusable, "the folder holds no images"))
+    return Images(images or [empty], files.left_out)
 
 
 def archive_images(archive: LabelledArchive) -> Sequence[StoredImage]:
@@ -50,44 +83,46 @@ def archive_images(archive: LabelledArchive) -> Sequence[StoredImage]:
 
 
 @contextmanager
-def open_labelled(
-    path: Path, labels: Sequence[str], limits: ArchiveLimits
-) -> Iterator[Sequence[StoredImage]]:
+def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[Images]:
     """List the labelled images of a ZIP, or of a folder with one folder for each class at any depth.
 
-    Raise BadArchive or TooLarge.
+    The label of what cannot be read may be -1. Raise BadArchive or TooLarge.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         yield _labelled_folder(path, labels, limits.max_entry_bytes)
         return
     try:
         file = path.open("rb")
     except OSError as error:
-        raise BadArchive(f"{path} cannot be read: {error.strerror}") from None
+        raise BadArchive(f"{path} cannot be read: {why(error)}") from None
     with file, open_archive(file, labels, limits) as archive:
-        yield archive_images(archive)
+        yield Images(archive_images(archive), archive.left_out)
 
 
-def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[StoredImage]:
+def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> Images:
     classes = {label.casefold(): index for index, label in enumerate(labels)}
+    try:
+        files = list_images(folder)
+    except OSError as error:
+        raise BadArchive(f"{folder} cannot be read: {why(error)}") from None
     images = []
-    for file in _image_files(folder):
-        name = file.relative_to(folder)
-        label = class_of(name, classes)
-        if label is None:
+    for name in sorted([*files.stamps, *files.unread]):
+        label = class_of(PurePosixPath(name), classes)
+        if label is None and name in files.stamps:
             raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
-        images.append(StoredImage(name.as_posix(), partial(_read, file, most), label))
+        images.append(StoredImage(name, _reader(folder, name, files, most), -1 if label is None else label))
     if not images:
-        raise BadArchive(f"{folder} holds no images in folders named {', '.join(labels)}")
-    return images
+        line = left_out_line(files.left_out)
+        raise BadArchive(
+            f"{folder} holds no images in folders named {', '.join(labels)}{line and f'; {line}'}"
+        )
+    return Images(images, files.left_out, files.unread)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+def _reader(folder: Path, name: str, files: Files, most: int) -> Callable[[], bytes]:
+    if name in files.unread:
+        return partial(_refuse, Unreadable, _unread(files.unread[name]))
+    return partial(_read, folder / name, most)
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -96,8 +131,12 @@ def _read(path: Path, most: int) -> bytes:
         with path.open("rb") as file:
             return file.read(most + 1)
     except OSError as error:
-        raise Unusable(f"the file cannot be read: {error.strerror}") from None
+        raise Unreadable(_unread(why(error))) from None
 
 
-def _refuse(detail: str) -> bytes:
-    raise Unusable(detail)
+def _unread(reason: str) -> str:
+    return f"cannot be read: {reason}"
+
+
+def _refuse(error: type[RequestError], detail: str) -> bytes:
+    raise error(detail)

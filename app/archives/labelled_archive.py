@@ -1,9 +1,8 @@
 """A ZIP of images with one folder per class; its content is never written to disk.
 
-The class of an image is the nearest parent folder named after a class, in any case. Every file below
-a class folder counts as an image. Other files outside the class folders (a `labels.csv`, a readme) are
-ignored, and so are hidden files and those that operating systems leave behind. An image outside every
-class folder is an error, and so is an archive inside the archive, wherever it is.
+The class of an image is the nearest parent folder named after a class, in any case. Files that are no images
+by the rule of `image_files` are left out and counted. An image outside every class folder is an error, and so
+is an archive inside the archive, wherever it is.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ from pathlib import PurePath, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
 
-from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
+from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name, left_out_line
+from app.archives.zip_directory import LINK, Listed, Packed, locate, read_directory
 from app.archives.zip_directory import ArchiveLimits as ArchiveLimits
-from app.archives.zip_directory import Packed, read_directory
 from app.errors import BadArchive, TooLarge, UndecodableImage
+from app.image_signatures import HEAD
 
 DEFAULT_LIMITS = ArchiveLimits()
+_HEAD_PACKED = 1024  # compressed bytes that hold the first HEAD bytes
 _FIELDS = [field.name for field in fields(Packed)]
 
 
@@ -40,6 +41,9 @@ class PackedFile:
         self._file = file
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        self._file.close()
+
     def read(self, entry: Packed) -> bytes:
         """Return the unpacked bytes.
 
@@ -55,13 +59,36 @@ class PackedFile:
             raise UndecodableImage("the archive entry is corrupt")
         return data
 
+    def kind(self, entry: Listed) -> Kind:
+        """Return what an entry is. One whose start cannot be read counts as an image: it gets an error."""
+        kind = kind_by_name(PurePosixPath(entry.name))
+        if kind is not None or entry.flaw:
+            return kind or (Kind.SPECIAL if entry.flaw == LINK else Kind.IMAGE)
+        try:
+            head = self._head(entry)
+        except (BadArchive, UndecodableImage):
+            return Kind.IMAGE
+        return kind_by_content(head)
+
+    def _head(self, entry: Listed) -> bytes:
+        with self._lock:
+            located = entry if isinstance(entry, Packed) else locate(self._file, entry)
+            self._file.seek(located.start)
+            packed = self._file.read(min(entry.packed, _HEAD_PACKED))
+        return (_inflate(packed, HEAD) if entry.deflated else packed)[:HEAD]
+
 
 class LabelledArchive:
-    """The images of an archive; `read` may be called from several threads. On exit, the file is closed."""
+    """The images of an archive; `read` may be called from several threads. On exit, the file is closed.
 
-    def __init__(self, file: BinaryIO, images: Iterable[tuple[ArchiveEntry, Packed]]) -> None:
-        self._file = file
-        self._packed = PackedFile(file)
+    left_out: how many other files it holds.
+    """
+
+    def __init__(
+        self, file: PackedFile, images: Iterable[tuple[ArchiveEntry, Packed]], left_out: LeftOut
+    ) -> None:
+        self._packed = file
+        self.left_out = left_out
         # Plain tuples of plain values: the garbage collector does not follow these, and its pass over 200,000
         # objects of a class would hold the interpreter lock for a tenth of a second.
         self._rows = [(entry.label, *astuple(packed)) for entry, packed in images]
@@ -88,7 +115,7 @@ class LabelledArchive:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._packed.close()
 
 
 def open_archive(
@@ -96,20 +123,21 @@ def open_archive(
 ) -> LabelledArchive:
     """Read the directory of a ZIP. Raise TooLarge or BadArchive, leaving the file open."""
     classes = {label.casefold(): index for index, label in enumerate(labels)}
-    images: list[tuple[ArchiveEntry, Packed]] = []
+    opened, images, left_out = PackedFile(file), list[tuple[ArchiveEntry, Packed]](), LeftOut()
     outside = 0
     for packed in read_directory(file, limits):
-        path = PurePosixPath(packed.name)
-        if is_hidden(path):
+        kind = opened.kind(packed)
+        if kind is not Kind.IMAGE:
+            left_out[kind] += 1
             continue
-        label = class_of(path, classes)
-        if label is not None:
-            images.append((ArchiveEntry(packed.name, label), packed))
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+        label = class_of(PurePosixPath(packed.name), classes)
+        if label is None:
             outside += 1
+        else:
+            images.append((ArchiveEntry(packed.name, label), packed))
     if outside or not images:
-        raise BadArchive(_advice(outside, labels))
-    return LabelledArchive(file, images)
+        raise BadArchive(_advice(outside, left_out, labels))
+    return LabelledArchive(opened, images, left_out)
 
 
 def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
@@ -118,11 +146,12 @@ def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
     return next((classes[folder] for folder in folders if folder in classes), None)
 
 
-def _advice(outside: int, labels: Sequence[str]) -> str:
+def _advice(outside: int, left_out: LeftOut, labels: Sequence[str]) -> str:
     needed = f"it needs one folder for each class, named {', '.join(labels)}, at any depth"
     if outside:
         return f"{outside} images of the archive are outside its class folders; {needed}"
-    return f"the archive has no images in class folders; {needed}"
+    line = left_out_line(left_out)
+    return f"the archive has no images in class folders; {needed}{line and f'; {line}'}"
 
 
 def _inflate(packed: bytes, size: int) -> bytes:

@@ -17,11 +17,12 @@ from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import BinaryIO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
+from app.archives.image_files import ARCHIVE_SUFFIXES
 from app.errors import BadArchive, TooLarge
 from app.units import GIB, MIB
 
-_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits: encryption, strong encryption, masked headers
+LINK = "is a link or a special file"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # length of name, length of extra field
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 _MEAN_ENTRY = 256  # bytes of directory per entry allowed on average
@@ -33,7 +34,10 @@ class ArchiveLimits:
     max_entries: int = 200_000
     max_entry_bytes: int = 16 * MIB
     max_total_bytes: int = 8 * GIB  # unpacked
-    max_ratio: int = 200  # unpacked ÷ packed, of each entry
+    max_ratio: int = 200  # unpacked ÷ packed, of each entry and of the archive
+    # Bytes unpacked from which the ratio counts: a uniform bitmap packs as well as a bomb.
+    ratio_floor: int = 1_000_000  # of an entry
+    total_floor: int = 16 * MIB  # of the archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,13 +118,18 @@ def _parse(file: BinaryIO, limits: ArchiveLimits) -> tuple[list[ZipInfo], int]:
 
 
 def _check_sizes(directory: Sequence[ZipInfo], limits: ArchiveLimits) -> None:
-    if sum(info.file_size for info in directory) > limits.max_total_bytes:
+    unpacked = sum(info.file_size for info in directory)
+    packed = sum(info.compress_size for info in directory)
+    if unpacked > limits.max_total_bytes:
         raise TooLarge(f"the archive unpacks to more than {limits.max_total_bytes} bytes")
     for number, info in enumerate(directory, 1):
         if max(info.file_size, info.compress_size) > limits.max_entry_bytes:
             raise TooLarge(f"entry {number} of the archive has more than {limits.max_entry_bytes} bytes")
-        if info.file_size > limits.max_ratio * info.compress_size:
+        counts = info.file_size >= limits.ratio_floor or not info.compress_size
+        if counts and info.file_size > limits.max_ratio * info.compress_size:
             raise TooLarge(f"entry {number} of the archive unpacks to over {limits.max_ratio} times its size")
+    if unpacked >= limits.total_floor and unpacked > limits.max_ratio * packed:
+        raise TooLarge(f"the archive unpacks to over {limits.max_ratio} times its size")
 
 
 def _check_entries(directory: Sequence[ZipInfo]) -> None:
@@ -141,7 +150,7 @@ def _flaw(info: ZipInfo) -> str | None:
         return "has a path that is absolute, contains .. or does not use / as its separator"
     if flaw := _unreadable(info):
         return flaw
-    if not name.endswith("/") and PurePosixPath(name).suffix.lower() in _ARCHIVES:
+    if not name.endswith("/") and PurePosixPath(name).suffix.lower() in ARCHIVE_SUFFIXES:
         return "is an archive itself"
     return None
 
@@ -150,7 +159,7 @@ def _unreadable(info: ZipInfo) -> str:
     if info.flag_bits & _ENCRYPTED:
         return "is encrypted"
     if S_IFMT(info.external_attr >> 16) not in (0, S_IFREG, S_IFDIR):
-        return "is a link or a special file"
+        return LINK
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         return "is compressed by a method other than store and deflate"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -19,6 +20,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.exceptions import RayError
 
+from app.archives.image_files import Kind, LeftOut
 from app.bulk.destination import ScoredPart
 from app.bulk.plan import Part, dump, parse
 from app.bulk.worker import Scorer, unpack
@@ -116,7 +118,7 @@ def score(
     )
     try:
         for row in results.iter_rows():
-            yield FailedPart(row["why"]) if row["why"] else ScoredPart(row["rows"], row["errors"])
+            yield FailedPart(row["why"]) if row["why"] else _scored(row)
     except RayError as error:
         cause = getattr(error, "cause", None) or error
         raise EngineError(f"the workers failed: {str(cause).strip().splitlines()[-1]}") from error
@@ -153,5 +155,11 @@ class _Worker:
         except Exception as error:  # also a defect of Leuko must cost one part, not the run
             expected = isinstance(error, OSError | ArrowException | EngineError)
             why = f"{error}" if expected else f"{type(error).__name__}: {error}"
-            return {"rows": 0, "errors": 0, "why": f"{part.title} on {gethostname()}: {why}"}
-        return {"rows": scored.rows, "errors": scored.errors, "why": ""}
+            return {"rows": 0, "errors": 0, "left_out": "", "why": f"{part.title} on {gethostname()}: {why}"}
+        left_out = json.dumps({kind.name: count for kind, count in scored.left_out.items()})
+        return {"rows": scored.rows, "errors": scored.errors, "left_out": left_out, "why": ""}
+
+
+def _scored(row: Mapping[str, Any]) -> ScoredPart:
+    left_out = {Kind[name]: count for name, count in json.loads(row["left_out"]).items()}
+    return ScoredPart(row["rows"], row["errors"], LeftOut(left_out))

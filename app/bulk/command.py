@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from app.archives.image_files import LeftOut, left_out_line
 from app.bulk import cluster
 from app.bulk.cluster import FailedPart
 from app.bulk.destination import Destination, ScoredPart
@@ -38,6 +39,7 @@ class Tally:
     images: int = 0
     errors: int = 0
     unread: list[str] = field(default_factory=list)  # reason for each part left out
+    left_out: LeftOut = field(default_factory=LeftOut)  # files that are no images
 
     def add(self, part: ScoredPart | FailedPart) -> None:
         if isinstance(part, FailedPart):
@@ -46,6 +48,7 @@ class Tally:
         self.parts_done += 1
         self.images += part.rows
         self.errors += part.errors
+        self.left_out += part.left_out
 
     @property
     def total(self) -> int | None:
@@ -67,7 +70,7 @@ def score(
 ) -> int:
     """Score an archive, or the rest of it if an earlier run was interrupted; print a summary.
 
-    Return 0 if every image has a row, 1 if parts were left out. Raise LeukoError and OSError.
+    Return 1 if parts were left out or files cannot be read, else 0. Raise LeukoError and OSError.
     """
     if address is not None and "://" in address:
         raise StartupError(
@@ -79,7 +82,8 @@ def score(
     folder_of_rows = Location.of(destination)
     if Location.of(source).holds(folder_of_rows):
         raise Unusable(f"{folder_of_rows.path} is inside the source: choose another destination")
-    parts = plan(Location.of(source))
+    planned = plan(Location.of(source))
+    parts = planned.parts
     about = {
         "source": without_credentials(source),
         "parts": fingerprint(parts),
@@ -87,7 +91,7 @@ def score(
     }
     rows = Destination(folder_of_rows)
     done = rows.begin(about)
-    tally = Tally(len(parts), _expected(parts))
+    tally = Tally(len(parts), _expected(parts), left_out=planned.left_out)
     for part in done.values():
         tally.add(part)
     before, began = tally.images, time.monotonic()
@@ -102,11 +106,17 @@ def score(
             )
     seconds = time.monotonic() - began
     _report(tally, before, seconds, without_credentials(destination), console or Console(), as_json)
+    if line := left_out_line(tally.left_out):
+        complain(line)
+    for name, why in [*planned.unread.items()][:MOST_NAMED]:
+        complain(f"{name}: cannot be read: {why}")
+    if planned.unread:
+        complain(f"{len(planned.unread)} files or folders cannot be read")
     for why in tally.unread[:MOST_NAMED]:
         complain(f"left out: {why}")
     if tally.unread:
         complain(f"{len(tally.unread)} parts were left out: run the same command to retry them")
-    return 1 if tally.unread else 0
+    return 1 if tally.unread or planned.unread else 0
 
 
 def absolute(address: str) -> str:
@@ -162,6 +172,7 @@ def _report(
         "images": tally.images,
         "errors": tally.errors,
         "parts_left_out": len(tally.unread),
+        "files_left_out": tally.left_out.total(),
         "images_before": before,
         "seconds": round(seconds, 2),
         "images_per_second": round(new / seconds, 1) if new else None,

@@ -7,19 +7,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import ArrowInvalid, parquet
 
+from app.archives.image_files import Kind, LeftOut
 from app.bulk.location import DRAFT, Location
 from app.errors import EngineError, Unusable
 from app.inference.offline import Outcome
 from app.inference.pipeline import Answer
 
 ABOUT = "_leuko.json"  # readers of Parquet folders ignore names that begin with an underscore
+LEFT_OUT = b"leuko.left_out"  # in the metadata of a part's schema
 ATTEMPTS = 4  # at one part: Ray Data would retry without end
 AT_ONCE = 16  # parts whose files are read concurrently: object stores have a high latency
 ROWS = 10_000  # held as Python objects at a time
@@ -28,10 +30,11 @@ PART = re.compile(r"part-(\d{6,})\.parquet")
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """rows: all, of which errors have no prediction."""
+    """rows: all, of which errors have no prediction. left_out: files of a tar that are no images."""
 
     rows: int
     errors: int
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class Destination:
@@ -43,7 +46,7 @@ class Destination:
 
         about: source, parts and model. Raise Unusable if the folder holds anything else, or another run.
         """
-        files = self._location.files()
+        files = self._names()
         names = [name for name in files if name == ABOUT or not name.startswith("_")]
         if ABOUT in names:
             earlier = self._earlier()
@@ -84,8 +87,12 @@ class Destination:
     def is_begun(self) -> bool:
         return (self._location / ABOUT).exists
 
+    def _names(self) -> list[str]:
+        files = self._location.files()
+        return [*files.stamps, *files.unread]
+
     def parts(self) -> list[int]:
-        return _indices(self._location.files())
+        return _indices(self._names())
 
     def find(self, index: int) -> ScoredPart | None:
         """Return a part that is done; None if it has no file, or an incomplete one."""
@@ -95,9 +102,10 @@ class Destination:
         try:
             with part.open() as raw, parquet.ParquetFile(raw) as file:
                 errors = file.read(["error"])["error"]
+                left_out = _parse(file.schema_arrow.metadata)
         except ArrowInvalid:
             return None
-        return ScoredPart(len(errors), len(errors) - errors.null_count)
+        return ScoredPart(len(errors), len(errors) - errors.null_count, left_out)
 
     @contextmanager
     def attempt(self, index: int) -> Iterator[None]:
@@ -115,10 +123,16 @@ class Destination:
         finally:
             counter.delete()
 
-    def write(self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str]) -> ScoredPart:
+    def write(
+        self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str], left_out: LeftOut
+    ) -> ScoredPart:
+        """Write a part. left_out: complete once the outcomes have been consumed."""
         table = tabulate(outcomes, labels)
+        if left_out:
+            text = json.dumps({kind.name: count for kind, count in left_out.items()})
+            table = table.replace_schema_metadata({LEFT_OUT: text.encode()})
         (self._location / _name(index)).write_table(table)
-        return ScoredPart(table.num_rows, table.num_rows - table["error"].null_count)
+        return ScoredPart(table.num_rows, table.num_rows - table["error"].null_count, left_out)
 
 
 def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
@@ -153,6 +167,11 @@ def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
         "review": prediction.review,
         "review_reasons": list(prediction.review_reasons),
     }
+
+
+def _parse(metadata: Mapping[bytes, bytes] | None) -> LeftOut:
+    text = (metadata or {}).get(LEFT_OUT, b"{}")
+    return LeftOut({Kind[name]: count for name, count in json.loads(text).items()})
 
 
 def _indices(names: Iterable[str]) -> list[int]:

@@ -7,15 +7,15 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
 from typing import Any, BinaryIO, Self, cast
 from uuid import uuid4
 
 from pyarrow import ArrowInvalid, BufferOutputStream, Table, fs, parquet
 
+from app.archives.image_files import Kind, is_system
+from app.archives.walk import Files, Stamp, walk
 from app.errors import Unusable
 
-Stamp = tuple[int, int]  # size of a file in bytes and time of its last change in ns; -1 if unknown
 UNKNOWN: Stamp = (-1, -1)
 DRAFT = re.compile(r"_[0-9a-f]{32}\.draft")  # a file that `Local.write` had begun
 
@@ -61,8 +61,8 @@ class Location(ABC):
         """The stamp of a file."""
 
     @abstractmethod
-    def files(self) -> dict[str, Stamp]:
-        """Return all files below by relative name, sorted; none if there is no such folder."""
+    def files(self) -> Files:
+        """Return the files below, as `walk` does; none if there is no such folder."""
 
     @abstractmethod
     def open(self) -> BinaryIO:
@@ -99,24 +99,11 @@ class Local(Location):
 
     @property
     def stamp(self) -> Stamp:
-        return _stamp(self.path) or UNKNOWN
+        status = os.stat(self.path)  # noqa: PTH116
+        return status.st_size, status.st_mtime_ns
 
-    def files(self) -> dict[str, Stamp]:
-        """Follow links to folders, but list no folder twice; list broken links."""
-        stamps: dict[str, Stamp] = {}
-        seen = set()
-        for folder, folders, names in os.walk(self.path, onerror=self._raise_unless_absent, followlinks=True):
-            status = os.stat(folder)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders.sort()
-            inner = os.path.relpath(folder, self.path)
-            for name in names:
-                if (stamp := _stamp(f"{folder}/{name}")) is not None:
-                    stamps[name if inner == "." else f"{inner}/{name}"] = stamp
-        return dict(sorted(stamps.items()))
+    def files(self) -> Files:
+        return walk(self.path) if self.exists else Files()
 
     def open(self) -> BinaryIO:
         return Path(self.path).open("rb")
@@ -139,10 +126,6 @@ class Local(Location):
     def delete(self) -> None:
         Path(self.path).unlink()
 
-    def _raise_unless_absent(self, error: OSError) -> None:
-        if error.filename != self.path or self.exists:
-            raise error
-
 
 @dataclass(frozen=True)
 class Remote(Location):
@@ -159,12 +142,19 @@ class Remote(Location):
     def stamp(self) -> Stamp:
         return _stamp_of(self.filesystem.get_file_info(self.path))
 
-    def files(self) -> dict[str, Stamp]:
+    def files(self) -> Files:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         root = len(self.path.rstrip("/")) + 1
         files = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         files.sort(key=lambda info: str(info.path))
-        return {info.path[root:]: _stamp_of(info) for info in files}
+        found = Files()
+        for info in files:
+            name = info.path[root:]
+            if is_system(PurePosixPath(name)):
+                found.left_out[Kind.SYSTEM] += 1
+            else:
+                found.stamps[name] = _stamp_of(info)
+        return found
 
     def open(self) -> BinaryIO:
         return cast(BinaryIO, self.filesystem.open_input_file(self.path))
@@ -181,15 +171,6 @@ class Remote(Location):
 def without_credentials(text: str) -> str:
     """Remove user names and passwords from the URLs in a text."""
     return re.sub(r"://[^/@\s]*@", "://", text)
-
-
-def _stamp(path: str) -> Stamp | None:
-    """Return None for a pipe, a socket or the like."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return UNKNOWN  # may be an image: its row shall have the error
-    return (status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None
 
 
 def _stamp_of(info: fs.FileInfo) -> Stamp:

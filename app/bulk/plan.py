@@ -5,21 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from pyarrow import ArrowException, parquet, types
 from pyarrow.lib import Field
 
-from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
+from app.archives.image_files import Kind, LeftOut, left_out_line
+from app.archives.labelled_archive import PackedFile
+from app.archives.walk import Stamp, keep_images
 from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
-from app.bulk.location import Local, Location, Stamp
+from app.bulk.location import UNKNOWN, Local, Location
 from app.errors import LeukoError, Unusable
+from app.image_signatures import HEAD
 
 Item = TypeVar("Item")
 
 IMAGES = 1000  # in one part of a folder or ZIP; a tar file is one part, and so is a row group
+# The compression is recognised by its first bytes, not by these names.
+TARS = (".tar", ".tar.gz", ".tgz", ".taz", ".tar.bz2", ".tbz", ".tbz2", ".tb2", ".tar.xz", ".txz")
+REFUSED = (".tar.zst", ".tzst", ".tar.lz", ".tlz", ".tar.lzma", ".tar.lz4", ".tar.z", ".7z", ".rar")
 # Names of columns with images, the most likely first; else the first binary column.
 COLUMNS = ("image", "bytes", "content", "data", "jpg", "png")
 # Higher than for uploads: the file is the operator's own, and only its directory is held in memory.
@@ -51,26 +56,69 @@ class Part:
         return self.name or (self.images[0] if self.images else "the source")
 
 
-def plan(source: Location) -> list[Part]:
+@dataclass
+class Plan:
+    """left_out: files that are no images, but for those in tars. unread: why files cannot be read."""
+
+    parts: list[Part] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+def plan(source: Location) -> Plan:
     """Return the parts, always the same for the same files. Raise Unusable, TooLarge, BadArchive, OSError."""
     is_folder = source.is_folder
     if is_folder is None:
         raise Unusable(f"{source.path} does not exist")
-    if not is_folder:
-        parts = [replace(part, stamps=_digest([source.stamp])) for part in _cut(source, "")]
+    planned = Plan()
+    if is_folder:
+        _cut_folder(source, planned)
     else:
-        files = {name: stamp for name, stamp in source.files().items() if not is_hidden(PurePosixPath(name))}
-        images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-        parts = [
-            Part("images", images=part, count=len(part), stamps=_digest(files[name] for name in part))
-            for part in _chunks(images)
-        ]
-        for name, stamp in files.items():
-            if _kind(name):
-                parts += [replace(part, stamps=_digest([stamp])) for part in _cut_within(source, name)]
-    if not parts:
-        raise Unusable(f"{source.path} contains no images, and no .zip, .tar or .parquet with images")
-    return parts
+        for part in _cut(source, "", planned.left_out):
+            planned.parts.append(replace(part, stamps=_digest([source.stamp])))
+    if not planned.parts:
+        line = left_out_line(planned.left_out)
+        found = f"{source.path} contains no images, and no .zip, .tar or .parquet with images"
+        raise Unusable(f"{found}; {line}" if line else found)
+    return planned
+
+
+def _cut_folder(source: Location, planned: Plan) -> None:
+    """Cut a folder. A file that cannot be read becomes a row with an error, a folder a part left out."""
+    files = source.files()
+    archives = {name: stamp for name, stamp in files.stamps.items() if _kind(name)}
+    others = {name: stamp for name, stamp in files.stamps.items() if name not in archives}
+    images = keep_images(replace(files, stamps=others), lambda name: _head(source / name))
+    planned.left_out += images.left_out
+    planned.unread |= images.unread
+    unread = images.closed | {name for name in images.unread if _kind(name)}
+    for part in _chunks(sorted({*images.stamps, *images.unread} - unread)):
+        stamps = _digest(images.stamps.get(name, UNKNOWN) for name in part)
+        planned.parts.append(Part("images", images=part, count=len(part), stamps=stamps))
+    for name in sorted([*archives, *unread]):
+        if name in unread:
+            parts = [Part("unread", name, flaw=images.unread[name], count=0)]
+        else:
+            parts = _cut_within(source, name, planned.left_out)
+        stamp = archives.get(name, UNKNOWN)
+        planned.parts += [replace(part, stamps=_digest([stamp])) for part in parts]
+
+
+def _head(file: Location) -> bytes:
+    """Return a file's first bytes.
+
+    Raise Unusable for an error that may be temporary, since the next run would have other parts.
+    """
+    try:
+        return file.read(HEAD)
+    except OSError as error:
+        if _is_lasting(file, error):
+            raise
+        raise Unusable(f"{file.path} cannot be read now: {error}") from error
+
+
+def _is_lasting(file: Location, error: OSError) -> bool:
+    return isinstance(file, Local) or isinstance(error, FileNotFoundError | PermissionError)
 
 
 def dump(part: Part) -> str:
@@ -107,12 +155,14 @@ def image_column(field: Field) -> str | None:
 
 def _kind(name: str) -> str | None:
     lower = name.lower()
-    if lower.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+    if lower.endswith(TARS):
         return "tar"
+    if lower.endswith(REFUSED):
+        return "refused"
     return next((kind for kind in ("zip", "parquet") if lower.endswith(f".{kind}")), None)
 
 
-def _cut_within(folder: Location, name: str) -> list[Part]:
+def _cut_within(folder: Location, name: str, left_out: LeftOut) -> list[Part]:
     """Cut an archive inside a folder. One that cannot be used becomes a part with one row, its error.
 
     One that cannot be opened becomes a part that is left out, as a tar file does. Raise OSError for a network
@@ -120,36 +170,47 @@ def _cut_within(folder: Location, name: str) -> list[Part]:
     """
     file = folder / name
     try:
-        return list(_cut(file, name))
+        return list(_cut(file, name, left_out))
     except LeukoError as error:
         return [Part("flawed", name, flaw=error.detail, count=1)]
     except OSError as error:
-        if not (isinstance(file, Local) or isinstance(error, FileNotFoundError | PermissionError)):
+        if not _is_lasting(file, error):
             raise
         return [Part("unread", name, flaw=f"{error.strerror or error}", count=0)]
 
 
-def _cut(file: Location, name: str) -> Iterator[Part]:
+def _cut(file: Location, name: str, left_out: LeftOut) -> Iterator[Part]:
     kind = _kind(file.name)
     if kind is None:
         raise Unusable(f"{file.path} is not a folder, .zip, .tar or .parquet")
-    yield from CUTTERS[kind](file, name)
+    yield from CUTTERS[kind](file, name, left_out)
 
 
-def _cut_zip(file: Location, name: str) -> Iterator[Part]:
+def _refuse(file: Location, _: str, __: LeftOut) -> Iterator[Part]:
+    raise Unusable(
+        f"{file.path} is an archive that is not read: use .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
+    )
+
+
+def _cut_zip(file: Location, name: str, left_out: LeftOut) -> Iterator[Part]:
+    images = []
     with file.open() as opened:
-        entries = list_directory(opened, LIMITS)
-    paths = [(PurePosixPath(entry.name), entry) for entry in entries]
-    images = [entry for path, entry in paths if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)]
+        archive = PackedFile(opened)
+        for entry in list_directory(opened, LIMITS):
+            kind = archive.kind(entry)
+            if kind is Kind.IMAGE:
+                images.append(entry)
+            else:
+                left_out[kind] += 1
     for part in _chunks(images):
         yield Part("zip", name, entries=part, count=len(part))
 
 
-def _cut_tar(_: Location, name: str) -> Iterator[Part]:
+def _cut_tar(_: Location, name: str, __: LeftOut) -> Iterator[Part]:
     yield Part("tar", name)  # its entries are unknown until it has been read
 
 
-def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
+def _cut_parquet(file: Location, name: str, _: LeftOut) -> Iterator[Part]:
     with file.open() as raw:
         try:
             opened = parquet.ParquetFile(raw)
@@ -168,7 +229,8 @@ def _cut_parquet(file: Location, name: str) -> Iterator[Part]:
         yield Part("parquet", name, row_group=group, column=column, count=count)
 
 
-CUTTERS: Mapping[str, Callable[[Location, str], Iterator[Part]]] = {
+CUTTERS: Mapping[str, Callable[[Location, str, LeftOut], Iterator[Part]]] = {
+    "refused": _refuse,
     "zip": _cut_zip,
     "tar": _cut_tar,
     "parquet": _cut_parquet,

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from pyarrow import ArrowException, ArrowInvalid, parquet
 
-from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
+from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name
 from app.archives.images import StoredImage
 from app.archives.labelled_archive import PackedFile
 from app.archives.zip_directory import Listed, locate
@@ -23,6 +23,7 @@ from app.bulk.parquet_pages import largest_page
 from app.bulk.plan import Part
 from app.bulk.tar import BROKEN, Entry, open_tar
 from app.errors import BadArchive, RequestError, TooLarge, Unusable
+from app.image_signatures import HEAD
 from app.units import MIB
 
 MOST_ROWS = 5_000_000  # of one part: its rows are held in memory until it is written
@@ -35,8 +36,14 @@ ROWS = 64  # read from a Parquet file at a time
 
 
 @contextmanager
-def open_part(source: Location, part: Part, max_bytes: int) -> Iterator[Iterator[StoredImage]]:
-    """Open the images of a part. max_bytes: of one image. Raise OSError if the part cannot be read at all."""
+def open_part(
+    source: Location, part: Part, max_bytes: int, left_out: LeftOut | None = None
+) -> Iterator[Iterator[StoredImage]]:
+    """Open the images of a part.
+
+    max_bytes: of one image. left_out: gets the files of a tar that are no images. Raise OSError if the part
+    cannot be read at all.
+    """
     file = source / part.name if part.name else source
     name = part.name or file.name
     if part.kind == "flawed":
@@ -58,7 +65,7 @@ def open_part(source: Location, part: Part, max_bytes: int) -> Iterator[Iterator
             yield (
                 _read_zip(opened, part, max_bytes)
                 if part.kind == "zip"
-                else _read_tar(opened, name, max_bytes)
+                else _read_tar(opened, name, max_bytes, LeftOut() if left_out is None else left_out)
             )
 
 
@@ -101,27 +108,33 @@ class _Zip(PackedFile):
         return self.read(located)
 
 
-def _read_tar(file: BufferedReader, name: str, max_bytes: int) -> Iterator[StoredImage]:
+def _read_tar(file: BufferedReader, name: str, max_bytes: int, left_out: LeftOut) -> Iterator[StoredImage]:
     """Read the images of a tar file. If it is broken or truncated, the rest becomes one image that fails."""
     rows = names = 0
     try:
         with open_tar(file) as entries:
             for entry in entries:
                 named = entry.name[-MOST_NAME:]
-                path = PurePosixPath(named)
-                if path.suffix.lower() not in IMAGE_SUFFIXES or is_hidden(path):
+                kind = kind_by_name(PurePosixPath(named))
+                head = b""
+                if kind is None:
+                    head = b"" if entry.is_special else entry.read(HEAD)
+                    kind = Kind.SPECIAL if entry.is_special else kind_by_content(head)
+                if kind is not Kind.IMAGE:
+                    left_out[kind] += 1
                     continue
                 rows, names = rows + 1, names + len(named)
                 if rows > MOST_ROWS or names > MOST_NAMES:
                     raise tarfile.ReadError(f"it has over {MOST_ROWS} images, or their names are too long")
-                yield StoredImage(f"{name}/{named}", _content(entry, max_bytes))
+                yield StoredImage(f"{name}/{named}", _content(entry, max_bytes, head))
     except BROKEN as error:
         yield StoredImage(name, partial(_refuse, f"the rest of this archive cannot be read: {error}"))
 
 
-def _content(entry: Entry, max_bytes: int) -> Callable[[], bytes]:
+def _content(entry: Entry, max_bytes: int, head: bytes) -> Callable[[], bytes]:
+    """Return what reads an entry, of which `head` was read."""
     try:
-        return entry.read(max_bytes + 1).__bytes__
+        return (head + entry.read(max_bytes + 1 - len(head))).__bytes__
     except BadArchive as error:
         return partial(_refuse, error.detail)
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
-from typing import Any, BinaryIO, Self, cast
+from typing import IO, Any, BinaryIO, Self, cast
 
 from app.errors import BadArchive
 from app.units import MIB
@@ -58,13 +58,28 @@ class Entry:
     def __init__(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         self.name = member.name
         self._archive, self._member = archive, member
+        self._content: IO[bytes] | None = None
+
+    @property
+    def is_special(self) -> bool:
+        """Return whether the entry is a link, pipe or device."""
+        return not self._member.isfile()
 
     def read(self, most: int) -> bytes:
-        """Return up to `most` bytes. Raise BadArchive if the entry is no file."""
-        content = self._archive.extractfile(self._member) if self._member.isfile() else None
-        if content is None:
+        """Return up to `most` bytes that were not read yet.
+
+        Raise BadArchive if the entry is no file, EOFError if the archive ends within it.
+        """
+        if self._member.isfile() and not self._member.size:
+            return b""
+        if self._content is None and not self.is_special:
+            self._content = self._archive.extractfile(self._member)
+        if self._content is None:
             raise BadArchive("the entry is a link or a special file")
-        return content.read(most)
+        try:
+            return self._content.read(most)
+        except tarfile.ReadError:
+            raise EOFError("it is truncated") from None
 
 
 def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:

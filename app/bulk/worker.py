@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from socket import gethostname
 
+from app.archives.image_files import LeftOut
 from app.bulk.destination import Destination, ScoredPart
 from app.bulk.location import Location, without_credentials
 from app.bulk.plan import Part
@@ -58,9 +59,11 @@ class Scorer:
         """
         if (done := self._destination.find(index)) is not None:
             return done
-        with self._destination.attempt(index), open_part(self._source, part, self._max_bytes) as images:
+        left_out = LeftOut()
+        opened = open_part(self._source, part, self._max_bytes, left_out)
+        with self._destination.attempt(index), opened as images:
             outcomes = run(self._classifier, images, self._frame)
-            return self._destination.write(index, outcomes, self._classifier.bundle.labels)
+            return self._destination.write(index, outcomes, self._classifier.bundle.labels, left_out)
 
     def _frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
         try:

@@ -16,12 +16,13 @@ from PIL import Image
 from rich.console import Console
 
 from app.archives.file_labels import assign_groups, parse_mapping
-from app.archives.images import find_images, open_labelled
+from app.archives.image_files import LeftOut, left_out_line
+from app.archives.images import Images, find_images, open_labelled
 from app.cli import console as terminal
 from app.cli.remote import connect
 from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
-from app.errors import BadLabels, BundleError, LeukoError, Unusable
+from app.errors import BadLabels, BundleError, LeukoError, Unreadable, Unusable
 from app.evaluation.answer_profile import dump, summarise
 from app.evaluation.verification import TARGET, Answers
 from app.imaging import dicom_writer
@@ -31,7 +32,7 @@ from app.inference.runtime import Load
 from app.inference.scoring import Progress, Scored, judge, record
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, compare, read_reference, worst
-from app.printable import printable
+from app.printable import complain, printable
 from app.registry.fetch import locate
 from app.registry.https import without_secrets
 from app.samples.smear import draw_smear
@@ -59,19 +60,21 @@ def predict(
     limits = image_limits(settings)
     if url is not None:
         with connect(url, key) as remote:
-            images = list(find_images(paths, stdin, limits.max_bytes))
-            outcomes = track(remote.classify(images), len(images))
+            images = find_images(paths, stdin, limits.max_bytes)
+            outcomes = track(remote.classify(images.found), len(images.found))
         model, labels = remote.model, remote.labels
     else:
         classifier = ready(settings, load)
-        images = list(find_images(paths, stdin, limits.max_bytes))
-        outcomes = track(classify(classifier, images, limits, settings.decode_workers), len(images))
+        images = find_images(paths, stdin, limits.max_bytes)
+        answers = classify(classifier, images.found, limits, settings.decode_workers)
+        outcomes = track(answers, len(images.found))
         model, labels = model_reference(classifier.bundle), classifier.bundle.labels
     console = console or Console()
     if as_json or not console.is_terminal:
         _print(_predictions(model, labels, outcomes), console)
     else:
         console.print(terminal.predictions_table(outcomes, labels), *terminal.failures(outcomes), sep="\n")
+    complain_of(images.left_out)
     return 0 if all(isinstance(outcome.answer, Answer) for outcome in outcomes) else 1
 
 
@@ -84,7 +87,7 @@ def evaluate(
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Score the bundle on a labelled archive and print the report. Return 0.
+    """Score the bundle on a labelled archive and print the report. Return 1 if a file cannot be read, else 0.
 
     groups: a file that maps file names to sources, or a pattern whose first group is the source; None: the
     intervals are over images.
@@ -93,17 +96,22 @@ def evaluate(
     classifier, limits = ready(settings, load), image_limits(settings)
     bundle = classifier.bundle
     with open_labelled(path, bundle.labels, archive_limits(settings)) as images:
-        units = assign([image.name for image in images], groups)
-        progress = Progress(len(images))
-        outcomes = track(classify(classifier, images, limits, settings.decode_workers), len(images))
+        found = images.found
+        units = assign(images, groups)
+        progress = Progress(len(found))
+        outcomes = track(classify(classifier, found, limits, settings.decode_workers), len(found))
     progress.done = len(outcomes)
     scored = score(bundle, outcomes, units)
     if as_json or not console.is_terminal:
-        document = evaluation("", bundle, images, scored, progress)
+        document = evaluation("", bundle, found, scored, progress, left_out=images.left_out)
         _print(document.model_dump(exclude={"request_id"}), console)
     else:
         console.print(*terminal.report_tables(scored.report), *terminal.failures(outcomes), sep="\n")
-    return 0
+    complain_of(images.left_out)
+    unread = sum(isinstance(outcome.answer, Unreadable) for outcome in outcomes)
+    if unread:
+        complain(f"{unread} files or folders cannot be read and are not in the report")
+    return 1 if unread else 0
 
 
 def drift(
@@ -213,21 +221,31 @@ def ready(settings: Settings, load: Load) -> Classifier:
     return classifier
 
 
+def complain_of(left_out: LeftOut) -> None:
+    """Say in one line how many files were left out, and why."""
+    if line := left_out_line(left_out):
+        complain(line)
+
+
 def track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:
     """Collect the outcomes beside a progress bar."""
     return list(terminal.track(outcomes, total, Console(stderr=True)))
 
 
-def assign(names: Sequence[str], groups: Path | str | None) -> list[bytes] | None:
-    """Return the source of each name: by a file, by a pattern, or None. Raise BadLabels."""
+def assign(images: Images, groups: Path | str | None) -> list[bytes] | None:
+    """Return the source of each image, by a file or a pattern; of what cannot be read, an empty one.
+
+    None without groups. Raise BadLabels.
+    """
     if groups is None:
         return None
-    if isinstance(groups, str):
-        return assign_groups(names, groups)
+    names = [image.name for image in images.found if image.name not in images.unread]
     try:
-        return assign_groups(names, parse_mapping(groups.read_bytes()))
+        grouping = groups if isinstance(groups, str) else parse_mapping(groups.read_bytes())
     except OSError as error:
         raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
+    assigned = dict(zip(names, assign_groups(names, grouping), strict=True))
+    return [assigned.get(image.name, b"") for image in images.found]
 
 
 def score(

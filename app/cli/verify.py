@@ -13,9 +13,9 @@ from rich.console import Console
 
 from app.archives.images import open_labelled
 from app.cli import console as terminal
-from app.cli.commands import assign, ready, score, track
+from app.cli.commands import assign, complain_of, ready, score, track
 from app.engine.bundle import Bundle, SiteRecord
-from app.errors import SettingsError
+from app.errors import SettingsError, Unusable
 from app.evaluation.verification import Verification
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
@@ -59,8 +59,12 @@ def verify(
     if out.exists():
         raise SettingsError(f"{out} exists already: name another folder with --out")
     with open_labelled(path, bundle.labels, archive_limits(settings)) as images:
-        units = assign([image.name for image in images], groups)
-        outcomes = track(classify(classifier, images, limits, settings.decode_workers), len(images))
+        found = images.found
+        units = assign(images, groups)
+        outcomes = track(classify(classifier, found, limits, settings.decode_workers), len(found))
+    complain_of(images.left_out)
+    if images.unread:
+        raise Unusable(f"{len(images.unread)} files or folders cannot be read: nothing was written")
     scored = score(bundle, outcomes, units, target)
     verified = verification_page.Verified(
         site=site,

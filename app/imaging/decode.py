@@ -34,20 +34,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from app.errors import TooLarge, UndecodableImage, UnsupportedFormat
+from app.image_signatures import SIGNATURES, Signature
 from app.imaging import dicom
 from app.imaging.dicom_elements import is_dicom
 from app.imaging.limits import DEFAULT_LIMITS, NO_MEMORY, ImageLimits, check_bytes, check_size
 from app.imaging.strip_metadata import MAX_SCANS, read_orientation, strip
 
-# format → alternatives, each a set of (offset, bytes)
-SIGNATURES: dict[str, tuple[tuple[tuple[int, bytes], ...], ...]] = {
-    "JPEG": (((0, b"\xff\xd8\xff"),),),
-    "PNG": (((0, b"\x89PNG\r\n\x1a\n"),),),
-    "WEBP": (((0, b"RIFF"), (8, b"WEBP")),),
-    "TIFF": (((0, b"II*\0"),), ((0, b"MM\0*"),), ((0, b"II+\0"),), ((0, b"MM\0+"),)),
-    "BMP": (((0, b"BM"),),),
-    "GIF": (((0, b"GIF87a"),), ((0, b"GIF89a"),)),
-}
 ACCEPTED = tuple(SIGNATURES)
 
 # Exceptions that Pillow raised on some hundred thousand broken images, and those that its source and the
@@ -124,7 +116,7 @@ def recognise(data: bytes) -> str:
     raise UnsupportedFormat(f"the image format is not supported; use {', '.join(ACCEPTED)}")
 
 
-def _begins(data: bytes, signature: tuple[tuple[int, bytes], ...]) -> bool:
+def _begins(data: bytes, signature: Signature) -> bool:
     # Data that ends within the signature counts as a truncated image.
     return all(mark.startswith(data[offset : offset + len(mark)]) for offset, mark in signature)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pydantic import BaseModel
 
+from app.archives.image_files import LeftOut, left_out_line
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
 from app.errors import BadLabels
@@ -16,8 +17,8 @@ from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
 from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
-from app.wire.schemas import Evaluation, ImageProblem, Mistake, ModelReference, Prediction
-from app.wire.specimen import Caution, ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
+from app.wire.schemas import Caution, Evaluation, ImageProblem, Mistake, ModelReference, Prediction
+from app.wire.specimen import ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
 
 ENOUGH_CELLS = 100  # fewer cells give a warning
 
@@ -122,10 +123,15 @@ def evaluation(
     scored: Scored,
     progress: Progress,
     *,
+    left_out: LeftOut | None = None,
     lazy: bool = False,
 ) -> Evaluation:
-    """Return the evaluation. lazy: its lists of images are made when `api.json_response` renders them."""
-    failures = [*scored.failures]
+    """Return the evaluation.
+
+    left_out: files of the archive that are no images. lazy: the lists of images are made when
+    `api.json_response` renders them.
+    """
+    failures, line = [*scored.failures], left_out_line(left_out or {})
 
     def mistake(number: int) -> Mistake:
         found = scored.mistakes[number]
@@ -150,6 +156,7 @@ def evaluation(
         images_per_second=progress.images_per_second,
         misclassified=[],
         errors=[],
+        warnings=[Caution(code="files_left_out", detail=f"{line}.")] if line else [],
     )
     lists: dict[str, Sequence[BaseModel]] = {
         "misclassified": LazySequence(len(scored.mistakes), mistake),

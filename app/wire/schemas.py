@@ -120,6 +120,15 @@ class Mistake(BaseModel):
     confidence: Probability
 
 
+class Caution(BaseModel):
+    """A limit of a result that its reader must know."""
+
+    code: Literal[
+        "few_cells", "classified_cells_only", "images_left_out", "duplicate_images", "files_left_out"
+    ]
+    detail: str
+
+
 class Evaluation(Report):
     model: ModelReference
     verification: Verification
@@ -127,6 +136,7 @@ class Evaluation(Report):
     images_per_second: float
     misclassified: list[Mistake]
     errors: list[ImageProblem]
+    warnings: list[Caution] = Field(description="`files_left_out`: the archive also holds other files")
 
 
 class EvaluationProgress(BaseModel):

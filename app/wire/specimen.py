@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from app.wire.schemas import ImageProblem, ModelReference, Probability, Reason
+from app.wire.schemas import Caution, ImageProblem, ModelReference, Probability, Reason
 
 MAX_CELLS = 10_000  # predictions in one request
 
@@ -71,13 +71,6 @@ class ReviewedCell(BaseModel):
     label: str
     confidence: Probability | None
     reasons: list[Reason]
-
-
-class Caution(BaseModel):
-    """A limit of the count that its reader must know."""
-
-    code: Literal["few_cells", "classified_cells_only", "images_left_out", "duplicate_images"]
-    detail: str
 
 
 class Differential(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from leuko_client.errors import UnexpectedAnswer
@@ -229,6 +229,7 @@ class Evaluation(Report):
     images_per_second: float
     misclassified: list[Mistake]
     errors: list[ImageProblem]
+    warnings: list[Warning] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +314,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 def _build_dataclass(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
     values = {}
-    for field in fields(kind):
-        if field.name in value:
-            values[field.name] = _build(hints[field.name], value[field.name], f"{where}.{field.name}")
-        elif field.default is MISSING:
-            raise UnexpectedAnswer(f"{where} lacks {field.name}")
+    for part in fields(kind):
+        if part.name in value:
+            values[part.name] = _build(hints[part.name], value[part.name], f"{where}.{part.name}")
+        elif part.default is part.default_factory is MISSING:
+            raise UnexpectedAnswer(f"{where} lacks {part.name}")
     return kind(**values)
 
 

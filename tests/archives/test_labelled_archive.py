@@ -7,8 +7,10 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import pytest
 
+from app.archives.image_files import Kind
 from app.archives.labelled_archive import ArchiveEntry, ArchiveLimits, LabelledArchive, open_archive
 from app.errors import BadArchive, TooLarge, UndecodableImage
+from tests.fake_classifier import png
 from tests.pictures import real
 from tests.zips import DIRECTORY, LABELS, declare, pack, patch
 
@@ -30,15 +32,29 @@ def test_the_class_is_the_nearest_folder_named_after_one_in_any_case() -> None:
 
 
 def test_a_file_named_after_a_class_has_no_class_by_it() -> None:
-    assert labels("neutrophil/monocyte") == {"neutrophil/monocyte": "neutrophil"}
+    (entry,) = opened({"neutrophil/monocyte": png(1)}).entries
+    assert (entry.name, LABELS[entry.label]) == ("neutrophil/monocyte", "neutrophil")
 
 
-def test_every_file_in_a_class_folder_is_an_entry() -> None:
-    assert set(labels("monocyte/a.png", "monocyte/b", "monocyte/c.txt")) == {
-        "monocyte/a.png",
-        "monocyte/b",
-        "monocyte/c.txt",
-    }
+def test_an_image_by_its_content_is_one_in_and_outside_class_folders() -> None:
+    archive = opened({"monocyte/a": png(1), "monocyte/b.txt": b"text"})
+    assert [entry.name for entry in archive.entries] == ["monocyte/a"]
+    assert archive.left_out == {Kind.OTHER: 1}
+    with pytest.raises(BadArchive, match=r"1 images .* outside"):
+        opened({"monocyte/a.png": png(1), "stray": png(2)})
+
+
+def test_an_entry_whose_start_is_corrupt_fails_instead_of_being_left_out() -> None:
+    data = pack({"monocyte/a": png(1)})
+    place = data.index(b"monocyte/a") + len("monocyte/a")
+    archive = open_archive(io.BytesIO(data[:place] + b"\xff" * 8 + data[place + 8 :]), LABELS)
+    with pytest.raises(UndecodableImage):
+        archive.read(0)
+
+
+def test_an_archive_of_other_files_says_what_it_left_out() -> None:
+    with pytest.raises(BadArchive, match=r"2 files were left out: hidden .* \(1\), not an image \(1\)"):
+        opened({"monocyte/a.txt": b"text", ".cache/monocyte/a.png": png(1)})
 
 
 def test_files_of_operating_systems_are_ignored() -> None:
@@ -69,7 +85,7 @@ def test_an_archive_without_images_is_refused_and_says_which_folders_it_needs(na
 
 @pytest.mark.parametrize("method", [ZIP_STORED, ZIP_DEFLATED])
 def test_an_entry_reads_as_the_bytes_that_were_packed(method: int) -> None:
-    files = {f"monocyte/{n}.png": CONTENT + bytes([n]) for n in range(3)} | {"monocyte/empty": b""}
+    files = {f"monocyte/{n}.png": CONTENT + bytes([n]) for n in range(3)} | {"monocyte/empty.png": b""}
     with opened(files, method) as archive:
         assert {entry.name: archive.read(index) for index, entry in enumerate(archive.entries)} == files
 

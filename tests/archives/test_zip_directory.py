@@ -47,6 +47,26 @@ def test_a_bomb_is_refused_by_its_ratio() -> None:
     assert read_directory(io.BytesIO(data), ArchiveLimits(max_ratio=2000))
 
 
+@pytest.mark.parametrize("size", [230_454, 921_654, 999_999])
+def test_a_uniform_bitmap_is_no_bomb(size: int) -> None:
+    data = pack({NAME: bytes(size)})
+    assert len(data) < size / 200
+    assert read_directory(io.BytesIO(data), LIMITS)
+    assert "entry 1" in refuse(data, TooLarge, ArchiveLimits(ratio_floor=size))
+
+
+def test_many_small_entries_that_together_are_a_bomb_are_refused() -> None:
+    data = pack({f"{n}.png": bytes(900_000) for n in range(20)})
+    assert "the archive unpacks to over 200 times" in refuse(data, TooLarge)
+    honest = {f"{n}.jpg": os.urandom(10_000) for n in range(10)}
+    assert read_directory(io.BytesIO(pack(honest | {f"{n}.png": bytes(900_000) for n in range(20)})), LIMITS)
+
+
+def test_the_archive_with_a_blank_bitmap_is_read() -> None:
+    with real("../cases/files/blank.zip").open("rb") as file:
+        assert len(read_directory(file, LIMITS)) == 9
+
+
 def test_an_entry_of_nothing_that_claims_bytes_is_refused() -> None:
     assert "200 times" in refuse(declare(pack({NAME: b""}, ZIP_STORED), 1), TooLarge)
 

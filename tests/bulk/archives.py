@@ -104,14 +104,14 @@ def scorer(source: object, destination: object, begin: bool = True) -> Iterator[
 
 def score(source: str, destination: str, indices: Any = None) -> tuple[list[Part], list[ScoredPart]]:
     """Score all parts, or those with `indices`, in this process."""
-    parts = plan(Location.of(source))
+    parts = plan(Location.of(source)).parts
     with scorer(source, destination) as worker:
         return parts, [worker.score(index, parts[index]) for index in indices or range(len(parts))]
 
 
 def rows(destination: str) -> list[dict[str, Any]]:
     place = Location.of(destination)
-    parts = [io.BytesIO((place / name).read()) for name in place.files() if name.startswith("part-")]
+    parts = [io.BytesIO((place / name).read()) for name in place.files().stamps if name.startswith("part-")]
     table = pa.concat_tables(parquet.read_table(part) for part in parts)
     assert table.schema.names == COLUMNS
     return cast(list[dict[str, Any]], table.to_pylist())

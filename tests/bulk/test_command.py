@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from app.archives.image_files import Kind, LeftOut
 from app.bulk import command
 from app.bulk.cluster import FailedPart, divide
 from app.bulk.command import Tally
-from app.bulk.destination import ScoredPart
+from app.bulk.destination import Destination, ScoredPart
+from app.bulk.location import Location
+from app.bulk.plan import Part, plan
 from app.cli.main import main
+from app.errors import Unusable
 from tests.fake_classifier import png
 
 
@@ -75,6 +81,45 @@ def test_the_name_of_a_destination_formats_nothing() -> None:
     console = Console(file=file, force_terminal=True, width=200, color_system=None)
     command._report(Tally(1, 1), 0, 1.0, "a[/b]:smile:\x1b[2J", console, as_json=False)
     assert file.getvalue() == "0 images, 0 of them with an error, in a[/b]:smile:�[2J\n"
+
+
+def test_what_cannot_be_read_or_is_no_image_is_said_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "1.png").write_bytes(png(1))
+    (source / "notes.txt").write_text("a text")
+
+    def work(remaining: dict[int, Part], *arguments: Any) -> None:
+        tally: Tally = arguments[4]
+        rows = Destination(Location.of(arguments[2]))
+        for index in remaining:
+            left_out = LeftOut([Kind.SYSTEM])  # of a tar
+            tally.add(rows.write(index, [], (), left_out))
+            assert rows.find(index) == ScoredPart(0, 0, left_out)
+
+    monkeypatch.setattr(command, "_work", work)
+    line = "leuko: 2 files were left out: hidden or left by a system (1), not an image (1)"
+    for _ in range(2):  # the second time, all parts are done
+        assert main(["score", str(source), str(tmp_path / "out")]) == 0
+        printed = capsys.readouterr()
+        assert printed.err.splitlines() == [line]
+        assert json.loads(printed.out)["files_left_out"] == 2
+    (source / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert main(["score", str(source), str(tmp_path / "out 2")]) == 1
+    unread = ["leuko: gone.png: cannot be read: No such file or directory"]
+    assert capsys.readouterr().err.splitlines()[1:3] == [*unread, "leuko: 1 files or folders cannot be read"]
+
+
+@pytest.mark.parametrize("suffix", [".tar.zst", ".tzst", ".tar.lzma", ".TAR.LZ", ".7z", ".rar"])
+def test_archives_that_are_not_read_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"cells{suffix}"
+    archive.write_bytes(b"?")
+    with pytest.raises(Unusable, match="is an archive that is not read"):
+        plan(Location.of(str(archive)))
+    [part] = plan(Location.of(str(tmp_path))).parts
+    assert (part.kind, part.name, part.count) == ("flawed", archive.name, 1)
 
 
 def test_a_destination_is_the_same_for_workers_elsewhere() -> None:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import ArrowException, fs, parquet
 
-from app.bulk.cluster import _Worker
+from app.archives.image_files import Kind, LeftOut
+from app.bulk.cluster import _scored, _Worker
 from app.bulk.destination import ABOUT, ATTEMPTS, Destination, ScoredPart
 from app.bulk.location import Local, Location, Remote, without_credentials
 from app.bulk.plan import Part, dump, fingerprint, parse, plan
@@ -137,7 +138,7 @@ def test_a_name_outside_utf_8_is_scored_and_written_with_escapes(tmp_path: Path)
     source = tmp_path / "in"
     source.mkdir()
     Path(os.fsdecode(os.fsencode(source) + b"/caf\xe9.PNG")).write_bytes(png(1))
-    parts = plan(Location.of(str(source)))
+    parts = plan(Location.of(str(source))).parts
     assert parse(dump(parts[0])) == parts[0]
     assert errors_in(source, tmp_path / "out") == {"caf\\udce9.PNG": None}
 
@@ -198,8 +199,8 @@ def test_an_archive_that_cannot_be_opened_is_left_out_and_the_others_scored(tmp_
     unread = ["gone.parquet", "gone.zip", "gone.tar"]
     for name in unread:
         (source / name).symlink_to(tmp_path / "nowhere")
-    parts = plan(Location.of(str(source)))
-    assert parts == plan(Location.of(str(source)))
+    parts = plan(Location.of(str(source))).parts
+    assert parts == plan(Location.of(str(source))).parts
     with scorer(source, destination) as worker:
         called = object.__new__(_Worker)
         called._scorer = worker
@@ -222,6 +223,21 @@ def test_a_network_error_while_archives_are_listed_is_not_part_of_the_plan(tmp_p
     (tmp_path / "a.zip").touch()
     with pytest.raises(OSError, match="lost"):
         plan(Network(str(tmp_path), fs.LocalFileSystem()))
+    (tmp_path / "a.zip").rename(tmp_path / "unclear")
+    with pytest.raises(Unusable, match="unclear cannot be read now: the connection was lost"):
+        plan(Network(str(tmp_path), fs.LocalFileSystem()))
+
+
+def test_what_a_worker_has_scored_arrives_whole() -> None:
+    done = ScoredPart(5, 1, LeftOut([Kind.OTHER, Kind.SYSTEM, Kind.OTHER]))
+
+    class Done:
+        def score(self, *_: object) -> ScoredPart:
+            return done
+
+    worker = object.__new__(_Worker)
+    worker._scorer = cast(Scorer, Done())
+    assert _scored(worker({"index": 0, "part": dump(Part("tar", "a.tar"))})) == done
 
 
 def test_a_defect_costs_one_part() -> None:
@@ -257,7 +273,7 @@ def test_a_column_whose_name_is_not_utf_8_is_a_row_with_an_error(tmp_path: Path)
     table = io.BytesIO()
     parquet.write_table(pa.table({"imagé": [png(1)]}), table, store_schema=False)
     (tmp_path / "a.parquet").write_bytes(table.getvalue().replace("imagé".encode(), b"imag\xff\xfe"))
-    [part] = plan(Location.of(str(tmp_path)))
+    [part] = plan(Location.of(str(tmp_path))).parts
     assert (part.kind, "cannot be read as Parquet" in part.flaw) == ("flawed", True)
 
 
@@ -304,13 +320,13 @@ def test_another_content_under_the_same_name_is_another_source(tmp_path: Path) -
     makers: dict[str, Any] = {"1.png": png(1), "a.tar": tar(1)[: 2 * BLOCK]}
     for name, data in makers.items():
         (tmp_path / "in" / name).write_bytes(data)
-    before = fingerprint(plan(Location.of(str(tmp_path / "in"))))
-    alone = fingerprint(plan(Location.of(str(tmp_path / "in/a.tar"))))
+    before = fingerprint(plan(Location.of(str(tmp_path / "in"))).parts)
+    alone = fingerprint(plan(Location.of(str(tmp_path / "in/a.tar"))).parts)
     (tmp_path / "in/a.tar").write_bytes(tar(1, 2))
-    assert fingerprint(plan(Location.of(str(tmp_path / "in/a.tar")))) != alone
-    between = fingerprint(plan(Location.of(str(tmp_path / "in"))))
+    assert fingerprint(plan(Location.of(str(tmp_path / "in/a.tar"))).parts) != alone
+    between = fingerprint(plan(Location.of(str(tmp_path / "in"))).parts)
     (tmp_path / "in/1.png").write_bytes(png(200) + b" ")
-    assert len({before, between, fingerprint(plan(Location.of(str(tmp_path / "in"))))}) == 3
+    assert len({before, between, fingerprint(plan(Location.of(str(tmp_path / "in"))).parts)}) == 3
 
 
 def test_a_source_that_is_not_there_on_a_worker_writes_nothing(tmp_path: Path) -> None:
@@ -318,7 +334,7 @@ def test_a_source_that_is_not_there_on_a_worker_writes_nothing(tmp_path: Path) -
     source.mkdir()
     for grey in range(3):
         (source / f"{grey}.png").write_bytes(png(grey))
-    [part] = plan(Location.of(str(source)))
+    [part] = plan(Location.of(str(source))).parts
     source.rename(tmp_path / "unmounted")
     with (
         scorer(source, tmp_path / "out") as worker,
@@ -342,7 +358,7 @@ def test_a_table_whose_bytes_are_damaged_is_no_part(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"bytes": [png(grey) for grey in range(50)]}), file, use_dictionary=False)
     data = bytearray(file.read_bytes())
     data[4:40] = b"\xff" * 36
-    [part] = plan(Location.of(str(file)))
+    [part] = plan(Location.of(str(file))).parts
     file.write_bytes(data)
     with scorer(file, tmp_path / "out") as worker, pytest.raises((OSError, ArrowException)):
         worker.score(0, part)
@@ -372,7 +388,7 @@ def test_a_part_that_was_cut_is_scored_again(tmp_path: Path) -> None:
 
 def test_a_part_that_ends_its_workers_is_given_up_until_the_next_run(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar(1, 2))
-    [part] = plan(Location.of(str(tmp_path / "a.tar")))
+    [part] = plan(Location.of(str(tmp_path / "a.tar"))).parts
     with scorer(tmp_path / "a.tar", tmp_path / "out") as worker:
         for _ in range(ATTEMPTS):
             assert subprocess.run([sys.executable, "-c", LOST, tmp_path / "out"], cwd=ROOT).returncode == 9

@@ -11,6 +11,7 @@ import sys
 import traceback
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import leuko_client
 from app.edge.keys import add_key
 from leuko_client import AsyncClient, Client, Evaluation, LeukoError, Outcome, Prediction, Progress, Retries
+from leuko_client.models import build
 from leuko_client.progress import Bar
 from leuko_client.protocol import Events
 from tests.fake_classifier import png
@@ -140,7 +142,8 @@ def test_a_report_of_outcomes_says_what_it_lacks(kind: Any, service: Running, tm
 @KINDS
 def test_an_archive_is_evaluated_with_progress(kind: Any, service: Running) -> None:
     archive = zipped(
-        {f"{LABELS[n % 4]}/{n}.png": png(GREYS[n % 4]) for n in range(8)} | {"monocyte/x.png": CUT}
+        {f"{LABELS[n % 4]}/{n}.png": png(GREYS[n % 4]) for n in range(8)}
+        | {"monocyte/x.png": CUT, "notes.txt": b"a text"}
     )
     seen: list[Progress] = []
     with kind(service.address) as client:
@@ -149,6 +152,11 @@ def test_an_archive_is_evaluated_with_progress(kind: Any, service: Running) -> N
     assert (report.n, report.accuracy, report.per_class["monocyte"].support) == (8, 1.0, 2)
     assert [error.code for error in report.errors] == ["undecodable_image"]
     assert seen[0].total == 9
+    assert [warning.code for warning in report.warnings] == ["files_left_out"]
+    earlier = {field: value for field, value in asdict(report).items() if field != "warnings"}
+    assert (
+        build(Evaluation, json.loads(json.dumps(earlier))).warnings == []
+    )  # of a service that does not send them
 
 
 @KINDS

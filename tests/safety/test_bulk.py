@@ -37,7 +37,7 @@ from app.bulk.reading import open_part
 from app.errors import LeukoError
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before, source = peak(), Location.of(sys.argv[1])
-for part in plan(source):
+for part in plan(source).parts:
     try:
         with open_part(source, part, 2 ** 24) as images:
             for image in images:
@@ -190,7 +190,7 @@ def tar_of(name: str) -> bytes:
 
 def test_53_a_name_of_half_a_megabyte_is_cut(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of("x" * 500_000 + ".png"))
-    [part] = plan(Location.of(str(tmp_path / "a.tar")))
+    [part] = plan(Location.of(str(tmp_path / "a.tar"))).parts
     with open_part(Location.of(str(tmp_path / "a.tar")), part, MIB) as images:
         assert [len(image.name) for image in images] == [len("a.tar/") + MOST_NAME]
 
@@ -202,7 +202,7 @@ def test_53_images_beyond_the_limits_of_a_part_are_a_row_with_an_error(
     monkeypatch.setattr(f"app.bulk.reading.{limit}", most)
     (tmp_path / "a.tar").write_bytes(tar_of("a.png") * 4)
     source = Location.of(str(tmp_path / "a.tar"))
-    with open_part(source, plan(source)[0], MIB) as images:
+    with open_part(source, plan(source).parts[0], MIB) as images:
         first, second, rest = images
         assert first.read() == second.read() == png(1)
         with pytest.raises(BadArchive, match="their names are too long"):
@@ -272,5 +272,5 @@ def test_53_a_path_of_a_table_is_cut(tmp_path: Path) -> None:
     columns = {"bytes": [png(1)], "path": ["x" * MIB]}
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     source = Location.of(str(tmp_path / "a.parquet"))
-    with open_part(source, plan(source)[0], MIB) as images:
+    with open_part(source, plan(source).parts[0], MIB) as images:
         assert [len(image.name) for image in images] == [MOST_NAME]

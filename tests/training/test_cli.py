@@ -46,6 +46,37 @@ def test_a_package_that_is_not_installed_is_named_with_what_to_run(
     assert capsys.readouterr().err == expected
 
 
+def test_data_refuses_the_same_file_in_train_and_test(
+    archive: Path, sources: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = tmp_path / "twice.zip"
+    with zipfile.ZipFile(archive) as original, zipfile.ZipFile(twice, "w") as file:
+        given = dict(sources)
+        for name in sources:
+            file.writestr(name, original.read(name))
+            copy = name.replace(".jpg", "-copy.jpg")
+            file.writestr(copy, original.read(name))
+            given[copy] = f"{sources[name]}, copied"
+    table = write_sources(tmp_path / "sources.csv", given)
+    arguments = ["data", str(twice), "--sources", str(table), "--out", str(tmp_path / "manifest.csv")]
+    assert main([*arguments, "--split", "50:50"]) == 1
+    printed = capsys.readouterr().err
+    assert "the same file has more than one split" in printed
+    assert "(train) and " in printed
+    assert not (tmp_path / "manifest.csv").exists()
+    assert main([*arguments, "--split-by-file-leaking", "50:50"]) == 0
+
+
+def test_what_is_too_few_for_a_split_is_said_before_an_image_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("eosinophil", "lymphocyte", "monocyte", "neutrophil"):
+        (tmp_path / "cells" / label).mkdir(parents=True)
+        (tmp_path / "cells" / label / "broken.png").write_bytes(b"")
+    assert main(["data", str(tmp_path / "cells"), "--split", "80:20"]) == 1
+    assert "has 1 source photos, too few for 2 splits" in capsys.readouterr().err
+
+
 def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "manifest.csv"
     assert main(["data", str(archive), "--split-by-file-leaking", "80:20", "--out", str(out)]) == 0
@@ -57,6 +88,8 @@ def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: P
     [
         (["data"], "no archive given: name one, or use --download"),
         (["data", "nowhere.zip"], "nowhere.zip does not exist"),
+        (["data", "nowhere.zip", "--split", "nan:1"], "split 'nan:1' is not a ratio"),
+        (["data", "nowhere.zip", "--split-by-file-leaking", "1:0"], "split '1:0' is not a ratio"),
         (["fit", "--manifest", "nowhere.csv"], "nowhere.csv does not exist; create it with"),
         (["fit", "--recipe", "nonsense"], "no recipe 'nonsense'"),
         (["fit", "--set", "epocs=3"], "unknown setting epocs"),

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
 import sys
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,15 +14,22 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
+from app.engine.bundle import CLASSES
+from tests.pictures import real
+from tests.zips import DIRECTORY, pack, patch, rename
 from training.data import (
     KAGGLE_COUNTS,
     Row,
     build_manifest,
+    check_files,
     download,
     fingerprint,
     kaggle_row,
+    list_files,
     read_manifest,
     read_sources,
+    refuse_copies,
+    titles,
     with_kaggle_sources,
     write_manifest,
 )
@@ -90,6 +100,165 @@ def test_an_image_that_does_not_decode_is_named(archive: Path, tmp_path: Path) -
         file.writestr("slides/MONOCYTE/bad.jpg", b"\xff\xd8\xff\xe0 no image")
     with pytest.raises(DataError, match=r"slides/MONOCYTE/bad\.jpg does not decode"):
         build_manifest(broken)
+
+
+def drawn(folder: Path, files: dict[str, int]) -> Path:
+    """Write a small image of a red value for each path."""
+    for name, red in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(folder / name, "PNG")
+    return folder
+
+
+def one_of_each(start: int = 0) -> dict[str, int]:
+    return {f"{label}/{n}.png": start + 10 * i + n for i, label in enumerate(CLASSES) for n in range(2)}
+
+
+def test_all_broken_files_are_named_at_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        drawn(tmp_path / name, one_of_each(100 * (name == "two")))
+        (tmp_path / name / "monocyte/text.jpg").write_bytes(b"a text")
+        (tmp_path / name / "neutrophil/empty.png").write_bytes(b"")
+    rows, _ = list_files([("", tmp_path / "one"), ("", tmp_path / "two")])
+    with pytest.raises(DataError) as caught:
+        check_files(rows)
+    for name in ("one", "two"):
+        assert f"{tmp_path / name}: monocyte/text.jpg does not decode" in str(caught.value)
+        assert f"{tmp_path / name}: neutrophil/empty.png does not decode" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_file_in_two_classes_is_refused_with_both_paths(tmp_path: Path) -> None:
+    drawn(tmp_path, one_of_each() | {"monocyte/also.png": 0, "basophil/x.png": 11})
+    with pytest.raises(DataError) as caught:
+        build_manifest(tmp_path, others=["basophil"])
+    for pair in (
+        ("eosinophil/0.png (eosinophil)", "monocyte/also.png (monocyte)"),
+        ("basophil/x.png (basophil)", "lymphocyte/1.png (lymphocyte)"),
+    ):
+        assert all(path in str(caught.value) for path in pair)
+
+
+def test_the_same_file_in_two_splits_is_refused_with_both_paths(tmp_path: Path) -> None:
+    rows = build_manifest(drawn(tmp_path, one_of_each()))
+    copy = replace(rows[0], path="copy.png", split="test")
+    with pytest.raises(DataError, match=r"more than one split: .*0\.png \(train\) and .*copy\.png \(test\)"):
+        refuse_copies([*rows, copy], "split", lambda row: row.split)
+
+
+def test_copies_without_sources_are_one_source(tmp_path: Path) -> None:
+    rows = build_manifest(drawn(tmp_path, one_of_each() | {"monocyte/9.png": 20, "monocyte/8.png": 20}))
+    copies = {row.path: row.source for row in rows if row.sha256 == rows[4].sha256}
+    assert [*copies] == ["monocyte/0.png", "monocyte/8.png", "monocyte/9.png"]
+    assert len(set(copies.values())) == 1
+    given = {row.path: row.path[-5] for row in rows}
+    assert [row.source for row in build_manifest(tmp_path, sources=given)] == [*given.values()]
+
+
+def test_archives_of_one_name_share_neither_sources_nor_laboratory(tmp_path: Path) -> None:
+    paths = [tmp_path / "a/cells", tmp_path / "b/cells", tmp_path / "set.v1", tmp_path / "set.v2"]
+    for number, path in enumerate(paths):
+        drawn(path, one_of_each(40 * number))
+    rows, _ = list_files([("", path) for path in paths])
+    assert len({row.source for row in rows}) == len(rows)
+    assert {row.laboratory for row in rows} == {"a/cells", "b/cells", "set.v1", "set.v2"}
+    assert titles([tmp_path / "a/cells", tmp_path / "other.zip"]) == ["cells", "other"]
+    with pytest.raises(DataError, match="more than once"):
+        titles([tmp_path / "a/cells", tmp_path / "b/../a/cells"])
+
+
+def test_sources_of_a_path_in_two_archives_need_the_archives_name(tmp_path: Path) -> None:
+    archives = [("", drawn(tmp_path / name, one_of_each())) for name in ("one", "two")]
+    sources = dict.fromkeys(one_of_each(), "slide")
+    with pytest.raises(DataError, match=r"in .*one and in .*two: begin its lines .* two/eosinophil"):
+        list_files(archives, sources)
+    own = {f"two/{name}": "slide 2" for name in sources}
+    rows, _ = list_files(archives, sources | own)
+    assert Counter(row.source for row in rows) == {"slide": 8, "slide 2": 8}
+    assert {row.source.partition("/")[0] for row in list_files(archives, own)[0]} == {"one", "slide 2"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda _: pack(dict.fromkeys(one_of_each(), b"1"), zipfile.ZIP_LZMA), "method"),
+        (
+            lambda data: patch(data, DIRECTORY, 10, struct.pack("<H", 9)),
+            "method other than store and deflate",
+        ),
+        (lambda data: patch(data, DIRECTORY, 8, struct.pack("<H", 1)), "encrypted"),
+        (lambda data: rename(data, b"eosinophil/0.png", b"eosinophil\\0.png"), "does not use /"),
+        (lambda data: rename(data, b"eosinophil/0.png", b"../sinophil/0.png"[:16]), "contains .."),
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (lambda data: data[:-10], "truncated"),
+        (lambda _: b"", "truncated"),
+        (lambda data: data.replace(b"PK\x03\x04", b"PK\x03\x05"), "does not start where"),
+    ],
+    ids=["lzma", "deflate64", "encrypted", "backslash", "above", "half", "cut", "empty", "headers"],
+)
+def test_a_zip_that_the_service_refuses_is_refused_in_words(
+    tmp_path: Path, spoil: Callable[[bytes], bytes], reason: str
+) -> None:
+    path = tmp_path / "cells.zip"
+    path.write_bytes(spoil(pack({name: bytes([red]) for name, red in one_of_each().items()})))
+    with pytest.raises(DataError, match=rf"cells\.zip is not a readable ZIP: .*{re.escape(reason)}"):
+        build_manifest(path)
+
+
+def test_entries_of_a_zip_that_do_not_unpack_are_named_at_once(tmp_path: Path) -> None:
+    drawn(tmp_path / "in", one_of_each())
+    data = pack({name: (tmp_path / "in" / name).read_bytes() for name in one_of_each()})
+    for name in (b"lymphocyte/0.png", b"neutrophil/1.png"):
+        place = data.index(name) + len(name)
+        data = data[:place] + b"\xff" * 8 + data[place + 8 :]
+    (tmp_path / "cells.zip").write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        build_manifest(tmp_path / "cells.zip")
+    assert str(caught.value).count("cannot be read (the archive entry is corrupt)") == 2
+    assert "lymphocyte/0.png" in str(caught.value)
+
+
+def test_what_is_left_out_of_an_archive_is_said(tmp_path: Path) -> None:
+    files = one_of_each() | {"basophil/1.png": 1, "eosinophil/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg": 5}
+    drawn(tmp_path, files)
+    (tmp_path / "notes.txt").write_text("text")
+    rows, notes = list_files([("", tmp_path)], leave_out=["basophil"])
+    assert len(rows) == 8
+    assert notes == [
+        f"{tmp_path}: 2 files were left out: hidden or left by a system (1), not an image (1)",
+        f"{tmp_path}: images left out by --leave-out: 1",
+    ]
+
+
+def test_a_name_outside_utf_8_is_written_and_read_again(tmp_path: Path) -> None:
+    drawn(tmp_path / "in", one_of_each() | {os.fsdecode(b"monocyte/caf\xe9.png"): 99})
+    rows = build_manifest(tmp_path / "in")
+    write_manifest(rows, tmp_path / "manifest.csv")
+    assert read_manifest(tmp_path / "manifest.csv") == rows
+
+
+def test_a_manifest_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write_manifest([], tmp_path / "file/manifest.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("folder-dup.zip", r"monocyte/also\.jpg.* and .*neutrophil/c0\.jpg"),
+        ("folder-bad3.zip", r"eosinophil/broken.*lymphocyte/broken.*monocyte/broken"),
+        ("deflate64.zip", "a method other than store and deflate"),
+    ],
+)
+def test_the_reported_archives_are_refused_in_words(name: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        build_manifest(real(f"../cases/files/{name}"))
+
+
+@pytest.mark.parametrize("name", ["folder-jfif.zip", "folder-eadir.zip"])
+def test_the_reported_folders_have_eight_images(name: str) -> None:
+    assert len(build_manifest(real(f"../cases/files/{name}"))) == 8
 
 
 def test_a_missing_class_is_named(tmp_path: Path) -> None:

@@ -72,3 +72,26 @@ def test_holding_out_leaves_uncertain_rows_on_neither_side() -> None:
 def test_thinning_keeps_some_files_of_every_photo() -> None:
     thinned = thin(photos(5, copies=4), 2, 0)
     assert set(Counter(row.source for row in thinned).values()) == {2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nan:1", "1:nan", "inf:1", "1e400:1", "1e308:1e308", "0:1", "-1:2", "80", "1:2:3:4", "", ":", "a:b"],
+)
+def test_what_is_no_ratio_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="is not a ratio"):
+        parse_ratio(text)
+
+
+@pytest.mark.parametrize("text", ["1:99", "99:1", "1:1:98", "98:1:1", "1:98:1", "1e-300:1", "1:1:1"])
+@pytest.mark.parametrize("count", [3, 4, 5, 50])
+def test_every_split_gets_a_source_whatever_the_ratio(text: str, count: int) -> None:
+    ratio = parse_ratio(text)
+    for split in (split_by_source, split_by_file_leaking):
+        counts = Counter(row.split for row in split(photos(count, 1), ratio, 0))
+        assert (len(counts), counts.total()) == (len(ratio), 4 * count)
+
+
+def test_too_few_files_are_named() -> None:
+    with pytest.raises(DataError, match="2 files, too few for 3 splits"):
+        split_by_file_leaking(photos(1, 1)[:2], (0.4, 0.3, 0.3), 0)

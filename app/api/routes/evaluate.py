@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
@@ -20,7 +20,6 @@ from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
 from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import Limit, read_form
 from app.archives.file_labels import assign_groups
-from app.archives.images import StoredImage
 from app.archives.pattern_search import pattern_child
 from app.inference.scoring import Progress, score
 from app.inference.service import Service, archive_limits
@@ -66,7 +65,8 @@ DESCRIPTION = """
 Send a labelled set: a ZIP in the part `archive`, or images in parts `files` with their classes in the part
 `labels`. If `groups` or `group_pattern` gives the source photo or patient of each image, confidence intervals
 are bootstrapped over sources instead of images. Images that cannot be decoded are left out of the report
-and listed in `errors`; an invalid archive is refused as a whole. With `Accept: text/event-stream` the
+and listed in `errors`; an invalid archive is refused as a whole. Files of an archive that are no images, by
+suffix or content, are left out and counted in `warnings`. With `Accept: text/event-stream` the
 response is a stream of `progress` events that ends with one `result` or one `error` (a problem document).
 `/predict` has priority over `/evaluate`.
 
@@ -85,11 +85,11 @@ response is a stream of `progress` events that ends with one `result` or one `er
     openapi_extra=body(BODY),
 )
 async def evaluate(request: Request, service: Loaded, context: Context) -> Response:
-    images, groups = await _read(request, service, context)
-    progress = Progress(len(images))
+    labelled, groups = await _read(request, service, context)
+    progress = Progress(len(labelled.images))
 
     async def work() -> Evaluation:
-        evaluation = await _evaluate(service, images, groups, progress, context)
+        evaluation = await _evaluate(service, labelled, groups, progress, context)
         context.findings.update(
             model_sha256=evaluation.model.sha256,
             n=evaluation.n,
@@ -131,14 +131,15 @@ async def evaluate_predictions(request: Request, service: Loaded, context: Conte
 
 async def _read(
     request: Request, service: Service, context: RequestContext
-) -> tuple[Sequence[StoredImage], list[bytes] | None]:
+) -> tuple[LabelledSet, list[bytes] | None]:
     """Return the images and their sources; the labels and groups of the form are freed."""
     with service.stage("receive", context.stages):
         form = await read_form(request, _limits(service.settings))
     labels = service.classifier.bundle.labels
     limits = archive_limits(service.settings)
     labelled = await LONG.run(lambda: read_labelled(form, labels, limits), context)
-    return labelled.images, await _assign_groups(labelled, context)
+    groups = await _assign_groups(labelled, context)
+    return replace(labelled, grouping=None), groups
 
 
 async def _assign_groups(labelled: LabelledSet, context: RequestContext) -> list[bytes] | None:
@@ -157,16 +158,19 @@ async def _assign_groups(labelled: LabelledSet, context: RequestContext) -> list
 
 async def _evaluate(
     service: Service,
-    images: Sequence[StoredImage],
+    labelled: LabelledSet,
     groups: list[bytes] | None,
     progress: Progress,
     context: RequestContext,
 ) -> Evaluation:
-    bundle = service.classifier.bundle
+    bundle, images = service.classifier.bundle, labelled.images
     deadline = context.arrived + service.settings.evaluate_deadline_s
     scored = await score(service, images, groups, progress, context, deadline=deadline)
     return await LONG.run(
-        lambda: responses.evaluation(context.request_id, bundle, images, scored, progress, lazy=True), context
+        lambda: responses.evaluation(
+            context.request_id, bundle, images, scored, progress, left_out=labelled.left_out, lazy=True
+        ),
+        context,
     )
 
 

@@ -171,6 +171,7 @@ EVALUATION = {
         }
     ],
     "errors": [],
+    "warnings": [{"code": "files_left_out", "detail": "1 file was left out: not an image (1)."}],
 }
 
 EVENTS = """\

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
 import pytest
 from httpx2 import Response
+from PIL import Image
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from tests.fake_classifier import NAN, png
 from tests.fakes import CUT, GREYS, HeldClassifier, caller, metric, serving, started, zipped
+from tests.zips import pack
 
 LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
 EVENTS = {"accept": "text/event-stream"}
@@ -61,6 +64,14 @@ def test_events_have_no_line_ends_but_their_own(client: TestClient) -> None:
     stream = client.post("/evaluate", files=files, headers=EVENTS).content.decode()
     assert stream.splitlines() == stream.split("\n")[:-1]
     assert [error["filename"] for error in parse(stream)[-1][1]["errors"]] == [name]
+
+
+def test_a_uniform_bitmap_is_an_image_like_others(client: TestClient) -> None:
+    blank = io.BytesIO()
+    Image.new("RGB", (640, 480), (GREYS[3],) * 3).save(blank, "BMP")
+    packed = pack(IMAGES | {"neutrophil/blank.bmp": blank.getvalue()})
+    answer = client.post("/evaluate", files={"archive": ("set.zip", packed)})
+    assert (answer.status_code, answer.json()["n"]) == (200, 10), answer.text
 
 
 def test_an_archive_is_scored(client: TestClient) -> None:
