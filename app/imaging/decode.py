@@ -223,11 +223,13 @@ def _check_codestream(data: bytes) -> None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any of Pillow's modes with 8 bits to RGB; alpha is composited on white."""
-    if image.has_transparency_data and not _is_clear(image):
-        return by_strips(image, lay_on_white)
     if image.has_transparency_data:
-        image = by_strips(image, lambda rows: rows.convert("RGBA"), "RGBA")
+        return by_strips(image, _drop_alpha if _is_clear(image) else lay_on_white)
     return image if image.mode == "RGB" else image.convert("RGB")  # convert copies even RGB
+
+
+def _drop_alpha(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA").convert("RGB")
 
 
 def _is_clear(image: Image.Image) -> bool:

@@ -5,7 +5,6 @@ docs/images.md has the table of what is read. Everything else is refused by its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +14,9 @@ from PIL import Image
 from app.errors import UndecodableImage
 from app.imaging import levels, tiff_channels, tiff_samples
 from app.imaging import tiff_tags as tags
-from app.imaging.limits import STRIP_PIXELS, ImageLimits
+from app.imaging.limits import ImageLimits
 from app.imaging.tiff_layout import CMYK, GREY, JPEG, PALETTE, WHITE_IS_ZERO, YCBCR, Layout
-from app.imaging.tiff_samples import Samples
+from app.imaging.tiff_samples import Reader, Samples
 from app.imaging.tiff_tags import Page
 
 
@@ -55,25 +54,20 @@ def read(data: bytes, limits: ImageLimits) -> tuple[Image.Image, int]:
 
 
 def _read(page: Page, layout: Layout) -> Image.Image:
-    small = layout.width * layout.height <= STRIP_PIXELS
-    kept = list(tiff_samples.read(page, layout)) if small else None
-
-    def groups() -> Iterator[tuple[int, Samples]]:
-        return tiff_samples.read(page, layout) if kept is None else iter(kept)
-
-    scale = _find_scale(page, layout, groups())
+    pieces = Reader(page, layout)
+    scale = _find_scale(page, layout, pieces)
     palette = _read_palette(page, layout)
     image = Image.new("RGB", (layout.width, layout.height))
-    for top, samples in groups():
+    for top, samples in pieces:
         image.paste(_to_rgb(samples, layout, scale, palette), (0, top))
     return image
 
 
-def _find_scale(page: Page, layout: Layout, groups: Iterator[tuple[int, Samples]]) -> Scale:
+def _find_scale(page: Page, layout: Layout, pieces: Reader) -> Scale:
     plain = layout.photometric == PALETTE or (layout.bits <= 8 and layout.kind == "u")
     if plain and layout.alpha is None:
         return Scale(0, 2**layout.bits - 1, 0)
-    found = _measure(layout, groups)
+    found = _measure(layout, pieces)
     if plain:
         return Scale(0, 2**layout.bits - 1, (2**layout.bits - 1) * (found.alpha > 0))
     black, white = _declared(page, layout, found) or (
@@ -86,9 +80,9 @@ def _find_scale(page: Page, layout: Layout, groups: Iterator[tuple[int, Samples]
     return Scale(black, white, opaque if found.alpha > 0 else 0)
 
 
-def _measure(layout: Layout, groups: Iterator[tuple[int, Samples]]) -> _Extremes:
+def _measure(layout: Layout, pieces: Reader) -> _Extremes:
     found = []
-    for _, samples in groups:
+    for _, samples in pieces:
         colours, alpha = samples[..., : layout.colours], _alpha(samples, layout)
         found.append(
             (float(colours.min()), float(colours.max()), 0.0 if alpha is None else float(alpha.max()))

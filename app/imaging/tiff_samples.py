@@ -27,17 +27,33 @@ Rows = Callable[[int, int], Samples]  # the rows from one to before another
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1], axis=1)[:, 0]
 
 
-def read(page: Page, layout: Layout) -> Iterator[tuple[int, Samples]]:
-    """Yield the rows in groups of about STRIP_PIXELS pixels, from the top, each with its first row."""
-    height = max(1, STRIP_PIXELS // (layout.width * max(1, layout.stride * layout.bits // 32)))
-    for first, end in groups(layout):
-        planes = [_decompress(page, layout, plane, first, end) for plane in layout.planes]
-        top = first * layout.part_height
-        bottom = min(end * layout.part_height, layout.height)
-        for start in range(top, bottom, height):
-            rows = start - top, min(start + height, bottom) - top
-            samples = [plane(*rows)[:, : layout.width] for plane in planes]
-            yield start, samples[0] if len(samples) == 1 else np.concatenate(samples, axis=2)
+class Reader:
+    """The rows of an image, which can be read more than once."""
+
+    def __init__(self, page: Page, layout: Layout) -> None:
+        self._page, self._layout = page, layout
+        self._groups = groups(layout)
+        self._kept: list[Rows] = []  # of an image that is one group
+
+    def __iter__(self) -> Iterator[tuple[int, Samples]]:
+        """Yield the rows in pieces of about STRIP_PIXELS pixels, from the top, each with its first row."""
+        layout = self._layout
+        height = max(1, STRIP_PIXELS // (layout.width * max(1, layout.stride * layout.bits // 32)))
+        for first, end in self._groups:
+            planes = self._kept or self._decompress(first, end)
+            top = first * layout.part_height
+            bottom = min(end * layout.part_height, layout.height)
+            for start in range(top, bottom, height):
+                rows = start - top, min(start + height, bottom) - top
+                samples = [plane(*rows)[:, : layout.width] for plane in planes]
+                yield start, samples[0] if len(samples) == 1 else np.concatenate(samples, axis=2)
+            del planes  # before the next group is decompressed
+
+    def _decompress(self, first: int, end: int) -> list[Rows]:
+        planes = [_decompress(self._page, self._layout, plane, first, end) for plane in self._layout.planes]
+        if len(self._groups) == 1:
+            self._kept = planes
+        return planes
 
 
 def groups(layout: Layout) -> list[tuple[int, int]]:
@@ -58,7 +74,9 @@ def check_memory(layout: Layout, limits: ImageLimits) -> None:
     planes = len(layout.planes)
     part = layout.part_width * layout.part_height * layout.stride * layout.bits / 8
     held = pixels * planes * layout.stride * layout.bits / 8
-    if held + part + 4 * layout.width * layout.height > PIXEL_BYTES * limits.max_pixels:
+    image = 4 * layout.width * layout.height  # Pillow's RGB; it is made after the only group was decompressed
+    needed = held + max(part, image) if len(groups(layout)) == 1 else held + part + image
+    if needed > PIXEL_BYTES * limits.max_pixels:
         raise TooLarge(NO_MEMORY)
 
 
