@@ -49,6 +49,8 @@ def scale(samples: NDArray[np.generic], white: float, black: float = 0.0) -> NDA
     """Scale to 8 bits: `black` and below become 0, `white` and above 255."""
     if samples.dtype == np.uint8 and (black, white) == (0, 255):
         return samples  # type: ignore[return-value]
+    if samples.dtype.kind == "f":  # an alpha may have any value
+        samples = np.clip(samples.astype(np.float64), black, white)
     # 32 bits hold no integer above 2^24; the difference is less than one of 255 levels.
     levels = samples.astype(np.float32)
     levels -= np.float32(black)

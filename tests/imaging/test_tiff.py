@@ -223,6 +223,14 @@ def test_an_alpha_of_zeros_means_nothing(meaning: int, bits: int, planar: bool) 
     assert levels_apart(CELL, decode(one(samples, 2, planar=planar, tags={338: [meaning]}))) == 0
 
 
+def test_an_alpha_below_zero_is_transparent() -> None:
+    samples = np.concatenate([CELL / 255, OPAQUE / 255], axis=-1)
+    samples[0, 0, 3] = -1e300
+    image = decode(one(samples, 2, tags={338: [2]}))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert levels_apart(CELL[1:], image.crop((0, 1, WIDTH, HEIGHT))) <= 1
+
+
 def test_half_transparent_pixels_are_laid_on_white() -> None:
     half = np.full((HEIGHT, WIDTH, 1), 128, np.uint8)
     expected = np.rint(CELL * (128 / 255) + 127)
