@@ -105,7 +105,7 @@ def _cut(plane: NDArray[np.generic], tile: int, rows: int) -> list[NDArray[np.ge
 
 def _octets(part: NDArray[np.generic], bits: int, order: str) -> bytes:
     if bits == part.dtype.itemsize * 8:
-        return part.astype(part.dtype.newbyteorder(order)).tobytes()
+        return part.astype(f"{order}{part.dtype.kind}{part.dtype.itemsize}").tobytes()
     rows = part.reshape(len(part), -1).astype(">u2")
     flat = np.unpackbits(rows.view(np.uint8).reshape(len(rows), -1, 2), axis=2)[:, :, 16 - bits :]
     return np.packbits(flat.reshape(len(rows), -1), axis=1).tobytes()

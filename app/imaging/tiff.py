@@ -59,7 +59,10 @@ def _read(page: Page, layout: Layout) -> Image.Image:
     palette = _read_palette(page, layout)
     image = Image.new("RGB", (layout.width, layout.height))
     for top, samples in pieces:
-        image.paste(_to_rgb(samples, layout, scale, palette), (0, top))
+        piece = _to_rgb(samples, layout, scale, palette)
+        if piece.height == layout.height:
+            return piece
+        image.paste(piece, (0, top))
     return image
 
 

@@ -36,7 +36,7 @@ def join(first: Page, others: Iterator[Page], limits: ImageLimits) -> Layout:
     """
     layout = read_layout(first, limits)
     description = first.octets(tags.DESCRIPTION)[:MAX_DESCRIPTION]
-    if layout.photometric not in GREY or layout.samples != 1:
+    if layout.samples != 1:
         return layout
     if description.startswith(b"ImageJ="):
         colours = _imagej_colours(first, description)
@@ -53,7 +53,7 @@ def join(first: Page, others: Iterator[Page], limits: ImageLimits) -> Layout:
 
 def _merge(pages: list[Layout]) -> Layout:
     first = pages[0]
-    if len(pages) < 3 or any(_form(page) != _form(first) for page in pages):
+    if len(pages) < 3 or _form(first) is None or any(_form(page) != _form(first) for page in pages):
         raise UndecodableImage("the TIFF's channels are not pages of one size and kind in this file")
     offsets = tuple(offset for page in pages for offset in page.offsets)
     sizes = tuple(size for page in pages for size in page.sizes)
@@ -66,7 +66,7 @@ def _form(page: Layout) -> Layout | None:
 
 def _check_silent(first: Page, layout: Layout, others: Iterator[Page]) -> None:
     """Refuse grey pages of one size if the file does not say what they are."""
-    second = next(others, None)
+    second = next(others, None) if layout.photometric in GREY else None
     if second is None or (first.integer(tags.SUBFILE, 0) | second.integer(tags.SUBFILE, 0)) & _PAGE_OR_COPY:
         return
     if [second.integer(tag, 0) for tag in (tags.WIDTH, tags.HEIGHT)] == [layout.width, layout.height] and (

@@ -92,9 +92,14 @@ def _decompress(page: Page, layout: Layout, plane: int, first: int, end: int) ->
     height = min(end * layout.part_height, layout.height) - first * layout.part_height
     if layout.compression == JPEG:
         image = _load_jpegs(page, layout, parts, height)
-        return lambda top, bottom: np.atleast_3d(np.asarray(image.crop((0, top, image.width, bottom))))
+        return lambda top, bottom: np.atleast_3d(_rows(image, top, bottom))
     image = _load_bytes(layout, parts, height)
-    return lambda top, bottom: _unpack(np.asarray(image.crop((0, top, image.width, bottom))), layout)
+    return lambda top, bottom: _unpack(_rows(image, top, bottom), layout)
+
+
+def _rows(image: Image.Image, top: int, bottom: int) -> NDArray[np.uint8]:
+    whole = (top, bottom) == (0, image.height)
+    return np.asarray(image if whole else image.crop((0, top, image.width, bottom)))
 
 
 def _raw_rows(page: Page, layout: Layout, plane: int, first: int, end: int) -> NDArray[np.uint8]:

@@ -25,7 +25,8 @@ def cell() -> NDArray[np.uint8]:
     """Return RGB that is different in each corner and channel, from 0 to 255."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     shades = np.stack([x / (WIDTH - 1), y / (HEIGHT - 1), 1 - x / WIDTH * 0.6 - y / HEIGHT * 0.4], axis=-1)
-    return np.rint(255 * shades).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.rint(255 * shades).astype(np.uint8)
+    return whole
 
 
 CELL = cell()
@@ -39,7 +40,8 @@ def stored(shades: NDArray[np.uint8], kind: str, bits: int) -> NDArray[np.generi
         return (shades / 255).astype(f"f{bits // 8}")
     white = 2 ** (bits - (kind == "i")) - 1
     size = 1 if bits <= 8 else 2 if bits <= 16 else 4
-    return np.rint(shades.astype(np.float64) * white / 255).astype(f"{kind}{size}")
+    samples: NDArray[np.generic] = np.rint(shades.astype(np.float64) * white / 255).astype(f"{kind}{size}")
+    return samples
 
 
 def one(samples: NDArray[np.generic], photometric: int, order: str = "<", **options: object) -> bytes:
@@ -352,7 +354,9 @@ def test_channels_that_are_missing_or_differ_are_refused() -> None:
     grey = page(GREY, 1, tags={270: COMPOSITE})
     small = page(GREY[:20], 1)
     inverted = page(GREY, 0)
+    palette: Tags = {320: list(range(256)) * 3}
     for pages in (
+        [page(GREY, 3, tags={270: COMPOSITE, **palette})] + [page(GREY, 3, tags=palette)] * 2,
         [grey],
         [grey, page(GREY, 1)],
         [grey, page(GREY, 1), small],
