@@ -15,7 +15,9 @@ from PIL import Image
 from app.errors import TooLarge, UndecodableImage
 from app.imaging.decode import decode
 from app.imaging.limits import STRIP_PIXELS, ImageLimits
+from app.imaging.tiff_layout import OTHER_COMPRESSION, OTHER_PHOTOMETRIC
 from tests.pictures import encode, levels_apart, pixels, real
+from tests.running import ROOT
 from tests.tiffs import COMPRESSIONS, Tags, page, write
 
 WIDTH, HEIGHT = 37, 29  # no multiple of a tile's side, nor of a strip's rows
@@ -427,6 +429,12 @@ def test_of_pages_that_are_no_channels_the_first_is_read() -> None:
 def test_what_is_not_read_is_refused_by_its_name(tags: Tags, name: str) -> None:
     with pytest.raises(UndecodableImage, match=name):
         decode(one(np.concatenate([CELL, CELL], axis=-1)[..., :4], 2, tags={277: [3], 258: [8] * 3, **tags}))
+
+
+def test_the_documentation_names_what_is_refused() -> None:
+    text = (ROOT / "docs/images.md").read_text()
+    for name in (*OTHER_COMPRESSION.values(), *OTHER_PHOTOMETRIC.values()):
+        assert name.removesuffix("24") in text
 
 
 @pytest.mark.parametrize("kind", ["i2", "f4"])
