@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -256,7 +255,7 @@ def _add_sample(commands: Any) -> None:
         help="file (.png, .jpg, .dcm), folder, or - for standard output; default: LABEL.png",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the random cell; the same seed draws the same cell [0]"
+        "--seed", type=seed, default=0, help="seed of the random cell; the same seed draws the same cell [0]"
     )
     parser.add_argument(
         "--size", type=size, default=(320, 240), metavar="WxH", help="width and height in pixels [320x240]"
@@ -336,9 +335,17 @@ def moment(text: str) -> datetime:
 
 def size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if match is None or math.prod(sides := (int(match[1]), int(match[2]))) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a width and height such as 320x240")
+    if match is None or min(sides := (int(match[1]), int(match[2]))) < 8:  # smear.LEAST_SIDE
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a width and height from 8 to 9999 pixels, such as 320x240"
+        )
     return sides
+
+
+def seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0")
+    return int(text)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import io
 import logging
 import struct
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,7 @@ def unwrap(data: bytes, limits: ImageLimits) -> Encoded | Image.Image:
         raise UndecodableImage("the DICOM file's pixels are truncated, corrupt or incomplete") from error
 
 
+@cache  # a confined decoder may not look for files
 def installed() -> bool:
     return find_spec("pydicom") is not None
 

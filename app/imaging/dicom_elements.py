@@ -43,6 +43,13 @@ KEPT = frozenset(
 
 IMPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 
+# The first element of the file header: its tag, type and length, in explicit little endian (PS3.10, 7.1).
+_META = b"\x02\0\0\0UL\x04\0"
+# Elements with which data sets begin: group length, length to end, character set, image type, dates, class.
+_FIRST = frozenset({0x0000, 0x0001, 0x0005, 0x0008, 0x0012, 0x0013, 0x0014, 0x0016, 0x0018})
+_FIRST_TYPES = frozenset({b"UL", b"CS", b"DA", b"TM", b"UI"})
+_FIRST_LENGTH = 256  # bytes, of any of them
+
 _UNDEFINED = 0xFFFF_FFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
 # PS3.5, section 7.1.2: two reserved bytes and a length of 32 bits.
@@ -60,8 +67,27 @@ class _Element:
 
 
 def is_dicom(data: bytes) -> bool:
-    """Tell by PS3.10's DICM prefix. Files without it are not treated as DICOM."""
+    """Tell by PS3.10's DICM prefix."""
     return data[HEAD - len(MARK) : HEAD] == MARK
+
+
+def add_preamble(data: bytes) -> bytes:
+    """Return the file with the preamble that some writers leave out, alone or with DICM; others unchanged."""
+    if data.startswith(MARK + _META):
+        return bytes(HEAD - len(MARK)) + data
+    return bytes(HEAD - len(MARK)) + MARK + data if data.startswith(_META) else data
+
+
+def is_headless(data: bytes) -> bool:
+    """Tell whether this is probably a data set without PS3.10's file header, as old devices write it.
+
+    It then begins with an element of group 0008, such as the character set, in an uncompressed encoding.
+    """
+    if data[:2] not in (b"\x08\0", b"\0\x08") or len(data) < 8:
+        return False
+    order = "<" if data[0] else ">"
+    element, length = struct.unpack_from(f"{order}HL", data, 2)
+    return element in _FIRST and (data[4:6] in _FIRST_TYPES or length <= _FIRST_LENGTH)
 
 
 def read_syntax(data: bytes) -> tuple[str, int]:

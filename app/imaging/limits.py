@@ -13,6 +13,7 @@ PIXEL_BYTES = 16
 JPEG_2000_PIXEL_BYTES = 20
 FILE_COPIES = 4  # of the file's bytes, including the buffers of the codec
 FIXED_BYTES = 64 * MIB  # for everything whose size does not depend on the image
+STRIP_PIXELS = 1 << 20  # are converted at once; an image of one cell is one strip
 NO_MEMORY = "decoding the image takes more memory than a decoder may use"
 
 

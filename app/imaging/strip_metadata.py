@@ -1,4 +1,4 @@
-"""Remove an image's metadata before it is decoded; only the EXIF block is kept, for the orientation.
+"""Remove an image's metadata before it is decoded; the EXIF block is kept, for the orientation, and sBIT.
 
 Comments, colour profiles, EXIF and similar blocks do not affect the pixels and may hold a patient's name.
 Pillow parses them in Python in more than linear time: one hostile megabyte can take minutes. JPEG, PNG and
@@ -26,10 +26,11 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Bare:
-    """An image file without its metadata, and its EXIF block."""
+    """An image file without its metadata, its EXIF block, and a PNG's chunk sBIT (bits of each channel)."""
 
     data: bytes
     exif: bytes = b""
+    bits: bytes = b""
 
 
 def strip(data: bytes, kind: str) -> Bare:
@@ -86,18 +87,20 @@ def _check_scans(data: bytes, start: int) -> None:
 
 
 def _strip_png(data: bytes) -> Bare:
-    pieces, exif, offset = [data[:8]], b"", 8
+    pieces, exif, bits, offset = [data[:8]], b"", b"", 8
     for _ in range(MAX_PARTS):
         if offset >= len(data):
-            return Bare(b"".join(pieces), exif)
+            return Bare(b"".join(pieces), exif, bits)
         length, name = int.from_bytes(data[offset : offset + 4]), data[offset + 4 : offset + 8]
         start, offset = offset, offset + 12 + length
         if name in _PNG_KEPT:
             pieces.append(data[start:offset])
         if name == b"IEND":  # the data that follows is not part of the PNG
-            return Bare(b"".join(pieces), exif)
+            return Bare(b"".join(pieces), exif, bits)
         if name == b"eXIf":
             exif = data[start + 8 : offset - 4]
+        elif name == b"sBIT":
+            bits = data[start + 8 : offset - 4][:4]
     raise TooLarge(f"the PNG has more than {MAX_PARTS} chunks")
 
 

@@ -16,6 +16,7 @@ from app.samples.shapes import Blob, Patch, Plane, Stain, rough
 Rng = np.random.Generator
 Mark = Callable[[Patch, Plane], None]  # draws a dot, given its surroundings and its cover
 
+LEAST_SIDE = 8  # pixels; nothing can be drawn in one
 BACKGROUND = (209.0, 211.0, 206.0)
 BROWN_RED_CELL, PINK_RED_CELL = np.array([0.12, 0.31, 0.32]), np.array([0.10, 0.28, 0.19])
 PLATELET: Stain = (0.26, 0.31, -0.03)
@@ -23,9 +24,18 @@ GRANULE: Stain = (0.03, 0.40, 0.33)
 
 
 def draw_smear(label: str, *, seed: int = 0, width: int = 320, height: int = 240) -> Image.Image:
-    """Return an RGB image; the same arguments give the same image. Raises ValueError for an unknown class."""
+    """Return an RGB image; the same arguments give the same image.
+
+    width and height: LEAST_SIDE or more; seed: 0 or more. Raises ValueError for others, or an unknown class.
+    """
     if label not in LEUKOCYTES:
         raise ValueError(f"{label!r} is not a class; use {', '.join(LEUKOCYTES)}")
+    if min(width, height) < LEAST_SIDE:
+        raise ValueError(
+            f"a smear of {width} by {height} pixels is too small; the least is {LEAST_SIDE} a side"
+        )
+    if seed < 0:
+        raise ValueError(f"the seed {seed} is below 0")
     rng = np.random.default_rng([seed, *label.encode()])
     draw, radius = LEUKOCYTES[label]
     scale = min(width / 320, height / 240)

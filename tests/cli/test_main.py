@@ -159,6 +159,27 @@ def test_a_sample_can_be_piped_into_predict(
     assert main(["predict", "-"], load=load, stdin=stdin) == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("--size", "1x1", "from 8 to 9999"),
+        ("--size", "320x7", "from 8 to 9999"),
+        ("--size", "0x0", "from 8 to 9999"),
+        ("--size", "-8x8", "from 8 to 9999"),
+        ("--size", "big", "from 8 to 9999"),
+        ("--seed", "-1", "integer from 0"),
+        ("--seed", "1.5", "integer from 0"),
+    ],
+)
+def test_a_size_or_seed_that_cannot_be_drawn_is_explained(
+    option: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "monocyte", "-o", "-", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert wanted in capsys.readouterr().err
+
+
 def test_sample_knows_only_its_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "basophil"]) == 1
     assert_one_line(capsys, "basophil")

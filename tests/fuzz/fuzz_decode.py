@@ -38,8 +38,12 @@ KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("TIFF", "RGBA", {"compression": "tiff_deflate", "save_all": True}),
     ("TIFF", "RGB", {"compression": "jpeg"}),
     ("TIFF", "P", {"compression": "packbits"}),
-    ("TIFF", "1", {"compression": "group4"}),
+    ("TIFF", "1", {"compression": "packbits"}),
     ("TIFF", "CMYK", {"big_tiff": True}),
+    ("TIFF", "YCbCr", {"compression": "jpeg"}),
+    ("TIFF", "I", {"compression": "zstd"}),
+    ("TIFF", "LA", {"tiffinfo": {317: 2}, "compression": "tiff_lzw"}),
+    ("TIFF", "L", {"tiffinfo": {270: "ImageJ=1.54f\nchannels=3\nmode=composite\n"}, "save_all": True}),
 )
 
 

@@ -43,25 +43,13 @@ def test_an_mpo_is_read_as_the_jpeg_that_it_begins_with() -> None:
         ("L", 100, (100, 100, 100)),
         ("RGB", (1, 2, 3), (1, 2, 3)),
         ("LA", (100, 255), (100, 100, 100)),
-        ("LA", (100, 0), (255, 255, 255)),
+        ("LA", (100, 0), (100, 100, 100)),  # transparent everywhere: not meant
         ("RGBA", (200, 100, 0, 255), (200, 100, 0)),
-        ("RGBA", (200, 100, 0, 0), (255, 255, 255)),
+        ("RGBA", (200, 100, 0, 0), (200, 100, 0)),
         ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
         ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
         ("CMYK", (255, 0, 0, 0), (0, 255, 255)),
         ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
-        ("I;16", 0, (0, 0, 0)),
-        ("I;16", 257, (1, 1, 1)),
-        ("I;16", 32768, (128, 128, 128)),
-        ("I;16", 65535, (255, 255, 255)),
-        ("I", 200, (200, 200, 200)),
-        ("I", 65535, (255, 255, 255)),
-        ("I", -5, (0, 0, 0)),
-        ("I", 2**31 - 1, (255, 255, 255)),
-        ("F", 0.5, (128, 128, 128)),
-        ("F", 200.0, (200, 200, 200)),
-        ("F", 65535.0, (255, 255, 255)),
-        ("F", -3e38, (0, 0, 0)),
         ("YCbCr", (255, 128, 128), (255, 255, 255)),
     ],
 )
@@ -98,8 +86,10 @@ def test_a_palette_and_its_alpha_are_resolved() -> None:
 
 
 def test_an_eight_bit_colour_key_is_laid_on_white() -> None:
-    data = encode(Image.new("RGB", (2, 2), (9, 8, 7)), "PNG", transparency=(9, 8, 7))
-    assert colour(decode(data)) == (255, 255, 255)
+    image = Image.new("RGB", (2, 1), (9, 8, 7))
+    image.putpixel((1, 0), (1, 2, 3))
+    data = encode(image, "PNG", transparency=(9, 8, 7))
+    assert pixels(decode(data)).tolist() == [[[255, 255, 255], [1, 2, 3]]]
 
 
 def test_a_cmyk_jpeg_has_the_colours_of_the_plain_formula() -> None:
@@ -145,16 +135,11 @@ def test_a_broken_exif_block_is_ignored(kind: str, block: bytes) -> None:
     assert np.array_equal(pixels(decode(data)), pixels(decode(encode(picture(), kind))))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "PA", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "PA"])
 def test_an_image_of_many_strips_has_the_same_pixels_as_its_parts(mode: str) -> None:
     levels = np.random.default_rng(1).integers(0, 256, (3000, 1000), dtype=np.uint8)
     grey = Image.fromarray(levels)
-    if mode in ("I;16", "I", "F"):
-        whole = Image.fromarray(levels.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
-    elif mode == "PA":
-        whole = grey.convert("P").convert("PA")
-    else:
-        whole = grey.convert(mode)
+    whole = grey.convert("P").convert("PA") if mode == "PA" else grey.convert(mode)
     if mode in ("LA", "RGBA", "PA"):
         whole.putalpha(grey.transpose(Image.Transpose.FLIP_TOP_BOTTOM))
     found = pixels(to_rgb(whole))

@@ -425,3 +425,29 @@ except UnsupportedFormat as error:
         cwd=Path(__file__).parents[2],
     )
     assert "extra dicom" in done.stdout
+
+
+# --- without the header of a file -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_file_without_its_preamble_is_read(syntax: str) -> None:
+    data = dicom_writer.write(picture(), syntax)
+    for bare in (data[128:], data[132:]):
+        assert levels_apart(decode(bare), decode(data)) == 0
+
+
+@pytest.mark.parametrize("syntax", [dicom.EXPLICIT, dicom_elements.IMPLICIT, dicom_elements.BIG_ENDIAN])
+@pytest.mark.parametrize("first", ["SpecificCharacterSet", "ImageType", "SOPClassUID"])
+def test_a_data_set_without_the_header_of_a_file_is_told_what_it_lacks(syntax: str, first: str) -> None:
+    values = {"SpecificCharacterSet": "ISO_IR 100", "ImageType": ["ORIGINAL", "PRIMARY"]}
+    values = {name: value for name, value in values.items() if name == first}
+    dataset = changed(syntax, **values)
+    _, start = dicom_elements.read_syntax(dataset)
+    with pytest.raises(UnsupportedFormat, match=r"DICOM data set .* transfer syntax"):
+        decode(dataset[start:])
+
+
+def test_dicom_is_among_the_formats_that_are_named() -> None:
+    with pytest.raises(UnsupportedFormat, match="GIF, DICOM"):
+        decode(b"%PDF-1.7")

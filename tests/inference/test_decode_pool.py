@@ -37,6 +37,7 @@ from app.inference.decode_worker import (
 )
 from app.samples.smear import draw_smear
 from benchmarks.server import family
+from tests import tiffs
 from tests.pictures import encode, picture
 from tests.running import ROOT, linux, runs_decoder, wait_until
 
@@ -64,6 +65,19 @@ def test_a_cell_is_the_same_as_from_this_process(decoders: DecodePool, kind: str
     cell, expected = decoders.frame(data), here(data)
     assert np.array_equal(cell.pixels, expected.pixels)
     assert cell.frame == expected.frame
+
+
+def test_samples_of_every_kind_are_scaled_in_a_confined_decoder_too(decoders: DecodePool) -> None:
+    shades = np.asarray(draw_smear("monocyte", seed=3, width=160, height=120))
+    deep = np.rint(shades * (4095 / 255)).astype(np.uint16)
+    files = [
+        tiffs.write([tiffs.page(samples, 2, planar=planar, tile=tile, compression=compression)])
+        for samples in (shades, deep, (shades / 255).astype(np.float32))
+        for planar, tile, compression in ((False, 0, 1), (True, 16, 8), (False, 0, 5))
+    ]
+    files.append(encode(Image.fromarray(shades), "TIFF", compression="jpeg"))
+    for data in files:
+        assert np.array_equal(decoders.frame(data).pixels, here(data).pixels)
 
 
 @pytest.mark.parametrize(

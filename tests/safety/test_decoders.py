@@ -117,6 +117,15 @@ def deep_tiff() -> bytes:
     )
 
 
+def twelve_bit_png() -> bytes:
+    """Return a PNG of RGBA whose samples have 16 bits, of which 12 are used: it is decoded twice."""
+    rows = (b"\0" + b"\x0f\xff" * 4 * SIDE) * SIDE
+    header = struct.pack(">LLBBBBB", SIDE, SIDE, 16, 6, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"eXIf", TURNED[6:]), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    packed = (struct.pack(">L", len(b)) + n + b + struct.pack(">L", zlib.crc32(n + b)) for n, b in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
 def worst(mode: str, kind: str, **options: Any) -> Callable[[], bytes]:
     return lambda: encode(blank(mode), kind, **options)
 
@@ -128,11 +137,12 @@ WORST: dict[str, tuple[int, Callable[[], bytes]]] = {
     "JPEG of a camera": (190, worst("RGB", "JPEG", exif=TURNED)),
     "PNG with alpha": (190, worst("LA", "PNG", exif=TURNED, compress_level=1)),
     "PNG of 16 bits": (190, worst("I;16", "PNG", exif=TURNED, compress_level=1)),
+    "PNG of 12 bits": (330, twelve_bit_png),
     "PNG with a colour key": (190, worst("RGB", "PNG", transparency=(0, 0, 0), exif=TURNED)),
     "WebP": (366, worst("RGBA", "WEBP", lossless=True, method=0, exif=TURNED)),
     "TIFF with alpha": (290, worst("LA", "TIFF", compression="tiff_lzw", exif=TURNED)),
     "TIFF of floats": (290, worst("F", "TIFF", compression="tiff_lzw", exif=TURNED)),
-    "TIFF of 16 bits": (290, deep_tiff),
+    "TIFF of 16 bits": (375, deep_tiff),
     "GIF": (120, worst("P", "GIF", transparency=0)),
     "BMP": (120, worst("1", "BMP")),
     "DICOM run-length": (240, lambda: dicom_writer.write(blank("RGB"), dicom.RLE)),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from app.imaging.nucleus import UNIT, find_nucleus, nuclear_colour
 from app.imaging.thumbnail import Thumbnail
-from app.samples.smear import LEUKOCYTES, draw_smear
+from app.samples.smear import LEAST_SIDE, LEUKOCYTES, draw_smear
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 
@@ -46,6 +46,22 @@ def test_the_picture_is_rgb_of_the_size_asked_for(size: tuple[int, int]) -> None
     width, height = size
     image = draw_smear("monocyte", width=width, height=height)
     assert (image.mode, image.size) == ("RGB", size)
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("size", [(LEAST_SIDE, LEAST_SIDE), (LEAST_SIDE, 100), (100, LEAST_SIDE)])
+def test_the_least_size_can_be_drawn(label: str, size: tuple[int, int]) -> None:
+    for seed in range(3):
+        assert draw_smear(label, seed=seed, width=size[0], height=size[1]).size == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"width": 1, "height": 1}, "too small"), ({"height": 7}, "too small"), ({"seed": -1}, "below 0")],
+)
+def test_what_cannot_be_drawn_is_an_error_in_words(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_smear("monocyte", **arguments)
 
 
 @pytest.mark.parametrize("label", ["basophil", "Neutrophil", ""])
