@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias, TypeVar
 
-from app.errors import LeukoError
+from app.archives.file_labels import Texts, parse_mapping
+from app.errors import BadLabels, LeukoError
 from app.printable import complain, printable
 from training.errors import DataError, TrainingError
 
@@ -69,7 +69,9 @@ def add_data(commands: Commands) -> None:
     )
     parser.add_argument("--download", action="store_true", help="download the Kaggle archive with kagglehub")
     parser.add_argument(
-        "--sources", type=Path, help="CSV of path,source; archives of which it names no path have none"
+        "--sources",
+        type=Path,
+        help="table (CSV) of path and source; archives of which it names no path have none",
     )
     parser.add_argument(
         "--leave-out", nargs="+", default=[], metavar="FOLDER", help="folders to skip: other classes"
@@ -133,13 +135,14 @@ def named(archive: str) -> tuple[str, Path]:
     return (laboratory, Path(path)) if equals and not Path(archive).exists() else ("", Path(archive))
 
 
-def read_sources(path: Path) -> dict[str, str]:
-    """Read a CSV of path,source without a header; raise DataError if it is none."""
+def read_sources(path: Path) -> Texts:
+    """Return path → source from a table or JSON object, as the service reads groups. Raise DataError."""
     try:
-        with path.open(newline="") as file:
-            return dict(line for line in csv.reader(file))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a CSV of path,source: {error}") from error
+        return parse_mapping(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except BadLabels as error:
+        raise DataError(f"{path}: {error.detail}") from error
 
 
 def progress(items: Iterable[T], total: int) -> Iterable[T]:

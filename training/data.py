@@ -10,12 +10,14 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from app.archives.labelled_archive import class_of
+from app.archives.spelling import did_you_mean
 from app.engine.bundle import CLASSES
 from app.errors import RequestError
 from app.imaging.decode import decode
@@ -61,7 +63,7 @@ Progress = Callable[[Iterable[Row], int], Iterable[Row]]
 def build_manifest(
     path: Path,
     *,
-    sources: dict[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
     leave_out: Collection[str] = (),
     others: Collection[str] = (),
     laboratory: str = "",
@@ -120,14 +122,17 @@ def file_key(path: str) -> str:
     return "/".join(path.split("/")[-3:])
 
 
-def folder_row(archive: Path, name: str, sources: dict[str, str] | None, others: Collection[str]) -> Row:
-    folders = [part.lower() for part in reversed(name.split("/")[:-1])]
-    label = next((folder for folder in folders if folder in CLASSES or folder in others), None)
-    if label is None:
+def folder_row(archive: Path, name: str, sources: Mapping[str, str] | None, others: Collection[str]) -> Row:
+    kinds = [*CLASSES, *(other.casefold() for other in others)]
+    kind = class_of(PurePosixPath(name), {kind: i for i, kind in enumerate(kinds)})
+    if kind is None:
+        question = did_you_mean(name.split("/")[:-1], kinds)
         raise DataError(
-            f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); "
-            "skip folders of other classes with --leave-out, or name them with --others"
+            f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); {question}"
+            f"{' Else skip' if question else 'skip'} folders of other classes with --leave-out, or name them"
+            " with --others"
         )
+    label = kinds[kind]
     if sources is not None and name not in sources:
         raise DataError(f"{archive}: {name} has no line in the CSV of sources")
     source = sources[name] if sources else f"{archive.stem}/{name}"

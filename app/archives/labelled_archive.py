@@ -1,6 +1,6 @@
 """A ZIP of images with one folder per class; its content is never written to disk.
 
-The class of an image is the nearest parent folder named after a class, in any case. Every file below
+The class of an image is the nearest parent folder named after one (`spelling.find_class`). Every file below
 a class folder counts as an image. Other files outside the class folders (a `labels.csv`, a readme) are
 ignored, and so are hidden files and those that operating systems leave behind. An image outside every
 class folder is an error, and so is an archive inside the archive, wherever it is.
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from app.archives.image_names import IMAGE_SUFFIXES, is_hidden
+from app.archives.spelling import MOST_COMPARED, did_you_mean, find_class
 from app.archives.zip_directory import ArchiveLimits as ArchiveLimits
 from app.archives.zip_directory import Packed, read_directory
 from app.errors import BadArchive, TooLarge, UndecodableImage
@@ -98,6 +99,7 @@ def open_archive(
     classes = {label.casefold(): index for index, label in enumerate(labels)}
     images: list[tuple[ArchiveEntry, Packed]] = []
     outside = 0
+    folders: set[str] = set()  # some of those that these are in
     for packed in read_directory(file, limits):
         path = PurePosixPath(packed.name)
         if is_hidden(path):
@@ -107,15 +109,17 @@ def open_archive(
             images.append((ArchiveEntry(packed.name, label), packed))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             outside += 1
+            if len(folders) < MOST_COMPARED:
+                folders.update(path.parts[:-1])
     if outside or not images:
-        raise BadArchive(_advice(outside, labels))
+        raise BadArchive(f"{_advice(outside, labels)}; {did_you_mean(folders, labels)}".rstrip("; "))
     return LabelledArchive(file, images)
 
 
 def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
     """Return the class of the nearest parent folder named after one; the keys of `classes` are casefolded."""
-    folders = (part.casefold() for part in reversed(path.parts[:-1]))
-    return next((classes[folder] for folder in folders if folder in classes), None)
+    found = (find_class(folder, classes) for folder in reversed(path.parts[:-1]))
+    return next((label for label in found if label is not None), None)
 
 
 def _advice(outside: int, labels: Sequence[str]) -> str:

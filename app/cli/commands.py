@@ -225,6 +225,8 @@ def _groups(names: Sequence[str], groups: Path | str | None) -> list[bytes] | No
         return assign_groups(names, parse_mapping(groups.read_bytes()))
     except OSError as error:
         raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
+    except BadLabels as error:
+        raise BadLabels(f"{groups}: {error.detail}") from None
 
 
 def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[bytes] | None) -> Scored:

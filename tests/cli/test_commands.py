@@ -172,6 +172,15 @@ def test_evaluate_takes_sources_from_a_file(tmp_path: Path, capsys: pytest.Captu
     assert printed_json(capsys)["groups"]["n"] == 4
 
 
+def test_a_line_that_contradicts_another_is_named_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = labelled_folder(tmp_path / "cells")
+    groups = write(tmp_path / "groups.csv", "\ufefffile;source\na.png;1\na.png;2\n".encode())
+    assert main(["evaluate", str(folder), "--groups", groups], load=load) == 1
+    assert_one_line(capsys, "groups.csv: line 3 repeats a file name with a different value")
+
+
 def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
     console = terminal()
     assert evaluate(labelled_folder(tmp_path), Settings(), load, groups=r"/(\d)-", console=console) == 0

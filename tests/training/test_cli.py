@@ -35,6 +35,21 @@ def test_data_writes_a_manifest_and_says_what_is_in_it(
     assert "train  monocyte         4 files from     2 sources" in printed
 
 
+def test_sources_are_read_as_the_service_reads_groups(
+    archive: Path, sources: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "sources.csv", tmp_path / "manifest.csv"
+    arguments = ["data", str(archive), "--sources", str(table), "--out", str(out)]
+    rows = [f"{name.replace('/', chr(92))};{source}" for name, source in sources.items()]
+    table.write_text("\n".join(["path;source", *rows, ";", ""]), encoding="utf-16")
+    assert main(arguments) == 0
+    assert {row.path: row.source for row in read_manifest(out)} == sources
+    capsys.readouterr()
+    table.write_text("\ufeffa.png\ts1\na.png\ts2\n")
+    assert main(arguments) == 1
+    assert "sources.csv: line 2 repeats a file name with a different value" in capsys.readouterr().err
+
+
 def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "manifest.csv"
     assert main(["data", str(archive), "--split-by-file-leaking", "80:20", "--out", str(out)]) == 0

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
+from app.engine.bundle import CLASSES
 from training.data import (
     KAGGLE_COUNTS,
     Row,
@@ -103,6 +104,19 @@ def test_an_image_outside_the_class_folders_is_named(tmp_path: Path) -> None:
     (tmp_path / "slide.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"slide\.png is in no folder named after a class"):
         build_manifest(tmp_path)
+
+
+def test_class_folders_are_found_as_people_spell_them(tmp_path: Path) -> None:
+    for shade, folder in enumerate(("Eosinophils", " lymphocyte", "MONOCYTES ", "neutrophil", "Basophils")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / folder / "a.png")
+    rows = build_manifest(tmp_path, others=["Basophil"])
+    assert sorted(row.label for row in rows) == ["basophil", *CLASSES]
+    (tmp_path / "neutrophil").rename(tmp_path / "neutrophill")
+    with pytest.raises(
+        DataError, match=r"neutrophill/a\.png .* did you mean neutrophil\? Else skip .* --leave-out"
+    ):
+        build_manifest(tmp_path, others=["basophil"])
 
 
 def test_folders_of_other_classes_and_hidden_files_are_skipped(
