@@ -145,6 +145,11 @@ class TrainConfig:
     """Name of the recipe; recorded in the bundle."""
     initial: Text = "imagenet"
     """Initial weights: imagenet (downloaded by torchvision), random, or the path of a file."""
+    initial_laboratories: tuple[Text, ...] = ()
+    """Laboratories that the initial weights were trained on; a network that must not have seen one of them
+    starts from initial_elsewhere."""
+    initial_elsewhere: Text = "imagenet"
+    """Initial weights of such a network, as in initial; used with select_on = laboratories."""
     select_on: Literal["holdout", "folds", "laboratories", "val", "test"] = "holdout"
     """Rows that the best epoch, temperature and thresholds are selected on: photos held out of train,
     cross-validation folds of train, the manifest's split val, or its split test (which leaks). With folds,
@@ -208,8 +213,9 @@ class TrainConfig:
         return asdict(self)
 
     def for_bundle(self) -> dict[str, Any]:
-        """Return the fields as a bundle records them: `initial` without its folder."""
-        return self.as_dict() | {"initial": Path(self.initial).name}
+        """Return the fields as a bundle records them: initial weights without their folder."""
+        names = {key: Path(getattr(self, key)).name for key in ("initial", "initial_elsewhere")}
+        return self.as_dict() | names
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:

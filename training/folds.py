@@ -52,7 +52,8 @@ def fit_folds(
     start = fit_shared(train, validation, patches, config, run, processes)
     for k, (fold_train, held_out) in enumerate(fold_rows(train, validation, config)):
         mix = mix_of(fold_train, config)
-        fold_config = replace(config, initial=start, seed=config.seed + k, mix=mix)
+        fold_start = start_without(held_out, start, config)
+        fold_config = replace(config, initial=fold_start, seed=config.seed + k, mix=mix)
         fold_others = seen_others(others, held_out, config)
         fit_once([*fold_train, *fold_others], held_out, patches, fold_config, fold_path(run, k))
     if config.select_on == "laboratories":
@@ -99,6 +100,12 @@ def fit_shared(
         best = fit_once(rows, [], patches, shared, run / SHARED)
         do_once(processes, lambda: save_start(best, config, weights))
     return str(weights)
+
+
+def start_without(held_out: Sequence[Row], start: str, config: TrainConfig) -> str:
+    """Return the initial weights of the network without these rows, which have not seen the laboratory."""
+    seen = {row.laboratory for row in held_out} & set(config.initial_laboratories)
+    return config.initial_elsewhere if config.select_on == "laboratories" and seen else start
 
 
 def mix_of(rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:

@@ -14,7 +14,7 @@ from training.config import TrainConfig, load_recipe
 from training.data import Row
 from training.errors import DataError
 from training.fit import fit
-from training.folds import save_mean, save_start
+from training.folds import save_mean, save_start, start_without
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import cut_patches
@@ -63,3 +63,19 @@ def test_training_first_on_other_laboratories_needs_one(rows: list[Row], tmp_pat
     config = load_recipe("default", ["mix={slides=1}", "folds=2", "workers=0", "detail=32"])
     with pytest.raises(DataError, match="--set shared_epochs=0"):
         fit(rows, config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("laboratory", "start"), [("bccd", "imagenet"), ("lisc", "home.safetensors")])
+def test_a_network_does_not_start_from_weights_that_have_seen_the_laboratory_left_out(
+    laboratory: str, start: str, rows: list[Row]
+) -> None:
+    recipe = load_recipe("laboratories", ['initial_laboratories=["bccd", "pbc"]'])
+    held_out = [replace(row, laboratory=laboratory) for row in rows]
+    assert start_without(held_out, "home.safetensors", recipe) == start
+
+
+def test_folds_of_one_laboratory_all_start_from_the_same_weights(
+    config: TrainConfig, rows: list[Row]
+) -> None:
+    seen = replace(config, initial_laboratories=tuple({row.laboratory for row in rows}))
+    assert start_without(rows, "shared.safetensors", seen) == "shared.safetensors"
