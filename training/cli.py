@@ -22,20 +22,42 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    """Run a command and return its exit status. 0: success; 1: an error; 2: wrong usage; 130: interrupted."""
     try:
-        args.command(args)
-        sys.stdout.flush()
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` wants no more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        for stream in (sys.stdout, sys.stderr):  # for what is flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run a command and say what is wrong, if it fails. Raise BrokenPipeError."""
+    try:
+        args = build_parser().parse_args(argv)
+        args.command(args)
     except (TrainingError, LeukoError) as error:
-        complain(str(error), PROGRAM)
+        complain(told(error), PROGRAM)
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        complain(f"{place}{error.strerror or error}", PROGRAM)
         return 1
     except KeyboardInterrupt:
         complain("interrupted; continue from the last epoch with `--resume`", PROGRAM)
         return 130
     return 0
+
+
+def told(error: Exception) -> str:
+    """Return the message; of an error in a process of torch's that loads data, it is the traceback's end."""
+    text = str(error).rstrip()
+    return text.rpartition("\n")[2].partition(": ")[2] if "Original Traceback" in text else text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -230,7 +252,10 @@ def run_laboratories(args: argparse.Namespace) -> None:
 
     rows, run = read_manifest(args.manifest), run_folder(args)
     if not (args.resume and (run / BEST).is_file()):
-        mix = ", ".join(f"{json.dumps(name)} = 1" for name in sorted({row.laboratory for row in rows}))
+        mix = ", ".join(
+            f"{json.dumps(name, ensure_ascii=False)} = 1"
+            for name in sorted({row.laboratory for row in rows if row.known})
+        )
         train(args, ['select_on="laboratories"', "shared_epochs=0", f"mix={{ {mix} }}", *args.set])
     print(table_of(leave_out(rows, run, args.right_when_kept)))
 
