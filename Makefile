@@ -50,12 +50,15 @@ NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipar
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check docs ops container fuzz soak audit train bundle bench bench-peers format lock
+.PHONY: help setup install serve test check docs ops container fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(FULL) ## install everything: service, training, development tools
+
+install: $(SERVING) ## install the service, and extras: EXTRAS="client score"
+	@echo "Installed: $(BIN)/leuko"
 
 serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="--port 8080"
 	@exec $(BIN)/leuko serve $(ARGS)

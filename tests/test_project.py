@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from packaging.utils import canonicalize_name
 from prometheus_client import CollectorRegistry
 
 import app
+from app.cli.main import build_parser as app_parser
 from app.observability.metrics import Telemetry
 from app.registry.fetch import SHIPPED
+from training.cli import build_parser as training_parser
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,6 +77,43 @@ def test_the_readme_names_every_make_target() -> None:
     readme = (ROOT / "README.md").read_text()
     assert "serve" in targets
     assert [name for name in targets if f"make {name}" not in readme] == []
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of each command in the shell blocks, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [
+        words
+        for block in blocks
+        for line in block.splitlines()
+        if (words := shlex.split(line, comments=True))
+    ]
+
+
+def test_the_readme_s_commands_need_no_activated_environment() -> None:
+    parsers = {".venv/bin/leuko": app_parser(), ".venv/bin/leuko-train": training_parser()}
+    used = commands((ROOT / "README.md").read_text())
+    assert {words[0] for words in used} == {"make", "curl", *parsers}
+    for program, *arguments in used:
+        if program in parsers and "--help" not in arguments:
+            parsers[program].parse_args(arguments)
+
+
+def test_every_extra_is_installed_by_a_command_of_its_own() -> None:
+    extras = {*PROJECT["project"]["optional-dependencies"]}
+    readme = (ROOT / "README.md").read_text()
+    assert {*re.findall(r"^\| `(\w+)` \| [^|]+ \|$", readme.partition("| Extra |")[2], re.M)} == extras
+    assert "make install EXTRAS=client" in readme
+    command = ["make", "--dry-run", "VENV=absent", "install", f"EXTRAS={' '.join(sorted(extras))}"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {*re.findall(r"--extra (\w+)", made)} == extras
+    assert "leuko serve" not in made
+
+
+def test_no_document_installs_what_no_index_has() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    wrong = re.compile(r"""(?:pip install|uvx|uv tool \w+|uv add|pip install -U) +['"]?leuko""")
+    assert [page.name for page in documents if wrong.search(page.read_text())] == []
 
 
 def test_a_stale_table_is_named_with_what_to_run(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def run(argv: Sequence[str] | None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         complain(f"{place}{error.strerror or error}", PROGRAM)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "app", "training"):
+            raise
+        complain(f"{package} is missing: run `make install EXTRAS=train` in Leuko's checkout", PROGRAM)
+        return 1
     except KeyboardInterrupt:
         complain("interrupted; continue from the last epoch with `--resume`", PROGRAM)
         return 130

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.classifier import softmax
+from app.evaluation.review_thresholds import Cells, propose
 from training.calibration import weighted_quantile
 from training.errors import ExportError
 from training.scored import HeldOut
 
 SHARE = 0.05  # of validation images sent to review at home, half by confidence, half by OOD score
 RIGHT_WHEN_KEPT = 0.95  # in laboratories that were left out, each weighing the same
-STEPS = 60  # candidates of each threshold
 
 Flags = NDArray[np.bool_]
 
@@ -50,36 +50,29 @@ def limits_elsewhere(held_out: HeldOut, temperature: float, target: float) -> Re
     Where one laboratory is far harder than the others, less is right there: the table of them says so.
     Raise ExportError if no thresholds do.
     """
-    probabilities = softmax(held_out.logits / temperature)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == held_out.labels
-    best, kept_by_best = None, 0.0
-    for ood_score in quantiles(held_out.ood_scores):
-        for least in quantiles(confidence):
-            kept = (confidence >= least) & (held_out.ood_scores <= ood_score)
-            share = float(held_out.weights[kept].sum() / held_out.weights.sum())
-            if share <= kept_by_best:
-                continue
-            if share_of(right, held_out, kept) >= target:
-                best, kept_by_best = (float(least), float(ood_score)), share
+    cells = cells_of(held_out, temperature)
+    best = propose(cells, target)
     if best is None:
         raise ExportError(
             f"no thresholds keep cells of which {target:.0%} are right in laboratories left out: "
             "train longer, add laboratories, or lower --right-when-kept"
         )
-    return ReviewLimits(*best, share=round(1 - kept_by_best, 4))
+    share = round(1 - cells.share(cells.keep(best)), 4)
+    return ReviewLimits(best.confidence, best.ood_score, share)
+
+
+def cells_of(held_out: HeldOut, temperature: float) -> Cells:
+    probabilities = softmax(held_out.logits / temperature)
+    return Cells(
+        confidence=probabilities.max(1),
+        ood_score=held_out.ood_scores,
+        right=probabilities.argmax(1) == held_out.labels,
+        allowed=np.ones(len(probabilities), bool),
+        weights=held_out.weights,
+    )
 
 
 def laboratories_of(held_out: HeldOut) -> dict[str, Flags]:
     """Return which images are of each laboratory."""
     names = np.array([row.laboratory for row in held_out.rows])
     return {name: names == name for name in sorted(set(names.tolist()))}
-
-
-def share_of(flags: Flags, held_out: HeldOut, among: Flags) -> float:
-    """Return the weighted share of images with the flag among some; 0 if these are none."""
-    total = float(held_out.weights[among].sum())
-    return float(held_out.weights[among & flags].sum()) / total if total else 0.0
-
-
-def quantiles(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.unique(np.quantile(values, np.linspace(0, 1, STEPS), method="lower"))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-import numpy as np
 from PIL import Image
 from rich.console import Console
 
@@ -20,15 +19,16 @@ from app.archives.file_labels import assign_groups, parse_mapping
 from app.archives.images import find_images, open_labelled
 from app.cli import console as terminal
 from app.cli.remote import connect
-from app.engine.bundle import CLASSES, load_bundle
+from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
 from app.errors import BadLabels, BundleError, LeukoError, Unusable
 from app.evaluation.answer_profile import dump, summarise
+from app.evaluation.verification import TARGET, Answers
 from app.imaging import dicom_writer
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
 from app.inference.runtime import Load
-from app.inference.scoring import Progress, Scored, judge
+from app.inference.scoring import Progress, Scored, judge, record
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, compare, read_reference, worst
 from app.printable import printable
@@ -60,12 +60,12 @@ def predict(
     if url is not None:
         with connect(url, key) as remote:
             images = list(find_images(paths, stdin, limits.max_bytes))
-            outcomes = _track(remote.classify(images), len(images))
+            outcomes = track(remote.classify(images), len(images))
         model, labels = remote.model, remote.labels
     else:
-        classifier = _ready(settings, load)
+        classifier = ready(settings, load)
         images = list(find_images(paths, stdin, limits.max_bytes))
-        outcomes = _track(classify(classifier, images, limits, settings.decode_workers), len(images))
+        outcomes = track(classify(classifier, images, limits, settings.decode_workers), len(images))
         model, labels = model_reference(classifier.bundle), classifier.bundle.labels
     console = console or Console()
     if as_json or not console.is_terminal:
@@ -90,14 +90,14 @@ def evaluate(
     intervals are over images.
     """
     console = console or Console()
-    classifier, limits = _ready(settings, load), image_limits(settings)
+    classifier, limits = ready(settings, load), image_limits(settings)
     bundle = classifier.bundle
     with open_labelled(path, bundle.labels, archive_limits(settings)) as images:
-        units = _groups([image.name for image in images], groups)
+        units = assign([image.name for image in images], groups)
         progress = Progress(len(images))
-        outcomes = _track(classify(classifier, images, limits, settings.decode_workers), len(images))
+        outcomes = track(classify(classifier, images, limits, settings.decode_workers), len(images))
     progress.done = len(outcomes)
-    scored = _score(bundle.labels, outcomes, units)
+    scored = score(bundle, outcomes, units)
     if as_json or not console.is_terminal:
         document = evaluation("", bundle, images, scored, progress)
         _print(document.model_dump(exclude={"request_id"}), console)
@@ -206,17 +206,20 @@ def _sample_path(name: str, output: Path, *, several: bool) -> Path:
     return output if folder != output else folder / f"{name}.png"
 
 
-def _ready(settings: Settings, load: Load) -> Classifier:
+def ready(settings: Settings, load: Load) -> Classifier:
+    """Load the bundle and check its known answer."""
     classifier = load(settings)
-    classifier.warm_up(1)  # checks the bundle's known answer
+    classifier.warm_up(1)
     return classifier
 
 
-def _track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:
+def track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:
+    """Collect the outcomes beside a progress bar."""
     return list(terminal.track(outcomes, total, Console(stderr=True)))
 
 
-def _groups(names: Sequence[str], groups: Path | str | None) -> list[bytes] | None:
+def assign(names: Sequence[str], groups: Path | str | None) -> list[bytes] | None:
+    """Return the source of each name: by a file, by a pattern, or None. Raise BadLabels."""
     if groups is None:
         return None
     if isinstance(groups, str):
@@ -229,12 +232,15 @@ def _groups(names: Sequence[str], groups: Path | str | None) -> list[bytes] | No
         raise BadLabels(f"{groups}: {error.detail}") from None
 
 
-def _score(labels: Sequence[str], outcomes: Sequence[Outcome], units: list[bytes] | None) -> Scored:
-    probabilities = np.full((len(outcomes), len(labels)), np.nan)
-    for row, outcome in zip(probabilities, outcomes, strict=True):
+def score(
+    bundle: Bundle, outcomes: Sequence[Outcome], units: list[bytes] | None, target: float = TARGET
+) -> Scored:
+    """Evaluate the answers. units: the source of each image. target: see `Verification`."""
+    answers = Answers.empty(len(outcomes), len(bundle.labels))
+    for index, outcome in enumerate(outcomes):
         if isinstance(outcome.answer, Answer):
-            row[:] = outcome.answer.prediction.probabilities
-    return judge(labels, [outcome.image for outcome in outcomes], units, probabilities, _failures(outcomes))
+            record(answers, index, outcome.answer.prediction)
+    return judge(bundle, [outcome.image for outcome in outcomes], units, answers, _failures(outcomes), target)
 
 
 def _failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:

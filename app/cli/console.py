@@ -12,6 +12,7 @@ from rich.text import Text
 from app.errors import LeukoError
 from app.evaluation.answer_profile import AnswerProfile
 from app.evaluation.report import Report
+from app.evaluation.verification import Marks, Verification
 from app.inference.offline import Outcome
 from app.observability.drift import Shift, Window
 from app.printable import printable
@@ -59,6 +60,23 @@ def report_tables(report: Report) -> Iterator[Table]:
     yield _per_class(report)
     yield _confusion(report)
     yield _scalars(report)
+
+
+def verification_tables(report: Report, verification: Verification) -> Iterator[Table | Text]:
+    yield _confusion(report)
+    low, high = verification.interval
+    table = Table("", title=f"{verification.cells} cells of this laboratory")
+    for heading in ("confidence ≥", "OOD score ≤", "to review", "right when kept"):
+        table.add_column(heading, justify="right")
+    table.add_row("bundle", *_marks(verification.current))
+    if verification.proposed is not None:
+        table.add_row("proposed", *_marks(verification.proposed))
+    yield table
+    over = "patients or slides" if verification.unit == "group" else "cells"
+    accuracy = _number(verification.balanced_accuracy)
+    yield Text(f"balanced accuracy {accuracy}, 95 % interval over {over} {low:.4f} to {high:.4f}")
+    for warning in verification.warnings:
+        yield Text(printable(warning), "yellow")
 
 
 def drift_tables(
@@ -109,6 +127,12 @@ def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
         f"{result.ood_score:.2f}",
         Text(printable(reasons), "yellow"),
     ]
+
+
+def _marks(marks: Marks) -> tuple[str, ...]:
+    thresholds = marks.thresholds
+    values = (thresholds.confidence, thresholds.ood_score, marks.review_share, marks.right_when_kept)
+    return tuple(map(_number, values))
 
 
 def _per_class(report: Report) -> Table:

@@ -87,7 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"leuko {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_serve, _add_predict, _add_evaluate, _add_drift, _add_score, _add_sample, _add_key):
+    for add in (
+        _add_serve,
+        _add_predict,
+        _add_evaluate,
+        _add_verify,
+        _add_drift,
+        _add_score,
+        _add_sample,
+        _add_key,
+    ):
         add(commands)
     return parser
 
@@ -137,22 +146,43 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument(
         "archive", type=Path, help="ZIP file or folder with one folder of images for each class"
     )
-    groups = parser.add_mutually_exclusive_group()
-    groups.add_argument(
-        "--groups",
-        type=Path,
-        metavar="FILE",
-        help="CSV or JSON file that maps each file name to its source (photo, slide or patient); "
-        "intervals are then over sources, not images",
-    )
-    groups.add_argument(
-        "--group-pattern",
-        metavar="REGEX",
-        help="regular expression; its first group, searched in each file name, is the source",
-    )
+    _add_groups(parser)
     _add_json(parser)
     _add_settings(parser, LOCAL)
     parser.set_defaults(run=_evaluate)
+
+
+def _add_verify(commands: Any) -> None:
+    description = (
+        "Verify the model bundle on a laboratory's own labelled cells. Write a bundle with review thresholds "
+        "for this laboratory, and a report to sign. Exit status 3 if no thresholds are good enough: nothing "
+        "is written then."
+    )
+    parser = commands.add_parser(
+        "verify", help="verify the model on a laboratory's own cells", description=description
+    )
+    parser.add_argument(
+        "archive", type=Path, help="ZIP file or folder with one folder of images for each class"
+    )
+    parser.add_argument("--site", required=True, metavar="NAME", help="name of the laboratory")
+    parser.add_argument("--by", required=True, metavar="NAME", help="who verifies; the report names them")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="new folder for the bundle; default: beside the old one, named after the laboratory",
+    )
+    parser.add_argument(
+        "--right-when-kept",
+        type=share,
+        default=0.95,
+        metavar="SHARE",
+        help="share of the cells kept without review that is to be right [0.95]",
+    )
+    _add_groups(parser)
+    _add_json(parser)
+    _add_settings(parser, LOCAL)
+    parser.set_defaults(run=_verify)
 
 
 def _add_drift(commands: Any) -> None:
@@ -249,6 +279,22 @@ def _add_key(commands: Any) -> None:
     parser.set_defaults(run=_key)
 
 
+def _add_groups(parser: argparse.ArgumentParser) -> None:
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument(
+        "--groups",
+        type=Path,
+        metavar="FILE",
+        help="CSV or JSON file that maps each file name to its source (photo, slide or patient); "
+        "intervals are then over sources, not images",
+    )
+    groups.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="regular expression; its first group, searched in each file name, is the source",
+    )
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
@@ -268,6 +314,13 @@ def _add_settings(parser: argparse.ArgumentParser, names: Collection[str]) -> No
             metavar = "|".join(choices) or unit.upper() or METAVARS[str(setting.type)]
             text = f"{setting.metadata['help']} [{setting.default}; {variable(setting)}]"
             group.add_argument(flag(setting), metavar=metavar, help=text.replace("%", "%%"))
+
+
+def share(text: str) -> float:
+    value = float(text)  # argparse reports a ValueError
+    if not 0.5 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0.5 to 1")
+    return value
 
 
 def moment(text: str) -> datetime:
@@ -318,6 +371,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return evaluate(arguments.archive, settings, arguments.load, groups=groups, as_json=arguments.json)
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    from app.cli.verify import verify
+
+    return verify(
+        arguments.archive,
+        read_settings(arguments),
+        arguments.load,
+        site=arguments.site,
+        by=arguments.by,
+        target=arguments.right_when_kept,
+        out=arguments.out,
+        groups=arguments.groups or arguments.group_pattern,
+        as_json=arguments.json,
+    )
+
+
 def _drift(arguments: argparse.Namespace) -> int:
     from app.cli.commands import drift
     from app.observability.drift import Window
@@ -330,7 +399,9 @@ def _drift(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     if find_spec("ray") is None or find_spec("pyarrow") is None:
-        raise StartupError("leuko score needs Ray and pyarrow: install Leuko with the extra `score`")
+        raise StartupError(
+            "leuko score needs Ray and pyarrow: run `make install EXTRAS=score` in Leuko's checkout"
+        )
     from app.bulk.command import score
 
     return score(

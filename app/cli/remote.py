@@ -35,7 +35,7 @@ def connect(url: str, key: str | None) -> Iterator[Remote]:
         import leuko_client
     except ImportError:
         raise SettingsError(
-            "--url needs leuko-client: in Leuko's checkout, run `make serve EXTRAS=client` once to install it"
+            "--url needs leuko-client: run `make install EXTRAS=client` in Leuko's checkout"
         ) from None
     try:
         opened = leuko_client.Client(url, key=key, retries=leuko_client.Retries(attempts=3))

@@ -35,7 +35,9 @@ def open_tracer(exporter: SpanExporter | None = None) -> Tracer:
     limits and further resource attributes also come from OTEL_… variables.
     """
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
-        raise SettingsError("LEUKO_TRACES is otlp, but OpenTelemetry is missing: install the extra `otel`")
+        raise SettingsError(
+            "LEUKO_TRACES=otlp needs OpenTelemetry: run `make install EXTRAS=otel` in Leuko's checkout"
+        )
     return _OpenTelemetry(exporter)
 
 

@@ -31,8 +31,24 @@ WEIGHTS, GRAPH, OOD, KNOWN_ANSWER = (
     "known-answer.png",
 )
 FILES = (WEIGHTS, GRAPH, OOD, KNOWN_ANSWER)
+MAX_SITE = 128  # characters of a laboratory's name
 INVALID = "is not a valid bundle configuration"
 CLASSES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """The verification of a bundle in one laboratory; the fields of `site` in `GET /model`."""
+
+    name: str
+    verified_at: str  # ISO 8601
+    cells: int
+    balanced_accuracy: float
+    interval: tuple[float, float]  # 95 %, of the balanced accuracy
+    review_share: float
+    right_when_kept: float | None
+    adapted: bool  # whether the weights were adapted to the laboratory
+    parent_sha256: str  # of the bundle that was verified or adapted
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,7 @@ class Bundle:
     scores: Mapping[str, Any]  # test set → figures
     reference: AnswerProfile | None = None  # of the answers on the test set; older bundles have none
     quality_limits: QualityLimits | None = None  # pictures beyond them go to review; older bundles have none
+    site: SiteRecord | None = None  # None: not verified for a laboratory
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -80,6 +97,7 @@ def load_bundle(path: Path) -> Bundle:
         training=config.training,
         scores=config.scores,
         reference=config.reference,
+        site=SiteRecord(**config.site.model_dump()) if config.site else None,
     )
 
 
@@ -167,6 +185,20 @@ class _Review(_Table):
     quality: _QualityLimits | None = None
 
 
+class _Site(_Table, extra="forbid"):
+    """The fields of `SiteRecord`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_SITE)]
+    verified_at: str
+    cells: Annotated[int, Field(ge=1)]
+    balanced_accuracy: Probability
+    interval: tuple[Probability, Probability]
+    review_share: Probability
+    right_when_kept: Probability | None
+    adapted: bool
+    parent_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class _Files(_Table):
     files: Annotated[dict[str, str], AfterValidator(_check_files)]
 
@@ -185,6 +217,7 @@ class _Config(_Files):
     training: dict[str, Any]
     scores: dict[str, Any]
     reference: Annotated[AnswerProfile | None, PlainValidator(_parse_reference)] = None
+    site: _Site | None = None
 
 
 def _parse(raw: bytes, path: Path) -> _Config:

@@ -226,7 +226,7 @@ def load_engine(bundle: Bundle, name: str, threads: int) -> Engine:
     if name == "torch":
         if find_spec("torch") is None:
             raise BundleError(
-                "the engine torch needs torch, which is not installed: install the extra `torch`"
+                "the engine torch needs torch: run `make install EXTRAS=torch` in Leuko's checkout"
             )
         from app.engine.torch import TorchEngine
 

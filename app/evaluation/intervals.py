@@ -8,6 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+LEVEL = 0.95
+RESAMPLES = 2000
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -41,13 +44,28 @@ def bootstrap(
     Units are drawn whole, so that images of one source stay together. Without any error, or with one unit
     per class, all resamples are equal and the interval is a point.
     """
+    drawn = _draw(tables, resamples, seed)
+    accuracy = np.trace(drawn, axis1=1, axis2=2) / drawn.sum(axis=(1, 2))
+    return Intervals(level, unit, _percentiles(accuracy, level), _percentiles(_macro_f1(drawn), level))
+
+
+def balanced_interval(tables: Ints, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
+    """Return the interval of the balanced accuracy, by the same bootstrap. Absent classes do not count."""
+    drawn = _draw(tables, RESAMPLES, seed)
+    support, hits = drawn.sum(axis=2), np.diagonal(drawn, axis1=1, axis2=2)
+    present = support > 0
+    recalls = hits / np.where(present, support, 1)
+    return _percentiles(recalls.sum(axis=1) / present.sum(axis=1), level)
+
+
+def _draw(tables: Ints, resamples: int, seed: int) -> Ints:
+    """Return the confusion matrix of each resample, [resamples, true, predicted]."""
     rng = np.random.default_rng(seed)
     strata = true_classes(tables)
     drawn = np.zeros((resamples, *tables.shape[1:]), np.int64)
     for stratum in np.unique(strata):
         drawn += _resample(rng, tables[strata == stratum], resamples)
-    accuracy = np.trace(drawn, axis1=1, axis2=2) / drawn.sum(axis=(1, 2))
-    return Intervals(level, unit, _percentiles(accuracy, level), _percentiles(_macro_f1(drawn), level))
+    return drawn
 
 
 def _resample(rng: np.random.Generator, tables: Ints, resamples: int) -> Ints:

@@ -12,7 +12,16 @@ from pydantic import Field
 
 from app.errors import BadLabels
 from app.evaluation import scores
-from app.evaluation.intervals import Floats, Intervals, Ints, bootstrap, confusion_tables, true_classes
+from app.evaluation.intervals import (
+    LEVEL,
+    RESAMPLES,
+    Floats,
+    Intervals,
+    Ints,
+    bootstrap,
+    confusion_tables,
+    true_classes,
+)
 
 Indices = Sequence[int] | NDArray[Any]
 Rows = Sequence[Sequence[float]] | NDArray[Any]
@@ -86,8 +95,8 @@ def evaluate(
     *,
     names: Sequence[str],
     groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int = 2000,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Report:
     """Return the report on labels and predictions, class indices [n], and probabilities [n, classes].
@@ -100,7 +109,7 @@ def evaluate(
     true = _indices("labels", labels, len(names))
     soft = None if probabilities is None else _probabilities(probabilities, len(true), len(names))
     hard = _predictions(predictions, soft, len(true), len(names))
-    units = np.arange(len(true)) if groups is None else _units(groups, len(true))
+    units = np.arange(len(true)) if groups is None else number_units(groups, len(true))
     tables = confusion_tables(units, true, hard, len(names))
     intervals = bootstrap(
         tables, unit="image" if groups is None else "group", level=level, resamples=resamples, seed=seed
@@ -223,7 +232,8 @@ def _probabilities(values: Rows, n: int, classes: int) -> Floats:
     return rescaled
 
 
-def _units(groups: Sequence[Hashable], n: int) -> Ints:
+def number_units(groups: Sequence[Hashable], n: int) -> Ints:
+    """Return the number of each image's group, from 0. Raise BadLabels unless there are n."""
     _same_length("groups", len(groups), n)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     return np.array([numbers[group] for group in groups])

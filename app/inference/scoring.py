@@ -8,11 +8,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.archives.images import StoredImage
+from app.engine.bundle import Bundle
+from app.engine.classifier import Prediction
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
+from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.verification import TARGET, Answers, Verification, verify
+from app.imaging.quality import REASONS
 from app.inference.fair_queue import Caller
 from app.inference.service import Service
 from app.inference.threads import LONG
@@ -46,6 +50,7 @@ class Mistake:
 @dataclass(frozen=True)
 class Scored:
     report: Report
+    verification: Verification
     mistakes: list[Mistake]
     failures: dict[int, LeukoError]  # by index into the images
 
@@ -66,8 +71,8 @@ async def score(
     classified. When cancelled, stop at once.
     """
     caller, stages = Caller.of(context), context.stages
-    labels = service.classifier.bundle.labels
-    probabilities = np.full((len(images), len(labels)), np.nan)
+    bundle = service.classifier.bundle
+    answers = Answers.empty(len(images), len(bundle.labels))
     failures: dict[int, LeukoError] = {}
     kinds: dict[tuple[type[LeukoError], str], LeukoError] = {}
     size = service.batcher.max_batch
@@ -83,7 +88,7 @@ async def score(
                     alike = (type(outcome), outcome.detail)
                     failures[index] = kinds.setdefault(alike, type(outcome)(outcome.detail))
                 else:
-                    probabilities[index] = outcome.probabilities
+                    record(answers, index, outcome)
             progress.done += len(outcomes)
 
     # For each worker of the batcher one batch that runs and one that waits.
@@ -93,35 +98,45 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await LONG.run(lambda: judge(labels, images, groups, probabilities, failures), context)
+    return await LONG.run(lambda: judge(bundle, images, groups, answers, failures), context)
+
+
+def record(answers: Answers, index: int, prediction: Prediction) -> None:
+    answers.probabilities[index] = prediction.probabilities
+    answers.ood_scores[index] = prediction.ood_score
+    answers.quality[index] = not set(REASONS).isdisjoint(prediction.review_reasons)
 
 
 def judge(
-    names: Sequence[str],
+    bundle: Bundle,
     images: Sequence[StoredImage],
     groups: Sequence[Hashable] | None,
-    probabilities: NDArray[np.float64],
+    answers: Answers,
     failures: dict[int, LeukoError],
+    target: float = TARGET,
 ) -> Scored:
-    """Evaluate predictions against the images' labels.
+    """Evaluate answers against the images' labels.
 
-    probabilities [n, classes]: NaN for an image that failed. groups [n]: source photo of each image. Raise
-    Unusable if all images failed.
+    groups [n]: source photo, slide or patient of each image. target: see `Verification`. Raise Unusable if
+    all images failed.
     """
-    classified = np.flatnonzero(~np.isnan(probabilities[:, 0])).tolist()
+    classified = np.flatnonzero(~np.isnan(answers.ood_scores)).tolist()
     if not classified:
         first = next(iter(failures.values()))
         raise Unusable(
             f"none of {len(images)} images could be classified, so there is nothing to evaluate; "
             f"first error: {first.detail}"
         )
-    soft = probabilities[classified]
+    done = answers.take(classified)
+    soft = done.probabilities
     hard = soft.argmax(axis=1)
     true = np.array([images[index].label for index in classified])
     classified_groups = None if groups is None else [groups[index] for index in classified]
-    report = evaluate(true, hard, soft, names=names, groups=classified_groups)
+    report = evaluate(true, hard, soft, names=bundle.labels, groups=classified_groups)
+    current = Thresholds(bundle.review_confidence, bundle.review_ood_score)
+    verification = verify(true, done, current, names=bundle.labels, groups=classified_groups, target=target)
     mistakes = [
         Mistake(classified[row], int(hard[row]), float(soft[row, hard[row]]))
         for row in np.flatnonzero(true != hard)
     ]
-    return Scored(report, mistakes, dict(sorted(failures.items())))
+    return Scored(report, verification, mistakes, dict(sorted(failures.items())))

@@ -156,7 +156,9 @@ def _from_hub(repository: str, revision: str | None, cache: Path) -> Path:
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or its successor
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
-        raise BundleError(f"hf://{repository} needs huggingface-hub: install the extra `hub`") from None
+        raise BundleError(
+            f"hf://{repository} needs huggingface-hub: run `make install EXTRAS=hub` in Leuko's checkout"
+        ) from None
     except ValueError as error:  # an invalid HF_ENDPOINT, which the library reads on import
         raise BundleError(
             f"hf://{repository} cannot be fetched: HF_ENDPOINT: {without_secrets(str(error))}"

@@ -145,6 +145,7 @@ def evaluation(
         **asdict(scored.report),
         request_id=request_id,
         model=model_reference(bundle),
+        verification=scored.verification,
         elapsed_seconds=progress.seconds,
         images_per_second=progress.images_per_second,
         misclassified=[],

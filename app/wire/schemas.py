@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from app.evaluation.intervals import Intervals
 from app.evaluation.report import Average, ClassScores, GroupScores, Score
+from app.evaluation.verification import Verification
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Matrix = list[list[int]]
@@ -121,6 +122,7 @@ class Mistake(BaseModel):
 
 class Evaluation(Report):
     model: ModelReference
+    verification: Verification
     elapsed_seconds: float
     images_per_second: float
     misclassified: list[Mistake]
@@ -169,6 +171,20 @@ class ReviewThresholds(BaseModel):
     )
 
 
+class Site(BaseModel):
+    """The verification of the bundle in one laboratory, by `leuko verify`."""
+
+    name: str
+    verified_at: str = Field(description="ISO 8601")
+    cells: int
+    balanced_accuracy: Probability
+    interval: tuple[Probability, Probability] = Field(description="95 %, of the balanced accuracy")
+    review_share: Probability
+    right_when_kept: Score
+    adapted: bool = Field(description="whether the weights were adapted to the laboratory")
+    parent_sha256: str = Field(description="of the bundle that was verified or adapted")
+
+
 class Limits(BaseModel):
     max_body_mib: int
     max_image_mib: int
@@ -190,6 +206,7 @@ class Model(BaseModel):
     review: ReviewThresholds
     training: dict[str, Any] = Field(description="training recipe and data")
     scores: dict[str, Any] = Field(description="scores by data set")
+    site: Site | None = Field(None, description="null: the bundle was not verified for a laboratory")
     engine: str
     device: str
     service_version: str

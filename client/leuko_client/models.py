@@ -180,8 +180,51 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
+class ReviewThresholds:
+    confidence: float
+    ood_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What thresholds do to the cells: the share sent to review, and how much of the rest is right."""
+
+    thresholds: ReviewThresholds
+    review_share: float
+    right_when_kept: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept from some confidence on: share of all cells, and of the kept ones that are right."""
+
+    confidence: float
+    kept: float
+    right: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The model on a laboratory's own cells. proposed: None if no thresholds reach the target."""
+
+    cells: int
+    groups: int | None
+    by_class: dict[str, int]
+    balanced_accuracy: float
+    level: float
+    unit: str
+    interval: tuple[float, float]
+    target: float
+    current: Marks
+    proposed: Marks | None
+    curve: list[Kept]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation(Report):
     model: ModelReference
+    verification: Verification
     elapsed_seconds: float
     images_per_second: float
     misclassified: list[Mistake]
@@ -196,12 +239,6 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class ReviewThresholds:
-    confidence: float
-    ood_score: float
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     max_body_mib: int
     max_image_mib: int
@@ -211,6 +248,21 @@ class Limits:
     max_archive_entries: int
     deadline_s: float
     evaluate_deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The verification of a bundle in one laboratory."""
+
+    name: str
+    verified_at: str
+    cells: int
+    balanced_accuracy: float
+    interval: tuple[float, float]
+    review_share: float
+    right_when_kept: float | None
+    adapted: bool
+    parent_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +280,7 @@ class Model:
     device: str
     service_version: str
     limits: Limits
+    site: Site | None = None  # None: not verified for a laboratory
 
 
 def build(kind: type[Document], value: object) -> Document:

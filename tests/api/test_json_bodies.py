@@ -7,7 +7,6 @@ import threading
 import tracemalloc
 from io import BytesIO
 
-import numpy as np
 import pytest
 
 from app.api.json_bodies import SLICE, _do_small, count_values
@@ -17,6 +16,7 @@ from app.api.json_tasks import Finished, Invalid, ScoreOutcomes, pack, unpack, w
 from app.archives.images import StoredImage
 from app.child_process import Child, ChildEnded, ChildTimeout, ChildTooLarge
 from app.errors import BadLabels, TooLarge, UndecodableImage
+from app.evaluation.verification import Answers
 from app.inference.scoring import Progress, judge
 from app.wire import responses
 from app.wire.schemas import ImageProblem, ModelReference, Predictions
@@ -109,9 +109,10 @@ def test_errors_of_an_evaluation_are_made_in_slices() -> None:
     count, failed = 20_000, UndecodableImage("the file is empty")
     bundle = FakeClassifier().bundle
     images = [StoredImage("a", bytes, 0)] * (count + 1)
-    probabilities = np.full((count + 1, 4), np.nan)
-    probabilities[count] = (0.7, 0.1, 0.1, 0.1)
-    scored = judge(bundle.labels, images, None, probabilities, dict.fromkeys(range(count), failed))
+    answers = Answers.empty(count + 1, 4)
+    answers.probabilities[count] = (0.7, 0.1, 0.1, 0.1)
+    answers.ood_scores[count] = 1.0
+    scored = judge(bundle, images, None, answers, dict.fromkeys(range(count), failed))
     tracemalloc.start()
     try:
         rendered = render(responses.evaluation("id", bundle, images, scored, Progress(count + 1), lazy=True))

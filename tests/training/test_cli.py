@@ -51,6 +51,17 @@ def test_sources_are_read_as_the_service_reads_groups(
     assert "sources.csv: line 2 repeats a file name with a different value" in capsys.readouterr().err
 
 
+def test_a_package_that_is_not_installed_is_named_with_what_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.delitem(sys.modules, "lightning.pytorch.utilities", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning.pytorch", raising=False)
+    assert main(["fit"]) == 1
+    expected = "leuko-train: lightning is missing: run `make install EXTRAS=train` in Leuko's checkout\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_the_split_that_leaks_has_a_name_that_says_so(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "manifest.csv"
     assert main(["data", str(archive), "--split-by-file-leaking", "80:20", "--out", str(out)]) == 0

@@ -11,7 +11,7 @@ from app.api.openapi import answer, not_found, refusals
 from app.api.routes.examples import MODEL_CARD
 from app.api.routes.parameters import Loaded
 from app.inference.service import Service, image_limits
-from app.wire.schemas import Limits, Model, QualityThresholds, ReviewThresholds
+from app.wire.schemas import Limits, Model, QualityThresholds, ReviewThresholds, Site
 
 router = APIRouter(tags=["operate"])
 
@@ -40,6 +40,7 @@ async def model(service: Loaded) -> Model:
         ),
         training=dict(bundle.training),
         scores=dict(bundle.scores),
+        site=Site(**asdict(bundle.site)) if bundle.site else None,
         engine=engine.name,
         device=engine.device,
         service_version=__version__,

@@ -7,8 +7,6 @@ import io
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,106 +14,16 @@ import httpx
 import pytest
 from axe_core_python.sync_playwright import Axe
 from fhir.resources.R4B.bundle import Bundle
-from PIL import Image
-from playwright.sync_api import Browser, Dialog, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from app.edge.keys import add_key
 from app.engine.bundle import CLASSES
-from app.imaging import dicom_writer
 from app.samples.smear import draw_smear
+from tests.browsing import CELLS, DESK, PHONE, give, give_labelled, opened, saved, text
 from tests.fakes import zipped
 from tests.pictures import encode
-from tests.running import PATIENCE_S, REAL, Running, running
+from tests.running import REAL, Running, running
 
-PHONE = {"width": 360, "height": 740}
-DESK = {"width": 1280, "height": 900}
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with running(REAL) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is absent")
-    expect.set_options(timeout=1000 * PATIENCE_S)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def opened(browser: Browser, address: str, **options: Any) -> Iterator[Page]:
-    """Open the page; script errors, policy violations and requests to other hosts fail the test."""
-    faults: list[str] = []
-    chosen: dict[str, Any] = {"viewport": DESK, "accept_downloads": True} | options
-    with browser.new_context(**chosen) as context:
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on(
-            "request", lambda request: faults.append(request.url) if foreign(request.url, address) else None
-        )
-        page.on(
-            "console",
-            lambda message: faults.append(message.text) if "Content Security" in message.text else None,
-        )
-        page.goto(address)
-        yield page
-    assert faults == []
-
-
-def foreign(url: str, address: str) -> bool:
-    return not url.startswith((address, f"blob:{address}"))
-
-
-@pytest.fixture
-def page(browser: Browser, service: Running) -> Iterator[Page]:
-    with opened(browser, service.address) as page:
-        expect(page.locator("#readiness")).to_have_text("ready")
-        yield page
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cells")
-    for label in CLASSES:
-        draw_smear(label, seed=1).save(folder / f"{label}.png")
-    (folder / "cut.png").write_bytes((folder / "monocyte.png").read_bytes()[:5000])
-    (folder / "text.png").write_text("not an image")
-    (folder / "cell.dcm").write_bytes(dicom_writer.write(draw_smear("lymphocyte")))
-    Image.new("RGB", (64, 48), (30, 200, 30)).save(folder / '=odd, "one".png')  # no cell: for review
-    images = {
-        f"set/{label}/{seed}.png": encode(draw_smear(label, seed=seed), "PNG")
-        for label in CLASSES
-        for seed in range(3)
-    }
-    images["set/monocyte/wrong.png"] = encode(draw_smear("lymphocyte", seed=9), "PNG")
-    images["set/monocyte/cut.png"] = (folder / "cut.png").read_bytes()
-    (folder / "labelled.zip").write_bytes(zipped(images))
-    return folder
-
-
-def give(page: Page, folder: Path, *names: str) -> None:
-    page.set_input_files("#files", [folder / name for name in names])
-
-
-def text(page: Page, selector: str) -> str:
-    return page.locator(selector).inner_text()
-
-
-def saved(page: Page, button: str) -> bytes:
-    with page.expect_download() as download:
-        page.locator(button).click()
-    return Path(download.value.path()).read_bytes()
-
-
-CELLS = [f"{label}.png" for label in CLASSES]
 ACTIVE = "(({ id, className, textContent }) => id || className || textContent)(document.activeElement)"
 
 
@@ -257,77 +165,6 @@ def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: 
     expect(page.locator("#cells")).to_be_hidden()
 
 
-def test_what_was_not_answered_can_be_sent_again_and_what_was_is_kept(
-    page: Page, folder: Path, tmp_path: Path
-) -> None:
-    names = [f"{number:02}.png" for number in range(40)]
-    for name in names:
-        shutil.copy(folder / "monocyte.png", tmp_path / name)
-    answered = 0
-
-    def die(route: Route) -> None:
-        nonlocal answered
-        answered += 1
-        route.continue_() if answered <= 2 else route.abort()
-
-    page.route("**/predict", die)
-    page.route("**/differential", lambda route: route.abort())
-    give(page, tmp_path, *names)
-    again = page.get_by_role("button", name="again")
-    expect(again).to_have_text("Send 24 images again", timeout=60_000)
-    expect(page.locator(".failed-card")).to_have_count(24)
-    assert page.locator("#specimen").is_hidden()
-
-    page.unroute("**/predict")
-    page.unroute("**/differential")
-    again.click()
-    expect(page.locator("#status")).to_have_text("24 images classified.", timeout=60_000)
-    expect(again).to_be_hidden()
-    assert page.locator(".card .name").all_text_contents() == names
-    expect(page.locator(".failed-card")).to_have_count(0)
-    assert json.loads(saved(page, "#save-json"))["differential"]["n"] == 40
-
-
-def test_nothing_of_a_specimen_outlives_it(page: Page, folder: Path) -> None:
-    give(page, folder, "monocyte.png")
-    expect(page.locator("#status")).to_contain_text("classified")
-    page.get_by_label("Specimen").fill("S-1")
-    page.get_by_label("Accession").fill("A-1")
-    page.get_by_label("Accession").blur()
-    saved(page, "#save-fhir")
-    page.locator("#clear").click()
-    give(page, folder, "monocyte.png")
-    expect(page.locator("#status")).to_contain_text("classified")
-    assert page.get_by_label("Specimen").input_value() == page.get_by_label("Accession").input_value() == ""
-    for name in (b"S-1", b"A-1"):
-        assert name not in saved(page, "#save-fhir") + saved(page, "#save-hl7") + saved(page, "#save-json")
-
-
-def test_unsaved_results_are_not_lost_without_a_question(page: Page, folder: Path) -> None:
-    asked: list[str] = []
-
-    def refuse(dialog: Dialog) -> None:
-        asked.append(dialog.type)
-        dialog.dismiss()
-
-    page.on("dialog", refuse)
-    give(page, folder, "monocyte.png")
-    expect(page.locator("#status")).to_contain_text("classified")
-    page.locator("#clear").click()
-    expect(page.locator(".card")).to_have_count(1)
-    page.close(run_before_unload=True)
-    page.wait_for_timeout(500)
-    assert asked == ["confirm", "beforeunload"]
-
-    saved(page, "#save-csv")
-    page.get_by_label("Specimen").fill("S-2")  # the file does not have it
-    page.locator("#clear").click()
-    saved(page, "#save-json")
-    page.locator("#clear").click()
-    expect(page.locator(".card")).to_have_count(0)
-    assert asked == ["confirm", "beforeunload", "confirm"]
-
-
 # --- saving results ---------------------------------------------------------------------------------
 
 
@@ -374,7 +211,7 @@ def test_the_curl_command_gives_the_result_of_the_page(page: Page, folder: Path)
 
 
 def test_a_labelled_archive_is_evaluated(page: Page, folder: Path, service: Running) -> None:
-    give(page, folder, "labelled.zip")
+    give_labelled(page, folder, "labelled.zip")
     expect(page.locator("#evaluation")).to_be_visible(timeout=60_000)
     files = {"archive": (folder / "labelled.zip").read_bytes()}
     report = httpx.post(f"{service.address}/evaluate", files=files, timeout=60).json()
@@ -391,7 +228,7 @@ def test_a_labelled_archive_is_evaluated(page: Page, folder: Path, service: Runn
 
 
 def test_an_unusable_archive_is_refused_with_the_reason(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "wrong.zip").write_bytes(zipped({"basophil/a.png": b"x"}))
+    (tmp_path / "wrong.zip").write_bytes(b"not a ZIP")
     give(page, tmp_path, "wrong.zip")
     expect(page.locator(".problem")).to_contain_text("Invalid archive")
     page.get_by_role("button", name="Dismiss").click()
@@ -403,7 +240,7 @@ def test_progress_is_shown_while_an_archive_is_evaluated_and_it_can_be_cancelled
 ) -> None:
     image = encode(draw_smear("monocyte"), "PNG")
     (tmp_path / "large.zip").write_bytes(zipped({f"monocyte/{number}.png": image for number in range(3000)}))
-    give(page, tmp_path, "large.zip")
+    give_labelled(page, tmp_path, "large.zip")
     expect(page.locator("#progress-label")).to_contain_text("of 3000 images")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#status")).to_have_text("Cancelled.")
@@ -430,7 +267,7 @@ def test_axe_finds_nothing_serious_in_any_state(
         page.locator(".map button").first.click()
         expect(page.locator("canvas")).to_be_visible()
         assert serious(page) == []
-        give(page, folder, "labelled.zip")
+        give_labelled(page, folder, "labelled.zip")
         expect(page.locator("#evaluation")).to_be_visible(timeout=60_000)
         expect(page.locator("#progress")).to_be_hidden()
         assert serious(page) == []
@@ -479,7 +316,7 @@ def test_the_page_asks_for_a_key_if_the_service_requires_one(
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#model-name")).to_have_text("wbc-resnet18")
         expect(page.locator(".card")).to_have_count(1)
-        give(page, folder, "labelled.zip")
+        give_labelled(page, folder, "labelled.zip")
         expect(page.locator(".problem")).to_contain_text("The key lacks the scope evaluate.")
 
 
@@ -503,7 +340,7 @@ def test_browsers_revalidate_the_files_of_the_page(service: Running) -> None:
         answer = client.get("/")
         assert "script-src 'self'" in answer.headers["content-security-policy"]
         assert "unsafe" not in answer.headers["content-security-policy"]
-        for name in ("page.css", "page.js", "icon.svg"):
+        for name in ("page.css", "page.js", "files.js", "zip.js", "icon.svg"):
             first = client.get(f"/page/{name}")
             assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
             assert (

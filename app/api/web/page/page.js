@@ -1,21 +1,53 @@
 // The page at /: send images, show the results. It calls the same HTTP API as any other client.
 
+import {
+  classOf,
+  droppedItems,
+  isArchive,
+  leftOutLines,
+  listArchive,
+  selectImages,
+  unpack,
+} from "./files.js";
+import { extract, readDirectory, Unreadable } from "./zip.js";
+
 const LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"];
 const BATCH_SIZE = 8; // images in a request
 const CONCURRENT_REQUESTS = 2;
 const MAX_ATTEMPTS = 8; // of a request that is answered 429 or 503
 const MAX_NETWORK_ATTEMPTS = 3; // of a request without an answer
 const MAX_CELLS = 10_000; // in a differential
+const MAX_FILENAME = 255; // characters in a form
 const MISTAKES_PER_PAGE = 24;
 // Errors of one request that say nothing about the others.
 const IMAGE_CODES = ["too_large", "engine_error", "deadline_passed"];
 const MIB = 2 ** 20;
 
 const $ = (id) => document.getElementById(id);
-// saved: the results are in a file, as they are now.
 const state = {
-  model: null, cells: [], report: null, archive: null, controller: null, shown: 0, saved: true,
+  model: null, cells: [], report: null, archive: null, controller: null, shown: 0,
+  specimen: 1, // number of the specimen: work for an earlier one is dropped
+  counting: 0, // number of the last request for a differential: an earlier response is out of date
+  uncounted: false, // the last request for a differential failed
 };
+
+// Results, and which of them are in a file: it holds those of the moment in which it was asked for.
+class Results {
+  version = 0;
+  saved = 0;
+  change() {
+    this.version++;
+  }
+  keep(version) {
+    this.saved = Math.max(this.saved, version);
+  }
+  get unsaved() {
+    return this.saved < this.version;
+  }
+}
+const results = { specimen: new Results(), evaluation: new Results() };
+const isSpecimenUnsaved = () =>
+  results.specimen.unsaved && state.cells.some((cell) => cell.prediction);
 
 // --- the service ------------------------------------------------------------------------------------
 
@@ -101,8 +133,19 @@ function askForKey(reason) {
   return keyPrompt;
 }
 
+// Return the response's JSON.
+async function requestJson(path, options) {
+  const response = await request(path, options);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (options?.signal?.aborted) throw error;
+    throw new Failure("The service did not finish its answer.", "The connection was lost; try again.");
+  }
+}
+
 async function describeModel() {
-  state.model = await (await request("model")).json();
+  state.model = await requestJson("model");
   $("model-name").textContent = state.model.name;
   $("model-version").textContent = state.model.version;
   $("model-sha256").textContent = state.model.sha256.slice(0, 12);
@@ -137,13 +180,15 @@ const setStatus = (text) => {
 
 function showProblem(error) {
   if (error.name === "AbortError") return;
-  const row = element("div", { className: "problem" });
-  const text = element(
-    "p",
-    {},
-    element("strong", { textContent: error.title ?? "Something went wrong." }),
-    ` ${error.detail ?? error.message}`,
-  );
+  showMessage("problem", error.title ?? "Something went wrong.", error.detail ?? error.message);
+}
+
+// kind: problem or note.
+function showMessage(kind, title, detail = "") {
+  const shown = [...$("problems").children].map((row) => row.querySelector("p").textContent);
+  if (shown.includes(`${title} ${detail}`)) return;
+  const row = element("div", { className: kind });
+  const text = element("p", {}, element("strong", { textContent: title }), ` ${detail}`);
   const close = element("button", { type: "button", textContent: "Dismiss" });
   close.addEventListener("click", () => row.remove());
   row.append(text, close);
@@ -173,23 +218,25 @@ function showProgress(text, done, total) {
 
 // --- files ------------------------------------------------------------------------------------------
 
-const isArchive = (file) => /\.zip$/i.test(file.name) || /zip/.test(file.type);
-
 let queue = Promise.resolve(); // files that arrive during an upload wait for its end
 
-const enqueue = (files) => {
-  queue = queue.then(() => process(files));
-};
+// Do work after what was given before, unless the specimen is cleared until then.
+function enqueue(work) {
+  const { specimen } = state;
+  queue = queue.then(() => (specimen === state.specimen ? work() : undefined)).catch(showProblem);
+}
 
 // Run work that the user may cancel; show what stops it, and offer to send again what was not answered.
-async function supervise(work) {
-  state.controller = new AbortController();
+// ofSpecimen: clearing the specimen ends the work.
+async function supervise(work, ofSpecimen = true) {
+  const { specimen } = state;
+  state.controller = Object.assign(new AbortController(), { ofSpecimen });
   setStatus("");
   try {
     await work(state.controller.signal);
   } catch (error) {
     showProblem(error);
-    setStatus(error.name === "AbortError" ? "Cancelled." : "");
+    if (specimen === state.specimen) setStatus(error.name === "AbortError" ? "Cancelled." : "");
   } finally {
     state.controller = null;
     $("progress").hidden = true;
@@ -202,53 +249,131 @@ const isUnanswered = ({ problem }) =>
 
 function offerRetry() {
   const count = state.cells.filter(isUnanswered).length;
-  $("retry").hidden = !count;
-  $("retry").textContent = `Send ${plural(count, "image")} again`;
+  $("retry").hidden = !count && !state.uncounted;
+  $("retry").textContent = count ? `Send ${plural(count, "image")} again` : "Count the cells again";
 }
 
 function retry() {
   $("problems").replaceChildren();
-  queue = queue.then(() => supervise((signal) => send(state.cells.filter(isUnanswered), signal)));
+  $("retry").hidden = true;
+  enqueue(() =>
+    supervise(async (signal) => {
+      const cells = state.cells.filter(isUnanswered);
+      await (cells.length ? send(cells, signal) : updateDifferential());
+    }),
+  );
 }
 
-async function process(files) {
-  if (!files.length) return;
+// items: [{ name, file, inFolder }]; failed: what could not be read, [{ name, why }].
+async function process({ items, failed }) {
+  if (!items.length && !failed.length) return;
   $("problems").replaceChildren();
-  const archives = files.filter(isArchive),
-    images = files.filter((file) => !isArchive(file));
-  if (archives.length > 1)
-    showProblem(
-      new Failure("Only one archive at a time.", `${archives[0].name} is evaluated; the others are ignored.`),
-    );
+  const evaluations = [];
   await supervise(async (signal) => {
-    if (images.length) await classify(images, signal);
-    if (archives.length) await evaluate(archives[0], signal);
+    const given = items.filter(({ inFolder }) => !inFolder);
+    const folders = await selectImages(items.filter(({ inFolder }) => inFolder));
+    const cells = [...given.filter((item) => !isArchive(item)), ...folders.images];
+    showLeftOut([...folders.leftOut, ...failed]);
+    if (folders.images.some(({ name }) => classOf(name, state.model?.labels ?? [])))
+      showMessage(
+        "note",
+        "Folders named after classes are counted as one specimen.",
+        "To evaluate the model, drop them in a ZIP.",
+      );
+    for (const archive of given.filter(isArchive)) {
+      try {
+        const use = await chooseUse(archive);
+        if (use.purpose === "evaluation") evaluations.push(archive);
+        else if (use.purpose === "cells") cells.push(...(await unpackCells(archive, use, signal)));
+        else setStatus(`${archive.name} was not used.`);
+      } catch (error) {
+        if (signal.aborted) throw error;
+        showProblem(error); // what was given with it is used all the same
+      }
+    }
+    if (cells.length) await classify(cells, signal);
+  });
+  if (evaluations.length > 1)
+    showProblem(
+      new Failure(
+        "Only one archive at a time is evaluated.",
+        `${evaluations[0].name} is; drop the others one after the other.`,
+      ),
+    );
+  if (evaluations.length) await supervise((signal) => evaluate(evaluations[0].file, signal), false);
+}
+
+function showLeftOut(leftOut) {
+  for (const line of leftOutLines(leftOut)) showMessage("note", line);
+}
+
+// Look into a ZIP and return its purpose, "cells" or "evaluation", or "" if the user gives none; for cells also
+// the entries to unpack and what is left out.
+async function chooseUse(archive) {
+  let listing;
+  try {
+    listing = await listArchive(archive.file);
+  } catch (error) {
+    if (error instanceof Unreadable) return { purpose: "evaluation" }; // the service says what is wrong
+    throw error;
+  }
+  if (!state.model) await describeModel();
+  const { labels } = state.model,
+    images = listing.candidates.filter(({ name, certain }) => certain || classOf(name, labels)),
+    classes = images.map(({ name }) => classOf(name, labels)),
+    folders = new Set(images.map(({ name }) => name.slice(0, name.lastIndexOf("/") + 1)));
+  if (classes.some(Boolean)) return { purpose: await askForPurpose(archive, classes), ...listing };
+  if (folders.size > 1)
+    showMessage(
+      "note",
+      `The images of ${archive.name} are counted as one specimen.`,
+      `None of its folders is named after a class (${labels.join(", ")}).`,
+    );
+  return { purpose: "cells", ...listing };
+}
+
+// Ask what to do with a ZIP that has class folders. classes: of its files, null for those outside.
+function askForPurpose({ name }, classes) {
+  const counts = state.model.labels
+    .map((label) => [label, classes.filter((one) => one === label).length])
+    .filter(([, count]) => count);
+  const outside = classes.filter((label) => label === null).length;
+  $("ask-purpose-name").textContent = name;
+  $("ask-purpose-why").textContent =
+    `It has folders named after classes: ${counts.map(([label, count]) => `${label} (${count})`).join(", ")}.` +
+    (outside ? ` Outside of them: ${outside}. An evaluation needs every image in a class folder.` : "");
+  const dialog = $("ask-purpose");
+  dialog.returnValue = "";
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true });
+    dialog.showModal();
   });
 }
 
-// Return the files of a drop, with those inside dropped folders.
-async function droppedFiles(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  const files = [];
-  while (entries.length) {
-    const entry = entries.shift();
-    if (entry.isFile) files.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
-    else {
-      const reader = entry.createReader();
-      for (;;) {
-        // One call returns at most a part of the folder; an empty list is the end.
-        const children = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-        if (!children.length) break;
-        entries.push(...children);
-      }
+// Return the images of a ZIP; those that cannot be unpacked have a flaw.
+async function unpackCells(archive, { candidates, leftOut }, signal) {
+  if (candidates.length > MAX_CELLS)
+    throw new Failure(
+      "Too many cells for one differential.",
+      `${archive.name} has over ${MAX_CELLS} files.`,
+    );
+  const cells = [];
+  let done = 0;
+  try {
+    for await (const item of unpack(archive, candidates, state.model.limits.max_image_mib * MIB)) {
+      signal.throwIfAborted();
+      if (item.why) leftOut.push(item);
+      else cells.push(item);
+      showProgress(`Unpacking ${archive.name}`, ++done, candidates.length);
     }
+  } catch (error) {
+    if (error instanceof Unreadable) throw new Failure(`${archive.name} cannot be unpacked.`, error.message);
+    throw error;
   }
-  return files.filter((file) => !file.name.startsWith(".") && (isArchive(file) || isImage(file)));
+  showLeftOut(leftOut);
+  if (!cells.length) showProblem(new Failure(`${archive.name} holds no images.`, ""));
+  return cells;
 }
-
-const isImage = (file) =>
-  /^image\/|dicom/.test(file.type) || /\.(jpe?g|png|webp|tiff?|bmp|gif|dcm)$/i.test(file.name);
 
 // --- classification ---------------------------------------------------------------------------------
 
@@ -257,18 +382,20 @@ const UNANSWERED = {
   detail: "The upload stopped before this image.",
   code: "not_answered",
 };
-const RETRIABLE = [408, 429, 502, 503, 504]; // statuses of images that may be classified if they are sent again
+// Statuses of images that may be classified if they are sent again.
+const RETRIABLE = [408, 429, 500, 502, 503, 504];
 
-async function classify(files, signal) {
-  if (!state.model) await describeModel();
-  const added = files.map((file) => ({
-    file,
-    url: URL.createObjectURL(file),
+// items: [{ name, file }]; from a ZIP also its name as archive, and a flaw instead of a file that is unreadable.
+async function classify(items, signal) {
+  const added = items.map((item) => ({
+    ...item,
+    url: item.file && URL.createObjectURL(item.file),
     prediction: null,
     problem: null,
     card: null,
   }));
   state.cells.push(...added);
+  results.specimen.change();
   await send(added, signal);
 }
 
@@ -278,14 +405,31 @@ async function send(cells, signal) {
     cell.card?.remove();
     Object.assign(cell, { card: null, problem: null });
   }
+  try {
+    if (!state.model) await describeModel();
+    await sendBatches(cells.filter(isSendable), cells.length, signal);
+  } finally {
+    for (const cell of cells) if (!cell.prediction && !cell.problem) markFailed(cell, UNANSWERED);
+    await updateDifferential().catch(showProblem);
+  }
+  // Last, so that all results are on the page when a screen reader announces this.
+  const failed = cells.filter((cell) => cell.problem).length;
+  setStatus(`${plural(cells.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
+}
+
+// Mark a cell as failed if its file cannot be sent at all.
+function isSendable(cell) {
   const maxMib = state.model.limits.max_image_mib;
-  const pending = cells.filter((cell) => {
-    const tooLarge = cell.file.size > maxMib * MIB;
-    if (tooLarge) markFailed(cell, { title: "Too large", detail: `The file is larger than ${maxMib} MiB.` });
-    return !tooLarge;
-  });
+  if (cell.flaw) markFailed(cell, { title: "Cannot be unpacked", detail: cell.flaw });
+  else if (cell.file.size > maxMib * MIB)
+    markFailed(cell, { title: "Too large", detail: `The file is larger than ${maxMib} MiB.` });
+  return !cell.problem;
+}
+
+// total: all images of the work, to show the progress.
+async function sendBatches(pending, total, signal) {
   const batchSize = Math.min(BATCH_SIZE, state.model.limits.max_files);
-  let done = cells.length - pending.length;
+  let done = total - pending.length;
   const worker = async () => {
     while (pending.length) {
       const batch = pending.splice(0, batchSize);
@@ -296,30 +440,22 @@ async function send(cells, signal) {
         throw error;
       } finally {
         done += batch.length;
-        showProgress(`Classified ${done} of ${plural(cells.length, "image")}`, done, cells.length);
+        showProgress(`Classified ${done} of ${plural(total, "image")}`, done, total);
       }
     }
   };
-  showProgress(`Classifying ${plural(cells.length, "image")}`, 0, cells.length);
-  try {
-    const workers = await Promise.allSettled(Array.from({ length: CONCURRENT_REQUESTS }, worker));
-    const rejected = workers.find((result) => result.status === "rejected");
-    if (rejected) throw rejected.reason;
-  } finally {
-    for (const cell of cells) if (!cell.prediction && !cell.problem) markFailed(cell, UNANSWERED);
-    await updateDifferential().catch(showProblem);
-  }
-  // Last, so that all results are on the page when a screen reader announces this.
-  const failed = cells.filter((cell) => cell.problem).length;
-  setStatus(`${plural(cells.length - failed, "image")} classified${failed ? `, ${failed} failed` : ""}.`);
+  showProgress(`Classifying ${plural(total, "image")}`, 0, total);
+  const workers = await Promise.allSettled(Array.from({ length: CONCURRENT_REQUESTS }, worker));
+  const rejected = workers.find((result) => result.status === "rejected");
+  if (rejected) throw rejected.reason;
 }
 
 async function classifyBatch(cells, signal) {
   const form = new FormData();
-  for (const cell of cells) form.append("files", cell.file, cell.file.name);
+  for (const cell of cells) form.append("files", cell.file, cell.file.name.slice(-MAX_FILENAME));
   let response;
   try {
-    response = await (await request("predict", { method: "POST", body: form, signal })).json();
+    response = await requestJson("predict", { method: "POST", body: form, signal });
   } catch (error) {
     // Errors of these images do not stop the others; any other error of the request does.
     const imageErrors = error.errors?.filter((item) => Number.isInteger(item.index)) ?? [];
@@ -333,9 +469,9 @@ async function classifyBatch(cells, signal) {
   for (const problem of response.errors) markFailed(cells[problem.index], problem);
   for (const prediction of response.predictions) {
     const cell = cells[prediction.index];
-    // The file's own name: the one in the response has its quotes escaped, as multipart forms require.
-    cell.prediction = { ...prediction, filename: cell.file.name };
-    state.saved = false;
+    // Our own name: the one in the response has no folders, and its quotes are escaped, as forms require.
+    cell.prediction = { ...prediction, filename: cell.name };
+    results.specimen.change();
     showCard(cell);
   }
 }
@@ -349,21 +485,24 @@ function markFailed(cell, problem) {
     ...(type && { type }),
     ...(status && { status }),
   };
+  results.specimen.change();
   showCard(cell);
 }
 
 // --- cards ------------------------------------------------------------------------------------------
 
 function showCard(cell) {
+  if (!state.cells.includes(cell)) return; // its specimen was cleared
   const card = (cell.card = $("card").content.firstElementChild.cloneNode(true));
   const [preview, image] = [card.querySelector(".preview"), card.querySelector("img")];
   image.addEventListener("load", () => setAspectRatio(card.querySelector(".fit"), image));
   image.addEventListener("error", () => {
     preview.classList.add("unavailable");
-    preview.dataset.reason = "No preview: this browser cannot show this format.";
+    preview.dataset.reason = cell.url ? "No preview: this browser cannot show this format." : "No preview.";
   });
-  image.src = cell.url;
-  card.querySelector(".name").textContent = cell.file.name;
+  if (cell.url) image.src = cell.url;
+  else image.dispatchEvent(new Event("error"));
+  card.querySelector(".name").textContent = cell.name;
   if (cell.prediction) fillCard(cell, card);
   else {
     card.classList.add("failed-card");
@@ -403,7 +542,7 @@ function fillCard(cell, card) {
   const { label, confidence, probabilities, review, review_reasons: reasons } = cell.prediction;
   card.classList.toggle("to-review", review);
   card.querySelector("h3").append(label, element("span", { textContent: percent(confidence) }));
-  card.querySelector("img").alt = `${cell.file.name}: ${label}`;
+  card.querySelector("img").alt = `${cell.name}: ${label}`;
   Object.assign(card.querySelector(".review"), {
     hidden: !review,
     textContent: `⚑ Review: ${reasons.map((reason) => REASONS[reason] ?? reason).join("; ")}.`,
@@ -424,7 +563,7 @@ function fillCard(cell, card) {
   card.querySelector(".bars").append(...bars);
   card.querySelector(".bars").setAttribute("aria-label", "Probabilities");
   const button = card.querySelector(".map button");
-  button.setAttribute("aria-label", `Activation map of ${cell.file.name}`);
+  button.setAttribute("aria-label", `Activation map of ${cell.name}`);
   button.addEventListener("click", () => toggleMap(cell, card, button).catch(showProblem));
 }
 
@@ -457,8 +596,8 @@ async function toggleMap(cell, card, button) {
 
 async function fetchActivationMap(cell) {
   const form = new FormData();
-  form.append("files", cell.file, cell.file.name);
-  const response = await (await request("predict?explain=cam", { method: "POST", body: form })).json();
+  form.append("files", cell.file, cell.file.name.slice(-MAX_FILENAME));
+  const response = await requestJson("predict?explain=cam", { method: "POST", body: form });
   return response.predictions[0].cam;
 }
 
@@ -522,36 +661,50 @@ function applyFilter() {
 // Return the body of POST /differential for all cells; a report says how many images could not be classified.
 function differentialRequest(running = false) {
   const predictions = state.cells.filter((cell) => cell.prediction).map((cell) => cell.prediction);
-  const errors = state.cells.flatMap(({ prediction, problem, file }, index) => {
+  const errors = state.cells.flatMap(({ prediction, problem, name }, index) => {
     if (prediction || (running && !problem)) return [];
     const about = { type: "about:blank", status: 0, ...UNANSWERED, ...problem };
-    return [{ ...about, index, filename: file.name }];
+    return [{ ...about, index, filename: name }];
   });
   const [specimen, accession] = ["specimen-id", "accession-id"].map((id) => $(id).value.trim());
   return { predictions, errors, specimen, accession };
 }
 
-const requestDifferential = (accept = "application/json", running = false) =>
-  request("differential", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: accept },
-    body: JSON.stringify(differentialRequest(running)),
-  });
+// Return the options of a request for a differential of what the page shows now.
+const differentialOptions = (body, accept = "application/json") => ({
+  method: "POST",
+  headers: { "Content-Type": "application/json", Accept: accept },
+  body: JSON.stringify(body),
+});
 
 async function updateDifferential() {
-  const { predictions } = differentialRequest();
-  if (!predictions.length) {
-    $("specimen").hidden = true;
-    return;
+  const turn = ++state.counting,
+    body = differentialRequest(state.controller !== null);
+  $("specimen").hidden = !body.predictions.length;
+  if (!body.predictions.length) return;
+  try {
+    if (body.predictions.length > MAX_CELLS)
+      throw new Failure(
+        "Too many cells for one differential.",
+        `The limit is ${MAX_CELLS}. Clear the page to start a new one.`,
+      );
+    const differential = await requestJson("differential", differentialOptions(body));
+    if (turn === state.counting) showDifferential(differential);
+  } catch (error) {
+    if (turn !== state.counting) return;
+    showCounted(false);
+    throw error;
   }
-  if (predictions.length > MAX_CELLS) {
-    throw new Failure(
-      "Too many cells for one differential.",
-      `The limit is ${MAX_CELLS}. Clear the page to start a new one.`,
-    );
-  }
-  const running = state.controller !== null;
-  const differential = await (await requestDifferential("application/json", running)).json();
+}
+
+// A count that is out of date is not shown.
+function showCounted(isCounted) {
+  state.uncounted = !isCounted;
+  $("counted").hidden = !isCounted;
+  $("uncounted").hidden = isCounted;
+}
+
+function showDifferential(differential) {
   $("differential").caption.textContent =
     `${plural(differential.n, "classified cell")}, ${differential.review.length} to review`;
   $("differential").tBodies[0].replaceChildren(
@@ -585,7 +738,7 @@ async function updateDifferential() {
   $("warnings").replaceChildren(
     ...differential.warnings.map((warning) => element("li", { textContent: warning.detail })),
   );
-  $("specimen").hidden = false;
+  showCounted(true);
 }
 
 // --- evaluation -------------------------------------------------------------------------------------
@@ -607,6 +760,7 @@ async function evaluate(file, signal) {
     } else if (event === "error") throw new Failure(data.title, data.detail, data);
     else if (event === "result") {
       Object.assign(state, { report: data, archive: file, shown: 0 });
+      results.evaluation.change();
       await showReport();
       return;
     }
@@ -696,6 +850,7 @@ async function showReport() {
     ? `Misclassified images (${report.misclassified.length}), highest confidence first`
     : "No misclassified images";
   $("evaluation").hidden = false;
+  for (const { detail } of report.warnings ?? []) showMessage("note", detail);
   for (const { title, filename, detail } of report.errors.slice(0, 5))
     showProblem(new Failure(title, `${filename}: ${detail}`));
   if (report.errors.length > 5)
@@ -730,7 +885,8 @@ async function showMistakes() {
   const mistakes = state.report.misclassified.slice(state.shown, state.shown + MISTAKES_PER_PAGE);
   state.shown += mistakes.length;
   $("more-mistakes").hidden = state.shown >= state.report.misclassified.length;
-  const entries = mistakes.length ? await readDirectory(state.archive).catch(() => new Map()) : new Map();
+  const listed = mistakes.length ? await readDirectory(state.archive).catch(() => []) : [];
+  const entries = new Map(listed.map((entry) => [entry.name.normalize("NFC"), entry]));
   await Promise.all(
     mistakes.map(async (mistake) => {
       const preview = element("div", { className: "preview" }),
@@ -759,13 +915,15 @@ async function showMistakes() {
           ),
         ),
       );
-      const entry = entries.get(mistake.filename);
+      const entry = entries.get(mistake.filename.normalize("NFC"));
       if (!entry) {
         showReason("No preview: this page cannot read the image from the archive.");
         return;
       }
       try {
-        const url = URL.createObjectURL(await extract(state.archive, entry));
+        const url = URL.createObjectURL(
+          await extract(state.archive, entry, state.model.limits.max_image_mib * MIB),
+        );
         const image = element("img", {
           alt: `${mistake.filename}: predicted ${mistake.predicted}, labelled ${mistake.label}`,
         });
@@ -784,53 +942,6 @@ async function showMistakes() {
       }
     }),
   );
-}
-
-// --- ZIP: what previews need (APPNOTE 4.3) ----------------------------------------------------------
-
-// Return the entries of a ZIP file by name.
-async function readDirectory(file) {
-  const tail = new DataView(await file.slice(-65_557).arrayBuffer());
-  let end = tail.byteLength - 22;
-  while (end >= 0 && tail.getUint32(end, true) !== 0x06054b50) end--;
-  if (end < 0) throw new Error("the ZIP has no central directory");
-  const [size, start] = [tail.getUint32(end + 12, true), tail.getUint32(end + 16, true)];
-  const view = new DataView(await file.slice(start, start + size).arrayBuffer()),
-    entries = new Map();
-  for (let at = 0; at + 46 <= view.byteLength && view.getUint32(at, true) === 0x02014b50;) {
-    const [method, compressedSize, plainSize] = [
-      view.getUint16(at + 10, true),
-      view.getUint32(at + 20, true),
-      view.getUint32(at + 24, true),
-    ];
-    const [name, extra, comment] = [28, 30, 32].map((offset) => view.getUint16(at + offset, true));
-    const text = new TextDecoder().decode(new Uint8Array(view.buffer, view.byteOffset + at + 46, name));
-    entries.set(text.replaceAll("\\", "/"), {
-      method,
-      compressedSize,
-      plainSize,
-      offset: view.getUint32(at + 42, true),
-    });
-    at += 46 + name + extra + comment;
-  }
-  return entries;
-}
-
-// Return one entry's data; stored and deflated entries only, up to the service's limit for an image.
-async function extract(file, { method, compressedSize, plainSize, offset }) {
-  if (plainSize > state.model.limits.max_image_mib * MIB || ![0, 8].includes(method))
-    throw new Error("entry too large or its compression not supported");
-  const head = new DataView(await file.slice(offset, offset + 30).arrayBuffer());
-  const start = offset + 30 + head.getUint16(26, true) + head.getUint16(28, true);
-  const body = file.slice(start, start + compressedSize);
-  if (method === 0) return body;
-  const reader = body.stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader(),
-    chunks = [];
-  for (let size = 0, next = await reader.read(); !next.done; next = await reader.read()) {
-    if ((size += next.value.length) > plainSize) throw new Error("entry exceeds its declared size");
-    chunks.push(next.value);
-  }
-  return new Blob(chunks);
 }
 
 // --- downloads and curl -----------------------------------------------------------------------------
@@ -871,10 +982,10 @@ function cellRows() {
   ];
   return [
     head,
-    ...state.cells.map(({ file, prediction, problem }) =>
+    ...state.cells.map(({ name, prediction, problem }) =>
       prediction
         ? [
-            file.name,
+            name,
             prediction.label,
             prediction.confidence,
             ...LABELS.map((label) => prediction.probabilities[label]),
@@ -884,13 +995,13 @@ function cellRows() {
             prediction.image_sha256,
             "",
           ]
-        : [file.name, ...Array(10).fill(""), problem?.detail],
+        : [name, ...Array(10).fill(""), problem?.detail],
     ),
   ];
 }
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-const formOption = (name, file) => `-F ${quote(`${name}=@"${file.name.replaceAll(/["\\]/g, "\\$&")}"`)}`;
+const formOption = (field, name) => `-F ${quote(`${field}=@"${name.replaceAll(/["\\]/g, "\\$&")}"`)}`;
 
 function curlCommand(path, options) {
   const key = sessionStorage.getItem("leuko-key") ? ['-H "Authorization: Bearer $LEUKO_KEY"'] : [];
@@ -911,23 +1022,29 @@ async function copy(text) {
 function differentialCommand() {
   const { specimen, accession } = differentialRequest();
   const identifiers = Object.entries({ specimen, accession }).filter(([, value]) => value);
-  return curlCommand("differential", [
-    ...state.cells.filter((cell) => cell.prediction).map((cell) => formOption("files", cell.file)),
+  const classified = state.cells.filter((cell) => cell.prediction),
+    archives = new Set(classified.map(({ archive }) => archive).filter(Boolean));
+  const command = curlCommand("differential", [
+    ...classified.map(({ name }) => formOption("files", name)),
     ...identifiers.map(([name, value]) => `--form-string ${quote(`${name}=${value}`)}`),
   ]);
+  return [...[...archives].map((archive) => `unzip -nq ${quote(archive)}`), command].join(" &&\n");
 }
 
 const LOSS = "The results are not saved. Clear them all the same?";
 
 // Forget the specimen: nothing of it may be reported under the next one's identifiers, nor under its own.
 function clear() {
-  if (!state.saved && !window.confirm(LOSS)) return;
-  state.controller?.abort();
-  for (const cell of state.cells) URL.revokeObjectURL(cell.url);
-  Object.assign(state, { cells: [], saved: true });
+  if (isSpecimenUnsaved() && !window.confirm(LOSS)) return;
+  state.specimen++;
+  state.counting++;
+  if (state.controller?.ofSpecimen) state.controller.abort();
+  for (const cell of state.cells) if (cell.url) URL.revokeObjectURL(cell.url);
+  Object.assign(state, { cells: [], uncounted: false });
   offerRetry();
+  document.querySelector("#filter input").checked = true;
   for (const id of ["specimen-id", "accession-id"]) $(id).value = "";
-  for (const id of ["specimen", "cells"]) $(id).hidden = true;
+  for (const id of ["specimen", "counted", "uncounted", "cells"]) $(id).hidden = true;
   $("cards").replaceChildren();
   $("problems").replaceChildren();
   setStatus("Cleared.");
@@ -967,14 +1084,24 @@ function reportRows() {
   ];
 }
 
-$("files").addEventListener("change", (event) => {
-  const files = [...event.target.files];
-  event.target.value = "";
-  enqueue(files);
-});
-document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) enqueue([...event.clipboardData.files]);
-});
+for (const id of ["files", "folder"]) {
+  $(id).addEventListener("change", (event) => {
+    const items = [...event.target.files].map((file) => ({
+      name: file.webkitRelativePath || file.name,
+      file,
+      inFolder: Boolean(file.webkitRelativePath),
+    }));
+    event.target.value = "";
+    enqueue(() => process({ items, failed: [] }));
+  });
+}
+if (!("webkitdirectory" in HTMLInputElement.prototype)) $("folder").parentElement.hidden = true;
+// transfer: of a drop or paste. It is read at once, and used when its turn comes.
+function receive(transfer) {
+  const received = droppedItems(transfer);
+  enqueue(async () => process(await received));
+}
+document.addEventListener("paste", (event) => receive(event.clipboardData));
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
@@ -984,48 +1111,49 @@ for (const kind of ["dragenter", "dragover"]) {
 document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dragging");
 });
-document.addEventListener("drop", async (event) => {
+document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  enqueue(await droppedFiles(event.dataTransfer));
+  receive(event.dataTransfer);
 });
 listen("cancel", "click", () => state.controller?.abort());
 listen("filter", "change", applyFilter);
 for (const id of ["specimen-id", "accession-id"]) {
-  $(id).addEventListener("input", () => {
-    if (state.cells.some((cell) => cell.prediction)) state.saved = false;
-  });
+  $(id).addEventListener("input", () => results.specimen.change());
   listen(id, "change", updateDifferential);
 }
 window.addEventListener("beforeunload", (event) => {
-  if (!state.saved) event.preventDefault();
+  if (isSpecimenUnsaved() || results.evaluation.unsaved) event.preventDefault();
 });
 listen("clear", "click", clear);
 listen("retry", "click", retry);
 listen("copy-curl", "click", () => copy(differentialCommand()));
 listen("copy-report-curl", "click", () =>
-  copy(curlCommand("evaluate", [formOption("archive", state.archive)])),
+  copy(curlCommand("evaluate", [formOption("archive", state.archive.name)])),
 );
-const listenToSave = (id, action) =>
+// Results that change while the action waits for the service are not in its file.
+const listenToSave = (id, kept, action) =>
   listen(id, "click", async () => {
+    const { version } = kept;
     await action();
-    state.saved = true;
+    kept.keep(version);
   });
+// The service's response is saved as it is, once it is complete.
+async function saveReport(name, accept) {
+  const response = await request("differential", differentialOptions(differentialRequest(), accept));
+  save(name, await response.blob());
+}
 
-listenToSave("save-json", async () => {
-  const differential = await (await requestDifferential()).json();
-  const { predictions, errors } = differentialRequest();
-  saveJson("leuko.json", { differential, predictions, errors });
+listenToSave("save-json", results.specimen, async () => {
+  const body = differentialRequest();
+  const differential = await requestJson("differential", differentialOptions(body));
+  saveJson("leuko.json", { differential, predictions: body.predictions, errors: body.errors });
 });
-listenToSave("save-csv", () => saveCsv("leuko.csv", cellRows()));
-listenToSave("save-fhir", async () =>
-  save("leuko.fhir.json", await (await requestDifferential("application/fhir+json")).blob()),
-);
-listenToSave("save-hl7", async () =>
-  save("leuko.hl7", await (await requestDifferential("application/hl7-v2")).blob()),
-);
-listen("save-report-json", "click", () => saveJson("leuko-evaluation.json", state.report));
-listen("save-report-csv", "click", () => saveCsv("leuko-evaluation.csv", reportRows()));
+listenToSave("save-csv", results.specimen, () => saveCsv("leuko.csv", cellRows()));
+listenToSave("save-fhir", results.specimen, () => saveReport("leuko.fhir.json", "application/fhir+json"));
+listenToSave("save-hl7", results.specimen, () => saveReport("leuko.hl7", "application/hl7-v2"));
+listenToSave("save-report-json", results.evaluation, () => saveJson("leuko-evaluation.json", state.report));
+listenToSave("save-report-csv", results.evaluation, () => saveCsv("leuko-evaluation.csv", reportRows()));
 listen("more-mistakes", "click", showMistakes);
 
 watchReadiness();

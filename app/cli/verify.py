@@ -1,0 +1,134 @@
+"""`leuko verify`: judge the bundle on a laboratory's own cells, and set its review thresholds there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from app.archives.images import open_labelled
+from app.cli import console as terminal
+from app.cli.commands import assign, ready, score, track
+from app.engine.bundle import Bundle, SiteRecord
+from app.errors import SettingsError
+from app.evaluation.verification import Verification
+from app.inference.offline import Outcome, classify
+from app.inference.pipeline import Answer
+from app.inference.runtime import Load
+from app.inference.scoring import Scored
+from app.inference.service import archive_limits, image_limits
+from app.printable import printable
+from app.registry import site_bundle
+from app.reports import verification_page
+from app.settings import Settings
+
+PAGE, FIGURES = "verification.html", "verification.json"
+REFUSED = 3  # exit status: no thresholds reach the target, and nothing was written
+
+
+def verify(
+    path: Path,
+    settings: Settings,
+    load: Load,
+    *,
+    site: str,
+    by: str,
+    target: float,
+    out: Path | None = None,
+    groups: Path | str | None = None,
+    as_json: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Verify the bundle on labelled cells, and write it for this laboratory, with a report.
+
+    site: name of the laboratory. by: who verifies. target: share of the kept cells that is to be right.
+    out: the new bundle's folder; None: beside the old one. groups: as in `evaluate`. Return 0, or `REFUSED`.
+    """
+    site = site_bundle.check_site(site)
+    if not by.strip():
+        raise SettingsError("--by needs the name of the person who verifies")
+    console = console or Console()
+    classifier, limits = ready(settings, load), image_limits(settings)
+    bundle = classifier.bundle
+    out = out or site_bundle.beside(bundle, site)
+    if out.exists():
+        raise SettingsError(f"{out} exists already: name another folder with --out")
+    with open_labelled(path, bundle.labels, archive_limits(settings)) as images:
+        units = assign([image.name for image in images], groups)
+        outcomes = track(classify(classifier, images, limits, settings.decode_workers), len(images))
+    scored = score(bundle, outcomes, units, target)
+    verified = verification_page.Verified(
+        site=site,
+        by=by.strip(),
+        at=datetime.now(UTC),
+        data=path.name,
+        data_sha256=data_hash(outcomes),
+        failed=len(scored.failures),
+    )
+    figures = document(bundle, scored, verified)
+    marks = scored.verification.proposed
+    if marks is not None:
+        page = verification_page.render(bundle, scored.report, scored.verification, verified)
+        record = site_record(bundle, scored.verification, verified)
+        reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
+        site_bundle.write(bundle, out, record, marks.thresholds, marks.review_share, reports)
+    status = Console(stderr=True)
+    if as_json or not console.is_terminal:
+        print(json.dumps(figures, indent=2, allow_nan=False), file=console.file)
+    else:
+        tables = terminal.verification_tables(scored.report, scored.verification)
+        console.print(*tables, *terminal.failures(outcomes), sep="\n")
+    if marks is None:
+        status.print(
+            f"No thresholds keep cells of which {target:.0%} are right here: nothing was written."
+            " Adapt the model, or review all cells."
+        )
+        return REFUSED
+    status.print(printable(f"Wrote the bundle {out} and its report {out / PAGE}."), markup=False)
+    return 0
+
+
+def site_record(
+    bundle: Bundle, verification: Verification, verified: verification_page.Verified
+) -> SiteRecord:
+    """Return the block `site` of the new bundle. There are thresholds."""
+    assert verification.proposed is not None
+    return SiteRecord(
+        name=verified.site,
+        verified_at=verified.at.isoformat(timespec="seconds"),
+        cells=verification.cells,
+        balanced_accuracy=round(verification.balanced_accuracy, 4),
+        interval=(round(verification.interval[0], 4), round(verification.interval[1], 4)),
+        review_share=round(verification.proposed.review_share, 4),
+        right_when_kept=verification.proposed.right_when_kept,
+        adapted=bundle.site is not None and bundle.site.adapted,
+        parent_sha256=bundle.sha256,
+    )
+
+
+def document(bundle: Bundle, scored: Scored, verified: verification_page.Verified) -> dict[str, object]:
+    """Return the report as JSON."""
+    return {
+        "site": verified.site,
+        "by": verified.by,
+        "at": verified.at.isoformat(timespec="seconds"),
+        "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        "data": {"name": verified.data, "sha256": verified.data_sha256, "failed": verified.failed},
+        "verification": asdict(scored.verification),
+        "report": asdict(scored.report),
+    }
+
+
+def data_hash(outcomes: Sequence[Outcome]) -> str:
+    """Return the SHA-256 of the cells' own hashes with their labels, sorted: file names do not matter."""
+    lines = sorted(
+        f"{outcome.answer.image_sha256} {outcome.image.label}"
+        for outcome in outcomes
+        if isinstance(outcome.answer, Answer)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""Write a bundle that was verified for one laboratory: a copy with thresholds and a record of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from uuid import uuid4
+
+from app.engine.bundle import CONFIG, MAX_SITE, Bundle, SiteRecord, load_bundle
+from app.errors import BundleError, SettingsError
+from app.evaluation.review_thresholds import Thresholds
+
+
+def check_site(name: str) -> str:
+    """Return the name of a laboratory without surrounding blanks. Raise SettingsError."""
+    name = name.strip()
+    if not name or len(name) > MAX_SITE or not name.isprintable():
+        raise SettingsError(f"the laboratory's name needs 1 to {MAX_SITE} printable characters")
+    return name
+
+
+def slug(name: str) -> str:
+    """Return the name for a folder or a version (semver.org, 10): small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "site"
+
+
+def beside(bundle: Bundle, site: str) -> Path:
+    """Return the default folder of the bundle for a laboratory."""
+    return bundle.path.resolve().with_name(f"{bundle.path.resolve().name}-{slug(site)}")
+
+
+def write(
+    bundle: Bundle,
+    out: Path,
+    site: SiteRecord,
+    thresholds: Thresholds,
+    share: float,
+    reports: Mapping[str, str],
+) -> Bundle:
+    """Write the bundle for a laboratory into the new folder `out`, whole or not at all, and return it.
+
+    share: sent to review with these thresholds. reports: texts of further files, by name. Raise BundleError
+    if `out` exists or cannot be written.
+    """
+    config = json.loads((bundle.path / CONFIG).read_bytes())
+    config["version"] = f"{bundle.version.partition('+')[0]}+{slug(site.name)}"
+    config["review"] |= asdict(thresholds) | {"share": round(share, 4)}
+    config["site"] = asdict(site)
+    draft = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
+    try:
+        if out.exists():
+            raise BundleError(f"{out} exists already: name another folder with --out")
+        draft.mkdir(parents=True)
+        for name in bundle.files:
+            shutil.copyfile(bundle.path / name, draft / name)
+        for name, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        load_bundle(draft)
+        draft.rename(out)
+    except OSError as error:
+        raise BundleError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(draft)
+    return load_bundle(out)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from app.cli.main import main
+from app.engine.bundle import CLASSES, Bundle, load_bundle
+from app.engine.classifier import Classifier
+from app.settings import Settings
+from tests.fake_classifier import FakeClassifier, png
+from tests.registry.test_site_bundle import bundle as bundle  # a fixture
+
+WHO = ("--site", "Ward <3>", "--by", "A. Tester & Co")
+
+
+def labelled(folder: Path, *, wrong: int = 0) -> Path:
+    """Write five cells of each class; of the first class, some look like the second."""
+    for index, label in enumerate(CLASSES):
+        for number in range(5):
+            grey = 64 * (index + (index == 0 and number < wrong)) + number
+            file = folder / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(grey))
+    return folder
+
+
+class Loads:
+    """Loads a classifier of this bundle that knows the cells, with a low OOD score."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def __call__(self, _: Settings) -> Classifier:
+        classifier = FakeClassifier()
+        classifier.bundle = self.bundle
+        return cast(Classifier, classifier)
+
+
+def test_a_verified_bundle_lies_beside_the_old_one_with_a_report(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = labelled(tmp_path / "cells")
+    assert main(["verify", str(cells), *WHO], load=Loads(bundle)) == 0
+    printed = capsys.readouterr()
+    out = tmp_path / "wbc-ward-3"
+    assert str(out) in printed.err
+    site = load_bundle(out).site
+    assert site is not None
+    assert (site.name, site.cells, site.balanced_accuracy, site.adapted) == ("Ward <3>", 20, 1.0, False)
+    assert site.parent_sha256 == bundle.sha256
+    document = json.loads(printed.out)
+    assert json.loads((out / "verification.json").read_text()) == document
+    assert document["verification"]["by_class"] == dict.fromkeys(CLASSES, 5)
+    page = (out / "verification.html").read_text(encoding="utf-8")
+    assert "Ward &lt;3&gt;" in page
+    assert "A. Tester &amp; Co" in page
+    assert "20 cells say little" in page
+    assert bundle.sha256 in page
+
+
+def test_where_no_thresholds_are_good_enough_nothing_is_written(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = labelled(tmp_path / "cells", wrong=4)
+    assert main(["verify", str(cells), *WHO], load=Loads(bundle)) == 3
+    printed = capsys.readouterr()
+    assert "nothing was written" in printed.err
+    assert json.loads(printed.out)["verification"]["proposed"] is None
+    assert not (tmp_path / "wbc-ward-3").exists()
+    assert main(["verify", str(cells), *WHO, "--right-when-kept", "0.75"], load=Loads(bundle)) == 0
+
+
+def test_the_same_cells_have_the_same_hash_under_other_names(bundle: Bundle, tmp_path: Path) -> None:
+    hashes = []
+    for name in ("one", "two"):
+        cells = labelled(tmp_path / name)
+        (cells / CLASSES[0] / "0.png").rename(cells / CLASSES[0] / f"{name}.png")
+        out = tmp_path / f"out-{name}"
+        assert main(["verify", str(cells), *WHO, "--out", str(out)], load=Loads(bundle)) == 0
+        hashes.append(json.loads((out / "verification.json").read_text())["data"]["sha256"])
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--site", " ", "--by", "x"], "the laboratory's name"),
+        (["--site", "x", "--by", " "], "--by needs"),
+        (["--site", "wbc", "--by", "x", "--out", "."], "exists already"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_classified(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    assert main(["verify", str(labelled(tmp_path / "cells")), *arguments], load=Loads(bundle)) == 2
+    printed = capsys.readouterr()
+    assert complaint in printed.err
+    assert not printed.out
+
+
+@pytest.mark.parametrize("share", ["0.4", "1.1", "nan", "most"])
+def test_a_share_that_makes_no_sense_is_a_usage_error(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["verify", "cells", *WHO, "--right-when-kept", share])
+    assert end.value.code == 2
+    assert "--right-when-kept" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_tables(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["verify", str(labelled(tmp_path / "cells")), *WHO], load=Loads(bundle)) == 0
+    assert "20 cells of this laboratory" in screen.getvalue()

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.verification import Answers, verify
+
+NAMES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
+CURRENT = Thresholds(0.6, 1.5)
+LABELS = np.arange(200) % 4
+
+
+def answers(wrong: float = 0.2, seed: int = 0) -> Answers:
+    """Return answers to LABELS, of which a share is wrong, with less confidence."""
+    draw = np.random.default_rng(seed)
+    errs = draw.random(len(LABELS)) < wrong
+    predicted = np.where(errs, (LABELS + 1) % 4, LABELS)
+    confidence = np.where(errs, draw.uniform(0.4, 0.8, len(LABELS)), draw.uniform(0.6, 1, len(LABELS)))
+    probabilities = np.repeat(((1 - confidence) / 3)[:, None], 4, axis=1)
+    probabilities[np.arange(len(LABELS)), predicted] = confidence
+    return Answers(probabilities, np.ones(len(LABELS)), np.zeros(len(LABELS), bool))
+
+
+def test_balanced_accuracy_is_the_mean_recall_and_inside_its_interval() -> None:
+    found = verify(LABELS, answers(), CURRENT, names=NAMES)
+    right = answers().probabilities.argmax(1) == LABELS
+    assert found.balanced_accuracy == pytest.approx(np.mean([right[c == LABELS].mean() for c in range(4)]))
+    assert found.interval[0] < found.balanced_accuracy < found.interval[1]
+    assert (found.cells, found.by_class, found.unit) == (200, dict.fromkeys(NAMES, 50), "image")
+
+
+def test_the_proposal_reaches_the_target_and_the_current_thresholds_are_judged_as_they_are() -> None:
+    found = verify(LABELS, answers(), CURRENT, names=NAMES)
+    assert found.current.thresholds == CURRENT
+    assert found.proposed is not None
+    now, then = found.current.right_when_kept, found.proposed.right_when_kept
+    assert now is not None
+    assert then is not None
+    assert now < 0.95 <= then
+    assert found.proposed.review_share > found.current.review_share
+    assert found.curve[-1].kept == 1
+
+
+def test_where_nothing_reaches_the_target_all_cells_are_to_be_reviewed() -> None:
+    found = verify(LABELS, answers(wrong=1.0), CURRENT, names=NAMES)
+    assert found.proposed is None
+    assert "review all cells" in found.warnings[-1]
+
+
+def test_groups_widen_the_interval_and_are_counted() -> None:
+    by_image = verify(LABELS, answers(), CURRENT, names=NAMES)
+    assert "too narrow" in by_image.warnings[0]
+    by_slide = verify(LABELS, answers(), CURRENT, names=NAMES, groups=(np.arange(200) // 4).tolist())
+    assert (by_slide.groups, by_slide.unit) == (50, "group")
+    assert not by_slide.warnings
+
+
+def test_few_cells_and_absent_classes_are_said() -> None:
+    rows = [0, 1, 2, 4, 5, 6]
+    found = verify(LABELS[rows], answers().take(rows), CURRENT, names=NAMES, groups=rows)
+    assert "6 cells say little" in found.warnings[0]
+    assert "no cells of neutrophil" in found.warnings[1]
+    assert "eosinophil (2), lymphocyte (2), monocyte (2)" in found.warnings[2]
+    assert 0 < found.balanced_accuracy <= 1
+
+
+def test_pictures_of_bad_quality_are_reviewed_whatever_the_thresholds() -> None:
+    some = answers(wrong=0.0)
+    poor = Answers(some.probabilities, some.ood_scores, LABELS == 0)
+    found = verify(LABELS, poor, Thresholds(0.0, 9.0), names=NAMES)
+    assert found.current.review_share == pytest.approx(0.25)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.engine.bundle import FILES, Bundle, SiteRecord, load_bundle
+from app.errors import BundleError, SettingsError
+from app.evaluation.review_thresholds import Thresholds
+from app.registry.site_bundle import beside, check_site, slug, write
+
+SITE = SiteRecord("Ward 3", "2026-11-30T09:00:00+00:00", 40, 0.9, (0.8, 0.95), 0.3, 0.96, False, "0" * 64)
+CONFIG = {
+    "format": 2,
+    "name": "wbc",
+    "version": "3.0.0",
+    "labels": ["eosinophil", "lymphocyte", "monocyte", "neutrophil"],
+    "preprocessing": {
+        "size": 112,
+        "framing": "whole",
+        "margin": 2.6,
+        "white_point": False,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+    },
+    "temperature": 1.5,
+    "review": {"confidence": 0.5, "ood_score": 2.0, "share": 0.05, "kept": "as it is"},
+    "known_answer": [0.1, 0.2, 0.3, 0.4],
+    "files": {name: hashlib.sha256(name.encode()).hexdigest() for name in FILES},
+    "training": {},
+    "scores": {},
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    folder = tmp_path / "wbc"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes(name.encode())
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return load_bundle(folder)
+
+
+def test_a_bundle_of_a_laboratory_has_its_thresholds_record_and_reports(bundle: Bundle) -> None:
+    out = beside(bundle, SITE.name)
+    written = write(bundle, out, SITE, Thresholds(0.7, 1.5), 0.3, {"verification.html": "<p>ü</p>"})
+    assert out.name == "wbc-ward-3"
+    assert (written.version, written.site) == ("3.0.0+ward-3", SITE)
+    assert (written.review_confidence, written.review_ood_score) == (0.7, 1.5)
+    assert json.loads((out / "config.json").read_text())["review"]["kept"] == "as it is"
+    assert (out / "verification.html").read_text(encoding="utf-8") == "<p>ü</p>"
+    assert load_bundle(bundle.path) == bundle
+    again = write(
+        written, out.with_name("again"), replace(SITE, name="Ward 4"), Thresholds(0.7, 1.5), 0.3, {}
+    )
+    assert again.version == "3.0.0+ward-4"
+
+
+def test_what_exists_is_not_written_over(bundle: Bundle) -> None:
+    before = sorted(bundle.path.parent.rglob("*"))
+    with pytest.raises(BundleError, match="exists already"):
+        write(bundle, bundle.path, SITE, Thresholds(0.7, 1.5), 0.3, {})
+    assert sorted(bundle.path.parent.rglob("*")) == before
+
+
+def test_a_bundle_that_cannot_be_written_whole_is_not_there(bundle: Bundle) -> None:
+    before = sorted(bundle.path.parent.rglob("*"))
+    (bundle.path / FILES[0]).unlink()
+    with pytest.raises(BundleError, match="cannot be written"):
+        write(bundle, bundle.path.parent / "new", SITE, Thresholds(0.7, 1.5), 0.3, {})
+    assert set(before) - set(bundle.path.parent.rglob("*")) == {bundle.path / FILES[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("General Hospital, Haematology", "general-hospital-haematology"), ("北京", "site"), ("../x", "x")],
+)
+def test_a_name_becomes_a_part_of_a_folders_name(name: str, part: str) -> None:
+    assert slug(name) == part
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 129])
+def test_names_that_cannot_be_printed_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="printable"):
+        check_site(name)
