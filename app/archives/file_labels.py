@@ -199,8 +199,7 @@ def _csv_rows(data: bytes) -> Iterator[tuple[str, str, str]]:
             continue
         if len(cells) != 2:
             raise BadLabels(
-                f"line {reader.line_num} has {len(cells)} columns, not two, which a comma, semicolon or tab "
-                "separates"
+                f"line {reader.line_num} has {len(cells)} columns instead of two (by comma, semicolon or tab)"
             )
         yield f"line {reader.line_num}", cells[0], cells[1]
 

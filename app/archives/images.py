@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from app.archives.image_names import IMAGE_SUFFIXES
 from app.archives.labelled_archive import ArchiveLimits, LabelledArchive, class_of, open_archive
+from app.archives.spelling import did_you_mean
 from app.errors import BadArchive, Unusable
 from app.lazy_sequence import LazySequence
 
@@ -75,7 +76,9 @@ def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> list[Sto
         name = file.relative_to(folder)
         label = class_of(name, classes)
         if label is None:
-            raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
+            question = did_you_mean(name.parts[:-1], labels)
+            detail = f"{folder} holds images outside folders named {', '.join(labels)}; {question}"
+            raise BadArchive(detail.rstrip("; "))
         images.append(StoredImage(name.as_posix(), partial(_read, file, most), label))
     if not images:
         raise BadArchive(f"{folder} holds no images in folders named {', '.join(labels)}")

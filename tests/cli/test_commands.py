@@ -204,6 +204,7 @@ def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
         (["absent.zip"], "absent.zip"),
         (["EMPTY"], "no images"),
         (["STRAY"], "outside"),
+        (["MISSPELT"], "did you mean neutrophil?"),
         (["CELLS", "--group-pattern", "x"], "no group"),
         (["CELLS", "--group-pattern", "(x)"], "6 of 6"),
         (["CELLS", "--groups", "absent.csv"], "absent.csv"),
@@ -214,7 +215,8 @@ def test_evaluate_says_what_it_cannot_use(
 ) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "stray/a.png", png(1))
-    folders = {"EMPTY": tmp_path / "empty", "STRAY": tmp_path / "stray"}
+    write(tmp_path / "misspelt/Neutrophiles/a.png", png(1))
+    folders = {word: tmp_path / word.lower() for word in ("EMPTY", "STRAY", "MISSPELT")}
     folders["CELLS"] = labelled_folder(tmp_path / "cells")
     assert main(["evaluate", *(str(folders.get(word, word)) for word in arguments)], load=load) == 1
     assert_one_line(capsys, complaint)
