@@ -78,6 +78,11 @@ def grey_tags(side: int, bits: int) -> dict[int, int]:
     }
 
 
+def case(name: str) -> Path:
+    """Return a file that a user's problem is about; skip the test if it is missing."""
+    return real(f"../cases/files/{name}")
+
+
 def real(name: str) -> Path:
     """Return a file or folder of the data that is not in the repository; skip the test if it is missing."""
     path = Path(os.environ.get("LEUKO_DATA", Path(__file__).parents[1] / "../shared/data")) / name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
-from app.errors import LeukoError
+from app.archives.file_labels import Texts, parse_mapping
+from app.errors import BadLabels, LeukoError
 from app.printable import complain, printable
 from training.errors import DataError, TrainingError
 
@@ -25,15 +25,31 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    """Run a command and return its exit status. 0: success; 1: an error; 2: wrong usage; 130: interrupted."""
     try:
-        args.command(args)
-        sys.stdout.flush()
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` wants no more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        for stream in (sys.stdout, sys.stderr):  # for what is flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 1
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run a command and say what is wrong, if it fails. Raise BrokenPipeError."""
+    try:
+        args = build_parser().parse_args(argv)
+        args.command(args)
     except (TrainingError, LeukoError) as error:
-        complain(str(error), PROGRAM)
+        complain(told(error), PROGRAM)
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        complain(f"{place}{error.strerror or error}", PROGRAM)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -45,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted; continue from the last epoch with `--resume`", PROGRAM)
         return 130
     return 0
+
+
+def told(error: Exception) -> str:
+    """Return the message; of an error in a process of torch's that loads data, it is the traceback's end."""
+    text = str(error).rstrip()
+    return text.rpartition("\n")[2].partition(": ")[2] if "Original Traceback" in text else text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,7 +100,9 @@ def add_data(commands: Commands) -> None:
     )
     parser.add_argument("--download", action="store_true", help="download the Kaggle archive with kagglehub")
     parser.add_argument(
-        "--sources", type=Path, help="CSV of path,source; archives of which it names no path have none"
+        "--sources",
+        type=Path,
+        help="table (CSV) of path and source; archives of which it names no path have none",
     )
     parser.add_argument(
         "--leave-out", nargs="+", default=[], metavar="FOLDER", help="folders to skip: other classes"
@@ -148,13 +172,14 @@ def named(archive: str) -> tuple[str, Path]:
     return (laboratory, Path(path)) if equals and not Path(archive).exists() else ("", Path(archive))
 
 
-def read_sources(path: Path) -> dict[str, str]:
-    """Read a CSV of path,source without a header; raise DataError if it is none."""
+def read_sources(path: Path) -> Texts:
+    """Return path → source from a table or JSON object, as the service reads groups. Raise DataError."""
     try:
-        with path.open(newline="") as file:
-            return dict(line for line in csv.reader(file))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a CSV of path,source: {error}") from error
+        return parse_mapping(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except BadLabels as error:
+        raise DataError(f"{path}: {error.detail}") from error
 
 
 def progress(items: Iterable[T], total: int) -> Iterable[T]:
@@ -242,7 +267,10 @@ def run_laboratories(args: argparse.Namespace) -> None:
 
     rows, run = read_manifest(args.manifest), run_folder(args)
     if not (args.resume and (run / BEST).is_file()):
-        mix = ", ".join(f"{json.dumps(name)} = 1" for name in sorted({row.laboratory for row in rows}))
+        mix = ", ".join(
+            f"{json.dumps(name, ensure_ascii=False)} = 1"
+            for name in sorted({row.laboratory for row in rows if row.known})
+        )
         train(args, ['select_on="laboratories"', "shared_epochs=0", f"mix={{ {mix} }}", *args.set])
     print(table_of(leave_out(rows, run, args.right_when_kept)))
 

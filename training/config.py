@@ -225,7 +225,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     path = RECIPES / f"{name}.toml" if (RECIPES / f"{name}.toml").is_file() else Path(name)
     try:
-        table = parse_toml(path.read_text(encoding="utf-8"))
+        table = parse_toml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {name!r}: give one of {known}, or the path of a TOML file") from error

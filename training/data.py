@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.archives.image_files import left_out_line
+from app.archives.labelled_archive import class_of
+from app.archives.spelling import did_you_mean
 from app.engine.bundle import CLASSES
 from app.errors import RequestError
 from app.imaging.decode import decode
@@ -32,6 +36,7 @@ KAGGLE_COUNTS = {
 }
 MOST_NAMED = 100  # files in one message
 SOURCES = Path(__file__).with_name("sources.csv")
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -195,13 +200,16 @@ def file_key(path: str) -> str:
 def folder_row(
     archive: Path, name: str, sources: Mapping[str, str] | None, others: Collection[str], title: str
 ) -> Row:
-    folders = [part.lower() for part in reversed(name.split("/")[:-1])]
-    label = next((folder for folder in folders if folder in CLASSES or folder in others), None)
-    if label is None:
+    kinds = [*CLASSES, *(other.casefold() for other in others)]
+    kind = class_of(PurePosixPath(name), {kind: i for i, kind in enumerate(kinds)})
+    if kind is None:
+        question = did_you_mean(name.split("/")[:-1], kinds)
         raise DataError(
-            f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); "
-            "skip folders of other classes with --leave-out, or name them with --others"
+            f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); {question}"
+            f"{' Else skip' if question else 'skip'} folders of other classes with --leave-out, or name them"
+            " with --others"
         )
+    label = kinds[kind]
     if sources is not None and name not in sources:
         raise DataError(f"{archive}: {name} has no line in the CSV of sources")
     source = sources[name] if sources else f"{title}/{name}"
@@ -334,17 +342,39 @@ def write_manifest(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_manifest(path: Path) -> list[Row]:
-    """Read a manifest; raise DataError if it is missing or malformed."""
+    """Read a manifest; raise DataError, which names the line, if it is missing, cut or malformed."""
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            lines = list(csv.DictReader(file))
-        return [_row(line) for line in lines]
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            return parse_manifest(file.read())
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; create it with `leuko-train data ARCHIVE`") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (csv.Error, ValueError) as error:
         raise DataError(
-            f"{path} is not a manifest ({error}); create it again with `leuko-train data`"
+            f"{path} is not a whole manifest: {error}; create it again with `leuko-train data`"
         ) from error
+
+
+def parse_manifest(text: str) -> list[Row]:
+    """Return the rows; raise csv.Error or ValueError that names the line."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = reader.fieldnames or []
+    known = [field.name for field in fields(Row)]
+    if missing := [name for name in known if name not in columns and name != "laboratory"]:
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
+    if unknown := [name for name in columns if name not in known]:
+        raise ValueError(f"it has the unknown columns {', '.join(unknown)}")
+    rows: dict[tuple[str, str], Row] = {}
+    for line in reader:
+        row = _row(line, reader.line_num)
+        if rows.setdefault((row.archive, row.path), row) is not row:
+            raise ValueError(f"line {reader.line_num} repeats an image")
+    if not rows:
+        raise ValueError("it has no images")
+    if not text.endswith("\n"):
+        raise ValueError(f"line {reader.line_num} is cut off")
+    return [*rows.values()]
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
@@ -369,5 +399,13 @@ def download(folder: Path) -> Path:
     return link
 
 
-def _row(line: dict[str, Any]) -> Row:
+def _row(line: dict[str, Any], number: int) -> Row:
+    if None in line or None in line.values():
+        raise ValueError(f"line {number} does not have as many columns as the first")
+    if empty := [name for name, text in line.items() if not text and name != "laboratory"]:
+        raise ValueError(f"line {number} has no {', '.join(empty)}")
+    if line["certain"] not in ("0", "1"):
+        raise ValueError(f"line {number} has {line['certain']!r} in the column certain, not 0 or 1")
+    if not _SHA256.fullmatch(line["sha256"]):
+        raise ValueError(f"line {number} has no SHA-256 in the column sha256")
     return Row(**{**line, "certain": line["certain"] == "1"})

@@ -26,8 +26,9 @@ from app.samples.smear import draw_smear
 from training.calibration import temperature_for
 from training.config import TrainConfig, read_config
 from training.data import Row
-from training.drafts import draft_of_folder
+from training.drafts import draft_of_folder, recover_folder
 from training.errors import ExportError
+from training.fit import read_facts
 from training.graph import export_graph, quantise
 from training.laboratories import judge
 from training.loading import Batch, evaluation_loader
@@ -45,6 +46,7 @@ from training.scored import (
     score_folds,
     score_held_out,
 )
+from training.selection import check_archives
 
 CALIBRATION_IMAGES = 40  # per class and archive, for the int8 ranges; more did not help
 INT8_AGREEMENT = 0.985  # lowest share of each laboratory's validation images with float32's label in int8
@@ -70,10 +72,13 @@ def export(
     right_when_kept: with `select_on = "laboratories"`, least share of cells without a review mark that are
     right in laboratories left out.
     """
+    recover_folder(out)
     check_replaceable(out, replace)
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
     network = load_checkpoint(run / BEST, config)
+    facts = read_facts(run, train, validation)
+    check_archives([*train, *validation, *other_cells(rows)])
     unrounded = score(network, evaluation_loader(validation, config))
     round_to_half(network)
     with draft_of_folder(out) as draft:
@@ -88,7 +93,7 @@ def export(
         )
         table = describe(draft, network, config, held_out, right_when_kept)
         table |= {"name": name, "version": version}
-        table["training"]["data"] = json.loads((run / "data.json").read_text())
+        table["training"]["data"] = facts
         (draft / "config.json").write_text(json.dumps(table, indent=2) + "\n")
         laboratories = [row.laboratory for row in validation]
         figures = agreement(draft, unrounded, scored, evaluation_loader(validation, config), laboratories)
@@ -220,7 +225,11 @@ def check(figures: dict[str, float], int8_agreement: float) -> None:
 
 
 def check_replaceable(out: Path, replace: bool) -> None:
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ExportError(f"{out} exists and is not a folder; choose another name")
+    if not any(out.iterdir()):
         return
     if not (out / "config.json").is_file():
         raise ExportError(f"{out} exists and is not a bundle; choose another folder")

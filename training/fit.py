@@ -6,23 +6,29 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from app.engine.bundle import CLASSES
 from training.config import TrainConfig, save_config
 from training.data import Row, fingerprint
-from training.errors import RecipeError
+from training.errors import DataError, RecipeError
 from training.folds import fit_folds
+from training.initial import check_initial
 from training.module import LAST
 from training.patches import cut_patches
 from training.ranks import do_once, start_processes
 from training.rows import FOLDED, choose_rows, other_cells, outliers
+from training.selection import check_selection
 from training.trainer import fit_once
+
+FACTS = "data.json"  # in a run: which data it uses
 
 
 def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = False) -> Path:
     """Train and return the path of the best checkpoint; `resume` continues from the run's last one.
 
-    Raise RecipeError if `run` holds a run already, or with `resume` if it holds none.
+    Raise RecipeError if `run` holds a run already, or with `resume` if it holds none; before any work, also
+    DataError or RecipeError if one of its networks has too few images or lacks its initial weights.
     """
     begun = any(run.rglob(LAST))
     if resume and not begun:
@@ -33,19 +39,29 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
         )
     train, validation = choose_rows(rows, config)
     others = outliers(rows, config)
+    check_selection(train, validation, others, config)
+    if not resume:
+        check_initial(config.initial)
+        check_initial(config.initial_elsewhere)
+    elif (run / FACTS).is_file():
+        read_facts(run, train, validation)
     processes = start_processes(config)
 
     def prepare() -> None:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / "config.json")
-        save_facts(train, validation, other_cells(rows), run / "data.json")
+        save_facts(train, validation, other_cells(rows), run / FACTS)
         cut_patches([*train, *others], config, run)
 
     do_once(processes, prepare)
     patches = cut_patches([*train, *others], config, run)
     if config.select_on in FOLDED:
-        return fit_folds(train, validation, others, patches, config, run, processes)
-    return fit_once([*train, *others], validation, patches, config, run)
+        best = fit_folds(train, validation, others, patches, config, run, processes)
+    else:
+        best = fit_once([*train, *others], validation, patches, config, run)
+    if not best.is_file():
+        raise RecipeError(f"the training ended without writing {best}: train longer, or from another seed")
+    return best
 
 
 def save_facts(train: Sequence[Row], validation: Sequence[Row], others: Sequence[Row], path: Path) -> None:
@@ -68,3 +84,20 @@ def save_facts(train: Sequence[Row], validation: Sequence[Row], others: Sequence
             "fingerprint": fingerprint(others),
         }
     path.write_text(json.dumps(table, indent=2) + "\n")
+
+
+def read_facts(run: Path, train: Sequence[Row], validation: Sequence[Row]) -> dict[str, Any]:
+    """Return what `save_facts` wrote. Raise DataError if it is missing, or of other images than these."""
+    path = run / FACTS
+    try:
+        table: dict[str, Any] = json.loads(path.read_text())
+        same = [table[part]["fingerprint"] for part in ("train", "validation")]
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; run `leuko-train fit` first") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} was not written by `leuko-train fit` ({error!r}); train again") from error
+    if same != [fingerprint(train), fingerprint(validation)]:
+        raise DataError(
+            f"the manifest does not have the images that {run} was trained on: give its own with --manifest"
+        )
+    return table

@@ -22,7 +22,6 @@ from torch import nn
 from training.config import TrainConfig
 from training.data import Row
 from training.drafts import draft_of
-from training.errors import DataError
 from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
@@ -88,15 +87,11 @@ def fit_shared(
     rows = shared_rows(train, validation)
     if not config.shared_epochs:
         return config.initial
-    if not rows:
-        raise DataError(
-            f"shared_epochs = {config.shared_epochs} needs a second laboratory's archive in the manifest; for"
-            " one laboratory alone use --set shared_epochs=0, and --set 'mix={…}' with its name"
-        )
     mix = mix_of(rows, config)
     weights = run / SHARED / "weights.safetensors"
     if not weights.is_file():
         shared = replace(config, epochs=config.shared_epochs, coarse_epochs=config.shared_epochs, mix=mix)
+        shared = replace(shared, monitor="last", patience=0)  # without validation
         best = fit_once(rows, [], patches, shared, run / SHARED)
         do_once(processes, lambda: save_start(best, config, weights))
     return str(weights)

@@ -32,9 +32,8 @@ def start_from(network: Network, initial: str, images: DataLoader[Batch]) -> lis
         return load_matching(
             network, ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
         )
+    check_initial(initial)
     path = Path(initial)
-    if not path.is_file():
-        raise RecipeError(f"initial = {initial!r} is neither imagenet, nor random, nor an existing file")
     if path.suffix == ".npz":
         return load_folded(network, path, images)
     state = (
@@ -43,6 +42,12 @@ def start_from(network: Network, initial: str, images: DataLoader[Batch]) -> lis
         else torch.load(path, map_location="cpu", weights_only=True)
     )
     return load_matching(network, state)
+
+
+def check_initial(initial: str) -> None:
+    """Raise RecipeError if these weights do not exist."""
+    if initial not in ("imagenet", "random") and not Path(initial).is_file():
+        raise RecipeError(f"initial = {initial!r} is neither imagenet, nor random, nor an existing file")
 
 
 def load_matching(network: Network, state: State) -> list[str]:

@@ -13,10 +13,12 @@ from app.engine.bundle import CLASSES
 from training.calibration import temperature_for
 from training.config import read_config
 from training.data import Row
+from training.fit import read_facts
 from training.laboratory import Interval, Laboratory
 from training.review import ReviewLimits, laboratories_of, limits_elsewhere
 from training.rows import choose_rows, other_cells
 from training.scored import HeldOut, score_folds
+from training.selection import check_archives
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -31,6 +33,8 @@ def leave_out(rows: Sequence[Row], run: Path, right_when_kept: float) -> list[La
     """
     config = read_config(run / "config.json")
     train, validation = choose_rows(rows, config)
+    check_archives([*train, *validation, *other_cells(rows)])
+    read_facts(run, train, validation)
     held_out = score_folds(run, train, validation, other_cells(rows), config)
     temperature = temperature_for(held_out.logits, held_out.labels, held_out.weights)
     return judge(held_out, temperature, limits_elsewhere(held_out, temperature, right_when_kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
 from app.engine.bundle import CLASSES
-from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from training.config import TrainConfig
 from training.data import Row
 from training.errors import DataError
 from training.images import ImageArchive
 from training.patches import Patches
+from training.verified import read_image
 
 OUTLIER = -1  # class index of a cell of no class
 Batch = tuple[Tensor, Tensor, Tensor]  # pixels uint8 [n, side, side, 3], labels [n], weights [n]
@@ -38,7 +39,7 @@ class FramedCells(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         row = self.rows[index]
-        image = decode(self.archives[row.archive].read(row.path))
+        image = read_image(row, self.archives[row.archive].read(row.path))
         pixels = torch.from_numpy(frame_cell(image, self.preprocessing).pixels.copy())
         return pixels, torch.tensor(label_index(row)), torch.tensor(self.weights[index])
 
@@ -128,11 +129,8 @@ def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
     Raise DataError if the manifest's laboratories are not those of the mix.
     """
     names = [row.laboratory for row in rows]
-    if set(names) != set(mix):
-        raise DataError(
-            f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(sorted(set(names)))}: "
-            "create the manifest from those archives, or set other shares with `--set 'mix={…}'`"
-        )
+    for problem in mix_problem(rows, mix):
+        raise DataError(problem)
     weights = [0.0] * len(rows)
     for name, share in mix.items():
         members = [i for i, each in enumerate(names) if each == name]
@@ -140,3 +138,15 @@ def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
         for i, weight in zip(members, balanced, strict=True):
             weights[i] = share * weight / len(members)
     return weights
+
+
+def mix_problem(rows: Sequence[Row], mix: Mapping[str, float]) -> list[str]:
+    """Return in words, if so, that the rows' laboratories are not those of the mix."""
+    names = sorted({row.laboratory for row in rows})
+    if not mix or names == sorted(mix):
+        return []
+    shares = ", ".join(f"{json.dumps(name, ensure_ascii=False)} = 1" for name in names)
+    return [
+        f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(names)}: create the manifest"
+        f" from those archives, or set shares of these, as with --set 'mix={{ {shares} }}'"
+    ]

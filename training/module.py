@@ -121,7 +121,11 @@ class Finetuning(LightningModule):
         if config.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.1)
+        if steps < 2:
+            return optimizer
+        # At least two steps of warm-up: with one, OneCycleLR divides by 0.
+        warm_up = max(0.1, 2 / steps)
+        schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=warm_up)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -19,7 +19,6 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from app.imaging.decode import decode
 from app.imaging.framing import Pixels, Preprocessing, choose_frame, whiten
 from app.imaging.nucleus import find_nucleus
 from app.imaging.thumbnail import Thumbnail
@@ -27,6 +26,7 @@ from training.config import Augmentation, TrainConfig
 from training.data import Row, fingerprint
 from training.drafts import draft_of
 from training.images import ImageArchive
+from training.verified import read_image
 
 MOST_ROOM = 2.0  # times the frame's side; black beyond that
 
@@ -70,7 +70,7 @@ class PatchCutter(Dataset[Pixels]):
 
     def __getitem__(self, index: int) -> Pixels:
         row = self.rows[index]
-        image = decode(self.archives[row.archive].read(row.path))
+        image = read_image(row, self.archives[row.archive].read(row.path))
         return cut_patch(image, self.preprocessing, self.side, self.room).copy()
 
 

@@ -19,7 +19,7 @@ from app.evaluation.report import Report, evaluate
 from training.card import model_card
 from training.config import config_from, read_config
 from training.data import Progress, Row, fingerprint
-from training.drafts import draft_of_folder
+from training.drafts import draft_of_folder, recover_folder
 from training.errors import DataError
 from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
 from training.findings import (
@@ -35,6 +35,7 @@ from training.history import History, mean_history, read_history
 from training.paper import PAPER_RECIPE
 from training.results import CONFUSION, CURVES, RELIABILITY, RISK
 from training.rows import FOLDED, fold_paths
+from training.selection import check_archives
 from training.served import classify, frame_background
 from training.split import thin
 
@@ -71,9 +72,12 @@ def report(
     of the paper's recipe, shown beside the paper's figures; replace: even if the bundle has a report already.
     The bundle's folder is replaced as a whole. Raise DataError if split or run do not fit.
     """
+    recover_folder(bundle)
     if (bundle / REPORT).is_file() and not replace:
         raise DataError(f"{bundle} has a report already: copy the bundle, or add --replace")
     chosen = rows_of_split(rows, split)
+    others = [row for row in rows if not row.known and row.split == "test"]
+    check_archives([*chosen, *others])
     classifier = load(bundle, engine)
     config: Table = json.loads((bundle / "config.json").read_text())
     history = read_own_history(run, config["training"]["recipe"]) if run else None
@@ -81,7 +85,6 @@ def report(
     answers = classify(classifier, chosen, progress)
     exact = classify(load(bundle, "torch"), chosen, progress)
     without_cell = classify(classifier, thin(chosen, WINDOWS, 0), progress, frame_background)
-    others = [row for row in rows if not row.known and row.split == "test"]
     other_answers = classify(classifier, others, progress)
     scores = score(chosen, answers, classifier.bundle.labels)
     table = asdict(scores) | describe(classifier, config, rows, chosen, answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from app.engine.bundle import CLASSES
 from training.config import TrainConfig
 from training.data import Row
 from training.errors import DataError
-from training.split import hold_out, into_folds, thin
+from training.split import hold_out, into_folds, source_labels, thin
 
 FOLDED = ("folds", "laboratories")  # values of `select_on` that train a network without each part
 
@@ -20,10 +21,13 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
     With folds or laboratories, both have the same photos and `fold_rows` separates them.
     """
     rows = [row for row in rows if row.known]
+    if not rows:
+        raise DataError(f"the manifest has no images of {', '.join(CLASSES)}")
     train = [row for row in rows if row.split == "train"]
     if config.select_on in ("holdout", *FOLDED):
         validation = [row for row in train if row.certain]
         if config.select_on == "holdout":
+            check_sources([row for row in train if row.certain], 2, "to hold photos out")
             train, validation = hold_out(train, config.holdout, config.seed)
         validation = thin(validation, config.holdout_files, 0) if config.holdout_files else validation
         if config.select_on != "laboratories":
@@ -34,10 +38,36 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
         validation = [row for row in rows if row.split == config.select_on]
     if config.files:
         train = thin(train, config.files, config.seed)
-    for name, chosen in (("train", train), ("validation", validation)):
-        if missing := sorted(set(CLASSES) - {row.label for row in chosen}):
-            raise DataError(f"no {name} images of {', '.join(missing)}; check the manifest's column `split`")
+    if missing := sorted(set(CLASSES) - {row.label for row in train}):
+        raise DataError(
+            f"no train images of {', '.join(missing)}: no such row has split train and a certain source"
+        )
+    if missing := sorted(set(CLASSES) - {row.label for row in validation}):
+        raise DataError(f"no validation images of {', '.join(missing)}: {advice(config)}")
     return train, validation
+
+
+def advice(config: TrainConfig) -> str:
+    """Say where the missing images for validation may come from."""
+    if config.select_on in ("holdout", *FOLDED):
+        return "the first archive needs training images of each class whose source is certain"
+    ratio = "80:20" if config.select_on == "test" else "80:10:10"
+    return (
+        f"the recipe selects on the split {config.select_on}; create the manifest with `leuko-train data"
+        f" ARCHIVE --split {ratio}`, or hold training photos out with --set 'select_on=\"holdout\"'"
+    )
+
+
+def check_sources(rows: Sequence[Row], least: int, purpose: str) -> None:
+    """Raise DataError that names each class with fewer sources, and what to do."""
+    counts = Counter(source_labels(rows).values())
+    few = [
+        f"{label} has {counts[label]} source photos, too few {purpose}"
+        for label in sorted(counts)
+        if counts[label] < least
+    ]
+    if few:
+        raise DataError(f"{'; '.join(few)}: add photos or slides, {least} of each class")
 
 
 def other_cells(rows: Sequence[Row]) -> list[Row]:
@@ -80,7 +110,10 @@ def fold_rows(
     if config.select_on == "laboratories":
         laboratories = sorted({row.laboratory for row in validation})
         if len(laboratories) < 2:
-            raise DataError("leaving one laboratory out needs the archives of at least two in the manifest")
+            raise DataError(
+                "leaving one laboratory out needs the archives of at least two in the manifest: name all of"
+                " them in one `leuko-train data FIRST=a.zip SECOND=b.zip`"
+            )
         return [
             (
                 [row for row in train if row.laboratory != laboratory],
@@ -88,6 +121,9 @@ def fold_rows(
             )
             for laboratory in laboratories
         ]
+    fewest = min(Counter(source_labels(validation).values()).values())
+    fewer = f" (or --set folds={fewest})" if fewest > 1 else ""
+    check_sources(validation, config.folds, f"for {config.folds} folds{fewer}")
     fold = into_folds(validation, config.folds, config.seed)
     return [
         (

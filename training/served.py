@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -12,12 +11,11 @@ from PIL import Image
 
 from app.engine.classifier import Classifier, Prediction
 from app.errors import EngineError
-from app.imaging.decode import decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell
 from training.data import Progress, Row
-from training.errors import DataError
 from training.findings import beside_the_cell
 from training.images import ImageArchive
+from training.verified import read_image
 
 BATCH = 32  # images; the service's default
 READERS = 4  # threads that decode
@@ -52,16 +50,6 @@ def answer(classifier: Classifier, rows: Sequence[Row], cells: Sequence[Cell]) -
             raise EngineError(f"{row.archive}: {row.path}: {result.detail}")
         answers.append(result)
     return answers
-
-
-def read_image(row: Row, data: bytes) -> Image.Image:
-    # the report has the manifest's fingerprint, so the files must be those of the manifest
-    if hashlib.sha256(data).hexdigest() != row.sha256:
-        raise DataError(
-            f"{row.archive}: {row.path} has changed since the manifest was created; "
-            "create it again with `leuko-train data`"
-        )
-    return decode(data)
 
 
 def frame_background(image: Image.Image, preprocessing: Preprocessing) -> Cell | None:

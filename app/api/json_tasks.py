@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from app import __version__, validation
 from app.api.json_response import render
 from app.archives.file_labels import class_indices
+from app.archives.spelling import composed
 from app.engine.bundle import Bundle
 from app.errors import BadLabels, TooLarge
 from app.evaluation import report
@@ -96,7 +97,7 @@ class ScoreOutcomes:
             None if predictions is None else class_indices("predictions", predictions, self.labels),
             outcomes.probabilities,
             names=self.labels,
-            groups=outcomes.groups,
+            groups=outcomes.groups and [composed(g) if isinstance(g, str) else g for g in outcomes.groups],
         )
         return Finished(render(Report(request_id=self.request_id, **asdict(scores))))
 

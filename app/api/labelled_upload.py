@@ -12,6 +12,7 @@ from app.archives.file_labels import Texts, class_indices, parse_mapping
 from app.archives.image_files import LeftOut
 from app.archives.images import StoredImage, archive_images
 from app.archives.labelled_archive import ArchiveLimits, open_archive
+from app.archives.spelling import path_key
 from app.errors import BadLabels, Unusable
 
 
@@ -48,10 +49,12 @@ def _in_form(
     files: Sequence[Part], parts: Sequence[Part], labels: Sequence[str], most: int
 ) -> list[StoredImage]:
     if not parts:
-        raise BadLabels("the part labels is missing: a JSON object or two-column CSV, file name to class")
+        raise BadLabels(
+            "the part labels is missing: a JSON object or a table (CSV) of two columns, file name and class"
+        )
     classes = parse_mapping(parts[0].data, most)
     names = [file.filename or "" for file in files]
-    if len(set(names)) < len(names):
+    if len({path_key(name) for name in names}) < len(names):
         raise BadLabels("two parts named files have the same file name, so their labels are ambiguous")
     if missing := sum(name not in classes for name in names):
         raise BadLabels(f"{missing} of {len(names)} files have no label")

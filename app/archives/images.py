@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from app.archives.image_files import LeftOut, left_out_line
 from app.archives.labelled_archive import ArchiveLimits, LabelledArchive, class_of, open_archive
+from app.archives.spelling import did_you_mean
 from app.archives.walk import Files, list_images, why
 from app.errors import BadArchive, RequestError, Unreadable, Unusable
 from app.lazy_sequence import LazySequence
@@ -109,7 +110,9 @@ def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> Images:
     for name in sorted([*files.stamps, *files.unread]):
         label = class_of(PurePosixPath(name), classes)
         if label is None and name in files.stamps:
-            raise BadArchive(f"{folder} holds images outside folders named {', '.join(labels)}")
+            question = did_you_mean(PurePosixPath(name).parts[:-1], labels)
+            detail = f"{folder} holds images outside folders named {', '.join(labels)}; {question}"
+            raise BadArchive(detail.rstrip("; "))
         images.append(StoredImage(name, _reader(folder, name, files, most), -1 if label is None else label))
     if not images:
         line = left_out_line(files.left_out)

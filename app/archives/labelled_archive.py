@@ -1,8 +1,8 @@
 """A ZIP of images with one folder per class; its content is never written to disk.
 
-The class of an image is the nearest parent folder named after a class, in any case. Files that are no images
-by the rule of `image_files` are left out and counted. An image outside every class folder is an error, and so
-is an archive inside the archive, wherever it is.
+The class of an image is the nearest parent folder named after one (`spelling.find_class`). Files that are no
+images by the rule of `image_files` are left out and counted. An image outside every class folder is an error,
+and so is an archive inside the archive, wherever it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name, left_out_line
+from app.archives.spelling import MOST_COMPARED, did_you_mean, find_class
 from app.archives.zip_directory import LINK, Listed, Packed, locate, read_directory
 from app.archives.zip_directory import ArchiveLimits as ArchiveLimits
 from app.errors import BadArchive, TooLarge, UndecodableImage
@@ -125,6 +126,7 @@ def open_archive(
     classes = {label.casefold(): index for index, label in enumerate(labels)}
     opened, images, left_out = PackedFile(file), list[tuple[ArchiveEntry, Packed]](), LeftOut()
     outside = 0
+    folders: set[str] = set()  # some of those that these are in
     for packed in read_directory(file, limits):
         kind = opened.kind(packed)
         if kind is not Kind.IMAGE:
@@ -133,17 +135,20 @@ def open_archive(
         label = class_of(PurePosixPath(packed.name), classes)
         if label is None:
             outside += 1
+            if len(folders) < MOST_COMPARED:
+                folders.update(PurePosixPath(packed.name).parts[:-1])
         else:
             images.append((ArchiveEntry(packed.name, label), packed))
     if outside or not images:
-        raise BadArchive(_advice(outside, left_out, labels))
+        advice = _advice(outside, left_out, labels)
+        raise BadArchive(f"{advice}; {did_you_mean(folders, labels)}".rstrip("; "))
     return LabelledArchive(opened, images, left_out)
 
 
 def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
     """Return the class of the nearest parent folder named after one; the keys of `classes` are casefolded."""
-    folders = (part.casefold() for part in reversed(path.parts[:-1]))
-    return next((classes[folder] for folder in folders if folder in classes), None)
+    found = (find_class(folder, classes) for folder in reversed(path.parts[:-1]))
+    return next((label for label in found if label is not None), None)
 
 
 def _advice(outside: int, left_out: LeftOut, labels: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from typing import BinaryIO
 
+from app.archives.spelling import composed
 from app.child_process import Child, ChildTimeout, ChildTooLarge
 from app.errors import BadLabels
 
@@ -26,12 +27,13 @@ def pattern_child(limit_s: float = LIMIT_S) -> Child:
 def search(names: Sequence[str], pattern: str, child: Child) -> list[bytes | None]:
     """Return what the pattern's first group captures in each name, in UTF-8, None if it does not match.
 
+    Names and pattern are composed, so that an ü matches however it is written.
     child: made by `pattern_child`, so that it can be closed. Raise BadLabels, ChildEnded if it was closed.
     """
     if len(pattern) > MAX_PATTERN:
         raise BadLabels(f"the group pattern has over {MAX_PATTERN} characters")
     try:
-        output = child.run(_pack([pattern, *names]))
+        output = child.run(_pack(map(composed, [pattern, *names])))
     except ChildTimeout:
         raise BadLabels("the group pattern took too long: make it simpler") from None
     except ChildTooLarge:

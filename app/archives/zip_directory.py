@@ -3,12 +3,16 @@
 Entries that declare too many bytes or overlap raise `TooLarge`; everything else that an ordinary
 archiver does not write raises `BadArchive`. `zipfile` is used only to parse the directory: up to CPython
 3.11.13 it checks neither overlap nor paths.
+
+A name is in UTF-8 if its flag says so, if an extra field repeats it in UTF-8, or if its bytes are valid
+UTF-8, as macOS writes them without the flag; else it is in code page 437 (APPNOTE 6.3.10, appendix D).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import inf
@@ -23,6 +27,8 @@ from app.units import GIB, MIB
 
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits: encryption, strong encryption, masked headers
 LINK = "is a link or a special file"
+_UTF8 = 0x800  # flag bit: the name is in UTF-8
+_UNICODE_PATH = 0x7075  # extra field: the name in UTF-8, beside the CRC-32 of the bytes of the other
 _LOCAL_HEADER = struct.Struct("<26xHH")  # length of name, length of extra field
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 _MEAN_ENTRY = 256  # bytes of directory per entry allowed on average
@@ -76,7 +82,7 @@ def read_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Packed]:
 
 def list_directory(file: BinaryIO, limits: ArchiveLimits) -> list[Listed]:
     """Return the entries that are files, not checked. Raise TooLarge or BadArchive for the directory."""
-    return [_listed(info) for info in _parse(file, limits)[0] if not info.filename.endswith("/")]
+    return [entry for entry in map(_listed, _parse(file, limits)[0]) if not entry.name.endswith("/")]
 
 
 def locate(file: BinaryIO, entry: Listed, end: float = inf) -> Packed:
@@ -136,14 +142,14 @@ def _check_entries(directory: Sequence[ZipInfo]) -> None:
     # Errors give numbers, since names may be a patient's.
     names: set[str] = set()
     for number, info in enumerate(directory, 1):
-        flaw = _flaw(info) or ("has the same path as another entry" if info.filename in names else None)
+        name = _name(info)
+        flaw = _flaw(name, info) or ("has the same path as another entry" if name in names else None)
         if flaw is not None:
             raise BadArchive(f"entry {number} of the archive {flaw}")
-        names.add(info.filename)
+        names.add(name)
 
 
-def _flaw(info: ZipInfo) -> str | None:
-    name = info.orig_filename
+def _flaw(name: str, info: ZipInfo) -> str | None:
     if len(name) > _MAX_PATH or len(name.encode("utf-8", "surrogatepass")) > _MAX_PATH:
         return f"has a path of over {_MAX_PATH} bytes"
     if name.startswith("/") or name[1:2] == ":" or "\\" in name or "\0" in name or ".." in name.split("/"):
@@ -165,9 +171,34 @@ def _unreadable(info: ZipInfo) -> str:
     return ""
 
 
+def _name(info: ZipInfo) -> str:
+    """Return the path as the archiver meant it, unchecked."""
+    name = info.orig_filename
+    if info.flag_bits & _UTF8 or (name.isascii() and not info.extra):
+        return name
+    stored = name.encode("cp437")  # what zipfile decoded it from
+    for field, content in _extra_fields(info.extra):
+        crc = int.from_bytes(content[1:5], "little")
+        if field == _UNICODE_PATH and content[:1] == b"\1" and crc == zlib.crc32(stored):
+            stored = content[5:] or stored
+            break
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return name
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield id and content of each extra field (APPNOTE 6.3.10, 4.5)."""
+    while len(extra) >= 4:
+        field, size = struct.unpack_from("<HH", extra)
+        yield field, extra[4 : 4 + size]
+        extra = extra[4 + size :]
+
+
 def _listed(info: ZipInfo) -> Listed:
     return Listed(
-        name=info.filename,
+        name=_name(info).partition("\0")[0],
         header=info.header_offset,
         packed=info.compress_size,
         size=info.file_size,

@@ -244,6 +244,8 @@ def assign(images: Images, groups: Path | str | None) -> list[bytes] | None:
         grouping = groups if isinstance(groups, str) else parse_mapping(groups.read_bytes())
     except OSError as error:
         raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
+    except BadLabels as error:
+        raise BadLabels(f"{groups}: {error.detail}") from None
     assigned = dict(zip(names, assign_groups(names, grouping), strict=True))
     return [assigned.get(image.name, b"") for image in images.found]
 

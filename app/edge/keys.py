@@ -84,11 +84,11 @@ def _append(file: FileIO, line: bytes) -> None:
 def parse_keys(text: str) -> tuple[Key, ...]:
     """Parse one key per line: id, comma-separated scopes, SHA-256 of the secret, and optionally weight=N.
 
-    # starts a comment.
+    # starts a comment; a byte order mark at the start is skipped.
     Raise SettingsError, which names the line.
     """
     keys = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         fields = line.partition("#")[0].split()
         if not fields:
             continue

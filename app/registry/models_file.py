@@ -61,9 +61,12 @@ class _ModelsFile(BaseModel):
 
 
 def parse_models(text: str) -> tuple[ModelEntry, ...]:
-    """Parse the file; the first entry is the default model. Raise SettingsError, which names every error."""
+    """Parse the file; the first entry is the default model. A byte order mark at the start is skipped.
+
+    Raise SettingsError, which names every error.
+    """
     try:
-        models = _parse(text)
+        models = _parse(text.removeprefix("\ufeff"))
     except RecursionError:
         raise SettingsError("not valid TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError; a number of thousands of digits

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import tracemalloc
+import unicodedata
 
 import pytest
 
-from app.archives.file_labels import Texts, assign_groups, parse_mapping
+from app.archives.file_labels import Texts, assign_groups, class_indices, parse_mapping
 from app.archives.pattern_search import MAX_PATTERN, pattern_child
 from app.errors import BadLabels
+from tests.pictures import case
+
+EXPECTED = {"a.png": "neutrophil", "b.png": "monocyte"}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,64 @@ from app.errors import BadLabels
     ],
 )
 def test_a_mapping_is_read_from_csv_or_json(data: bytes) -> None:
-    assert parse_mapping(data) == {"a.png": "neutrophil", "b.png": "monocyte"}
+    assert parse_mapping(data) == EXPECTED
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_is_read_as_people_save_it(delimiter: str, encoding: str) -> None:
+    rows: list[tuple[str, ...]] = [*EXPECTED.items()]
+    quoted: list[tuple[str, ...]] = [tuple(f'"{cell}"' for cell in row) for row in rows]
+    blank: list[tuple[str, ...]] = [(), ("", "", ""), ("  ",), ()]
+    tables = [
+        rows,
+        quoted,
+        [*rows, *blank],
+        [("File Name", "Label"), *rows],
+        [(), ("image_path", "class"), *rows],
+    ]
+    for table in tables:
+        for between in (delimiter, f"{delimiter} ", f" {delimiter}"):
+            for end in ("\n", "\r\n", "\r"):
+                text = end.join(between.join(row) for row in table)
+                if between[0] == " " and table is quoted:
+                    continue  # `"a" ,` is not CSV
+                assert parse_mapping(text.encode(encoding)) == EXPECTED
+
+
+def test_a_byte_order_mark_of_the_other_end_is_read() -> None:
+    assert parse_mapping("\ufeffa.png;s1\n".encode("utf-16-be")) == {"a.png": "s1"}
+    assert parse_mapping('{"a.png": "s1"}'.encode("utf-16")) == {"a.png": "s1"}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"Doe, J 1.png;s1\nDoe, J 2.png;s2\n", {"Doe, J 1.png": "s1", "Doe, J 2.png": "s2"}),
+        (b"Doe, J 1;s1\nRoe;s2\n", {"Doe, J 1": "s1", "Roe": "s2"}),
+        (b"a;1.png,s1\nb;2.png,s2\n", {"a;1.png": "s1", "b;2.png": "s2"}),
+        (b"a;1.png\ts1, left\nb;2.png\ts2, right\n", {"a;1.png": "s1, left", "b;2.png": "s2, right"}),
+        (b"a.png;s1, s2\n", {"a.png": "s1, s2"}),
+        (b"sep=;\r\nfile;label\r\na.png;s1,5\r\n", {"a.png": "s1,5"}),
+        (b'"sep=,"\na.png,s1;5\n', {"a.png": "s1;5"}),
+        (b"file;label;;\na.png;s1;;\n;;;\n", {"a.png": "s1"}),
+        (b'"a ""left"".png";"s;1"\n', {'a "left".png': "s;1"}),
+    ],
+)
+def test_the_delimiter_is_the_one_that_makes_two_columns(data: bytes, expected: dict[str, str]) -> None:
+    assert parse_mapping(data) == expected
+
+
+def test_a_large_table_is_told_by_its_start() -> None:
+    rows = "".join(f"cells, {number}.png;slide {number // 10}\n" for number in range(20_000))
+    mapping = parse_mapping(rows.encode("utf-16"))
+    assert len(mapping) == 20_000
+    assert mapping["cells, 19999.png"] == "slide 1999"
+
+
+@pytest.mark.parametrize("name", ["semicolon.csv", "src-bom.csv", "groups-nfc.csv"])
+def test_the_tables_that_users_sent_are_read(name: str) -> None:
+    assert len(parse_mapping(case(name).read_bytes())) == 8
 
 
 def test_a_repeated_row_that_agrees_is_accepted() -> None:
@@ -40,13 +101,20 @@ def test_a_quoted_comma_belongs_to_the_name() -> None:
     ("data", "complaint"),
     [
         (b"a.png,s1\na.png,s2\n", "line 2"),
+        (b"\xef\xbb\xbffile;source\r\na.png;s1\r\n\r\na.png;s2\r\n", "line 4"),
+        ("a.png\ts1\na.png\ts2\n".encode("utf-16"), "line 2"),
+        ("ü.png,s1\nu\u0308.png,s2\n".encode(), "line 2"),
+        (b"a/b.png,s1\na\\b.png,s2\n", "line 2"),
         (b'{"a.png": "s1", "a.png": "s2"}', "entry 2"),
         (b"a.png,s1,extra\n", "3 columns"),
         (b"a.png\n", "1 columns"),
         (b"a.png,\n", "empty"),
         (b" ,s1\n", "empty"),
         (b"a.png,\xff\n", "UTF-8"),
-        ("a.png,s1\n".encode("utf-16"), "UTF-8"),
+        ("ü.png;s1\n".encode("cp1252"), "CSV UTF-8"),
+        ("a.png;s1\n".encode("utf-16")[:-1], "UTF-16"),
+        (b"a.png s1\n", "comma, semicolon or tab"),
+        (b"a.png;s1\nb.png;s1\nc.png,s1\n", "line 3 has 1 columns"),
         (b'"a.png,s1\n', "not CSV"),
         (b'a.png,"' + b"x" * 200_000 + b'"\n', "not CSV"),
         (b"", "no file"),
@@ -130,3 +198,30 @@ def test_a_wide_character_does_not_make_a_mapping_take_four_times_its_bytes() ->
         tracemalloc.stop()
     assert len(mapping) == 5000
     assert peak < 2.5 * len(data)
+
+
+def test_names_are_found_however_they_are_spelled() -> None:
+    composed, decomposed = "Müller/ü 1.png", unicodedata.normalize("NFD", "Müller/ü 1.png")
+    for written, asked in ((composed, decomposed), (decomposed, composed)):
+        mapping = parse_mapping(f"{written};Frau Möller\n".encode())
+        assert mapping[asked] == "Frau Möller"
+        assert assign_groups([asked], mapping) == ["Frau Möller".encode()]
+        assert assign_groups([asked], "^(M.)ller") == ["Mü".encode()]
+        assert assign_groups([asked], f"({written.partition('ller')[0]})") == ["Mü".encode()]
+    assert assign_groups(["a/b.png"], parse_mapping(b".\\a\\b.png,s1\n")) == [b"s1"]
+
+
+def test_a_source_is_one_however_it_is_spelled() -> None:
+    mapping = parse_mapping("a.png,Mu\u0308ller\nb.png,Müller\n".encode())
+    assert len({*assign_groups(["a.png", "b.png"], mapping)}) == 1
+
+
+def test_labels_are_classes_in_any_case_with_blanks_and_in_the_plural() -> None:
+    labels = ("eosinophil", "monocyte")
+    assert class_indices("labels", ["MONOCYTES", " Eosinophil ", "monocyte", 1], labels) == [1, 0, 1, 1]
+    with pytest.raises(
+        BadLabels, match=r"labels\[1\] is none of eosinophil, monocyte; did you mean monocyte\?"
+    ):
+        class_indices("labels", ["monocyte", "Monozyte"], labels)
+    with pytest.raises(BadLabels, match=r"none of eosinophil, monocyte$"):
+        class_indices("labels", ["basophil"], labels)

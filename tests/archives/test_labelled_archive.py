@@ -7,11 +7,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import pytest
 
+from app.archives.file_labels import assign_groups, parse_mapping
 from app.archives.image_files import Kind
 from app.archives.labelled_archive import ArchiveEntry, ArchiveLimits, LabelledArchive, open_archive
 from app.errors import BadArchive, TooLarge, UndecodableImage
 from tests.fake_classifier import png
-from tests.pictures import real
+from tests.pictures import case, real
 from tests.zips import DIRECTORY, LABELS, declare, pack, patch
 
 CONTENT = b"the bytes of an image " * 20
@@ -29,6 +30,27 @@ def labels(*names: str) -> dict[str, str]:
 def test_the_class_is_the_nearest_folder_named_after_one_in_any_case() -> None:
     classes = labels("a/b/EOSINOPHIL/1.jpeg", "Lymphocyte/2.png", "monocyte/neutrophil/deep/3.tif")
     assert list(classes.values()) == ["eosinophil", "lymphocyte", "neutrophil"]
+
+
+def test_a_class_folder_may_have_blanks_around_its_name_and_a_plural_s() -> None:
+    classes = labels("Eosinophils/1.png", " lymphocyte /2.png", "set/MONOCYTES /3.png", "neutrophils/x/4.png")
+    assert list(classes.values()) == list(LABELS)
+
+
+def test_a_misspelled_class_folder_is_asked_about() -> None:
+    with pytest.raises(BadArchive, match=r"2 images .* at any depth; did you mean lymphocyte, neutrophil\?$"):
+        labels("monocyte/a.png", "Neutrofil/b.png", "lymfocyte/c.jpg")
+    with pytest.raises(BadArchive, match=r"at any depth$"):
+        labels("monocyte/a.png", "basophil/c.jpg")
+
+
+@pytest.mark.parametrize("name", ["mac-utf8.zip", "nfd.zip"])
+def test_the_archives_that_users_sent_fit_their_groups(name: str) -> None:
+    with open_archive(case(name).open("rb"), LABELS) as archive:
+        names = [entry.name for entry in archive.entries]
+    assert assign_groups(names, parse_mapping(case("groups-nfc.csv").read_bytes())) == [
+        str(number).encode() for number in range(8)
+    ]
 
 
 def test_a_file_named_after_a_class_has_no_class_by_it() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.archives.labelled_archive import open_archive
-from app.archives.zip_directory import ArchiveLimits, read_directory
+from app.archives.zip_directory import ArchiveLimits, list_directory, read_directory
 from app.errors import BadArchive, RequestError, TooLarge
 from tests.pictures import real
 from tests.zips import DIRECTORY, LABELS, LOCAL, declare, pack, pack_one, patch, rename
@@ -31,6 +31,42 @@ def refuse(data: bytes, error: type[RequestError], limits: ArchiveLimits = LIMIT
 def test_files_are_listed_and_folders_are_not() -> None:
     entries = read_directory(io.BytesIO(pack({"a/": b"", "a/b.png": b"12", "c": b""})), LIMITS)
     assert [(entry.name, entry.size) for entry in entries] == [("a/b.png", 2), ("c", 0)]
+
+
+def names(data: bytes) -> list[str]:
+    """Return the paths, of which those checked and those not checked are the same."""
+    checked = [entry.name for entry in read_directory(io.BytesIO(data), LIMITS)]
+    assert [entry.name for entry in list_directory(io.BytesIO(data), LIMITS)] == checked
+    return checked
+
+
+def unflagged(name: bytes, extra: bytes = b"") -> bytes:
+    """Return a ZIP of one entry whose name has no flag that says how it is encoded."""
+    info = ZipInfo("x" * len(name))
+    info.extra = extra
+    return rename(pack_one(info), info.filename.encode(), name)
+
+
+@pytest.mark.parametrize("name", ["Müller.png", "Mu\u0308ller.png", "細胞/😀.png", "a.png"])
+def test_names_in_utf_8_are_read_with_and_without_their_flag(name: str) -> None:
+    assert names(unflagged(name.encode())) == names(pack({name: b"1"})) == [name]
+
+
+def test_other_names_without_a_flag_are_in_code_page_437() -> None:
+    assert names(unflagged("Müller.png".encode("cp437"))) == ["Müller.png"]
+    assert names(unflagged("Müller.png".encode("latin-1"))) == ["Mⁿller.png"]
+
+
+def unicode_path(name: str, of: bytes) -> bytes:
+    content = b"\1" + struct.pack("<L", zlib.crc32(of)) + name.encode()
+    return struct.pack("<HH", 0x7075, len(content)) + content
+
+
+def test_an_extra_field_with_the_name_in_utf_8_is_believed_if_it_belongs_to_the_name() -> None:
+    stored = b"M_ller.png"
+    assert names(unflagged(stored, unicode_path("Müller.png", stored))) == ["Müller.png"]
+    assert names(unflagged(stored, unicode_path("Müller.png", b"other"))) == ["M_ller.png"]
+    assert "absolute" in refuse(unflagged(stored, unicode_path("../a.png", stored)), BadArchive)
 
 
 def test_an_archive_after_other_bytes_is_read() -> None:

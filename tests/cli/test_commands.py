@@ -172,6 +172,15 @@ def test_evaluate_takes_sources_from_a_file(tmp_path: Path, capsys: pytest.Captu
     assert printed_json(capsys)["groups"]["n"] == 4
 
 
+def test_a_line_that_contradicts_another_is_named_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = labelled_folder(tmp_path / "cells")
+    groups = write(tmp_path / "groups.csv", "\ufefffile;source\na.png;1\na.png;2\n".encode())
+    assert main(["evaluate", str(folder), "--groups", groups], load=load) == 1
+    assert_one_line(capsys, "groups.csv: line 3 repeats a file name with a different value")
+
+
 def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
     console = terminal()
     assert evaluate(labelled_folder(tmp_path), Settings(), load, groups=r"/(\d)-", console=console) == 0
@@ -195,6 +204,7 @@ def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
         (["absent.zip"], "absent.zip"),
         (["EMPTY"], "no images"),
         (["STRAY"], "outside"),
+        (["MISSPELT"], "did you mean neutrophil?"),
         (["CELLS", "--group-pattern", "x"], "no group"),
         (["CELLS", "--group-pattern", "(x)"], "6 of 6"),
         (["CELLS", "--groups", "absent.csv"], "absent.csv"),
@@ -205,7 +215,8 @@ def test_evaluate_says_what_it_cannot_use(
 ) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "stray/a.png", png(1))
-    folders = {"EMPTY": tmp_path / "empty", "STRAY": tmp_path / "stray"}
+    write(tmp_path / "misspelt/Neutrophiles/a.png", png(1))
+    folders = {word: tmp_path / word.lower() for word in ("EMPTY", "STRAY", "MISSPELT")}
     folders["CELLS"] = labelled_folder(tmp_path / "cells")
     assert main(["evaluate", *(str(folders.get(word, word)) for word in arguments)], load=load) == 1
     assert_one_line(capsys, complaint)

@@ -101,6 +101,15 @@ def test_a_key_has_the_weight_at_the_end_of_its_line_and_1_without() -> None:
     assert parse_keys("\n".join(map(str, keys))) == keys
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"\xef\xbb\xbf")
+    secret = add_key(path, "a", ["predict"])
+    found = Keys(path).find(secret)
+    assert found is not None
+    assert found.id == "a"
+
+
 def test_a_file_that_cannot_be_read_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         Keys(tmp_path / "absent")

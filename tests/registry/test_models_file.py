@@ -30,6 +30,10 @@ def test_the_file_lists_bundles_and_what_each_is_for() -> None:
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
+    assert parse_models('\ufeff[[models]]\nbundle = "a"') == (ModelEntry("a"),)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

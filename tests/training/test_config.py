@@ -204,6 +204,12 @@ def test_an_override_that_is_not_toml_is_refused() -> None:
         load_recipe("paper", ["initial=random"])
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_bytes(b"\xef\xbb\xbfepochs = 7\r\n")
+    assert load_recipe(str(recipe)).epochs == 7
+
+
 def test_a_recipe_that_is_not_a_toml_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image.toml").write_bytes(b"\xff\xd8\xff")
     for path in (tmp_path, tmp_path / "image.toml"):

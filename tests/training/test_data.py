@@ -274,6 +274,19 @@ def test_an_image_outside_the_class_folders_is_named(tmp_path: Path) -> None:
         build_manifest(tmp_path)
 
 
+def test_class_folders_are_found_as_people_spell_them(tmp_path: Path) -> None:
+    for shade, folder in enumerate(("Eosinophils", " lymphocyte", "MONOCYTES ", "neutrophil", "Basophils")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / folder / "a.png")
+    rows = build_manifest(tmp_path, others=["Basophil"])
+    assert sorted(row.label for row in rows) == ["basophil", *CLASSES]
+    (tmp_path / "neutrophil").rename(tmp_path / "neutrophill")
+    with pytest.raises(
+        DataError, match=r"neutrophill/a\.png .* did you mean neutrophil\? Else skip .* --leave-out"
+    ):
+        build_manifest(tmp_path, others=["basophil"])
+
+
 def test_folders_of_other_classes_and_hidden_files_are_skipped(
     archive: Path, sources: dict[str, str], rows: list[Row], tmp_path: Path
 ) -> None:
@@ -348,6 +361,70 @@ def test_a_file_that_is_not_a_zip_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.zip does not exist"):
         build_manifest(tmp_path / "nowhere.zip")
+
+
+def test_a_manifest_that_an_editor_gave_a_byte_order_mark_is_read(rows: list[Row], tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    write_manifest(rows, path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_manifest(path) == rows
+
+
+def test_a_manifest_that_is_cut_anywhere_is_refused(rows: list[Row], tmp_path: Path) -> None:
+    path = tmp_path / "manifest.csv"
+    write_manifest(rows[:2], path)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        if whole[:length].count(b"\n") == 2 and whole[length - 1 : length] == b"\n":
+            continue  # the first of the two images alone is a whole manifest
+        with pytest.raises(DataError, match=r"manifest\.csv is not a whole manifest: .*leuko-train data"):
+            read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        (b"archive,", b"archive;", "it lacks the columns archive, path"),
+        (b"certain", b"sure", "it lacks the columns certain"),
+        (b",laboratory", b",lab", "it has the unknown columns lab"),
+        (b",1,", b",yes,", "line 2 has 'yes' in the column certain"),
+        (b",train,", b",,", "line 2 has no split"),
+        (b",train,", b",train,train,", "line 2 does not have as many columns"),
+        (b",train,", b",", "line 2 does not have as many columns"),
+        (b",1,", b",1,0", "line 2 has no SHA-256"),
+        (b"\r\n", b"\r\n\x00\r\n", "line 2"),
+    ],
+)
+def test_what_is_wrong_with_a_manifest_is_said_with_its_line(
+    rows: list[Row], tmp_path: Path, before: bytes, after: bytes, complaint: str
+) -> None:
+    path = tmp_path / "manifest.csv"
+    write_manifest(rows[:2], path)
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+    with pytest.raises(DataError, match=complaint):
+        read_manifest(path)
+
+
+def test_other_files_are_no_manifests(tmp_path: Path, rows: list[Row]) -> None:
+    path = tmp_path / "manifest.csv"
+    write_manifest([rows[0], rows[0]], path)
+    with pytest.raises(DataError, match="line 3 repeats an image"):
+        read_manifest(path)
+    write_manifest([], path)
+    with pytest.raises(DataError, match="it has no images"):
+        read_manifest(path)
+    for content in (
+        b"",
+        b"\x89PNG\r\n\x1a\n\x00\xff",
+        "path,label\n".encode("utf-16"),
+        b'"' + b"x" * 200_000,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="is not a whole manifest"):
+            read_manifest(path)
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_manifest(tmp_path)
 
 
 def test_a_manifest_that_is_not_there_says_how_to_make_it(tmp_path: Path) -> None:

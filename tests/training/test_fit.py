@@ -10,6 +10,7 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ from training.config import TrainConfig, load_recipe
 from training.data import Row, checked_row, kaggle_row, with_kaggle_sources
 from training.errors import DataError, ExportError, RecipeError
 from training.export import check, export
-from training.fit import fit
+from training.fit import fit, read_facts
 from training.images import ImageArchive
-from training.module import BEST, LAST, load_checkpoint
+from training.module import BEST, LAST, Finetuning, load_checkpoint
+from training.network import Network
 from training.rows import choose_rows
 from training.split import thin
 
@@ -165,6 +167,52 @@ def test_a_finished_run_is_never_overwritten(rows: list[Row], run: Path) -> None
 def test_resuming_what_never_ran_is_refused(rows: list[Row], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="nothing to resume"):
         fit(rows, quick(), tmp_path / "run", resume=True)
+
+
+def test_other_images_than_the_runs_are_refused_when_it_is_resumed_or_exported(
+    photos: list[Row], run: Path, tmp_path: Path
+) -> None:
+    others = [replace(photos[0], sha256="0" * 64), *photos[1:]]
+    files = {path: path.read_bytes() for path in (run / "data.json", run / "config.json")}
+    with pytest.raises(DataError, match=r"does not have the images that .* was trained on"):
+        fit(others, quick("default", "schedule='constant'", "epochs=3"), run, resume=True)
+    with pytest.raises(DataError, match=r"does not have the images that .* was trained on"):
+        export(others, run, tmp_path / "out", name="x", version="1")
+    assert {path: path.read_bytes() for path in files} == files
+    for content in (b"", b"[]", b'{"train": {}}'):
+        (tmp_path / "data.json").write_bytes(content)
+        with pytest.raises(DataError, match="was not written by"):
+            read_facts(tmp_path, photos, photos)
+    with pytest.raises(DataError, match="run `leuko-train fit` first"):
+        read_facts(tmp_path / "nowhere", photos, photos)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 30])
+def test_a_schedule_of_any_number_of_steps_warms_up_and_ends(steps: int) -> None:
+    module = Finetuning(
+        Network(len(CLASSES), quick().preprocessing), quick("default", "schedule='one-cycle'")
+    )
+    module.trainer = Mock(estimated_stepping_batches=steps)
+    configured = module.configure_optimizers()  # type: ignore[no-untyped-call]
+    if steps == 1:
+        assert configured.param_groups[0]["lr"] == quick().learning_rate
+        return
+    schedule, rates = configured["lr_scheduler"]["scheduler"], []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        configured["optimizer"].step()
+        if len(rates) < steps:
+            schedule.step()
+    assert max(rates) > 0.9 * quick().learning_rate
+    assert rates[0] < max(rates)
+
+
+def test_an_image_that_changed_since_the_manifest_was_created_is_not_trained_on(
+    photos: list[Row], tmp_path: Path
+) -> None:
+    changed = [replace(row, sha256=f"{i:064}") for i, row in enumerate(photos)]
+    with pytest.raises(DataError, match=r"slides\.zip: .* has changed since the manifest was created"):
+        fit(changed, quick(), tmp_path / "run")
 
 
 def test_selecting_on_a_split_that_the_manifest_lacks_is_refused(rows: list[Row], tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def test_one_command_trains_without_each_laboratory_and_its_run_can_be_exported(
     other = str(shutil.copyfile(archive, tmp_path / "other.zip"))
     first = [row for row in rows if row.source.endswith(("0", "1"))]
     second = [replace(row, archive=other, laboratory="", source=f"other/{row.source}") for row in first]
-    unknown = [replace(row, label="basophil") for row in (first[0], first[1], second[0])]
+    spare = [replace(row, label="basophil") for row in rows if row.source.endswith("2")]
+    unknown = [*spare[:2], replace(spare[0], archive=other, laboratory="")]
     both = [*first, *second, *unknown]
     manifest, run, bundle = tmp_path / "manifest.csv", tmp_path / "run", tmp_path / "bundle"
     write_manifest(both, manifest)

@@ -39,7 +39,7 @@ MAX_PATTERN_BYTES = 1024
 MOST_WAITING = 4  # patterns of one caller
 PATTERNS = Pool("patterns", 2, MOST_WAITING)  # each waits for the process of one pattern
 
-MAPPING = "JSON object or two-column CSV from file name to "
+MAPPING = "JSON object, or table (CSV) of two columns, from file name to "
 BODY = form(
     "EvaluateForm",
     {
@@ -64,11 +64,12 @@ STREAM = event_stream(EVENTS, progress="EvaluationProgress", result="Evaluation"
 DESCRIPTION = """
 Send a labelled set: a ZIP in the part `archive`, or images in parts `files` with their classes in the part
 `labels`. If `groups` or `group_pattern` gives the source photo or patient of each image, confidence intervals
-are bootstrapped over sources instead of images. Images that cannot be decoded are left out of the report
-and listed in `errors`; an invalid archive is refused as a whole. Files of an archive that are no images, by
-suffix or content, are left out and counted in `warnings`. With `Accept: text/event-stream` the
-response is a stream of `progress` events that ends with one `result` or one `error` (a problem document).
-`/predict` has priority over `/evaluate`.
+are bootstrapped over sources instead of images. A table may be separated by commas, semicolons or tabs, in
+UTF-8 or UTF-16, with or without a header. In the names of classes, case, surrounding blanks and a plural s
+make no difference. Images that cannot be decoded are left out of the report and listed in `errors`; an
+invalid archive is refused as a whole. Files of an archive that are no images, by suffix or content, are left
+out and counted in `warnings`. With `Accept: text/event-stream` the response is a stream of `progress` events
+that ends with one `result` or one `error` (a problem document). `/predict` has priority over `/evaluate`.
 
     curl -F archive=@test.zip http://127.0.0.1:8000/evaluate
 """

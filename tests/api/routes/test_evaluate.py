@@ -147,6 +147,20 @@ def test_files_are_scored_by_a_mapping_of_labels(client: TestClient, labels: str
     assert [mistake["filename"] for mistake in report["misclassified"]] == ["b.png"]
 
 
+def test_names_and_tables_of_other_systems_are_understood(client: TestClient) -> None:
+    decomposed = {f"set/{label}s/u\u0308 1.png": png(grey) for label, grey in zip(LABELS, GREYS, strict=True)}
+    rows = [f"set\\{label}s\\ü 1.png;Frau {number // 2}" for number, label in enumerate(LABELS)]
+    parts = [
+        ("archive", ("set.zip", zipped(decomposed))),
+        ("groups", ("groups.csv", "\r\n".join(["file;source", *rows, ";"]).encode("utf-16"))),
+    ]
+    report = client.post("/evaluate", files=parts).json()
+    assert (report["n"], report["accuracy"], report["groups"]["n"]) == (4, 1.0, 2)
+    labels = "Datei;Klasse\nü.png;Monocytes\n"
+    assert files(client, "u\u0308.png", labels=labels).json()["per_class"]["monocyte"]["support"] == 1
+    assert "the same file name" in problem(files(client, "ü", "u\u0308", labels="ü,a"), 422, "bad_labels")
+
+
 @pytest.mark.parametrize(
     ("names", "parts", "code", "complaint"),
     [
