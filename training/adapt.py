@@ -190,7 +190,8 @@ def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None =
             ((weights - start) ** 2).sum() for weights, start in zip(after.parameters(), before, strict=True)
         )
         optimizer.zero_grad()
-        (loss + HELD * distance).backward()
+        total: Tensor = loss + HELD * distance
+        total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return after
 
@@ -216,9 +217,13 @@ def between(before: Network, after: Network, way: float) -> Network:
 @torch.no_grad()
 def run(network: Network, framed: Pixels) -> Outputs:
     """Run the network on framed cells uint8 [n, size, size, 3]."""
-    batches = [network(pixels)[:2] for pixels in torch.from_numpy(framed).split(BATCH)]
+    batches = [network(pixels)[:2] for pixels in batches_of(framed)]
     logits, features = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
     return Outputs(logits, features)
+
+
+def batches_of(framed: Pixels) -> list[Tensor]:
+    return [torch.from_numpy(framed[start : start + BATCH]) for start in range(0, len(framed), BATCH)]
 
 
 @torch.no_grad()
@@ -230,7 +235,7 @@ def renew_statistics(network: Network, framed: Pixels) -> Network:
             layer.reset_running_stats()
             layer.momentum = None  # a plain mean over the batches
     renewed.train()
-    for pixels in torch.from_numpy(framed).split(BATCH):
+    for pixels in batches_of(framed):
         if len(pixels) > 1:
             renewed(pixels)
     return renewed.eval()

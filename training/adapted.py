@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,35 @@ from safetensors.torch import save_file
 from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle, SiteRecord
 from app.engine.classifier import Neighbours, read_neighbours, softmax
 from app.evaluation.review_thresholds import Thresholds
-from app.evaluation.verification import Answers, Verification, verify
+from app.evaluation.verification import Answers, Marks, Verification, verify
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from app.registry.site_bundle import Adapted, write
-from training.adapt import Candidate, Outputs, OwnCells, Pixels, Trial, balanced_weights, run
+from training.adapt import (
+    Candidate,
+    Outputs,
+    OwnCells,
+    Pixels,
+    Trial,
+    balanced_weights,
+    between,
+    check_cells,
+    cross_validate,
+    renew_statistics,
+    run,
+    tune,
+    undivided,
+)
 from training.calibration import temperature_for
+from training.errors import DataError
 from training.export import round_to_half
 from training.graph import export_graph, quantise
-from training.network import Network
+from training.network import Network, load_network
 
 RECALL_FALLS = 0.05  # most that a class may lose
 UNCHANGED = Candidate(0, 0.0)  # the bundle as it is
+LEAST_UNLABELLED = 50  # pictures, for batch statistics
+REPORT = "adaptation.json"
 RANGES = 160  # cells for the int8 ranges
 
 Floats = NDArray[np.floating[Any]]
@@ -90,7 +109,7 @@ def compare(bundle: Bundle, cells: OwnCells, trial: Trial, target: float) -> Com
 def answers(outputs: Outputs, temperature: float, neighbours: Neighbours) -> Answers:
     probabilities = softmax(outputs.logits / temperature)
     scores = neighbours.score(outputs.features)
-    return Answers(probabilities, scores, np.zeros(len(scores), bool))
+    return Answers(probabilities, scores.astype(np.float64), np.zeros(len(scores), bool))
 
 
 def recalls(outputs: Outputs, cells: OwnCells, names: Sequence[str]) -> dict[str, float]:
@@ -98,26 +117,102 @@ def recalls(outputs: Outputs, cells: OwnCells, names: Sequence[str]) -> dict[str
     return {name: float(right[cells.labels == i].mean()) for i, name in enumerate(names)}
 
 
-def write_adapted(
+@dataclass(frozen=True)
+class Adaptation:
+    """What came of it.
+
+    comparison: None without labelled cells. undivided: classes whose cells are all of one slide or patient.
+    written: None if it was not recommended.
+    """
+
+    comparison: Comparison | None
+    undivided: Sequence[str]
+    written: Bundle | None
+
+
+def adapt_with_labels(
+    bundle: Bundle,
+    cells: OwnCells,
+    out: Path,
+    *,
+    site: str,
+    target: float,
+    unlabelled: Pixels | None = None,
+    replay: OwnCells | None = None,
+    force: bool = False,
+) -> Adaptation:
+    """Adapt a bundle to a laboratory's labelled cells, and write it if held-out cells are better for it.
+
+    unlabelled uint8 [n, size, size, 3]: pictures of the same laboratory. replay: cells of others that must
+    not be forgotten. force: write it anyway. Raise DataError or BundleError.
+    """
+    check_cells(cells, bundle.labels)
+    network = load_network(bundle)
+    starts = [network]
+    if unlabelled is not None:
+        starts.append(renew_statistics(network, np.concatenate([unlabelled, cells.framed])))
+    comparison = compare(bundle, cells, cross_validate(starts, cells, replay), target)
+    single = [bundle.labels[label] for label in undivided(cells)]
+    if not (comparison.recommended or force):
+        return Adaptation(comparison, single, None)
+    start = starts[comparison.chosen.start]
+    adapted = between(start, tune(start, cells, 0, replay), comparison.chosen.way)
+    after = comparison.after
+    marks = after.proposed or after.current
+    record = SiteRecord(
+        name=site,
+        verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        cells=after.cells,
+        balanced_accuracy=round(after.balanced_accuracy, 4),
+        interval=(round(after.interval[0], 4), round(after.interval[1], 4)),
+        review_share=round(marks.review_share, 4),
+        right_when_kept=marks.right_when_kept,
+        adapted=True,
+        parent_sha256=bundle.sha256,
+    )
+    described = facts(cells, comparison, bundle)
+    reports = {REPORT: json.dumps(asdict(comparison) | {"undivided": single}, indent=2) + "\n"}
+    written = _write(
+        bundle, adapted, cells.framed, comparison.temperature, out, site, record, marks, described, reports
+    )
+    return Adaptation(comparison, single, written)
+
+
+def adapt_without_labels(bundle: Bundle, unlabelled: Pixels, out: Path, *, site: str) -> Adaptation:
+    """Renew the batch statistics from a laboratory's pictures and write the bundle; nothing verifies it."""
+    if len(unlabelled) < LEAST_UNLABELLED:
+        raise DataError(f"{len(unlabelled)} pictures are too few: give at least {LEAST_UNLABELLED}")
+    adapted = renew_statistics(load_network(bundle), unlabelled)
+    marks = Marks(Thresholds(bundle.review_confidence, bundle.review_ood_score), 0.0, None)
+    described = {"unlabelled": len(unlabelled), "parent": parent(bundle)}
+    written = _write(bundle, adapted, unlabelled, bundle.temperature, out, site, None, marks, described, {})
+    return Adaptation(None, [], written)
+
+
+def _write(
     bundle: Bundle,
     adapted: Network,
-    cells: OwnCells,
-    comparison: Comparison,
-    site: SiteRecord,
+    framed: Pixels,
+    temperature: float,
     out: Path,
+    name: str,
+    site: SiteRecord | None,
+    marks: Marks,
+    described: dict[str, Any],
+    reports: dict[str, str],
 ) -> Bundle:
-    """Write the bundle with these weights. Its thresholds are those of the held-out cells."""
     round_to_half(adapted)
-    marks = comparison.after.proposed or comparison.after.current
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_weights(adapted, cells.framed, folder, bundle.preprocessing.size)
+        write_weights(adapted, framed, folder, bundle.preprocessing.size)
         config = {
-            "temperature": comparison.temperature,
-            "known_answer": known_answer(adapted, bundle, comparison.temperature),
-            "training": dict(bundle.training) | {"adapted": facts(cells, comparison, bundle)},
+            "temperature": temperature,
+            "known_answer": known_answer(adapted, bundle, temperature),
+            "training": dict(bundle.training) | {"adapted": described},
         }
-        return write(bundle, out, site, marks.thresholds, marks.review_share, {}, Adapted(folder, config))
+        return write(
+            bundle, out, name, site, marks.thresholds, marks.review_share, reports, Adapted(folder, config)
+        )
 
 
 def write_weights(network: Network, framed: Pixels, folder: Path, size: int) -> None:
@@ -146,5 +241,40 @@ def facts(cells: OwnCells, comparison: Comparison, bundle: Bundle) -> dict[str, 
             "after": comparison.after.balanced_accuracy,
         },
         "fingerprint": hashlib.sha256(cells.framed.tobytes() + cells.labels.tobytes()).hexdigest(),
-        "parent": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        "parent": parent(bundle),
     }
+
+
+def parent(bundle: Bundle) -> dict[str, str]:
+    return {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256}
+
+
+def lines(adaptation: Adaptation) -> Iterator[str]:
+    """Yield what a person should know: before and after on held-out cells, and what cannot be known."""
+    found = adaptation.comparison
+    if found is None:
+        yield "Batch statistics renewed. There are no labelled cells: run `leuko verify` on some."
+        return
+    yield f"{found.after.cells} cells, each judged by a network that was adapted without its group:"
+    for name, one in (("before", found.before), ("after", found.after)):
+        low, high = one.interval
+        yield (
+            f"  {name:7}balanced accuracy {one.balanced_accuracy:.3f} ({low:.3f} to {high:.3f});"
+            f" {marked(one.proposed, one.target)}"
+        )
+    for label, before in found.recalls_before.items():
+        yield f"  recall of {label}: {before:.2f} → {found.recalls_after[label]:.2f}"
+    if adaptation.undivided:
+        yield (
+            f"The cells of {', '.join(adaptation.undivided)} are of one slide or patient: how well others are"
+            " recognised cannot be known."
+        )
+    if adaptation.written is None:
+        reason = f"the recall of {', '.join(found.fallen)} falls" if found.fallen else "it is not better"
+        yield f"Not recommended: {reason}. Nothing was written; --force writes it."
+
+
+def marked(marks: Marks | None, target: float) -> str:
+    if marks is None:
+        return f"no thresholds keep cells of which {target:.0%} are right"
+    return f"{marks.review_share:.0%} to review, {marks.right_when_kept or 0:.3f} of the rest right"

@@ -1,4 +1,4 @@
-"""`leuko-train data | fit | laboratories | export | report`."""
+"""`leuko-train data | fit | laboratories | export | report | adapt`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status. 0: success; 1: an error; 2: wrong usage; 130: interrupted."""
+    """Run a command and return its exit status.
+
+    0: success; 1: an error; 2: wrong usage; 3: an adaptation that is not better; 130: interrupted.
+    """
     try:
         try:
             return run(argv)
@@ -41,7 +44,7 @@ def run(argv: Sequence[str] | None) -> int:
     """Run a command and say what is wrong, if it fails. Raise BrokenPipeError."""
     try:
         args = build_parser().parse_args(argv)
-        args.command(args)
+        code: int = args.command(args) or 0
     except (TrainingError, LeukoError) as error:
         complain(told(error), PROGRAM)
         return 1
@@ -60,7 +63,7 @@ def run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         complain("interrupted; continue from the last epoch with `--resume`", PROGRAM)
         return 130
-    return 0
+    return code
 
 
 def told(error: Exception) -> str:
@@ -79,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Train a model and write the bundle that `leuko serve` loads."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_data, add_fit, add_laboratories, add_export, add_report):
+    for add in (add_data, add_fit, add_laboratories, add_export, add_report, add_adapt):
         add(commands)
     return parser
 
@@ -346,3 +349,75 @@ def run_report(args: argparse.Namespace) -> None:
     )
     card = printable(str(args.bundle / "README.md"))
     print(f"accuracy {scores.accuracy:.4f} on {scores.n} images; see {card}")
+
+
+def add_adapt(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "adapt",
+        help="adapt a bundle to one laboratory's own cells",
+        description="Adapt a bundle to one laboratory, from 5 or more labelled cells of each class. It is "
+        "judged by cross-validation within these cells. Exit status 3 if it is not better there, or if the "
+        "recall of a class falls by more than 0.05: nothing is written then.",
+    )
+    parser.add_argument(
+        "labelled",
+        type=Path,
+        nargs="?",
+        help="ZIP or folder with one folder of images for each class; may be absent with --unlabelled",
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle to adapt")
+    parser.add_argument("--site", required=True, metavar="NAME", help="name of the laboratory")
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the adapted bundle")
+    parser.add_argument(
+        "--unlabelled", type=Path, nargs="+", metavar="FOLDER", help="further pictures of this laboratory"
+    )
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="ARCHIVE",
+        help="labelled cells of other laboratories, against forgetting",
+    )
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument("--groups", type=Path, metavar="FILE", help="table of file name and patient or slide")
+    groups.add_argument(
+        "--group-pattern", metavar="REGEX", help="its first group, in each file name, is the patient or slide"
+    )
+    add_right_when_kept(parser)
+    parser.add_argument("--force", action="store_true", help="write the bundle even if it is not better")
+    parser.set_defaults(command=run_adapt)
+
+
+def run_adapt(args: argparse.Namespace) -> int:
+    from app.engine.bundle import load_bundle
+    from app.registry.site_bundle import check_site
+    from training.adapted import adapt_with_labels, adapt_without_labels, lines
+    from training.own_cells import read_labelled, read_unlabelled
+
+    if args.labelled is None and not args.unlabelled:
+        raise DataError("give a folder or ZIP of labelled cells, or --unlabelled")
+    site = check_site(args.site)
+    if args.out.exists():
+        raise DataError(f"{args.out} exists already: name another folder with --out")
+    bundle = load_bundle(args.bundle)
+    pictures = read_unlabelled(args.unlabelled, bundle, progress) if args.unlabelled else None
+    if args.labelled is None:
+        assert pictures is not None
+        adaptation = adapt_without_labels(bundle, pictures, args.out, site=site)
+    else:
+        cells = read_labelled(args.labelled, bundle, args.groups or args.group_pattern, progress)
+        adaptation = adapt_with_labels(
+            bundle,
+            cells,
+            args.out,
+            site=site,
+            target=args.right_when_kept,
+            unlabelled=pictures,
+            replay=read_labelled(args.replay, bundle, None, progress) if args.replay else None,
+            force=args.force,
+        )
+    for line in lines(adaptation):
+        print(printable(line))
+    if adaptation.written is None:
+        return 3
+    print(f"wrote {printable(str(args.out))}")
+    return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -16,16 +16,21 @@ from app.errors import BadLabels, LeukoError
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from training.adapt import VARIATION, OwnCells, Pixels
-from training.data import Progress
 from training.errors import DataError
 from training.patches import cut_patch, room_for
 
 MAX_BYTES = 64 * 2**20  # of a picture
 MARGIN = 1.15  # detail of a patch ÷ that of the network's input
 
+Progress = Callable[[Iterable[StoredImage], int], Iterable[StoredImage]]  # shows how far the reading is
+
+
+def unchanged(images: Iterable[StoredImage], _total: int) -> Iterable[StoredImage]:
+    return images
+
 
 def read_labelled(
-    path: Path, bundle: Bundle, groups: Path | str | None, progress: Progress | None = None
+    path: Path, bundle: Bundle, groups: Path | str | None, progress: Progress = unchanged
 ) -> OwnCells:
     """Read a ZIP or folder with one folder for each class.
 
@@ -41,18 +46,18 @@ def read_labelled(
     return OwnCells(framed, patches, labels, sources)
 
 
-def read_unlabelled(folders: Sequence[Path], bundle: Bundle, progress: Progress | None = None) -> Pixels:
+def read_unlabelled(folders: Sequence[Path], bundle: Bundle, progress: Progress = unchanged) -> Pixels:
     """Read and frame the pictures of folders: uint8 [n, size, size, 3]. Raise DataError."""
     images = find_images([str(folder) for folder in folders], BytesIO(), MAX_BYTES).found
     return _read(images, bundle, progress, len(images))[0]
 
 
 def _read(
-    images: Iterable[StoredImage], bundle: Bundle, progress: Progress | None, total: int
+    images: Iterable[StoredImage], bundle: Bundle, progress: Progress, total: int
 ) -> tuple[Pixels, Pixels]:
     size, room = bundle.preprocessing.size, room_for(VARIATION)
     framed, patches, faults = [], [], []
-    for image in progress(images, total) if progress else images:
+    for image in progress(images, total):
         try:
             picture = decode(image.read())
         except LeukoError as error:

@@ -80,7 +80,7 @@ def verify(
         page = verification_page.render(bundle, scored.report, scored.verification, verified)
         record = site_record(bundle, scored.verification, verified)
         reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
-        site_bundle.write(bundle, out, record, marks.thresholds, marks.review_share, reports)
+        site_bundle.write(bundle, out, site, record, marks.thresholds, marks.review_share, reports)
     status = Console(stderr=True)
     if as_json or not console.is_terminal:
         print(json.dumps(figures, indent=2, allow_nan=False), file=console.file)

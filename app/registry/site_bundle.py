@@ -47,7 +47,8 @@ def beside(bundle: Bundle, site: str) -> Path:
 def write(
     bundle: Bundle,
     out: Path,
-    site: SiteRecord,
+    name: str,
+    site: SiteRecord | None,
     thresholds: Thresholds,
     share: float,
     reports: Mapping[str, str],
@@ -55,13 +56,14 @@ def write(
 ) -> Bundle:
     """Write the bundle for a laboratory into the new folder `out`, whole or not at all, and return it.
 
-    share: sent to review with these thresholds. reports: texts of further files, by name. adapted: other
-    weights. Raise BundleError if `out` exists or cannot be written.
+    name: of the laboratory. site: None if it was not verified. share: sent to review with these thresholds.
+    reports: texts of further files, by name. adapted: other weights. Raise BundleError if `out` exists or
+    cannot be written.
     """
     config = json.loads((bundle.path / CONFIG).read_bytes())
-    config["version"] = f"{bundle.version.partition('+')[0]}+{slug(site.name)}"
+    config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}"
     config["review"] |= asdict(thresholds) | {"share": round(share, 4)}
-    config["site"] = asdict(site)
+    config["site"] = asdict(site) if site else None
     parts = dict.fromkeys(bundle.files, bundle.path)
     if adapted is not None:
         changed = [name for name in bundle.files if (adapted.folder / name).is_file()]
@@ -77,10 +79,10 @@ def write(
         if out.exists():
             raise BundleError(f"{out} exists already: name another folder with --out")
         draft.mkdir(parents=True)
-        for name, folder in parts.items():
-            shutil.copyfile(folder / name, draft / name)
-        for name, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
-            (draft / name).write_text(text, encoding="utf-8")
+        for file, folder in parts.items():
+            shutil.copyfile(folder / file, draft / file)
+        for file, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
+            (draft / file).write_text(text, encoding="utf-8")
         load_bundle(draft)
         draft.rename(out)
     except OSError as error:
