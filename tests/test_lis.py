@@ -82,6 +82,17 @@ def test_the_open_inference_protocol_answers_its_examples(
     assert label["data"] == ["eosinophil"]
 
 
+def test_what_the_protocol_lacks_here_is_not_found(service: Running) -> None:
+    table = PROTOCOL[PROTOCOL.index("What is not there") :]
+    absent = re.findall(r"`(GET|POST) (/v2/[^`]+)`", table)
+    assert len(absent) >= 10
+    with httpx.Client(base_url=service.address) as client:
+        for method, path in absent:
+            response = client.request(method, path.replace("{name}", "fake"))
+            assert (path, response.status_code) == (path, 404)
+            assert response.json()["error"]
+
+
 def test_every_status_that_a_problem_may_have_is_in_the_table() -> None:
     table = GUIDE[GUIDE.index("| Status |") : GUIDE.index("## Retry a request")]
     documented = {int(number) for number in re.findall(r"\b\d{3}\b", table)}
