@@ -43,7 +43,11 @@ def shell(script: str, service: Running, folder: Path) -> str:
 
 
 def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folder: Path) -> None:
-    plain, fhir, hl7 = (shell(script, service, folder) for script in examples("sh"))
+    plain, fhir, stored, hl7 = (shell(script, service, folder) for script in examples("sh"))
+    assert stored == ""
+    transaction = (folder / "transaction.json").read_text()
+    assert Bundle.model_validate_json(transaction).type == "transaction"
+    assert json.loads(transaction)["entry"][0]["request"]["ifNoneExist"].startswith("identifier=")
     assert json.loads(plain)["counts"] == {"eosinophil": 1, "lymphocyte": 0, "monocyte": 1, "neutrophil": 0}
     assert json.loads(plain)["specimen"] == "S-1001"
     assert Bundle.model_validate_json(fhir).type == "collection"

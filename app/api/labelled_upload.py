@@ -27,6 +27,7 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
 
     labels: the names of the classes. Blocks, for seconds if the archive or the labels are large.
     """
+    form = {name: [part for part in parts if not _is_empty(part)] for name, parts in form.items()}
     archive, files = form["archive"], form["files"]
     if bool(archive) == bool(files):
         raise Unusable("send either one part archive, or parts files and one part labels")
@@ -36,6 +37,11 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
     if archive:
         return LabelledSet(archive_images(open_archive(BytesIO(archive[0].data), labels, limits)), grouping)
     return LabelledSet(_in_form(files, form["labels"], labels, limits.max_entries), grouping)
+
+
+def _is_empty(part: Part) -> bool:
+    """Return whether it is a field that a browser's user left empty; an empty file has a name."""
+    return not part.data and not part.filename
 
 
 def _in_form(

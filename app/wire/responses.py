@@ -53,11 +53,14 @@ def differential(
     specimen: Specimen,
     cells: Mapping[int, Prediction | ClassifiedCell],
     faults: Sequence[ImageProblem] = (),
+    model: ModelReference | None = None,
 ) -> Differential:
     """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
-    cells: by position in the request; faults: the images that could not be classified.
+    cells: by position in the request; faults: the images that could not be classified. model: that made the
+    predictions; None: the bundle.
     """
+    model = model or model_reference(bundle)
     for index, cell in cells.items():
         if cell.label not in bundle.labels:
             raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
@@ -65,10 +68,13 @@ def differential(
     hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
     return Differential(
         request_id=request_id,
-        model=model_reference(bundle),
+        model=ModelReference(**dict(model)),
         specimen=specimen.specimen,
         accession=specimen.accession,
-        fingerprint=fingerprint(bundle.sha256, hashes) if len(hashes) == len(cells) else None,
+        subject=specimen.subject,
+        effectiveDateTime=specimen.effectiveDateTime,
+        performer=specimen.performer,
+        fingerprint=fingerprint(model.sha256, hashes) if len(hashes) == len(cells) else None,
         n=len(cells),
         counts={label: count.n for label, count in counts.items()},
         percent={label: count.percent for label, count in counts.items()},
@@ -123,8 +129,12 @@ def evaluation(
     progress: Progress,
     *,
     lazy: bool = False,
+    prefix: str = "",
 ) -> Evaluation:
-    """Return the evaluation. lazy: its lists of images are made when `api.json_response` renders them."""
+    """Return the evaluation. lazy: its lists of images are made when `api.json_response` renders them.
+
+    prefix: of the paths that the client sees.
+    """
     failures = [*scored.failures]
 
     def mistake(number: int) -> Mistake:
@@ -139,7 +149,7 @@ def evaluation(
 
     def failure(number: int) -> ImageProblem:
         index = failures[number]
-        return image_problem(scored.failures[index], index, images[index].name)
+        return image_problem(scored.failures[index], index, images[index].name, prefix)
 
     result = Evaluation(
         **asdict(scored.report),

@@ -75,8 +75,8 @@ def test_triton_s_client_may_send_a_batch_of_single_elements(
     tensor.set_data_from_numpy(np.array(data, object).reshape(2, 1), binary_data=binary)
     result = tritons.infer("fake", [tensor])
     assert [as_bytes(label) for label in result.as_numpy("label")] == LABELS[:2]
+    tensor.set_shape([1, 2])
     with pytest.raises(InferenceServerException, match=r"\[1, 2\] is neither \[N\] nor \[N, 1\]"):
-        tensor.set_shape([1, 2])
         tritons.infer("fake", [tensor])
 
 
