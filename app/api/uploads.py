@@ -112,7 +112,7 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
         await _feed(parser, request)
     except FormParserError:
         raise MalformedRequest("the body is not a multipart form") from None
-    if not parser.begun:
+    if parser.preamble and not parser.begun:
         raise MalformedRequest(
             "the body is not a multipart form: none of its lines is the boundary of the Content-Type header"
         )
@@ -144,13 +144,13 @@ def media_type(request: Request) -> str:
 class _Parser(MultipartParser):
     """python_multipart's parser, which refuses text before the first boundary.
 
-    The preamble (RFC 2046, section 5.1.1) is dropped, and so are blanks after that boundary. begun: the first
-    boundary was found.
+    The preamble (RFC 2046, section 5.1.1) is dropped, and so are blanks after that boundary. preamble: there
+    was one; begun: the first boundary was found.
     """
 
     def __init__(self, boundary: bytes, callbacks: MultipartCallbacks) -> None:
         super().__init__(boundary, callbacks)
-        self.begun = False
+        self.preamble = self.begun = False
         self._delimiter = b"--" + boundary
         self._held = b"\n"  # the last bytes of the preamble, in which the boundary may begin
 
@@ -161,6 +161,7 @@ class _Parser(MultipartParser):
         text = self._held + data
         first = re.search(rb"\n%b(--|[ \t]{0,%d}\r\n)" % (re.escape(self._delimiter), MOST_PADDING), text)
         if first is None:
+            self.preamble = True
             self._held = text[-len(self._delimiter) - MOST_PADDING - 2 :]
             return len(data)
         self.begun = True

@@ -232,3 +232,11 @@ def test_serve_with_the_shipped_bundle_is_ready_and_ends_on_ctrl_c() -> None:
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 0
+
+
+def test_a_variable_that_is_no_setting_is_logged_before_the_service_is_ready() -> None:
+    with serving(FAKE, environ={"LEUKO_MAX_BODY": "secret"}) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+    assert "LEUKO_MAX_BODY is not a setting and has no effect: did you mean LEUKO_MAX_BODY_MIB?" in first
+    assert "secret" not in first
