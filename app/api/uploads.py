@@ -27,6 +27,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 MAX_FILENAME = 255  # characters
 MOST_PADDING = 64  # blanks after the first boundary
+IDENTITY = (b"", b"binary", b"8bit", b"7bit")  # encodings of a part that leave its bytes as they are
 LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn; small ones after a long turn
 AT_ONCE_S = LONGEST_S  # of parsing before a form waits for its turn: those with an image or two never do
 
@@ -212,8 +213,13 @@ class _Reader:
         self._value += data[start:end]
 
     def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
+        name = self._header.lower()
+        if name == b"content-disposition":
             self._disposition = self._value
+        elif name == b"content-transfer-encoding" and self._value.strip().lower() not in IDENTITY:
+            raise MalformedRequest(
+                "a part of the form has a Content-Transfer-Encoding; send its bytes as they are (RFC 7578)"
+            )
         self._header = self._value = b""
 
     def _open(self) -> None:

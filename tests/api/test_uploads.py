@@ -154,6 +154,16 @@ def test_text_before_and_after_the_parts_is_dropped(preamble: bytes, epilogue: b
         assert read(body[:at], body[at:]) == whole
 
 
+@pytest.mark.parametrize("encoding", ["binary", "8bit", "7BIT", "base64", "Quoted-Printable"])
+def test_a_part_in_another_encoding_is_refused_in_words(encoding: str) -> None:
+    body = part(f'name="files"\r\nContent-Transfer-Encoding: {encoding}', b"eA==") + b"--line--"
+    if encoding in ("base64", "Quoted-Printable"):
+        with pytest.raises(MalformedRequest, match="has a Content-Transfer-Encoding; send its bytes"):
+            read(body)
+    else:
+        assert read(body)["files"] == [Part(None, b"eA==")]
+
+
 def test_blanks_may_follow_every_boundary() -> None:
     assert read(BODY.replace(b"--line\r\n", b"--line \t\r\n").replace(b"--lin \t", b"--lin")) == read(BODY)
     assert read(b"text\r\n--line--")["files"] == []
