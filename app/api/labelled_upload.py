@@ -27,7 +27,10 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
 
     labels: the names of the classes. Blocks, for seconds if the archive or the labels are large.
     """
-    form = {name: [part for part in parts if not _is_empty(part)] for name, parts in form.items()}
+    left_out = {name for name, parts in form.items() if all(map(_is_empty, parts))}
+    if {"archive", "files"} <= left_out:  # then an image of no bytes was sent
+        left_out -= {"archive", "files"}
+    form = {name: [] if name in left_out else parts for name, parts in form.items()}
     archive, files = form["archive"], form["files"]
     if bool(archive) == bool(files):
         raise Unusable("send either one part archive, or parts files and one part labels")
