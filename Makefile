@@ -53,7 +53,9 @@ SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 .PHONY: help setup install serve test check docs ops container fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ line = sprintf("%-18s", $$1); n = split($$2, words, " "); \
+	    for (i = 1; i <= n; i++) { if (length(line words[i]) > 80) { print line; line = sprintf("%18s", "") } \
+	    line = line words[i] " " } print line }' | sed 's/ *$$//'
 
 setup: $(FULL) ## install everything: service, training, development tools
 
@@ -158,5 +160,8 @@ $(BIN)/uv:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found: set PYTHON=/path/to/python3.11 or later" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "make: Leuko needs Python 3.11 or later, this is %d.%d: set PYTHON=/path/to/it" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(call entries,uv) | $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-	    --requirement /dev/stdin
+	@$(call entries,uv) | $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    --requirement /dev/stdin 2> $(VENV)/uv.log || { \
+	    if grep -qiE 'connect|timed out|timeout|resol|unreachable|proxy|ssl' $(VENV)/uv.log; then \
+	    echo "make: the network: uv could not be downloaded. Installing needs the network, and behind a proxy" \
+	    "HTTPS_PROXY. Details: $(VENV)/uv.log" >&2; else cat $(VENV)/uv.log >&2; fi; exit 1; }

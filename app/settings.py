@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from app.errors import SettingsError
 
 PREFIX = "LEUKO_"
 NONE = "none"  # the value of a setting that is off
+OTHERS = frozenset({"LEUKO_KEY", "LEUKO_DATA"})  # what `leuko predict --url`, and make and tests, read
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+LINK = re.compile(r"LEUKO_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 
 
 def _setting(
@@ -162,6 +167,26 @@ class Settings:
         """Return the defaults, overridden by the variables that are set. Raises SettingsError."""
         present = {f.name: f for f in fields(cls) if variable(f) in environ}
         return cls(**{name: parse(f, environ[variable(f)], variable(f)) for name, f in present.items()})
+
+
+def strangers(environ: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that looks like a setting and is none; values are not repeated."""
+    known = {variable(setting) for setting in fields(Settings)} | OTHERS
+    return [
+        f"{name} is not a setting and has no effect{_meant(name, known)}"
+        for name, value in sorted(environ.items())
+        if name.upper().startswith(PREFIX) and name not in known and not _is_link(name, value)
+    ]
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name.upper(), sorted(known), 1, cutoff=0.75)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _is_link(name: str, value: str) -> bool:
+    """Return whether Kubernetes sets a variable like this in each pod, for a Service whose name is leuko…."""
+    return LINK.fullmatch(name) is not None or (name.endswith("_PORT") and "://" in value)
 
 
 def variable(setting: Field[Any]) -> str:

@@ -16,6 +16,7 @@ DOCSTRING = '"""The client for ordinary code. Generated from `aio.py`: edit that
 NAMES = {
     "AsyncBaseTransport": "BaseTransport",
     "AsyncClient": "Client",
+    "AsyncHTTPTransport": "HTTPTransport",
     "AsyncIterator": "Iterator",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",

@@ -44,6 +44,11 @@ def shell(script: str, service: Running, folder: Path) -> str:
 
 def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folder: Path) -> None:
     plain, fhir, hl7 = (shell(script, service, folder) for script in examples("sh"))
+    (script,) = examples("shell")
+    shell(script, service, folder)
+    transaction = (folder / "transaction.json").read_text()
+    assert Bundle.model_validate_json(transaction).type == "transaction"
+    assert json.loads(transaction)["entry"][0]["request"]["ifNoneExist"].startswith("identifier=")
     assert json.loads(plain)["counts"] == {"eosinophil": 1, "lymphocyte": 0, "monocyte": 1, "neutrophil": 0}
     assert json.loads(plain)["specimen"] == "S-1001"
     assert Bundle.model_validate_json(fhir).type == "collection"
@@ -80,6 +85,17 @@ def test_the_open_inference_protocol_answers_its_examples(
     assert capsys.readouterr().out.startswith("[b'eosinophil'] [[0.7 ")
     (_, label) = json.loads(shell(script, service, folder))["outputs"]
     assert label["data"] == ["eosinophil"]
+
+
+def test_what_the_protocol_lacks_here_is_not_found(service: Running) -> None:
+    table = PROTOCOL[PROTOCOL.index("What is not there") :]
+    absent = re.findall(r"`(GET|POST) (/v2/[^`]+)`", table)
+    assert len(absent) >= 10
+    with httpx.Client(base_url=service.address) as client:
+        for method, path in absent:
+            response = client.request(method, path.replace("{name}", "fake"))
+            assert (path, response.status_code) == (path, 404)
+            assert response.json()["error"]
 
 
 def test_every_status_that_a_problem_may_have_is_in_the_table() -> None:

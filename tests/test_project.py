@@ -116,6 +116,37 @@ def test_no_document_installs_what_no_index_has() -> None:
     assert [page.name for page in documents if wrong.search(page.read_text())] == []
 
 
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("  make ") for line in lines) >= 15
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Failed to establish a new connection: [Errno 111]", "the network: uv could not be downloaded"),
+        ("Temporary failure in name resolution", "the network: uv could not be downloaded"),
+        ("Cannot connect to proxy. Tunnel connection failed: 407", "behind a proxy HTTPS_PROXY"),
+        ("Read timed out.", "the network"),
+        ("THESE PACKAGES DO NOT MATCH THE HASHES", "THESE PACKAGES DO NOT MATCH THE HASHES"),
+    ],
+)
+def test_an_installation_without_the_network_says_so(tmp_path: Path, said: str, expected: str) -> None:
+    python = tmp_path / "python"  # makes an environment whose pip fails
+    python.write_text(
+        "#!/bin/sh\n"
+        'if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
+        f'if [ "$2" = pip ]; then cat > /dev/null; echo "{said}" >&2; exit 1; fi\n'
+    )
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/bin/uv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert expected in done.stderr
+
+
 def test_a_stale_table_is_named_with_what_to_run(tmp_path: Path) -> None:
     for name in (".ci/docs.py", "pyproject.toml", "CONTRIBUTING.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import SettingsError
-from app.settings import Settings, expectation, variable
+from app.settings import Settings, expectation, strangers, variable
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -73,3 +73,37 @@ def test_every_setting_explains_itself_and_accepts_its_default(setting: Field[An
     assert expectation(setting)
     settings = Settings.from_environ({variable(setting): str(setting.default)})
     assert getattr(settings, setting.name) == setting.default
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LEUKO_MAX_BODY", "LEUKO_MAX_BODY_MIB"),
+        ("LEUKO_MAXQUEUE", "LEUKO_MAX_QUEUE"),
+        ("LEUKO_API_KEYS", "LEUKO_KEYS"),
+        ("LEUKO_CORS_ORIGIN", "LEUKO_CORS_ORIGINS"),
+        ("leuko_port", "LEUKO_PORT"),
+        ("Leuko_Keys", "LEUKO_KEYS"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named_with_what_was_meant(name: str, meant: str) -> None:
+    assert strangers({name: "secret"}) == [
+        f"{name} is not a setting and has no effect: did you mean {meant}?"
+    ]
+
+
+def test_a_variable_like_no_setting_is_named_alone() -> None:
+    assert strangers({"LEUKO_COLOUR_OF_THE_PAGE": "1"}) == [
+        "LEUKO_COLOUR_OF_THE_PAGE is not a setting and has no effect"
+    ]
+
+
+def test_variables_that_have_a_meaning_or_that_kubernetes_sets_are_not_named() -> None:
+    links = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80"}
+    links |= {"PORT": "tcp://10.0.0.1:80"}
+    links |= {f"PORT_80_TCP{end}": "80" for end in ("", "_ADDR", "_PORT", "_PROTO")}
+    services = ("LEUKO_", "LEUKO_CANARY_")
+    environ = {f"{service}{name}": value for name, value in links.items() for service in services}
+    own = [variable(setting) for setting in fields(Settings)]
+    others = ["LEUKO_KEY", "LEUKO_DATA", "PATH", "LEUKOCYTE"]
+    assert strangers({**environ, **dict.fromkeys([*own, *others], "1")}) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from training.markdown import listed, number, paragraphs, percent, table
 CURVES, CONFUSION, RELIABILITY, RISK = "curves.png", "confusion.png", "reliability.png", "risk.png"
 WORST = 8  # photos in the table of misclassified images
 AVERAGED = ("precision", "recall", "F1")
+ERRORS = frozenset({"MSE", "RMSE"})  # scores of which the lower one is better
 OWN = {
     "balanced accuracy": "balanced_accuracy",
     "Cohen's κ": "cohen_kappa",
@@ -84,7 +85,10 @@ def leak_warning(report: Table) -> str:
 
 def same_images(report: Table) -> str:
     if has_the_papers_counts(report):
-        return f"Its {paper.N:,} images have the same class counts as these: Kaggle's TEST folder."
+        return (
+            f"Its {paper.N:,} images have the same class counts as these: Kaggle's TEST folder. Bold is the"
+            " better score."
+        )
     return f"Its {paper.N:,} images are not these {report['n']:,}: the two columns are not comparable."
 
 
@@ -97,10 +101,10 @@ def class_table(report: Table) -> str:
         "",
         *(f"{what}, {whose}" for what in ("precision", "recall", "F1") for whose in ("paper", "here")),
     ]
-    rows = []
+    rows, comparable = [], has_the_papers_counts(report)
     for label, ours in report["per_class"].items():
         scores = zip(paper.PER_CLASS[label], (ours["precision"], ours["recall"], ours["f1"]), strict=True)
-        pairs = [text for theirs, own in scores for text in (number(theirs), f"**{number(own)}**")]
+        pairs = [text for pair in scores for text in best_in_bold(pair, comparable)]
         rows.append([label, *pairs, f"{paper.SUPPORT[label]}", f"{ours['support']}"])
     return table([*head, "support, paper", "here"], rows)
 
@@ -109,11 +113,24 @@ def score_table(report: Table) -> str:
     reproduced = report.get("paper_recipe")
     columns = [paper_scores(), *([scores(reproduced)] if reproduced else []), scores(report)]
     head = ["", "paper", *(["its recipe, run here"] if reproduced else []), "here"]
+    comparable = has_the_papers_counts(report)
     rows = [
-        [name, *(number(column.get(name)) for column in columns[:-1]), f"**{number(value)}**"]
-        for name, value in columns[-1].items()
+        [name, *best_in_bold([column.get(name) for column in columns], comparable, lower=name in ERRORS)]
+        for name in columns[-1]
     ]
     return paragraphs(table(head, rows), paper_recipe(report))
+
+
+def best_in_bold(values: Sequence[float | None], comparable: bool, *, lower: bool = False) -> list[str]:
+    """Write scores; the one that is better than all others as they are written is bold.
+
+    comparable: whether they are of the same images. lower: whether a lower score is better.
+    """
+    written = [number(value) for value in values]
+    known = sorted((text for text in written if text != number(None)), key=float, reverse=not lower)
+    if not comparable or len(known) < 2 or known[0] == known[1]:
+        return written
+    return [f"**{text}**" if text == known[0] else text for text in written]
 
 
 def paper_scores() -> dict[str, float | None]:
@@ -160,7 +177,7 @@ def interval(report: Table) -> str:
 
 def confusion_table(report: Table) -> str:
     rows = [
-        [f"**{label}**", *(f"{count}" for count in counts)]
+        [label, *(f"{count}" for count in counts)]
         for label, counts in zip(report["labels"], report["confusion_matrix"], strict=True)
     ]
     return table(["", *report["labels"]], rows)

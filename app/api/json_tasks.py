@@ -18,7 +18,7 @@ from app.api.json_response import render
 from app.archives.file_labels import class_indices
 from app.archives.spelling import composed
 from app.engine.bundle import Bundle
-from app.errors import BadLabels, TooLarge
+from app.errors import BadLabels, TooLarge, Unusable
 from app.evaluation import report
 from app.reports import fhir, hl7
 from app.validation import Fault
@@ -30,7 +30,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 JSON = "application/json"
 
-_ERRORS = {kind.code: kind for kind in (BadLabels, TooLarge)}
+_ERRORS = {kind.code: kind for kind in (BadLabels, TooLarge, Unusable)}
 _LENGTHS = Struct("<QQ")  # of the task and of the body
 _VALUES_OF_A_CELL = 128  # at most, with an activation map; see `most_values`
 _VALUES_OF_A_ROW = 8  # at most, besides its probabilities
@@ -54,7 +54,7 @@ class Finished:
 
 
 class Task(Protocol):
-    """What is done with a body: raise Invalid, BadLabels or TooLarge, or return the response.
+    """What is done with a body: raise Invalid, BadLabels, TooLarge or Unusable, or return the response.
 
     most_values: number of commas, colons and opening brackets above which the body is not even parsed, since
     a parser takes up to 200 bytes for each of them.
@@ -104,12 +104,13 @@ class ScoreOutcomes:
 
 @dataclass(frozen=True)
 class CountCells:
-    """Count cells classified before. media_type, loinc_method: as for `render_count`."""
+    """Count cells classified before. media_type, loinc_method, bundle_type: as for `render_count`."""
 
     request_id: str
     bundle: Bundle
     media_type: str
     loinc_method: str
+    bundle_type: str = fhir.COLLECTION
 
     @property
     def most_values(self) -> int:
@@ -122,17 +123,27 @@ class CountCells:
     def __call__(self, body: bytes) -> Finished:
         specimen = parse(ClassifiedCells, body)
         count = responses.differential(
-            self.request_id, self.bundle, specimen, dict(enumerate(specimen.predictions)), specimen.errors
+            self.request_id,
+            self.bundle,
+            specimen,
+            dict(enumerate(specimen.predictions)),
+            specimen.errors,
+            specimen.model,
         )
-        return render_count(count, self.media_type, self.loinc_method)
+        return render_count(count, self.media_type, self.loinc_method, self.bundle_type)
 
 
-def render_count(count: Differential, media_type: str, loinc_method: str) -> Finished:
-    """Render a count as JSON, FHIR or HL7, as media_type says."""
+def render_count(
+    count: Differential, media_type: str, loinc_method: str, bundle_type: str = fhir.COLLECTION
+) -> Finished:
+    """Render a count as JSON, FHIR or HL7, as media_type says. bundle_type: of FHIR's Bundle.
+
+    Raise Unusable for what the caller gave and the format cannot hold.
+    """
     findings = {"model_sha256": count.model.sha256, "n": count.n}
     now = datetime.now(UTC)
     if media_type == fhir.MEDIA_TYPE:
-        bundle = fhir.bundle(count, method=loinc_method, software=__version__, at=now)
+        bundle = fhir.bundle(count, method=loinc_method, software=__version__, at=now, kind=bundle_type)
         return Finished(json.dumps(bundle, ensure_ascii=False).encode(), media_type, findings)
     if media_type == hl7.MEDIA_TYPE:
         message = hl7.message(count, method=loinc_method, at=now)
@@ -171,7 +182,7 @@ def work(stdin: BinaryIO) -> bytes:
         head, body = {"media_type": finished.media_type, "findings": finished.findings}, finished.body
     except Invalid as invalid:
         head = {"invalid": [asdict(fault) for fault in invalid.faults]}
-    except (BadLabels, TooLarge) as error:
+    except (BadLabels, TooLarge, Unusable) as error:
         head = {"code": error.code, "detail": error.detail}
     return json.dumps(head).encode() + b"\n" + body
 

@@ -33,6 +33,10 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
 
     labels: the names of the classes. Blocks, for seconds if the archive or the labels are large.
     """
+    left_out = {name for name, parts in form.items() if all(map(_is_empty, parts))}
+    if {"archive", "files"} <= left_out:  # then an image of no bytes was sent
+        left_out -= {"archive", "files"}
+    form = {name: [] if name in left_out else parts for name, parts in form.items()}
     archive, files = form["archive"], form["files"]
     if bool(archive) == bool(files):
         raise Unusable("send either one part archive, or parts files and one part labels")
@@ -43,6 +47,11 @@ def read_labelled(form: Form, labels: Sequence[str], limits: ArchiveLimits) -> L
         opened = open_archive(BytesIO(archive[0].data), labels, limits)
         return LabelledSet(archive_images(opened), grouping, opened.left_out)
     return LabelledSet(_in_form(files, form["labels"], labels, limits.max_entries), grouping)
+
+
+def _is_empty(part: Part) -> bool:
+    """Return whether it is a field that a browser's user left empty; an empty file has a name."""
+    return not part.data and not part.filename
 
 
 def _in_form(

@@ -34,7 +34,7 @@ class _InputParameters(BaseModel):
 class _Input(BaseModel):
     name: Literal["image"]
     datatype: Literal["BYTES"]
-    shape: tuple[Annotated[int, Field(ge=1)]]
+    shape: Annotated[list[int], Field(max_length=8, fail_fast=True)]
     parameters: _InputParameters = _InputParameters()
     data: Annotated[list[str], Field(fail_fast=True)] | None = None
 
@@ -101,10 +101,10 @@ def parse(body: bytes, header_length: str | None, *, most_images: int, most_byte
         faults = validation.faults({**each, "loc": each["loc"] or ("body",)} for each in errors[:3])
         raise MalformedRequest("; ".join(f"{fault.field}: {fault.detail}" for fault in faults)) from None
     (image,) = request.inputs
-    (count,) = image.shape
+    count = _count(image.shape)
     if count > most_images:
         raise TooLarge(f"input image has {count} elements; at most {most_images} are accepted")
-    images = _elements(image, texts, memoryview(body)[size:], most_bytes)
+    images = _elements(image, count, texts, memoryview(body)[size:], most_bytes)
     return InferRequest(request.id, images, _outputs(request))
 
 
@@ -168,13 +168,23 @@ def _header_size(text: str | None, most: int) -> int:
     return int(text)
 
 
-def _elements(image: _Input, texts: dict[str, memoryview], rest: memoryview, most_bytes: int) -> list[bytes]:
+def _count(shape: Sequence[int]) -> int:
+    """Return the number of images. Triton's clients add a dimension where they expect a batch: [N, 1]."""
+    if len(shape) not in (1, 2) or shape[0] < 1 or shape[1:] not in ([], [1]):
+        raise MalformedRequest(
+            f"inputs.0.shape: {list(shape)} is neither [N] nor [N, 1]; N is the number of images, at least 1"
+        )
+    return shape[0]
+
+
+def _elements(
+    image: _Input, count: int, texts: dict[str, memoryview], rest: memoryview, most_bytes: int
+) -> list[bytes]:
     size = image.parameters.binary_data_size
     if (size is None) == (image.data is None):
         raise MalformedRequest("input image needs either data or binary_data_size")
     if len(rest) != (size or 0):
         raise MalformedRequest(f"{len(rest)} bytes follow the JSON, but binary_data_size is {size or 0}")
-    (count,) = image.shape
     elements: Iterator[bytes | memoryview]
     if image.data is not None:
         if len(image.data) != count:

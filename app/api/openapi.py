@@ -25,6 +25,8 @@ TAGS = [
     {"name": "operate", "description": "Inspect the loaded model, health and metrics."},
 ]
 BINARY = {"type": "string", "format": "binary"}
+
+
 REF = "#/components/schemas/{model}"
 
 # A request that needs a key may send it in either header.
@@ -155,6 +157,14 @@ def form(
         "additionalProperties": False,
     }
     return {"multipart/form-data": {"schema": schema, "example": example}}
+
+
+def text_field(description: str) -> Document:
+    """Return the schema of an optional text of a form.
+
+    It is empty by default: Swagger UI sends "string" where a schema says nothing.
+    """
+    return {"type": "string", "description": description, "default": ""}
 
 
 def body(content: Document) -> Document:

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app import errors, validation
 from app.edge.methods import allowed
 from app.edge.paths import is_open_inference
+from app.edge.prefix import prefix_of
 from app.errors import LeukoError
 from app.wire import problems
 from app.wire.schemas import FieldProblem, ImageProblem, Problem
@@ -75,12 +76,18 @@ class ProblemResponse(Response):
 
     def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
         super().__init__(problem.model_dump_json(), problem.status, headers, problems.MEDIA_TYPE)
-        self._detail = problem.detail
+        self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not is_open_inference(scope["path"].removeprefix(scope.get("root_path", ""))):
+            self._lead_below(prefix_of(scope))
             await super().__call__(scope, receive, send)
             return
         headers = {name: value for name, value in self.headers.items() if not name.startswith("content-")}
-        response = JSONResponse({"error": self._detail}, self.status_code, headers)
+        response = JSONResponse({"error": self._problem.detail}, self.status_code, headers)
         await response(scope, receive, send)
+
+    def _lead_below(self, prefix: str) -> None:
+        if prefix:
+            self.body = problems.below(self._problem, prefix).model_dump_json().encode()
+            self.headers["content-length"] = str(len(self.body))

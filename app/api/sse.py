@@ -12,7 +12,7 @@ from app.api.json_response import render
 from app.errors import LeukoError
 from app.inference.threads import LONG
 from app.observability.request_context import RequestContext
-from app.wire.problems import problem, unexpected
+from app.wire.problems import below, problem, unexpected
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ async def _last_event(task: asyncio.Task[BaseModel], context: RequestContext) ->
         result = await task
         return await LONG.run(lambda: _event("result", result), context)
     except LeukoError as error:
-        return _event("error", problem(error, context.request_id))
+        return _event("error", below(problem(error, context.request_id), context.prefix))
     except Exception:
         logger.exception("request %s failed", context.request_id)
-        return _event("error", unexpected(context.request_id))
+        return _event("error", below(unexpected(context.request_id), context.prefix))
 
 
 def _event(name: str, data: BaseModel) -> bytes:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from app.api.disposition import decode_text, parse_disposition, parse_options
 from app.api.turns import LONGEST_S, Turns, timed
 from app.errors import MalformedRequest, TooLarge, UnsupportedFormat, Unusable
 from app.inference.fair_queue import Caller
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 Schema = TypeVar("Schema", bound=BaseModel)
 
 MAX_FILENAME = 255  # characters
-MAX_OPTIONS = 2048  # bytes of a header with parameters, such as a file name
+MOST_PADDING = 64  # blanks after the first boundary
+IDENTITY = (b"", b"binary", b"8bit", b"7bit")  # encodings of a part that leave its bytes as they are
 LARGE_SLICE, SMALL_SLICE = 16_384, 2048  # bytes that are parsed in one turn; small ones after a long turn
 AT_ONCE_S = LONGEST_S  # of parsing before a form waits for its turn: those with an image or two never do
 
@@ -71,7 +76,7 @@ async def read_images(request: Request, limit: Limit, texts: Mapping[str, int] |
     form = await read_form(request, {"files": limit} | {name: Limit(1, size) for name, size in texts.items()})
     if not form["files"]:
         raise Unusable("the form has no part named files")
-    return Upload(form["files"], {name: _text(form[name][0].data) for name in texts if form[name]})
+    return Upload(form["files"], {name: decode_text(form[name][0].data) for name in texts if form[name]})
 
 
 def parse_texts(schema: type[Schema], texts: Mapping[str, str]) -> Schema:
@@ -108,6 +113,10 @@ async def read_form(request: Request, limits: Mapping[str, Limit]) -> Form:
         await _feed(parser, request)
     except FormParserError:
         raise MalformedRequest("the body is not a multipart form") from None
+    if parser.preamble and not parser.begun:
+        raise MalformedRequest(
+            "the body is not a multipart form: none of its lines is the boundary of the Content-Type header"
+        )
     if not reader.complete:
         raise MalformedRequest("the form ends before its closing boundary")
     return reader.form
@@ -133,6 +142,34 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+class _Parser(MultipartParser):
+    """python_multipart's parser, which refuses text before the first boundary.
+
+    The preamble (RFC 2046, section 5.1.1) is dropped, and so are blanks after that boundary. preamble: there
+    was one; begun: the first boundary was found.
+    """
+
+    def __init__(self, boundary: bytes, callbacks: MultipartCallbacks) -> None:
+        super().__init__(boundary, callbacks)
+        self.preamble = self.begun = False
+        self._delimiter = b"--" + boundary
+        self._held = b"\n"  # the last bytes of the preamble, in which the boundary may begin
+
+    def write(self, data: bytes) -> int:
+        if self.begun or (self._held == b"\n" and data.startswith(self._delimiter + b"\r\n")):
+            self.begun = True
+            return super().write(data)
+        text = self._held + data
+        first = re.search(rb"\n%b(--|[ \t]{0,%d}\r\n)" % (re.escape(self._delimiter), MOST_PADDING), text)
+        if first is None:
+            self.preamble = True
+            self._held = text[-len(self._delimiter) - MOST_PADDING - 2 :]
+            return len(data)
+        self.begun = True
+        super().write(self._delimiter + first[1].lstrip(b" \t") + text[first.end() :])
+        return len(data)
+
+
 class _Reader:
     """Collect the parts of a form in the callbacks of python_multipart's parser."""
 
@@ -147,11 +184,11 @@ class _Reader:
         self._filename: str | None = None
         self._data = BytesIO()
 
-    def parser(self, content_type: str) -> MultipartParser:
-        boundary = _options(content_type.encode("latin-1")).get(b"boundary")
+    def parser(self, content_type: str) -> _Parser:
+        boundary = parse_options(content_type.encode("latin-1")).get(b"boundary")
         if not boundary:
             raise MalformedRequest("the Content-Type header has no boundary")
-        return MultipartParser(
+        return _Parser(
             boundary,
             {
                 "on_part_begin": self._begin,
@@ -176,16 +213,20 @@ class _Reader:
         self._value += data[start:end]
 
     def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
+        name = self._header.lower()
+        if name == b"content-disposition":
             self._disposition = self._value
+        elif name == b"content-transfer-encoding" and self._value.strip().lower() not in IDENTITY:
+            raise MalformedRequest(
+                "a part of the form has a Content-Transfer-Encoding; send its bytes as they are (RFC 7578)"
+            )
         self._header = self._value = b""
 
     def _open(self) -> None:
-        options = _options(self._disposition)
-        if b"name" not in options:
+        disposition = parse_disposition(self._disposition)
+        if disposition.name is None:
             raise MalformedRequest("a part of the form has no name")
-        self._name = _text(options[b"name"])
-        self._filename = _text(options[b"filename"]) if b"filename" in options else None
+        self._name, self._filename = disposition.name, disposition.filename
         if len(self._filename or "") > MAX_FILENAME:
             raise MalformedRequest(f"a file name of the form has over {MAX_FILENAME} characters")
         if self._name not in self._limits:
@@ -205,18 +246,3 @@ class _Reader:
 
     def _finish(self) -> None:
         self.complete = True
-
-
-def _options(header: bytes) -> dict[bytes, bytes]:
-    # The parser's time grows with the square of the length.
-    if len(header) > MAX_OPTIONS:
-        raise MalformedRequest(f"Content-Type and Content-Disposition may have {MAX_OPTIONS} bytes")
-    return parse_options_header(header)[1]
-
-
-def _text(raw: bytes) -> str:
-    # RFC 7578 lets the client choose the encoding; Latin-1 decodes any bytes.
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")

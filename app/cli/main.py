@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from app import __version__
 from app.errors import LeukoError, SettingsError, StartupError
 from app.printable import complain, printable
-from app.settings import PREFIX, Settings, parse, variable
+from app.settings import PREFIX, Settings, parse, strangers, variable
 
 if TYPE_CHECKING:
     from app.engine.classifier import Classifier
@@ -101,7 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:
-    """Return the settings: from flags, else from the environment, else the defaults. Raise SettingsError."""
+    """Return the settings: from flags, else from the environment, else the defaults. Raise SettingsError.
+
+    Warn of variables that are no settings, except for `serve`, which logs them.
+    """
+    if arguments.run is not _serve:
+        for stranger in strangers(os.environ):
+            complain(f"warning: {stranger}")
     flags = {f: text for f in fields(Settings) if (text := getattr(arguments, f.name, None)) is not None}
     overridden = {variable(f) for f in flags}
     environ = {name: text for name, text in os.environ.items() if name not in overridden}

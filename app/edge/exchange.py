@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from app.edge.budget import Reservation
+from app.edge.prefix import prefix_of
 from app.edge.routing import NOWHERE
 from app.errors import BodyTimeout, LeukoError, MalformedRequest, TooLarge
 from app.observability.request_context import RequestContext
@@ -80,6 +81,7 @@ class Exchange:
             arrived=asyncio.get_running_loop().time(),
             caller=_address(scope),
             traceparent=_match(TRACEPARENT, self.headers.get("traceparent")),
+            prefix=prefix_of(scope),
         )
         scope.setdefault("state", {})["context"] = self.context
 

@@ -27,6 +27,7 @@ class RequestContext:
     caller: str = "address:unknown"  # key:ID, or address:… without keys: whose share of the service it uses
     weight: int = 1  # of the caller's share
     traceparent: str | None = None
+    prefix: str = ""  # of the paths that the client sees, such as /leuko
     holding: Holding | None = None  # of a request with a body
     findings: dict[str, Any] = field(default_factory=dict)  # the application's part of the audit log's line
     stages: Stages = field(default_factory=Stages)

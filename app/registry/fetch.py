@@ -20,7 +20,7 @@ import app
 from app.engine.bundle import CONFIG, FILES, parse_files
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
-from app.registry.https import Bounds, download, without_secrets, without_values
+from app.registry.https import Bounds, download, proxy_of, without_secrets, without_values
 from app.regular_file import open_trusted
 from app.settings import Settings
 
@@ -93,7 +93,7 @@ def _expand(cache: str) -> Path:
 
 
 def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
-    shown = without_secrets(address)
+    shown, through = without_secrets(address), ""
     try:
         url, fragment = urldefrag(address)
         pin = PIN.fullmatch(fragment)
@@ -105,6 +105,8 @@ def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
             raise BundleError(f"{shown} cannot be fetched: its port is not a number")
         folder = cache / pin[1]
         if not folder.is_dir():
+            if (proxy := proxy_of(url)) is not None:
+                through = f" through the proxy {proxy}"
             cache.mkdir(parents=True, exist_ok=True)
             _sweep(cache)
             with tempfile.TemporaryDirectory(dir=cache, prefix=DRAFT) as draft:
@@ -114,7 +116,7 @@ def _from_https(address: str, cache: Path, bounds: Bounds) -> Path:
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an invalid address
         # Without the cause: a traceback would have its text.
         said = without_values(without_secrets(str(error)), address)
-        raise BundleError(f"{shown} cannot be fetched: {said}") from None
+        raise BundleError(f"{shown} cannot be fetched{through}: {said}") from None
     if cached != pin[1]:
         raise BundleError(f"{folder / CONFIG} was changed: delete the folder to fetch the bundle again")
     return folder

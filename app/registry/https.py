@@ -25,6 +25,8 @@ from urllib.request import (
     OpenerDirector,
     ProxyHandler,
     Request,
+    getproxies,
+    proxy_bypass,
 )
 
 from app.errors import BundleError
@@ -154,7 +156,7 @@ def _opener(guard: _Guard) -> OpenerDirector:
     """Return an opener for https alone, for one file. A proxy of the environment is used, and trusted."""
     opener = OpenerDirector()
     for handler in (
-        ProxyHandler(),
+        _Proxies(guard),
         _Connections(guard),
         _Redirects(guard),
         HTTPDefaultErrorHandler(),
@@ -162,6 +164,52 @@ def _opener(guard: _Guard) -> OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
+
+
+def proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment has for an https address, without user and password; None: none.
+
+    This machine is asked directly. Raise ValueError for a proxy that cannot be used.
+    """
+    host = urlsplit(url).netloc
+    if _is_this_machine(urlsplit(url).hostname or "") or proxy_bypass(host):
+        return None
+    if not (address := _proxies().get("https")):
+        return None
+    scheme, found, rest = address.rpartition("://")
+    shown = f"{scheme if found else 'http'}://{rest.rpartition('@')[2].rstrip('/')}"
+    if found and scheme.lower() != "http":
+        raise ValueError(f"the proxy {shown} cannot be used: only those that begin with http:// can")
+    return shown
+
+
+def _proxies() -> dict[str, str]:
+    """Return the environment's proxies by scheme; ALL_PROXY, which urllib ignores, is for https too."""
+    proxies = getproxies()
+    if "all" in proxies:
+        proxies.setdefault("https", proxies["all"])
+    return proxies
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return zone(host) == "loopback"
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return name == "localhost" or name.endswith(".localhost")  # RFC 6761, section 6.3
+
+
+class _Proxies(ProxyHandler):
+    """The environment's proxies, except for an address of this machine that the operator named."""
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__({scheme: address for scheme, address in _proxies().items() if scheme == "https"})
+        self._guard = guard
+
+    def proxy_open(self, req: Request, proxy: str, type: str) -> Any:
+        if not self._guard.redirected and _is_this_machine(urlsplit(req.full_url).hostname or ""):
+            return None
+        return super().proxy_open(req, proxy, type)
 
 
 class _Guard:

@@ -1,14 +1,32 @@
-"""A differential count as FHIR R4: a Bundle with a preliminary DiagnosticReport (https://hl7.org/fhir/R4)."""
+"""A differential count as FHIR R4: a Bundle with a preliminary DiagnosticReport (https://hl7.org/fhir/R4).
+
+With `subject` and `effectiveDateTime` it also has what US Core requires of laboratory results
+(https://hl7.org/fhir/us/core).
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from app.reports.loinc import CODES, LOINC, METHOD, NOTICE, PANEL, PANEL_NAME, identify, name, note, remarks
+from app.errors import Unusable
+from app.reports.loinc import (
+    CODES,
+    LOINC,
+    METHOD,
+    NOTICE,
+    PANEL,
+    PANEL_NAME,
+    derive,
+    identify,
+    name,
+    note,
+    remarks,
+)
 from app.wire.specimen import Differential
 
 MEDIA_TYPE = "application/fhir+json"
+COLLECTION, TRANSACTION = "collection", "transaction"
 
 Resource = dict[str, Any]
 
@@ -22,11 +40,25 @@ _LABORATORY = {
         {"system": "http://terminology.hl7.org/CodeSystem/observation-category", "code": "laboratory"},
     ]
 }
-_HAEMATOLOGY = {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "HM"}]}
+_SECTIONS = [
+    {"coding": [{"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": code}]}
+    for code in ("LAB", "HM")
+]
+_BLOOD = {"coding": [{"system": "http://snomed.info/sct", "code": "119297000", "display": "Blood specimen"}]}
+_URI = "urn:ietf:rfc:3986"  # the system of identifiers that are URIs
 
 
-def bundle(differential: Differential, *, method: str, software: str, at: datetime) -> Resource:
-    """Return a Bundle. method: the setting `loinc_method`; software: the version of the service."""
+def bundle(
+    differential: Differential, *, method: str, software: str, at: datetime, kind: str = COLLECTION
+) -> Resource:
+    """Return a Bundle. method: the setting `loinc_method`; software: the version of the service.
+
+    kind: COLLECTION, or TRANSACTION, whose resources a server creates unless it has them.
+    Raise Unusable for a reference that only a transaction can hold.
+    """
+    for given in (differential.subject, differential.performer):
+        if kind == COLLECTION and "?" in (given or ""):
+            raise Unusable("a reference by `?identifier=` is for bundle=transaction, whose receiver finds it")
     issued = at.isoformat(timespec="seconds")
     device = _device(differential, software)
     specimen = _specimen(differential)
@@ -36,22 +68,45 @@ def bundle(differential: Differential, *, method: str, software: str, at: dateti
     return {
         "resourceType": "Bundle",
         "meta": {"security": [_ASSERTED_BY_AI]},
-        "identifier": {"system": "urn:ietf:rfc:3986", "value": identify(differential, "Bundle").urn},
-        "type": "collection",
+        "identifier": {"system": _URI, "value": identify(differential, "Bundle").urn},
+        "type": kind,
         "timestamp": issued,
-        "entry": [{"fullUrl": f"urn:uuid:{resource['id']}", "resource": resource} for resource in resources],
+        "entry": [
+            {"fullUrl": f"urn:uuid:{resource['id']}"}
+            | (_create(resource, differential, software) if kind == TRANSACTION else {"resource": resource})
+            for resource in resources
+        ],
     }
+
+
+def _create(resource: Resource, differential: Differential, software: str) -> Resource:
+    """Return how a server creates a resource, unless it has one with the same identifier of ours."""
+    kind, model = resource["resourceType"], differential.model
+    same = {  # for several reports
+        "Device": (model.name, model.version, model.sha256, software),
+        "Specimen": (differential.specimen, differential.accession, differential.subject),
+    }
+    ours = (
+        derive(kind, *(text or "" for text in same[kind])).urn
+        if kind in same
+        else f"urn:uuid:{resource['id']}"
+    )
+    content = {name: value for name, value in resource.items() if name != "id"}  # the server chooses it
+    content["identifier"] = [*resource.get("identifier", []), {"system": _URI, "value": ours}]
+    request = {"method": "POST", "url": kind, "ifNoneExist": f"identifier={_URI}|{ours}"}
+    return {"resource": content, "request": request}
 
 
 def _report(differential: Differential, issued: str) -> Resource:
     return _resource(differential, "DiagnosticReport") | {
         "meta": {"security": [_ASSERTED_BY_AI]},
         "status": "preliminary",
-        "category": [_HAEMATOLOGY],
+        "category": _SECTIONS,
         "code": _code(PANEL, PANEL_NAME),
         "issued": issued,
         "result": [_reference(differential, f"Observation {label}") for label in differential.counts],
         "conclusion": " ".join(remarks(differential)),
+        **_context(differential),
         **_of_specimen(differential, several=True),
     }
 
@@ -72,6 +127,7 @@ def _observation(differential: Differential, label: str, code: str, issued: str)
         "method": {"text": METHOD},
         "note": [{"text": note(differential, label)}, {"text": NOTICE}],
         "device": _reference(differential, "Device"),
+        **_context(differential),
         **_of_specimen(differential),
     }
 
@@ -96,7 +152,21 @@ def _specimen(differential: Differential) -> Resource | None:
         resource["accessionIdentifier"] = {"value": differential.accession}
     if differential.specimen:
         resource["identifier"] = [{"value": differential.specimen}]
-    return resource
+    if differential.subject:
+        resource["subject"] = {"reference": differential.subject}
+    return resource | {"type": _BLOOD}
+
+
+def _context(differential: Differential) -> Resource:
+    """Return whose cells these are, from when, and who answers for the report, if the caller said so."""
+    found: Resource = {}
+    if differential.subject:
+        found["subject"] = {"reference": differential.subject}
+    if differential.effectiveDateTime:
+        found["effectiveDateTime"] = differential.effectiveDateTime
+    if differential.performer:
+        found["performer"] = [{"reference": differential.performer}]
+    return found
 
 
 def _of_specimen(differential: Differential, *, several: bool = False) -> Resource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from app.errors import Unusable
 from app.reports.loinc import CODES, METHOD, PANEL, PANEL_NAME, identify, name, note, remarks
 from app.wire.specimen import Differential
 
@@ -20,8 +21,12 @@ def message(differential: Differential, *, method: str, at: datetime) -> str:
     """Return an ORU^R01 message. Segments end with a carriage return; the encoding is UTF-8 (MSH-18).
 
     There is no PID segment: only the order, identified by the accession number, identifies the patient.
-    method: the setting `loinc_method`.
+    method: the setting `loinc_method`. Raise Unusable for what only FHIR can hold.
     """
+    if differential.subject or differential.effectiveDateTime or differential.performer:
+        raise Unusable(
+            "subject, effectiveDateTime and performer are for FHIR: in HL7 v2 the order says these"
+        )
     when = at.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000")
     control = identify(differential, "Message").hex[:20]  # the maximum length of MSH-10
     segments = [

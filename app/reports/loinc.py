@@ -64,10 +64,17 @@ def identify(differential: Differential, part: str) -> UUID:
     It is the same if the same images of a specimen are reported again; without hashes of the images, each
     request has identifiers of its own.
     """
-    identity = (
+    context = (differential.subject, differential.effectiveDateTime, differential.performer)
+    return derive(
         differential.specimen or "",
         differential.accession or "",
         differential.fingerprint or differential.request_id,
         part,
+        # A report of another patient is another one. Without these, identifiers are as they were before.
+        *(text or "" for text in context if any(context)),
     )
-    return uuid5(_NAMESPACE, "\n".join(identity))
+
+
+def derive(*parts: str) -> UUID:
+    """Return the same identifier for the same parts."""
+    return uuid5(_NAMESPACE, "\n".join(parts))

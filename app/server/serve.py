@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from app.edge.keys import Keys
@@ -16,7 +17,7 @@ from app.private import keep_private
 from app.server.run import BACKLOG, Launch, announce, run
 from app.server.signals import ignore_meaningless
 from app.server.supervisor import supervise
-from app.settings import NONE, Settings
+from app.settings import NONE, Settings, strangers
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ def serve(settings: Settings, load: Load) -> int:
     configure_logging(settings)
     with bind(settings.host, settings.port) as listener:
         launch, address = Launch(settings, load, listener), url(listener)
+        for stranger in strangers(os.environ):
+            logger.warning("%s", stranger)
         for weakness in weaknesses():
             logger.warning("%s", weakness)
         if settings.processes > 1:
@@ -48,10 +51,18 @@ def check_exposure(settings: Settings) -> None:
 
 
 def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address, in brackets or not, or the name localhost."""
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(without_brackets(host))
     except ValueError:
-        return host == "localhost"
+        return host.lower().rstrip(".") == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def without_brackets(host: str) -> str:
+    """Return an IPv6 address as a socket takes it; in URLs it has brackets."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -59,15 +70,17 @@ def bind(host: str, port: int) -> socket.socket:
 
     port: 0 for a free one. Raise StartupError.
     """
+    host = without_brackets(host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded
         listener.close()
-        raise StartupError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not the name of a machine"
+        raise StartupError(f"cannot listen on {host} port {port}: {reason}") from None
     return listener
 
 

@@ -87,8 +87,9 @@ def title_of(code: str) -> str:
     return _TITLES.get(code) or code.replace("_", " ").capitalize()
 
 
-def uri(code: str) -> str:
-    return f"/problems/{code}"
+def uri(code: str, prefix: str = "") -> str:
+    """Return the path of a code's description. prefix: of the paths that the client sees."""
+    return f"{prefix}/problems/{code}"
 
 
 def document(code: str, status: int, detail: str, request_id: str, faults: Sequence[Fault] = ()) -> Problem:
@@ -103,9 +104,9 @@ def document(code: str, status: int, detail: str, request_id: str, faults: Seque
     )
 
 
-def image_problem(error: LeukoError, index: int, filename: str | None) -> ImageProblem:
+def image_problem(error: LeukoError, index: int, filename: str | None, prefix: str = "") -> ImageProblem:
     return ImageProblem(
-        type=uri(error.code),
+        type=uri(error.code, prefix),
         title=error.title,
         status=status_for(error),
         detail=error.detail,
@@ -117,6 +118,11 @@ def image_problem(error: LeukoError, index: int, filename: str | None) -> ImageP
 
 def problem(error: LeukoError, request_id: str, faults: Sequence[Fault] = ()) -> Problem:
     return document(error.code, status_for(error), error.detail, request_id, faults)
+
+
+def below(problem: Problem, prefix: str) -> Problem:
+    """Return the problem with the `type` that leads to its description below a prefix."""
+    return problem.model_copy(update={"type": uri(problem.code, prefix)}) if prefix else problem
 
 
 def unexpected(request_id: str) -> Problem:

@@ -54,11 +54,14 @@ def differential(
     specimen: Specimen,
     cells: Mapping[int, Prediction | ClassifiedCell],
     faults: Sequence[ImageProblem] = (),
+    model: ModelReference | None = None,
 ) -> Differential:
     """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
-    cells: by position in the request; faults: the images that could not be classified.
+    cells: by position in the request; faults: the images that could not be classified. model: that made the
+    predictions; None: the bundle.
     """
+    model = model or model_reference(bundle)
     for index, cell in cells.items():
         if cell.label not in bundle.labels:
             raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
@@ -66,10 +69,13 @@ def differential(
     hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
     return Differential(
         request_id=request_id,
-        model=model_reference(bundle),
+        model=ModelReference(**dict(model)),
         specimen=specimen.specimen,
         accession=specimen.accession,
-        fingerprint=fingerprint(bundle.sha256, hashes) if len(hashes) == len(cells) else None,
+        subject=specimen.subject,
+        effectiveDateTime=specimen.effectiveDateTime,
+        performer=specimen.performer,
+        fingerprint=fingerprint(model.sha256, hashes) if len(hashes) == len(cells) else None,
         n=len(cells),
         counts={label: count.n for label, count in counts.items()},
         percent={label: count.percent for label, count in counts.items()},
@@ -125,11 +131,12 @@ def evaluation(
     *,
     left_out: LeftOut | None = None,
     lazy: bool = False,
+    prefix: str = "",
 ) -> Evaluation:
     """Return the evaluation.
 
     left_out: files of the archive that are no images. lazy: the lists of images are made when
-    `api.json_response` renders them.
+    `api.json_response` renders them. prefix: of the paths that the client sees.
     """
     failures, line = [*scored.failures], left_out_line(left_out or {})
 
@@ -145,7 +152,7 @@ def evaluation(
 
     def failure(number: int) -> ImageProblem:
         index = failures[number]
-        return image_problem(scored.failures[index], index, images[index].name)
+        return image_problem(scored.failures[index], index, images[index].name, prefix)
 
     result = Evaluation(
         **asdict(scored.report),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
@@ -17,9 +20,58 @@ def _printable(text: str) -> str:
     return text
 
 
-Identifier = Annotated[
-    Annotated[str, Field(max_length=128), AfterValidator(_printable)] | None,
-    BeforeValidator(lambda value: None if value == "" else value),
+_EMPTY_IS_ABSENT = BeforeValidator(lambda value: None if value == "" else value)  # a form has no null
+Printable = Annotated[str, Field(max_length=128), AfterValidator(_printable)]
+Identifier = Annotated[Printable | None, _EMPTY_IS_ABSENT]
+# A resource on the receiver's server, or a search for it by an identifier, which only a transaction may hold.
+_REFERENCE = re.compile(
+    r"(?:https?://[^\s?#]+/)?(?P<kind>[A-Za-z]+)(?:/[A-Za-z0-9.-]{1,64}|\?identifier=[^\s&#]+)"
+)
+_DATE_TIME = re.compile(
+    r"\d{4}(-\d{2}(-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-](0\d|1[0-4]):\d{2}))?)?)?"
+)  # https://hl7.org/fhir/R4/datatypes.html#dateTime
+
+
+def _refers_to(*kinds: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        match = _REFERENCE.fullmatch(text)
+        if match is None or match["kind"] not in kinds or not text.isprintable():
+            one = (
+                f"{kinds[0]}/17, https://fhir.example.org/{kinds[0]}/17 or {kinds[0]}?identifier=SYSTEM|VALUE"
+            )
+            raise ValueError(f"must refer to {' or '.join(kinds)} of FHIR, such as {one}")
+        return text
+
+    return check
+
+
+def _date_time(text: str) -> str:
+    try:
+        if _DATE_TIME.fullmatch(text) is None:
+            raise ValueError
+        date, _, time = text.partition("T")
+        datetime.fromisoformat(f"{date}{'0001-01-01'[len(date) :]}" + (f"T{time}" if time else ""))
+    except ValueError:
+        raise ValueError(
+            "must be a date, month or year, or a time with its zone, such as 2026-11-30T08:15:00+01:00"
+        ) from None
+    return text
+
+
+Subject = Annotated[
+    Annotated[str, Field(max_length=512), AfterValidator(_refers_to("Patient"))] | None, _EMPTY_IS_ABSENT
+]
+Performer = Annotated[
+    Annotated[
+        str,
+        Field(max_length=512),
+        AfterValidator(_refers_to("Organization", "Practitioner", "PractitionerRole", "CareTeam")),
+    ]
+    | None,
+    _EMPTY_IS_ABSENT,
+]
+DateTime = Annotated[
+    Annotated[str, Field(max_length=64), AfterValidator(_date_time)] | None, _EMPTY_IS_ABSENT
 ]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -29,6 +81,13 @@ class Specimen(BaseModel):
 
     specimen: Identifier = Field(None, description="identifier of the specimen")
     accession: Identifier = Field(None, description="accession number of the order")
+    subject: Subject = Field(None, description="FHIR only: reference to the Patient")
+    effectiveDateTime: DateTime = Field(  # noqa: N815 (FHIR's name)
+        None, description="FHIR only: when the specimen was taken, a date or a date and time with its zone"
+    )
+    performer: Performer = Field(
+        None, description="FHIR only: reference to the laboratory or person who answers for the report"
+    )
 
 
 class ClassifiedCell(BaseModel):
@@ -41,9 +100,22 @@ class ClassifiedCell(BaseModel):
     review_reasons: Annotated[list[Reason], Field(fail_fast=True)] = []
 
 
+class NamedModel(ModelReference):
+    """The model that made predictions, as `/predict` names it."""
+
+    name: Printable
+    version: Printable
+    sha256: Sha256
+
+
 class ClassifiedCells(Specimen):
     """A specimen, the predictions of its cells, and the images that could not be classified."""
 
+    model: NamedModel | None = Field(
+        None,
+        description="`model` of the same `/predict` responses; without it, the report names the model that is"
+        " loaded now, which may be another one",
+    )
     predictions: list[ClassifiedCell] = Field(min_length=1, max_length=MAX_CELLS, fail_fast=True)
     errors: list[ImageProblem] = Field(
         [],
@@ -78,6 +150,9 @@ class Differential(BaseModel):
     model: ModelReference
     specimen: str | None
     accession: str | None
+    subject: str | None = None
+    effectiveDateTime: str | None = None  # noqa: N815 (FHIR's name)
+    performer: str | None = None
     fingerprint: Sha256 | None = Field(
         description="equal for the same images in any order and the same model; null if hashes are missing"
     )

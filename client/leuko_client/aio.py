@@ -15,6 +15,7 @@ from leuko_client.errors import LeukoError, ProblemError, UnexpectedAnswer
 from leuko_client.models import Differential, Evaluation, Model, Prediction, Progress, Report
 from leuko_client.progress import Bar, counted
 from leuko_client.protocol import URL, Attempts, Call, Format, Image, Outcome, Result, Retries
+from leuko_client.proxies import proxy_of
 from leuko_client.tasks import Sleep, map_ahead, sleep
 
 
@@ -24,9 +25,11 @@ class AsyncClient:
     Use it as a context manager or call `close`, so that its connections are closed.
 
     url: of the service, including a path prefix if it has one. key: the secret that `leuko key` printed.
-    timeout: seconds for one response. transport: an httpx transport, for tests and proxies. sleep, clock:
-    used between attempts; for tests. Raise ValueError if url or key cannot be used; neither the key nor a
-    user name and password in url are ever shown.
+    timeout: seconds to connect, and then without a byte sent or received; a response that arrives slowly
+    takes longer in total, and each attempt begins anew. transport: an httpx transport, for tests and for
+    other proxies than those of HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; no proxy is asked for this
+    machine. sleep, clock: used between attempts; for tests. Raise ValueError if url, key or proxy cannot be
+    used; neither the key nor a user name and password in url are ever shown.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class AsyncClient:
     ) -> None:
         self.url = protocol.without_user(url)
         base_url, user = protocol.address(url)
+        proxy = None if transport is not None else proxy_of(base_url)
+        self._route = protocol.route(self.url, proxy)
         self._http = httpx.AsyncClient(
             base_url=base_url,
             auth=user,
             headers=protocol.headers(key),
             timeout=timeout,
-            transport=transport,
+            transport=transport or _transport(proxy),
         )
         self._retries = retries
         self._sleep = sleep
@@ -123,8 +128,8 @@ class AsyncClient:
 
         With outcomes, it says how many images could not be classified.
         """
-        call = protocol.differential_of(cells, specimen, accession, "json")
-        count: Differential = await self._call(call)
+        about = {"specimen": specimen, "accession": accession}
+        count: Differential = await self._call(protocol.differential_of(cells, about, "json"))
         return count
 
     async def report(
@@ -134,12 +139,22 @@ class AsyncClient:
         *,
         specimen: str | None = None,
         accession: str | None = None,
+        subject: str | None = None,
+        effective: str | None = None,
+        performer: str | None = None,
+        transaction: bool = False,
     ) -> Any:
         """Return the differential count as a report. `fhir`: a Bundle as parsed JSON; `hl7`: a str.
 
         cells: predictions, or all outcomes of `predict_many`; then it says what could not be classified.
+        subject, effective, performer: FHIR's Patient, date or time, and laboratory, for FHIR only.
+        transaction: return a Bundle that a FHIR server stores. Raise ValueError if several models made the
+        predictions.
         """
-        return await self._call(protocol.differential_of(cells, specimen, accession, format))
+        about = {"specimen": specimen, "accession": accession}
+        about |= {"subject": subject, "effectiveDateTime": effective, "performer": performer}
+        call = protocol.differential_of(cells, about, format, transaction=transaction)
+        return await self._call(call)
 
     async def evaluate(
         self,
@@ -154,14 +169,14 @@ class AsyncClient:
 
         archive: a ZIP with one folder for each class. groups: source of each file, by file name.
         group_pattern: regular expression whose first group is the source. on_progress: called with each
-        progress event. timeout: seconds between two events.
+        progress event. timeout: seconds between two events, not in total.
         """
         options = protocol.evaluate(protocol.read(archive), groups, group_pattern)
         attempts = self._attempts()
         while True:
             try:
                 return await self._evaluate(options, on_progress, timeout)
-            except (LeukoError, httpx.TransportError) as error:
+            except (LeukoError, httpx.RequestError) as error:
                 await self._sleep(attempts.wait_s(error))
 
     async def evaluate_predictions(
@@ -219,7 +234,7 @@ class AsyncClient:
         return protocol.outcomes(names, predictions)
 
     def _attempts(self) -> Attempts:
-        return Attempts(self.url, self._retries, self._clock)
+        return Attempts(self.url, self._retries, self._clock, self._route)
 
     async def _call(self, call: Call[Result]) -> Result:
         attempts = self._attempts()
@@ -227,7 +242,7 @@ class AsyncClient:
             try:
                 response = await self._http.request(call.method, call.path, **call.options)
                 return call.result(response)
-            except (LeukoError, httpx.TransportError) as error:
+            except (LeukoError, httpx.RequestError) as error:
                 await self._sleep(attempts.wait_s(error))
 
     async def _evaluate(
@@ -245,3 +260,11 @@ class AsyncClient:
                         return event
                     on_progress(event)
         raise UnexpectedAnswer("the evaluation broke off before its result")
+
+
+def _transport(proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
+    """Return a transport that asks no other proxy. Raise ValueError if the one for SOCKS is not installed."""
+    try:
+        return httpx.AsyncHTTPTransport(proxy=proxy)
+    except ImportError:
+        raise ValueError("a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'") from None

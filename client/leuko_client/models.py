@@ -40,7 +40,7 @@ class ActivationMap:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """review: a person must look at the cell."""
+    """review: a person must look at the cell. model: None only in a prediction that was made by hand."""
 
     index: int
     filename: str | None
@@ -53,6 +53,7 @@ class Prediction:
     review_reasons: list[str]
     frame: Frame
     cam: ActivationMap | None = None
+    model: ModelReference | None = None  # that made it
 
 
 @dataclass(frozen=True, slots=True)

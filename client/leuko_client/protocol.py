@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Generic, Literal, TypeVar
@@ -31,6 +31,7 @@ from leuko_client.models import (
     Report,
     build,
 )
+from leuko_client.proxies import shown
 
 Result = TypeVar("Result")
 Image = str | PathLike[str] | bytes | BinaryIO
@@ -101,14 +102,15 @@ class Retries:
 class Attempts:
     """The attempts at one call, counted and timed against `Retries`."""
 
-    def __init__(self, url: str, retries: Retries, clock: Callable[[], float]) -> None:
+    def __init__(self, url: str, retries: Retries, clock: Callable[[], float], route: str) -> None:
         self._url = url
+        self._route = route
         self._retries = retries
         self._clock = clock
         self._began = clock()
         self._failed = 0
 
-    def wait_s(self, error: LeukoError | httpx.TransportError) -> float:
+    def wait_s(self, error: LeukoError | httpx.RequestError) -> float:
         """Return the seconds until the next attempt. Raise `error` as a LeukoError if there is none."""
         self._failed += 1
         if isinstance(error, httpx.UnsupportedProtocol):
@@ -117,10 +119,12 @@ class Attempts:
                 f"{self._url} is not the address of a service: it must begin with http:// or https://"
             ) from None
         failure: LeukoError
-        if isinstance(error, LeukoError):
+        if isinstance(error, UnexpectedAnswer) and self._route != self._url:
+            failure = UnexpectedAnswer(f"{error}; the answer may be that of a proxy: {self._route}")
+        elif isinstance(error, LeukoError):
             failure = error
         else:
-            failure = TransportError(f"no answer from {self._url}: {error!r}")
+            failure = TransportError(f"no answer from {self._route}: {error!r}")
             failure.__cause__ = error
         seconds = self._retries.wait(self._failed, self._clock() - self._began, failure, random.random())
         if seconds is None or isinstance(failure, UnexpectedAnswer):
@@ -154,7 +158,14 @@ def _name(image: Image) -> str:
 
 def predict(images: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> Call[Predictions]:
     options = {"files": _files(images), "params": {"explain": explain} if explain else {}}
-    return Call("POST", "/predict", lambda response: build(Predictions, _json(response)), options)
+    return Call("POST", "/predict", lambda response: _predictions(_json(response)), options)
+
+
+def _predictions(document: Any) -> Predictions:
+    """Return the predictions, each with the model that made it."""
+    answer = build(Predictions, document)
+    made = [replace(prediction, model=answer.model) for prediction in answer.predictions]
+    return replace(answer, predictions=made)
 
 
 def differential(
@@ -166,22 +177,35 @@ def differential(
 
 
 def differential_of(
-    cells: Iterable[Prediction | Outcome], specimen: str | None, accession: str | None, format: Format
+    cells: Iterable[Prediction | Outcome],
+    about: Mapping[str, str | None],
+    format: Format,
+    *,
+    transaction: bool = False,
 ) -> Call[Any]:
-    predictions, errors = [], []
+    """about: specimen, accession and what else a report says. Raise ValueError for several models."""
+    predictions, errors, models = [], [], []
     for index, cell in enumerate(cells):
         prediction = cell.prediction if isinstance(cell, Outcome) else cell
         if prediction is not None:
-            predictions.append(asdict(prediction))
+            model = prediction.model
+            models += [model] if model is not None and model not in models else []
+            predictions.append(asdict(replace(prediction, model=None)))
         elif isinstance(cell, Outcome):
             errors.append({**_problem(cell.error), "index": index, "filename": cell.name})
-    document = {
-        "predictions": predictions,
-        "errors": errors,
-        "specimen": specimen,
-        "accession": accession,
+    if len(models) > 1:
+        names = ", ".join(f"{model.name} {model.version}" for model in models)
+        raise ValueError(f"the predictions are of several models ({names}): predict all images with one")
+    if transaction and format != "fhir":
+        raise ValueError("a transaction is a FHIR report")
+    document: dict[str, Any] = {"predictions": predictions, "errors": errors, **about}
+    if models:
+        document["model"] = asdict(models[0])
+    options = {
+        "json": document,
+        "headers": {"Accept": ACCEPT[format]},
+        "params": {"bundle": "transaction"} if transaction else {},
     }
-    options = {"json": document, "headers": {"Accept": ACCEPT[format]}}
     return Call("POST", "/differential", _differential(format), options)
 
 
@@ -333,6 +357,11 @@ def address(url: str) -> tuple[httpx.URL, tuple[str, str] | None]:
         raise ValueError(f"{without_user(url)!r} is not the address of a service") from None
     user = (parsed.username, parsed.password) if parsed.userinfo else None
     return parsed.copy_with(userinfo=b""), user
+
+
+def route(url: str, proxy: httpx.Proxy | None) -> str:
+    """Return how a service is reached, for messages."""
+    return url if proxy is None else f"{url} through the proxy {shown(proxy)}"
 
 
 def without_user(url: str) -> str:

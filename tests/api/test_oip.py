@@ -61,6 +61,17 @@ def test_images_are_bytes_after_the_json() -> None:
     assert parse(*binary(packed(*IMAGES))).images == IMAGES
 
 
+def test_a_batch_may_have_a_second_dimension_of_one() -> None:
+    data = [base64.b64encode(image).decode() for image in IMAGES]
+    assert parse(plain(inputs=[tensor(shape=[3, 1], data=data)])).images == IMAGES
+    assert parse(*binary(packed(*IMAGES), shape=[3, 1])).images == IMAGES
+    assert parse(*binary(packed(b"one"), shape=[1, 1])).images == [b"one"]
+    with pytest.raises(MalformedRequest, match="has 3 elements, but its shape is 4"):
+        parse(*binary(packed(*IMAGES), shape=[4, 1]))
+    with pytest.raises(TooLarge, match="5 elements"):
+        parse(*binary(packed(*[b"a"] * 5), shape=[5, 1]))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -70,9 +81,17 @@ def test_images_are_bytes_after_the_json() -> None:
         (plain(inputs=[tensor(data=[])] * 2), "inputs"),
         (plain(inputs=[tensor(name="x", data=["YQ=="] * 3)]), r"inputs\.0\.name"),
         (plain(inputs=[tensor(datatype="UINT8", data=["YQ=="] * 3)]), r"inputs\.0\.datatype"),
-        (plain(inputs=[tensor(shape=[], data=[])]), r"inputs\.0\.shape"),
-        (plain(inputs=[tensor(shape=[0], data=[])]), r"inputs\.0\.shape"),
-        (plain(inputs=[tensor(shape=[3, 1], data=["YQ=="] * 3)]), r"inputs\.0\.shape"),
+        *(
+            (
+                plain(inputs=[tensor(shape=shape, data=["YQ=="] * 3)]),
+                r"shape: \[.*\] is neither \[N\] nor \[N, 1\]",
+            )
+            for shape in ([], [0], [-3], [1, 3], [3, 2], [3, 0], [0, 1], [3, -1], [1, 1, 3], [3, 1, 1])
+        ),
+        *(
+            (plain(inputs=[tensor(shape=shape, data=["YQ=="])]), r"inputs\.0\.shape")
+            for shape in (3, None, "3", [None], ["a"], [[1]], [1.5], [1] * 9)
+        ),
         (plain(inputs=[tensor(data=["YQ=="])]), "has 1 elements, but its shape is 3"),
         (plain(inputs=[tensor(data=["no base64"] * 4)]), "has 4 elements, but its shape is 3"),
         (plain(inputs=[tensor(data=["é"] * 3)]), "image 0 is not base64"),

@@ -94,8 +94,10 @@ def test_no_body_breaks_the_reader(data: bytes) -> None:
         (b"--line\r\n\r\nx\r\n--line--", MalformedRequest, "a part of the form has no name"),
         (b"--line\r\n" + b"A" * 10_000, MalformedRequest, "not a multipart form"),
         (b"--line\r\n" + b"A: b\r\n" * 1000, MalformedRequest, "not a multipart form"),
-        (b"--other\r\n", MalformedRequest, "not a multipart form"),
+        (b"--other\r\n", MalformedRequest, "none of its lines is the boundary"),
+        (b"x--line\r\n" + part('name="files"', b"x")[8:], MalformedRequest, "none of its lines"),
         (b"", MalformedRequest, "ends before"),
+        (part("name=\"files\"; filename*=utf-8''%FF", b"x"), MalformedRequest, r"filename\* of a part"),
     ],
 )
 def test_a_form_over_a_limit_or_with_invalid_parts_is_refused(
@@ -130,6 +132,41 @@ def test_another_media_type_is_not_read_as_a_form() -> None:
 def test_file_names_that_are_not_utf_8_are_read_as_latin_1() -> None:
     body = b'--line\r\nContent-Disposition: form-data; name="files"; filename="\xe4.png"\r\n\r\nx\r\n--line--'
     assert read(body)["files"] == [Part("ä.png", b"x")]
+
+
+PREAMBLES = [
+    b"This is a multi-part message in MIME format.\r\n",
+    b"\r\n",
+    b"\n",
+    b"- a list\r\n-- of --line\r\n--lines\r\n--line-\r\n --line\r\n",
+    b"x" * 1000 + b"\r\n",
+]
+
+
+@pytest.mark.parametrize("preamble", PREAMBLES)
+@pytest.mark.parametrize("epilogue", [b"", b"\r\n", b"\r\nThe end\r\n" + BODY])
+def test_text_before_and_after_the_parts_is_dropped(preamble: bytes, epilogue: bytes) -> None:
+    body = preamble + BODY.removesuffix(b"\r\n") + epilogue
+    whole = read(BODY)
+    assert read(body) == whole
+    assert read(*(bytes([byte]) for byte in body)) == whole
+    for at in range(len(preamble) + 20):
+        assert read(body[:at], body[at:]) == whole
+
+
+@pytest.mark.parametrize("encoding", ["binary", "8bit", "7BIT", "base64", "Quoted-Printable"])
+def test_a_part_in_another_encoding_is_refused_in_words(encoding: str) -> None:
+    body = part(f'name="files"\r\nContent-Transfer-Encoding: {encoding}', b"eA==") + b"--line--"
+    if encoding in ("base64", "Quoted-Printable"):
+        with pytest.raises(MalformedRequest, match="has a Content-Transfer-Encoding; send its bytes"):
+            read(body)
+    else:
+        assert read(body)["files"] == [Part(None, b"eA==")]
+
+
+def test_blanks_may_follow_every_boundary() -> None:
+    assert read(BODY.replace(b"--line\r\n", b"--line \t\r\n").replace(b"--lin \t", b"--lin")) == read(BODY)
+    assert read(b"text\r\n--line--")["files"] == []
 
 
 def test_a_form_of_one_image_waits_for_no_turn_and_a_long_one_does(monkeypatch: pytest.MonkeyPatch) -> None:

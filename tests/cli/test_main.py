@@ -17,7 +17,8 @@ from app.engine.classifier import Classifier
 from app.imaging.decode import decode
 from app.printable import printable
 from app.settings import Settings, variable
-from tests.fake_classifier import load
+from tests.fake_classifier import load, png
+from tests.fakes import GREYS
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +89,16 @@ def test_flags_beat_the_environment_which_beats_the_defaults(monkeypatch: pytest
     arguments = build_parser().parse_args(["serve", "--max-batch", "6", "--port", "0", "--bundle", "b"])
     expected = Settings(bundle="b", max_batch=6, max_queue=50, port=0)
     assert read_settings(arguments) == expected
+
+
+def test_a_variable_that_is_no_setting_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cell.png").write_bytes(png(GREYS[0]))
+    monkeypatch.setenv("LEUKO_MAX_IMAGES_MIB", "secret")
+    assert main(["predict", str(tmp_path / "cell.png")], load=load) == 0
+    meant = "is not a setting and has no effect: did you mean LEUKO_MAX_IMAGE_MIB?"
+    assert capsys.readouterr().err == f"leuko: warning: LEUKO_MAX_IMAGES_MIB {meant}\n"
 
 
 def test_a_wrong_flag_names_the_flag_and_a_wrong_variable_the_variable(

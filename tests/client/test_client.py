@@ -11,7 +11,7 @@ import sys
 import traceback
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,17 @@ import pytest
 
 import leuko_client
 from app.edge.keys import add_key
-from leuko_client import AsyncClient, Client, Evaluation, LeukoError, Outcome, Prediction, Progress, Retries
+from leuko_client import (
+    AsyncClient,
+    Client,
+    Evaluation,
+    LeukoError,
+    ModelReference,
+    Outcome,
+    Prediction,
+    Progress,
+    Retries,
+)
 from leuko_client.models import build
 from leuko_client.progress import Bar
 from leuko_client.protocol import Events
@@ -123,6 +133,22 @@ def test_a_specimen_is_counted_and_reported(kind: Any, service: Running) -> None
     low, high = sent.intervals.wilson["monocyte"]
     assert low < 25 < high
     assert (fhir["resourceType"], "|A-1|" in hl7) == ("Bundle", True)
+
+
+@KINDS
+def test_a_report_names_the_model_of_its_predictions(kind: Any, service: Running) -> None:
+    with kind(service.address) as client:
+        prediction = client.predict(png(GREYS[0]))
+        earlier = ModelReference("earlier", "0.9", "a" * 64)
+        made = replace(prediction, model=earlier)
+        bundle = client.report([made], "fhir", subject="Patient/1", effective="2026", transaction=True)
+        assert client.differential_of([made]).model == earlier
+        with pytest.raises(ValueError, match=r"several models \(fake 1.2, earlier 0.9\)"):
+            client.report([prediction, made], "hl7")
+        with pytest.raises(ValueError, match="FHIR"):
+            client.report([made], "hl7", transaction=True)
+    assert prediction.model is not None
+    assert (prediction.model.name, bundle["type"], "earlier" in str(bundle)) == ("fake", "transaction", True)
 
 
 @KINDS

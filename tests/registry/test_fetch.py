@@ -126,6 +126,50 @@ def test_a_pinned_bundle_is_fetched_once_and_whole(https: str, bundle: Path, tmp
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [pin]
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense"])
+def test_a_bundle_on_this_machine_is_fetched_directly(
+    name: str, proxy: str, https: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, proxy)
+    pinned = f"{https}#sha256={sha256(bundle / 'config.json')}"
+    assert (locate(settings(pinned, tmp_path)) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("http://hidden:secret@127.0.0.1:9", "through the proxy http://127.0.0.1:9: .*refused"),
+        ("127.0.0.1:9", "through the proxy http://127.0.0.1:9: .*refused"),
+        ("socks5://hidden:secret@127.0.0.1:9", "the proxy socks5://127.0.0.1:9 cannot be used: only"),
+        ("https://127.0.0.1:9/", "the proxy https://127.0.0.1:9 cannot be used: only"),
+    ],
+)
+def test_a_proxy_that_fails_is_named(
+    name: str, proxy: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, proxy)
+    with pytest.raises(BundleError, match=said) as caught:
+        locate(settings(f"https://leuko.example/m#sha256={'0' * 64}", tmp_path))
+    assert "secret" not in caught.value.detail
+    assert "hidden" not in caught.value.detail
+
+
+def test_a_proxy_that_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            self.send_error(407)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with serving(Refusing) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        with pytest.raises(BundleError, match=rf"through the proxy http://127.0.0.1:{port}: .*407"):
+            locate(settings(f"https://leuko.example/m#sha256={'0' * 64}", tmp_path))
+
+
 @pytest.mark.parametrize("name", ["config.json", FILES[0]])
 def test_what_the_pin_does_not_stand_for_is_refused_and_not_kept(
     https: str, bundle: Path, tmp_path: Path, name: str

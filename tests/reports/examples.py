@@ -12,7 +12,11 @@ AT = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
 
 
 def made(
-    specimen: str | None = "S-1", accession: str | None = "A-1", labels: str = "neel", request_id: str = "r"
+    specimen: str | None = "S-1",
+    accession: str | None = "A-1",
+    labels: str = "neel",
+    request_id: str = "r",
+    **others: str,
 ) -> Differential:
     """Return a differential count. labels: classes by first letter; the last cell is marked for review."""
     names = {"e": "eosinophil", "l": "lymphocyte", "m": "monocyte", "n": "neutrophil"}
@@ -21,5 +25,5 @@ def made(
         for index, letter in enumerate(labels)
     ]
     cells[-1] = cells[-1].model_copy(update={"review_reasons": ["low_confidence"]})
-    whose = Specimen(specimen=specimen, accession=accession)
+    whose = Specimen(specimen=specimen, accession=accession, **others)
     return differential(request_id, FakeClassifier().bundle, whose, dict(enumerate(cells)))

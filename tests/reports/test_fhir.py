@@ -9,13 +9,26 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 
+from app.errors import Unusable
 from app.reports import fhir
 from app.wire.specimen import Differential
 from tests.reports.examples import AT, made
 
+CONTEXT = {
+    "subject": "Patient?identifier=urn:oid:1.2.3|4711",
+    "effectiveDateTime": "2026-02-28T08:15:00+01:00",
+    "performer": "Organization/laboratory",
+}
+
 
 def report(differential: Differential | None = None, method: str = "none") -> dict[str, Any]:
     return fhir.bundle(differential or made(), method=method, software="1.0", at=AT)
+
+
+def transaction(differential: Differential | None = None, software: str = "1.0") -> dict[str, Any]:
+    return fhir.bundle(
+        differential or made(**CONTEXT), method="none", software=software, at=AT, kind=fhir.TRANSACTION
+    )
 
 
 def parts(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -95,3 +108,85 @@ def test_the_same_cells_reported_again_have_the_same_identifiers() -> None:
     assert report(made()) == report(made(request_id="another"))
     assert report(made("S-2"))["identifier"] != report(made())["identifier"]
     assert report(made(labels="nee"))["identifier"] != report(made())["identifier"]
+
+
+# Transactions
+
+
+@pytest.mark.parametrize(
+    "differential", [made(), made(None, None), made(**CONTEXT), made("S", None, **CONTEXT)]
+)
+def test_a_transaction_creates_what_the_server_lacks(differential: Differential) -> None:
+    document = transaction(differential)
+    assert Bundle.model_validate(document).type == "transaction"
+    for entry in document["entry"]:
+        resource, request = entry["resource"], entry["request"]
+        assert (request["method"], request["url"]) == ("POST", resource["resourceType"])
+        found = {f"identifier={one.get('system')}|{one['value']}" for one in resource["identifier"]}
+        assert request["ifNoneExist"] in found
+        assert request["ifNoneExist"].startswith("identifier=urn:ietf:rfc:3986|urn:uuid:")
+        assert "id" not in resource
+    searches = [(entry["request"]["url"], entry["request"]["ifNoneExist"]) for entry in document["entry"]]
+    assert len(set(searches)) == len(searches)
+    given = {differential.subject, differential.performer}
+    assert set(references(document)) - given == {entry["fullUrl"] for entry in document["entry"][1:]}
+
+
+def test_a_collection_has_no_requests() -> None:
+    assert all("request" not in entry for entry in report()["entry"])
+
+
+def test_a_report_sent_again_creates_nothing_and_another_one_does() -> None:
+    def searches(document: dict[str, Any], *kinds: str) -> set[str]:
+        entries = document["entry"]
+        return {e["request"]["ifNoneExist"] for e in entries if e["request"]["url"] in kinds}
+
+    reported, shared = ("DiagnosticReport", "Observation"), ("Device", "Specimen")
+    first = transaction()
+    assert transaction(made(request_id="another", **CONTEXT)) == first
+    for name, other in {
+        "subject": "Patient/2",
+        "performer": "Organization/2",
+        "effectiveDateTime": "2026",
+    }.items():
+        changed = transaction(made(**{**CONTEXT, name: other}))
+        assert not searches(changed, *reported) & searches(first, *reported)
+        assert searches(changed, "Device") == searches(first, "Device")
+    more = transaction(made(labels="neelm", **CONTEXT))
+    assert not searches(more, *reported) & searches(first, *reported)
+    assert searches(more, *shared) == searches(first, *shared)
+    assert searches(transaction(software="1.1"), "Device") != searches(first, "Device")
+
+
+def coded(concepts: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    return {(coding["system"], coding["code"]) for concept in concepts for coding in concept["coding"]}
+
+
+def test_it_has_what_us_core_requires_of_laboratory_results() -> None:
+    """US Core 7.0: DiagnosticReport for Laboratory Results Reporting, Laboratory Result Observation."""
+    document = transaction()
+    (one,) = parts(document, "DiagnosticReport")
+    required = {"status", "category", "code", "subject", "effectiveDateTime", "issued", "performer", "result"}
+    assert required <= one.keys()
+    assert ("http://terminology.hl7.org/CodeSystem/v2-0074", "LAB") in coded(one["category"])
+    assert coded([one["code"]]) == {("http://loinc.org", "69738-3")}
+    assert one["subject"] == {"reference": CONTEXT["subject"]}
+    assert one["performer"] == [{"reference": CONTEXT["performer"]}]
+    assert len(one["result"]) == 4
+    for observation in parts(document, "Observation"):
+        assert {"status", "category", "code", "subject", "effectiveDateTime"} <= observation.keys()
+        laboratory = "http://terminology.hl7.org/CodeSystem/observation-category", "laboratory"
+        assert laboratory in coded(observation["category"])
+        assert {system for system, _ in coded([observation["code"]])} == {"http://loinc.org"}
+        assert ("valueQuantity" in observation) != ("dataAbsentReason" in observation)
+        assert observation["effectiveDateTime"] == CONTEXT["effectiveDateTime"]
+    (specimen,) = parts(document, "Specimen")
+    assert coded([specimen["type"]]) == {("http://snomed.info/sct", "119297000")}
+    assert specimen["subject"] == {"reference": CONTEXT["subject"]}
+
+
+def test_a_search_for_a_patient_is_for_transactions() -> None:
+    with pytest.raises(Unusable, match="bundle=transaction"):
+        report(made(**CONTEXT))
+    document = report(made(**{**CONTEXT, "subject": "https://fhir.example.org/r4/Patient/17"}))
+    assert Bundle.model_validate(document).type == "collection"

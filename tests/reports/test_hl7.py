@@ -10,6 +10,7 @@ from hl7apy.parser import parse_message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.errors import Unusable
 from app.reports import hl7
 from app.wire.specimen import Differential
 from tests.reports.examples import AT, made
@@ -106,3 +107,10 @@ def test_the_same_cells_reported_again_are_the_same_message() -> None:
     assert written(made()) == written(made(request_id="another"))
     assert segments(written(made("S-2")), "MSH")[0][9] != segments(written(), "MSH")[0][9]
     assert len(segments(written(), "MSH")[0][9]) == 20
+
+
+@pytest.mark.parametrize("name", ["subject", "effectiveDateTime", "performer"])
+def test_what_only_fhir_can_hold_is_refused(name: str) -> None:
+    value = {"subject": "Patient/1", "effectiveDateTime": "2026", "performer": "Organization/1"}[name]
+    with pytest.raises(Unusable, match="for FHIR"):
+        written(made(**{name: value}))

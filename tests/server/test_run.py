@@ -11,9 +11,10 @@ import pytest
 import uvicorn
 
 from app.cli.main import main
-from app.errors import StartupError
+from app.errors import SettingsError, StartupError
 from app.server.run import Server, print_address
-from app.server.serve import bind, url
+from app.server.serve import bind, check_exposure, is_loopback, url
+from app.settings import Settings
 from tests.fake_classifier import load
 from tests.running import FAKE, REAL, ROOT, serving, wait_until_ready
 
@@ -147,10 +148,41 @@ def test_the_url_is_one_that_a_browser_here_can_open(host: str, url_host: str) -
         assert url(listener) == f"http://{url_host}:{listener.getsockname()[1]}"
 
 
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *(
+            (host, True)
+            for host in ("127.0.0.1", "127.0.0.2", "127.255.0.1", "::1", "[::1]", "[::ffff:127.0.0.1]")
+        ),
+        *((host, True) for host in ("localhost", "LocalHost", "localhost.")),
+        *((host, False) for host in ("0.0.0.0", "::", "[::]", "10.0.0.1", "[::ffff:10.0.0.1]", "[fe80::1]")),
+        *(
+            (host, False)
+            for host in ("", "leuko", "localhost.example", "127.0.0.1.example", "[localhost", "1")
+        ),
+    ],
+)
+def test_addresses_of_this_machine_need_no_keys(host: str, local: bool) -> None:
+    assert is_loopback(host) == local
+    if local:
+        check_exposure(Settings(host=host))
+    else:
+        with pytest.raises(SettingsError, match="other machines can reach"):
+            check_exposure(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["ü..b", "ü" * 70 + ".example"])
+def test_an_impossible_name_is_an_error(host: str) -> None:
+    with pytest.raises(StartupError, match="it is not the name of a machine"):
+        bind(host, 0)
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-def test_the_url_of_an_ipv6_address_is_bracketed() -> None:
+@pytest.mark.parametrize("host", ["::", "::1", "[::1]"])
+def test_the_url_of_an_ipv6_address_is_bracketed(host: str) -> None:
     try:
-        listener = bind("::", 0)
+        listener = bind(host, 0)
     except StartupError as error:
         pytest.skip(f"no IPv6 here: {error.detail}")
     with listener:
@@ -200,3 +232,11 @@ def test_serve_with_the_shipped_bundle_is_ready_and_ends_on_ctrl_c() -> None:
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 0
+
+
+def test_a_variable_that_is_no_setting_is_logged_before_the_service_is_ready() -> None:
+    with serving(FAKE, environ={"LEUKO_MAX_BODY": "secret"}) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+    assert "LEUKO_MAX_BODY is not a setting and has no effect: did you mean LEUKO_MAX_BODY_MIB?" in first
+    assert "secret" not in first

@@ -16,6 +16,7 @@ from training.card import model_card
 from training.config import config_from
 from training.findings import headline
 from training.markdown import listed, number, table, toml
+from training.results import best_in_bold
 
 
 def floats(value: Any) -> Iterator[float]:
@@ -269,3 +270,25 @@ def test_the_card_says_what_to_expect_where_the_model_has_never_been() -> None:
     assert "as 5 % of the images of laboratories left out are" in card
     assert "| lisc-cells | no | 200 | 198 | 0.840 (0.790 to 0.880) | 55 % | – |" in card
     assert "Mean 0.840; worst 0.840 (lisc-cells)." in card
+
+
+def test_bold_is_the_better_score_and_only_where_one_is_better() -> None:
+    values = {("0.9", "0.8"): "**0.9000** 0.8000", ("0.8", "0.9"): "0.8000 **0.9000**"}
+    values |= {("0.9", "0.9"): "0.9000 0.9000", ("0.90001", "0.90002"): "0.9000 0.9000"}
+    for pair, written in values.items():
+        scores = [float(value) for value in pair]
+        assert " ".join(best_in_bold(scores, True)) == written
+        assert "*" not in " ".join(best_in_bold(scores, False))
+    assert best_in_bold([0.5, None, 0.4], True, lower=True) == ["0.5000", "–", "**0.4000**"]
+    assert best_in_bold([None, None, 0.4], True) == ["–", "–", "0.4000"]
+
+
+def test_the_tables_of_a_card_are_bold_where_the_model_or_the_paper_is_better() -> None:
+    card = model_card(config(), of_papers_images(mse=0.1, rmse=0.9))
+    rows = {line.split(" | ")[0].strip("| "): line for line in card.splitlines() if line.startswith("| ")}
+    assert rows["MSE"].endswith("| **0.1000** |")
+    assert rows["RMSE"].endswith("| **0.8441** | 0.9000 |")
+    assert "**" not in rows["Cohen's κ"]
+    assert "Bold is the better score." in card
+    other = model_card(config(), report())
+    assert not [line for line in other.splitlines() if line.startswith("| ") and "**" in line]

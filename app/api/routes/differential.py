@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
 
 from app import errors
 from app.api.json_bodies import finish
 from app.api.json_tasks import JSON, CountCells, Finished, render_count
 from app.api.negotiation import choose
-from app.api.openapi import Document, answer, body, ref, refusals
+from app.api.openapi import Document, answer, body, ref, refusals, text_field
 from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
 from app.api.routes.parameters import Context, Loaded
@@ -22,13 +24,12 @@ from app.wire.specimen import Differential, Specimen
 router = APIRouter(tags=["classify"])
 
 MAX_CELLS_BYTES = 16 * MIB  # 10,000 predictions of /predict with activation maps
-TEXTS = {"specimen": 4096, "accession": 4096}  # bytes
+TEXTS = dict.fromkeys(Specimen.model_fields, 4096)  # bytes
 
-IDENTIFIER = {"type": "string", "maxLength": 128}
 BODY = images_body(
     "DifferentialForm",
     {"files": ["1.jpg", "2.jpg"], "specimen": "S-1", "accession": "A-1"},
-    **dict.fromkeys(TEXTS, IDENTIFIER),
+    **{name: text_field(str(field.description)) for name, field in Specimen.model_fields.items()},
 ) | {JSON: {"schema": ref("ClassifiedCells"), "example": CELLS}}
 REPORT_FORMATS: Document = {
     fhir.MEDIA_TYPE: {"schema": {"type": "object"}, "example": {"resourceType": "Bundle", "…": "…"}},
@@ -41,8 +42,10 @@ Send the images of one specimen as multipart form data, as for `/predict`, or th
 Wilson and an exact (Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at;
 `warnings` lists limits of the count that its reader must know. `specimen` and `accession` are returned
 unchanged and never stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a
-preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. Not for
-diagnosis.
+preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
+`bundle=transaction` returns a Bundle that a FHIR server stores as a transaction; `subject`,
+`effectiveDateTime` and `performer` are put into FHIR reports. Send `model` with earlier predictions, so that
+the report names the model that made them. Not for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """
@@ -58,11 +61,24 @@ diagnosis.
     | refusals(*IMAGE_ERRORS, errors.NotAcceptable, errors.BadLabels),
     openapi_extra=body(BODY),
 )
-async def differential(request: Request, service: Loaded, context: Context) -> Response:
-    kind = choose(request.headers.get("accept", ""), (JSON, *REPORT_FORMATS))
+async def differential(
+    request: Request,
+    service: Loaded,
+    context: Context,
+    bundle_type: Annotated[
+        Literal["collection", "transaction"] | None,
+        Query(
+            alias="bundle",
+            description="type of FHIR's Bundle, which is then the response",
+            json_schema_extra={"type": "string", "enum": [fhir.COLLECTION, fhir.TRANSACTION]},
+        ),
+    ] = None,
+) -> Response:
+    offered = (JSON, *REPORT_FORMATS) if bundle_type is None else (fhir.MEDIA_TYPE,)
+    kind, bundle_type = choose(request.headers.get("accept", ""), offered), bundle_type or "collection"
     bundle, settings = service.classifier.bundle, service.settings
     if media_type(request) == JSON:
-        task = CountCells(context.request_id, bundle, kind, settings.loinc_method)
+        task = CountCells(context.request_id, bundle, kind, settings.loinc_method, bundle_type)
         deadline = context.arrived + settings.deadline_s
         finished = await finish(request, task, MAX_CELLS_BYTES, context, deadline)
     else:
@@ -77,7 +93,7 @@ async def differential(request: Request, service: Loaded, context: Context) -> R
 
         def count() -> Finished:
             counted = responses.differential(context.request_id, bundle, specimen, cells, faults)
-            return render_count(counted, kind, settings.loinc_method)
+            return render_count(counted, kind, settings.loinc_method, bundle_type)
 
         finished = await SHORT.run(count, context)
     context.findings.update(finished.findings)

@@ -15,7 +15,7 @@ from app.api.json_response import render
 from app.api.json_tasks import ScoreOutcomes
 from app.api.labelled_upload import LabelledSet, read_labelled
 from app.api.negotiation import accepts_events
-from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals
+from app.api.openapi import BINARY, BODY_ERRORS, answer, body, event_stream, form, ref, refusals, text_field
 from app.api.routes.examples import EVALUATION, EVENTS, OUTCOMES, REPORT
 from app.api.routes.parameters import Context, Loaded
 from app.api.uploads import Limit, read_form
@@ -47,14 +47,14 @@ BODY = form(
         "files": {
             "type": "array",
             "items": BINARY,
+            "default": [],  # else Swagger UI sends a text
             "description": "images, instead of `archive`; `labels` is then required",
         },
-        "labels": {"type": "string", "description": MAPPING + "class"},
-        "groups": {"type": "string", "description": MAPPING + "source photo or patient"},
-        "group_pattern": {
-            "type": "string",
-            "description": "instead of `groups`: regular expression whose first group is the source",
-        },
+        "labels": text_field(MAPPING + "class"),
+        "groups": text_field(MAPPING + "source photo or patient"),
+        "group_pattern": text_field(
+            "instead of `groups`: regular expression whose first group is the source"
+        ),
     },
     required=[],
     example={"archive": "test.zip", "group_pattern": r"/(patient\d+)_"},
@@ -169,7 +169,14 @@ async def _evaluate(
     scored = await score(service, images, groups, progress, context, deadline=deadline)
     return await LONG.run(
         lambda: responses.evaluation(
-            context.request_id, bundle, images, scored, progress, left_out=labelled.left_out, lazy=True
+            context.request_id,
+            bundle,
+            images,
+            scored,
+            progress,
+            left_out=labelled.left_out,
+            lazy=True,
+            prefix=context.prefix,
         ),
         context,
     )

@@ -67,7 +67,7 @@ async def classify(
     bundle = service.classifier.bundle
     context.findings.update(await findings(images, answers, bundle.sha256, context))
     faults = [
-        problems.image_problem(answer, index, part.filename)
+        problems.image_problem(answer, index, part.filename, context.prefix)
         for index, (part, answer) in enumerate(zip(parts, answers, strict=True))
         if isinstance(answer, LeukoError)
     ]

@@ -40,7 +40,11 @@ async def predict(
     service: Loaded,
     context: Context,
     explain: Annotated[
-        Literal["cam"] | None, Query(description="`cam`: add a class-activation map to each prediction")
+        Literal["cam"] | None,
+        Query(
+            description="`cam`: add a class-activation map to each prediction",
+            json_schema_extra={"type": "string", "enum": ["cam"]},
+        ),
     ] = None,
 ) -> Predictions | Response:
     with service.stage("receive", context.stages):

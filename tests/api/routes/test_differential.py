@@ -208,3 +208,150 @@ def test_another_format_is_not_acceptable(client: TestClient) -> None:
 )
 def test_other_bodies_are_refused(client: TestClient, options: dict[str, Any], status: int) -> None:
     assert client.post("/differential", **options).status_code == status
+
+
+CONTEXT = {"subject": "Patient/17", "effectiveDateTime": "2026-11-30", "performer": "Organization/1"}
+
+
+def test_a_transaction_is_made_of_images_and_of_predictions(client: TestClient) -> None:
+    accepts: list[dict[str, str]] = [{}, {"accept": "*/*"}, {"accept": "application/fhir+json"}]
+    for headers in accepts:
+        for answer in (
+            upload(
+                client,
+                *map(png, CELLS),
+                url="/differential?bundle=transaction",
+                headers=headers,
+                data=CONTEXT,
+            ),
+            client.post(
+                "/v1/differential?bundle=transaction",
+                json={"predictions": [{"label": "monocyte"}], **CONTEXT},
+                headers=headers,
+            ),
+        ):
+            assert answer.headers["content-type"] == "application/fhir+json"
+            bundle = Bundle.model_validate_json(answer.content)
+            assert (bundle.type, len(bundle.entry or [])) == ("transaction", 6)
+            assert answer.json()["entry"][0]["resource"]["subject"] == {"reference": "Patient/17"}
+    collection = upload(client, png(GREYS[0]), url="/differential?bundle=collection").json()
+    assert collection["type"] == "collection"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/hl7-v2"])
+def test_a_bundle_in_another_format_is_not_acceptable(client: TestClient, accept: str) -> None:
+    answer = upload(client, png(GREYS[0]), url="/differential?bundle=transaction", headers={"accept": accept})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        406,
+        "the response is one of application/fhir+json",
+    )
+
+
+def test_another_type_of_bundle_is_refused(client: TestClient) -> None:
+    answer = upload(client, png(GREYS[0]), url="/differential?bundle=batch")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "query.bundle")
+
+
+def test_what_the_caller_says_of_the_report_comes_back(client: TestClient) -> None:
+    for answer in (
+        upload(client, png(GREYS[0]), data=CONTEXT),
+        cells(client, {"label": "monocyte"}, **CONTEXT),
+    ):
+        assert {name: answer.json()[name] for name in CONTEXT} == CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(
+            ("subject", text)
+            for text in ("4711", "Organization/1", "Patient/", "patient/1", "Patient/a b", "Patient/1\n")
+        ),
+        *(
+            ("subject", text)
+            for text in ("ftp://x/Patient/1", "Patient?name=Doe", "Patient/" + "1" * 65, "#p")
+        ),
+        *(("performer", text) for text in ("Patient/1", "Dr. House", "Organization")),
+        *(
+            ("effectiveDateTime", text)
+            for text in ("today", "30.11.2026", "2026-13", "2026-02-30", "20261130")
+        ),
+        *(
+            ("effectiveDateTime", text)
+            for text in ("2026-11-30T08:15", "2026-11-30T08:15:00", "2026-11-30T08:15Z")
+        ),
+        *(
+            ("effectiveDateTime", text)
+            for text in ("2026-11-30T25:15:00Z", "2026-11-30 08:15:00Z", "2026-11-30T")
+        ),
+    ],
+)
+def test_wrong_context_of_a_report_is_refused_and_not_repeated(
+    client: TestClient, name: str, wrong: str
+) -> None:
+    for answer in (
+        cells(client, {"label": "monocyte"}, **{name: wrong}),
+        upload(client, png(GREYS[0]), data={name: wrong}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert answer.json()["errors"][0]["field"] == f"body.{name}"
+        assert "Dr. House" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        *(
+            ("subject", text)
+            for text in ("https://fhir.example.org/r4/Patient/a-1.B", "Patient?identifier=urn:x|4711")
+        ),
+        *(("performer", text) for text in ("Practitioner/1", "PractitionerRole/1", "CareTeam/1")),
+        *(
+            ("effectiveDateTime", text)
+            for text in ("2026", "2026-11", "2026-11-30T08:15:00.5Z", "2024-02-29")
+        ),
+        *((name, "") for name in CONTEXT),
+    ],
+)
+def test_context_of_a_report_may_have_each_form_of_fhir(client: TestClient, name: str, right: str) -> None:
+    answer = upload(client, png(GREYS[0]), url="/differential?bundle=transaction", data={name: right})
+    assert Bundle.model_validate_json(answer.content).type == "transaction"
+
+
+def test_what_a_format_cannot_hold_is_unusable(client: TestClient) -> None:
+    sent = {"accept": "application/hl7-v2"}
+    for answer in (
+        upload(client, png(GREYS[0]), data=CONTEXT, headers=sent),
+        client.post("/differential", json={"predictions": [{"label": "monocyte"}], **CONTEXT}, headers=sent),
+        upload(
+            client,
+            png(GREYS[0]),
+            url="/differential?bundle=collection",
+            data={"subject": "Patient?identifier=1"},
+        ),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (422, "unusable")
+
+
+MODEL = {"name": "earlier", "version": "0.9", "sha256": "a" * 64}
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/fhir+json", "application/hl7-v2"])
+def test_a_report_names_the_model_that_made_the_predictions(client: TestClient, accept: str) -> None:
+    predicted = {**upload(client, *map(png, CELLS), url="/predict").json(), "model": MODEL}
+    text = client.post("/differential", json=predicted, headers={"accept": accept}).text
+    assert all(value in text for value in MODEL.values())
+    assert "f" * 64 not in text
+
+
+def test_the_same_images_by_another_model_are_another_report(client: TestClient) -> None:
+    cell = {"label": "monocyte", "image_sha256": HASH}
+    ours = cells(client, cell).json()
+    assert cells(client, cell, model=ours["model"]).json()["fingerprint"] == ours["fingerprint"]
+    assert cells(client, cell, model=MODEL).json()["fingerprint"] != ours["fingerprint"]
+
+
+@pytest.mark.parametrize("wrong", [{}, {**MODEL, "sha256": "z"}, {**MODEL, "name": "a\nb"}, "earlier"])
+def test_a_wrong_model_is_refused(client: TestClient, wrong: object) -> None:
+    answer = cells(client, {"label": "monocyte"}, model=wrong)
+    assert (answer.status_code, answer.json()["errors"][0]["field"].startswith("body.model")) == (422, True)

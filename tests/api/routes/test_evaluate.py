@@ -387,3 +387,13 @@ def test_a_body_that_violates_the_schema_is_invalid(client: TestClient, body: by
 
 def test_predictions_in_another_format_are_not_accepted(client: TestClient) -> None:
     problem(client.post("/evaluate/predictions", content=b"a,b"), 415, "unsupported_format")
+
+
+def test_fields_that_a_user_left_empty_count_as_not_sent(client: TestClient) -> None:
+    empty: dict[str, Any] = dict.fromkeys(("labels", "groups", "group_pattern"), (None, ""))
+    archive: dict[str, Any] = {"archive": ("a.zip", zipped({"monocyte/a.png": png(GREYS[2])}))}
+    for unchosen in ((None, ""), ("", b"")):
+        assert client.post("/evaluate", files={**empty, **archive, "files": unchosen}).json()["n"] == 1
+    files: dict[str, Any] = {"files": ("a.png", png(GREYS[2])), "labels": (None, '{"a.png": "monocyte"}')}
+    assert client.post("/evaluate", files={**empty, **files, "archive": (None, "")}).json()["n"] == 1
+    assert client.post("/evaluate", files={"archive": ("a.zip", b"")}).json()["code"] == "bad_archive"

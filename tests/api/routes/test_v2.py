@@ -67,6 +67,20 @@ def test_triton_s_client_gets_numbers_and_labels(
 
 
 @pytest.mark.parametrize("binary", [True, False])
+def test_triton_s_client_may_send_a_batch_of_single_elements(
+    tritons: triton.InferenceServerClient, binary: bool
+) -> None:
+    tensor = triton.InferInput("image", [2, 1], "BYTES")
+    data = CELLS[:2] if binary else [base64.b64encode(cell) for cell in CELLS[:2]]
+    tensor.set_data_from_numpy(np.array(data, object).reshape(2, 1), binary_data=binary)
+    result = tritons.infer("fake", [tensor])
+    assert [as_bytes(label) for label in result.as_numpy("label")] == LABELS[:2]
+    tensor.set_shape([1, 2])
+    with pytest.raises(InferenceServerException, match=r"\[1, 2\] is neither \[N\] nor \[N, 1\]"):
+        tritons.infer("fake", [tensor])
+
+
+@pytest.mark.parametrize("binary", [True, False])
 def test_triton_s_client_chooses_outputs(tritons: triton.InferenceServerClient, binary: bool) -> None:
     names = ("confidence", "ood_score", "review", "label", "probabilities")
     outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
