@@ -27,7 +27,7 @@ from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import Patches
 from training.ranks import do_once
-from training.rows import fold_path, fold_paths, fold_rows, seen_others, shared_rows
+from training.rows import fold_path, fold_paths, fold_rows, mix_of, seen_others, shared_rows
 from training.trainer import fit_once
 
 STATISTICS_BATCHES = 100  # for the batch-norm statistics of the mean network
@@ -101,12 +101,6 @@ def start_without(held_out: Sequence[Row], start: str, config: TrainConfig) -> s
     """Return the initial weights of the network without these rows, which have not seen the laboratory."""
     seen = {row.laboratory for row in held_out} & set(config.initial_laboratories)
     return config.initial_elsewhere if config.select_on == "laboratories" and seen else start
-
-
-def mix_of(rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:
-    """Return the recipe's shares of the laboratories that the rows come from."""
-    present = {row.laboratory for row in rows}
-    return {name: share for name, share in config.mix.items() if name in present}
 
 
 def save_start(best: Path, config: TrainConfig, weights: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from training.data import Row
 from training.errors import DataError
 from training.images import ImageArchive
 from training.patches import Patches
+from training.rows import mix_problem
 from training.verified import read_image
 
 OUTLIER = -1  # class index of a cell of no class
@@ -138,15 +138,3 @@ def mixed_weights(rows: Sequence[Row], mix: Mapping[str, float]) -> list[float]:
         for i, weight in zip(members, balanced, strict=True):
             weights[i] = share * weight / len(members)
     return weights
-
-
-def mix_problem(rows: Sequence[Row], mix: Mapping[str, float]) -> list[str]:
-    """Return in words, if so, that the rows' laboratories are not those of the mix."""
-    names = sorted({row.laboratory for row in rows})
-    if not mix or names == sorted(mix):
-        return []
-    shares = ", ".join(f"{json.dumps(name, ensure_ascii=False)} = 1" for name in names)
-    return [
-        f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(names)}: create the manifest"
-        f" from those archives, or set shares of these, as with --set 'mix={{ {shares} }}'"
-    ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from app.engine.bundle import CLASSES
@@ -138,6 +139,24 @@ def shared_rows(train: Sequence[Row], validation: Sequence[Row]) -> list[Row]:
     """Return the training rows of laboratories without validation rows, which every fold may train on."""
     validated = {row.laboratory for row in validation}
     return [row for row in train if row.laboratory not in validated]
+
+
+def mix_of(rows: Sequence[Row], config: TrainConfig) -> dict[str, float]:
+    """Return the recipe's shares of the laboratories that the rows come from."""
+    present = {row.laboratory for row in rows}
+    return {name: share for name, share in config.mix.items() if name in present}
+
+
+def mix_problem(rows: Sequence[Row], mix: Mapping[str, float]) -> list[str]:
+    """Return in words, if so, that the rows' laboratories are not those of the mix."""
+    names = sorted({row.laboratory for row in rows})
+    if not mix or names == sorted(mix):
+        return []
+    shares = ", ".join(f"{json.dumps(name, ensure_ascii=False)} = 1" for name in names)
+    return [
+        f"the recipe mixes {', '.join(sorted(mix))}, the manifest has {', '.join(names)}: create the manifest"
+        f" from those archives, or set shares of these, as with --set 'mix={{ {shares} }}'"
+    ]
 
 
 def fold_path(run: Path, k: int) -> Path:

@@ -10,9 +10,7 @@ from app.engine.bundle import CLASSES
 from training.config import TrainConfig
 from training.data import Row
 from training.errors import DataError
-from training.folds import mix_of
-from training.loading import mix_problem
-from training.rows import FOLDED, fold_rows, seen_others, shared_rows
+from training.rows import FOLDED, fold_rows, mix_of, mix_problem, seen_others, shared_rows
 
 
 @dataclass(frozen=True)

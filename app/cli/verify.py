@@ -22,7 +22,7 @@ from app.inference.pipeline import Answer
 from app.inference.runtime import Load
 from app.inference.scoring import Scored
 from app.inference.service import archive_limits, image_limits
-from app.printable import printable
+from app.printable import complain
 from app.registry import site_bundle
 from app.reports import verification_page
 from app.settings import Settings
@@ -81,19 +81,18 @@ def verify(
         record = site_record(bundle, scored.verification, verified)
         reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
         site_bundle.write(bundle, out, site, record, marks.thresholds, marks.review_share, reports)
-    status = Console(stderr=True)
     if as_json or not console.is_terminal:
         print(json.dumps(figures, indent=2, allow_nan=False), file=console.file)
     else:
         tables = terminal.verification_tables(scored.report, scored.verification)
         console.print(*tables, *terminal.failures(outcomes), sep="\n")
     if marks is None:
-        status.print(
-            f"No thresholds keep cells of which {target:.0%} are right here: nothing was written."
-            " Adapt the model, or review all cells."
+        complain(
+            f"no thresholds keep cells of which {target:.0%} are right here: nothing was written."
+            " Adapt the model, or review all cells"
         )
         return REFUSED
-    status.print(printable(f"Wrote the bundle {out} and its report {out / PAGE}."), markup=False)
+    complain(f"wrote the bundle {out} and its report {out / PAGE}")
     return 0
 
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app import errors
 from app.api.application import create_app
 from app.engine.classifier import Classifier
-from app.errors import BundleError, LeukoError, RemoteError, RequestError, StartupError
+from app.errors import BundleError, LeukoError, RemoteError, RequestError, StartupError, Unreadable
 from app.inference.batcher import Postponed
 from app.settings import Settings
 from app.units import MIB
@@ -142,12 +142,14 @@ def test_a_drain_during_the_load_is_not_undone_by_its_end() -> None:
 
 
 def test_every_error_that_a_response_can_contain_has_a_status_a_title_and_a_meaning() -> None:
-    """A StartupError or RemoteError ends a command or a process, Postponed goes no further than the batcher;
-    RequestError is only a base class."""
+    """A StartupError or RemoteError ends a command or a process, Postponed goes no further than the batcher,
+    Unreadable is of commands; RequestError is only a base class."""
     kinds = [*below(LeukoError)]
     assert errors.BadLabels in kinds
     for kind in kinds:
-        internal = issubclass(kind, StartupError | RemoteError | Postponed) or kind is RequestError
+        internal = (
+            issubclass(kind, StartupError | RemoteError | Postponed | Unreadable) or kind is RequestError
+        )
         assert (kind in problems.STATUS) != internal, kind
     assert {kind.code for kind in problems.STATUS} <= set(problems.MEANINGS)
     assert set(problems.GENERIC.values()) <= set(problems.MEANINGS)

@@ -327,7 +327,7 @@ def test_49_long_headers_are_refused_instead_of_parsed(
     service: Running, path: str, headers: dict[str, str]
 ) -> None:
     with service.client() as client:
-        body = parts(("archive", "", entries(1)))
+        body = parts(("archive", "", zipped({"monocyte/a.png": png(1)})))
         answer = client.post(path, content=body, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
     assert "may have 2048" in answer.json()["detail"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from playwright.sync_api import Browser, FilePayload, Locator, Page, Route
 
-from tests.api.web.test_page import browser  # noqa: F401 (a fixture)
 from tests.fake_classifier import png
 from tests.fakes import GREYS, zipped
 from tests.running import Running
@@ -35,14 +34,14 @@ def tried(page: Page, operation: Locator, address: str) -> tuple[str, int]:
     return path, answered.value.status
 
 
-def test_every_route_works_as_it_opens(browser: Browser, service: Running) -> None:  # noqa: F811
+def test_every_route_works_as_it_opens(browser: Browser, service: Running) -> None:
     with browser.new_page() as page:
         statuses = dict(tried(page, each, service.address) for each in opened(page, service.address))
     assert statuses == dict.fromkeys(statuses, 200)
     assert len(statuses) == 9
 
 
-def test_choices_are_lists_and_optional_texts_are_empty(browser: Browser, service: Running) -> None:  # noqa: F811
+def test_choices_are_lists_and_optional_texts_are_empty(browser: Browser, service: Running) -> None:
     with browser.new_page() as page:
         for operation in opened(page, service.address)[:3]:
             operation.locator(".opblock-summary-control").click()
@@ -53,7 +52,7 @@ def test_choices_are_lists_and_optional_texts_are_empty(browser: Browser, servic
             assert [option.get_attribute("value") for option in options] == choices
 
 
-def test_requests_go_below_the_prefix_of_a_proxy(browser: Browser, service: Running) -> None:  # noqa: F811
+def test_requests_go_below_the_prefix_of_a_proxy(browser: Browser, service: Running) -> None:
     def strip(route: Route) -> None:
         route.fulfill(response=route.fetch(url=route.request.url.replace("/leuko/", "/", 1)))
 
