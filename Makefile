@@ -5,8 +5,8 @@ EXTRAS ?=
 RECIPE ?= default
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
-# Processes that run tests. On two cores three gain a tenth: tests wait for the services that they start.
-WORKERS ?= 3
+# Processes that run tests, each with one thread of torch's: tests wait for the services that they start.
+WORKERS ?= 4
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -66,7 +66,7 @@ serve: $(SERVING) ## run the service on loopback; EXTRAS=torch for a GPU, ARGS="
 	@exec $(BIN)/leuko serve $(ARGS)
 
 test: $(FULL) ## run the tests; ARGS="-m quick" those of a minute, ARGS="-k batching", WORKERS=0 in one process
-	@$(BIN)/python -m pytest -q -m 'not ops' -n $(WORKERS) --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not ops' -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(FULL) ## what continuous integration runs: format, lint, types, documentation, then the tests
 	@$(BIN)/python client/generate.py --check

@@ -265,7 +265,7 @@ def add_right_when_kept(parser: argparse.ArgumentParser) -> None:
 def run_laboratories(args: argparse.Namespace) -> None:
     from training.data import read_manifest
     from training.laboratories import leave_out
-    from training.laboratory import table_of
+    from training.laboratory import lines_of
     from training.module import BEST
 
     rows, run = read_manifest(args.manifest), run_folder(args)
@@ -275,7 +275,7 @@ def run_laboratories(args: argparse.Namespace) -> None:
             for name in sorted({row.laboratory for row in rows if row.known})
         )
         train(args, ['select_on="laboratories"', "shared_epochs=0", f"mix={{ {mix} }}", *args.set])
-    print(table_of(leave_out(rows, run, args.right_when_kept)))
+    print(lines_of(leave_out(rows, run, args.right_when_kept)))
 
 
 def add_export(commands: Commands) -> None:

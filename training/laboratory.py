@@ -48,12 +48,36 @@ def table_of(laboratories: Sequence[Laboratory]) -> str:
         )
         for one in laboratories
     ]
+    return paragraphs(table(HEAD, lines), summary(laboratories))
+
+
+def lines_of(laboratories: Sequence[Laboratory]) -> str:
+    """Return the table for a terminal of 80 columns; no laboratory was seen in training."""
+    form = "{:16.16} {:>6} {:>6}  {:19}  {:>5}  {:19}"
+    head = form.format("laboratory", "images", "groups", "balanced accuracy", "kept", "right when kept")
+    rows = [
+        form.format(
+            printable(one.laboratory),
+            one.images,
+            one.groups,
+            spanned(one.balanced_accuracy, one.interval),
+            percent(one.kept),
+            spanned(one.right_when_kept, one.kept_interval),
+        ).rstrip()
+        for one in laboratories
+    ]
+    return "\n".join([head, *rows, "", summary(laboratories)])
+
+
+def summary(laboratories: Sequence[Laboratory]) -> str:
     mean = float(np.mean([one.balanced_accuracy for one in laboratories]))
     worst = min(laboratories, key=lambda one: one.balanced_accuracy)
-    return paragraphs(
-        table(HEAD, lines),
-        f"Mean {mean:.3f}; worst {worst.balanced_accuracy:.3f} ({printable(worst.laboratory)}).",
-    )
+    return f"Mean {mean:.3f}; worst {worst.balanced_accuracy:.3f} ({printable(worst.laboratory)})."
+
+
+def spanned(value: float | None, interval: Interval | None) -> str:
+    """Return a score and its interval in 19 characters."""
+    return "–" if value is None or interval is None else f"{value:.3f} ({interval[0]:.3f}–{interval[1]:.3f})"
 
 
 def ranged(value: float | None, interval: Interval | None) -> str:

@@ -8,7 +8,7 @@ from app.errors import TooLarge, UndecodableImage
 from app.units import MIB
 
 # Memory for each pixel while an image is decoded, with all intermediate copies. The worst of each format was
-# measured: tests/imaging/test_memory.py. JPEG 2000 in DICOM needs more, so fewer pixels are accepted.
+# measured: tests/safety/test_decoders.py. JPEG 2000 in DICOM needs more, so fewer pixels are accepted.
 PIXEL_BYTES = 16
 JPEG_2000_PIXEL_BYTES = 20
 FILE_COPIES = 4  # of the file's bytes, including the buffers of the codec

@@ -240,6 +240,7 @@ def test_58_a_caller_alone_fills_whole_batches_and_the_whole_queue(tmp_path: Pat
         assert [len(batch) for batch in batches(tmp_path)[1:]] == [4] * 64
 
 
+@pytest.mark.ops
 @KINDS
 def test_58_an_evaluation_progresses_beside_eight_of_another_caller(tmp_path: Path, kind: str) -> None:
     count, queued = 40, 8  # images in each; images that each has in the queue

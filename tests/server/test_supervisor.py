@@ -98,6 +98,7 @@ def test_processes_do_not_outlive_the_supervisor() -> None:
         wait_until(lambda: all(map(is_gone, pids)))
 
 
+@pytest.mark.ops
 @linux
 @pytest.mark.parametrize("temporary", ["stays", "goes"])
 def test_a_process_is_replaced_after_the_folder_of_metrics_was_deleted(

@@ -48,7 +48,7 @@ def weights(network: Network) -> torch.Tensor:
 def test_adapting_learns_the_cells_and_stays_near_the_weights(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "STEPS", 25)
+    monkeypatch.setattr(adapt, "STEPS", 12)
     cells = own_cells()
     before = adapt.log_loss(adapt.run(network, cells.framed).logits, cells.labels, np.ones(24, np.float32))
     tuned = adapt.tune(network, cells, seed=0)
@@ -86,7 +86,11 @@ def test_a_class_of_a_single_slide_is_split_by_cells_and_named() -> None:
     assert len(set(adapt.deal(cells, seed=0)[cells.labels == 2].tolist())) == adapt.FOLDS
 
 
-def test_every_candidate_answers_every_cell_by_a_network_that_has_not_seen_it(network: Network) -> None:
+def test_every_candidate_answers_every_cell_by_a_network_that_has_not_seen_it(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt, "FOLDS", 2)
+    monkeypatch.setattr(adapt, "STEPS", 2)
     cells = own_cells(4)
     starts = [network, adapt.renew_statistics(network, cells.framed)]
     trial = adapt.cross_validate(starts, cells)

@@ -122,6 +122,7 @@ def sample_of(rows: list[Row], split: str) -> list[Row]:
     return [row for label in CLASSES for row in [row for row in photos if row.label == label][:4]]
 
 
+@pytest.mark.ops
 def test_folds_start_together_and_their_mean_is_what_is_exported(
     photos: list[Row], archive: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from training.data import Row, write_manifest
 from training.errors import ExportError
 from training.export import export
 from training.laboratories import judge
-from training.laboratory import table_of
+from training.laboratory import lines_of, table_of
 from training.review import ReviewLimits, limits_elsewhere
 from training.scored import HeldOut
 
@@ -103,6 +103,16 @@ def test_the_table_has_the_mean_and_the_worst() -> None:
     assert text.endswith("Mean 0.800; worst 0.600 (bad).")
 
 
+def test_the_table_fits_a_terminal_however_long_a_name_is() -> None:
+    name = "Haematology, General Hospital"
+    text = lines_of(judge(held_out({name: (0.6, 0.6), "good": (1.0, 1.0)}), 1.0, NO_LIMITS))
+    lines = text.splitlines()
+    assert max(map(len, lines[:3])) <= 80
+    assert lines[1].startswith("Haematology, Gen    400     50  0.600 (")
+    assert lines[-1] == f"Mean 0.800; worst 0.600 ({name})."
+
+
+@pytest.mark.ops
 @IGNORED
 def test_one_command_trains_without_each_laboratory_and_its_run_can_be_exported(
     rows: list[Row], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -131,8 +141,8 @@ def test_one_command_trains_without_each_laboratory_and_its_run_can_be_exported(
     options = ["--right-when-kept", "0", *(part for one in settings for part in ("--set", one))]
     assert main(["laboratories", *arguments, *options]) == 0
     shown = capsys.readouterr().out
-    assert "| other | no | 8 | 8 |" in shown
-    assert "| slides | no | 8 | 8 |" in shown
+    assert [" ".join(line.split()[:3]) for line in shown.splitlines()[-4:-2]] == ["other 8 8", "slides 8 8"]
+    assert max(map(len, shown.splitlines()[-5:])) <= 80
     assert sorted(path.name for path in run.glob("fold-*")) == ["fold-1", "fold-2"]
 
     export(both, run, bundle, name="elsewhere", version="0", int8_agreement=0.0, right_when_kept=0.0)

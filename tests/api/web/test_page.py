@@ -149,6 +149,7 @@ def test_an_image_can_be_pasted_and_dropped(page: Page) -> None:
         expect(page.locator("#progress")).to_be_hidden()
 
 
+@pytest.mark.ops
 def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: Page, tmp_path: Path) -> None:
     names = [f"{number:03}.png" for number in range(200)]
     for number, name in enumerate(names):

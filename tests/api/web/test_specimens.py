@@ -264,3 +264,35 @@ def test_an_evaluation_that_is_not_saved_is_not_left_without_a_question(page: Pa
     assert questions == ["beforeunload"]
     saved(page, "#save-report-json")
     assert not page.evaluate(LEAVING)
+
+
+# Each answer of `/predict` is of another model.
+OTHER_MODELS = """() => {
+    const real = window.fetch;
+    let answers = 0;
+    window.fetch = async (url, options) => {
+        const response = await real(url, options);
+        if (!String(url).endsWith("predict")) return response;
+        const document = await response.json();
+        answers += 1;
+        document.model = { name: "wbc", version: String(answers), sha256: String(answers).repeat(64) };
+        return new Response(JSON.stringify(document), response);
+    };
+}"""
+
+
+def test_a_report_names_the_model_that_made_its_predictions_and_never_two(page: Page, folder: Path) -> None:
+    counted: list[str] = []
+
+    def count(route: Route) -> None:
+        counted.append(json.loads(route.request.post_data or "")["model"]["version"])
+        route.continue_()
+
+    page.evaluate(OTHER_MODELS)
+    page.route("**/differential", count)
+    give(page, folder, "monocyte.png")
+    expect(page.locator("#counted")).to_be_visible()
+    assert set(counted) == {"1"}
+    give(page, folder, "neutrophil.png")
+    expect(page.locator("#problems")).to_contain_text("different models")
+    assert set(counted) == {"1"}

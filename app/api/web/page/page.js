@@ -471,6 +471,7 @@ async function classifyBatch(cells, signal) {
     const cell = cells[prediction.index];
     // Our own name: the one in the response has no folders, and its quotes are escaped, as forms require.
     cell.prediction = { ...prediction, filename: cell.name };
+    cell.model = response.model;
     results.specimen.change();
     showCard(cell);
   }
@@ -667,7 +668,13 @@ function differentialRequest(running = false) {
     return [{ ...about, index, filename: name }];
   });
   const [specimen, accession] = ["specimen-id", "accession-id"].map((id) => $(id).value.trim());
-  return { predictions, errors, specimen, accession };
+  const models = new Map(state.cells.flatMap(({ model }) => (model ? [[model.sha256, model]] : [])));
+  if (models.size > 1)
+    throw new Failure(
+      "The cells were classified by different models.",
+      "The service was updated meanwhile. Clear the page and send the images again.",
+    );
+  return { predictions, errors, specimen, accession, model: [...models.values()][0] };
 }
 
 // Return the options of a request for a differential of what the page shows now.
@@ -679,10 +686,11 @@ const differentialOptions = (body, accept = "application/json") => ({
 
 async function updateDifferential() {
   const turn = ++state.counting,
-    body = differentialRequest(state.controller !== null);
-  $("specimen").hidden = !body.predictions.length;
-  if (!body.predictions.length) return;
+    some = state.cells.some((cell) => cell.prediction);
+  $("specimen").hidden = !some;
+  if (!some) return;
   try {
+    const body = differentialRequest(state.controller !== null);
     if (body.predictions.length > MAX_CELLS)
       throw new Failure(
         "Too many cells for one differential.",
