@@ -8,7 +8,7 @@ forgets little. How far to go is chosen by cross-validation within the given cel
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -138,27 +138,27 @@ def cross_validate(
 
 
 def deal(cells: OwnCells, seed: int) -> NDArray[np.int64]:
-    """Return the fold of each cell: whole groups of a class in turn, or the cells of a class of one group.
+    """Return the fold of each cell: whole groups, each class spread as evenly as its groups allow.
 
-    Such a class cannot be judged on a slide that was not trained on; `undivided` names it.
+    The cells of a class that has a single group are dealt one by one. Such a class cannot be judged on a
+    slide that was not trained on; `undivided` names it.
     """
+    single = set(undivided(cells))
+    units: dict[object, list[int]] = defaultdict(list)
+    for place, (label, group) in enumerate(zip(cells.labels.tolist(), cells.groups, strict=True)):
+        units[place if label in single else group].append(place)
+    order = sorted(units, key=str)
+    random.Random(seed).shuffle(order)
+    classes = int(cells.labels.max()) + 1
+    total = np.bincount(cells.labels, minlength=classes)
+    loads = np.zeros((FOLDS, classes))  # shares of each class
     fold = np.zeros(len(cells), np.int64)
-    for label in np.unique(cells.labels):
-        members = np.flatnonzero(cells.labels == label).tolist()
-        units: dict[object, list[int]] = defaultdict(list)
-        single = len({cells.groups[place] for place in members}) < 2
-        for place in members:
-            units[place if single else cells.groups[place]].append(place)
-        chosen = sorted(units, key=str)
-        random.Random(f"{seed}/{label}").shuffle(chosen)
-        for number, unit in enumerate(sorted(chosen, key=lambda unit: -len(units[unit]))):
-            fold[units[unit]] = number % FOLDS
-    # A group with cells of several classes is held out whole: with the fold of most of its cells.
-    for group in {group for group, n in Counter(cells.groups).items() if n > 1}:
-        places = [place for place, each in enumerate(cells.groups) if each == group]
-        labels = {int(cells.labels[place]) for place in places}
-        if len(labels) > 1 and not labels & set(undivided(cells)):
-            fold[places] = Counter(fold[places].tolist()).most_common(1)[0][0]
+    for unit in sorted(order, key=lambda unit: -len(units[unit])):
+        share = np.bincount(cells.labels[units[unit]], minlength=classes) / np.maximum(total, 1)
+        # The fold that has least of these classes, then least of all.
+        chosen = min(range(FOLDS), key=lambda k: (float(loads[k] @ share), float(loads[k].sum())))
+        loads[chosen] += share
+        fold[units[unit]] = chosen
     return fold
 
 

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle, SiteRecord
 from app.engine.classifier import Neighbours, read_neighbours, softmax
+from app.engine.site_bundle import Adapted, write
 from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import Answers, Marks, Verification, verify
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
-from app.registry.site_bundle import Adapted, write
 from training.adapt import (
     Candidate,
     Outputs,

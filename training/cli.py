@@ -389,7 +389,7 @@ def add_adapt(commands: Commands) -> None:
 
 def run_adapt(args: argparse.Namespace) -> int:
     from app.engine.bundle import load_bundle
-    from app.registry.site_bundle import check_site
+    from app.engine.site_bundle import check_site
     from training.adapted import adapt_with_labels, adapt_without_labels, lines
     from training.own_cells import read_labelled, read_unlabelled
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from app.archives.images import open_labelled
 from app.cli import console as terminal
 from app.cli.commands import assign, complain_of, ready, score, track
+from app.engine import site_bundle
 from app.engine.bundle import Bundle, SiteRecord
 from app.errors import SettingsError, Unusable
 from app.evaluation.verification import Verification
@@ -23,7 +24,6 @@ from app.inference.runtime import Load
 from app.inference.scoring import Scored
 from app.inference.service import archive_limits, image_limits
 from app.printable import complain
-from app.registry import site_bundle
 from app.reports import verification_page
 from app.settings import Settings
 

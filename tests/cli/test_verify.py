@@ -11,8 +11,8 @@ from app.cli.main import main
 from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
 from app.settings import Settings
+from tests.engine.test_site_bundle import bundle as bundle  # a fixture
 from tests.fake_classifier import FakeClassifier, png
-from tests.registry.test_site_bundle import bundle as bundle  # a fixture
 
 WHO = ("--site", "Ward <3>", "--by", "A. Tester & Co")
 

@@ -78,6 +78,13 @@ def test_each_slide_is_held_out_whole_and_each_cell_once() -> None:
         assert len(set(fold[cells.labels == label].tolist())) == adapt.FOLDS
 
 
+def test_slides_that_hold_cells_of_all_classes_are_spread_too() -> None:
+    cells = own_cells(8)
+    cells = replace(cells, groups=[f"slide {i % 8 // 2}" for i in range(32)])  # two of each class on each
+    fold = adapt.deal(cells, seed=0)
+    assert [set(cells.labels[fold == k].tolist()) for k in range(adapt.FOLDS)] == [{0, 1, 2, 3}] * adapt.FOLDS
+
+
 def test_a_class_of_a_single_slide_is_split_by_cells_and_named() -> None:
     cells = own_cells()
     groups = ["one" if label == 2 else group for label, group in zip(cells.labels, cells.groups, strict=True)]

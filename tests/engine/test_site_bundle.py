@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from app.engine.bundle import FILES, Bundle, SiteRecord, load_bundle
+from app.engine.site_bundle import beside, check_site, slug, write
 from app.errors import BundleError, SettingsError
 from app.evaluation.review_thresholds import Thresholds
-from app.registry.site_bundle import beside, check_site, slug, write
 
 SITE = SiteRecord("Ward 3", "2026-11-30T09:00:00+00:00", 40, 0.9, (0.8, 0.95), 0.3, 0.96, False, "0" * 64)
 CONFIG = {

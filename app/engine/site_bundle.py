@@ -69,8 +69,8 @@ def write(
         changed = [name for name in bundle.files if (adapted.folder / name).is_file()]
         parts |= dict.fromkeys(changed, adapted.folder)
         config |= adapted.config
-        # What the parent's weights had: it is not known of these.
-        config |= {"scores": {}, "reference": None}
+        config["scores"] = {}  # the parent's are of other weights
+        config.pop("reference", None)
         config["files"] |= {
             name: sha256((adapted.folder / name).read_bytes()).hexdigest() for name in changed
         }
