@@ -52,7 +52,8 @@ def unharmed(*arguments: str) -> Iterator[Running]:
         yield service
         assert httpx.get(f"{service.address}/healthz").status_code == 200
         assert service.end() == 0
-        assert "Traceback" not in "".join(service.log), "".join(service.log)[-4000:]
+        before, traceback, after = "".join(service.log).partition("Traceback")
+        assert not traceback, before[-500:] + traceback + after[:4000]
 
 
 @pytest.fixture(scope="module")
