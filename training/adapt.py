@@ -175,7 +175,8 @@ def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None =
 
     replay: half of each batch.
     """
-    after = deepcopy(network).eval()  # frozen batch statistics: a laboratory's few cells would spoil them
+    # In evaluation mode the batch statistics are frozen: a laboratory's few cells would spoil them.
+    after = deepcopy(network).to(memory_format=torch.channels_last).eval()
     before = [weights.detach().clone() for weights in after.parameters()]
     optimizer = torch.optim.AdamW(after.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
@@ -185,7 +186,9 @@ def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None =
         batches = [draw(part, BATCH // len(parts), rng) for part in parts]
         patches, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         pixels = augment(patches, size, room, VARIATION, rng)
-        loss = cross_entropy(after(pixels)[0], labels, label_smoothing=SMOOTHING)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = after(pixels)[0]
+        loss = cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
         distance = sum(
             ((weights - start) ** 2).sum() for weights, start in zip(after.parameters(), before, strict=True)
         )
