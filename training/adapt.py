@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from training.augment import augment
 from training.config import Augmentation
 from training.errors import DataError
-from training.network import Network
+from training.network import Network, reset_statistics
 from training.patches import room_for
 
 STEPS, BATCH = 60, 32
@@ -233,10 +233,7 @@ def batches_of(framed: Pixels) -> list[Tensor]:
 def renew_statistics(network: Network, framed: Pixels) -> Network:
     """Return a copy with batch statistics of these pictures, which need no labels (Li et al. 2016, AdaBN)."""
     renewed = deepcopy(network)
-    for layer in renewed.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain mean over the batches
+    reset_statistics(renewed)
     renewed.train()
     for pixels in batches_of(framed):
         if len(pixels) > 1:

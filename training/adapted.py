@@ -6,23 +6,19 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
-from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle, SiteRecord
+from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle
 from app.engine.classifier import Neighbours, read_neighbours, softmax
-from app.engine.site_bundle import Adapted, write
-from app.evaluation.review_thresholds import Thresholds
+from app.engine.site_bundle import Adapted, record, write
 from app.evaluation.verification import Answers, Marks, Verification, verify
-from app.imaging.decode import decode
-from app.imaging.framing import frame_cell
 from training.adapt import (
     Candidate,
     Outputs,
@@ -34,13 +30,12 @@ from training.adapt import (
     check_cells,
     cross_validate,
     renew_statistics,
-    run,
     tune,
     undivided,
 )
 from training.calibration import temperature_for
 from training.errors import DataError
-from training.export import round_to_half
+from training.export import known_answer, round_to_half, save_weights
 from training.graph import export_graph, quantise
 from training.network import Network, load_network
 
@@ -90,7 +85,7 @@ def compare(bundle: Bundle, cells: OwnCells, trial: Trial, target: float) -> Com
         return verify(
             cells.labels,
             answers(outputs, temperature, neighbours),
-            Thresholds(bundle.review_confidence, bundle.review_ood_score),
+            bundle.thresholds,
             names=bundle.labels,
             groups=cells.groups if len(set(cells.groups)) < len(cells) else None,
             target=target,
@@ -159,22 +154,11 @@ def adapt_with_labels(
     adapted = between(start, tune(start, cells, 0, replay), comparison.chosen.way)
     after = comparison.after
     marks = after.proposed or after.current
-    record = SiteRecord(
-        name=site,
-        verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        cells=after.cells,
-        balanced_accuracy=round(after.balanced_accuracy, 4),
-        interval=(round(after.interval[0], 4), round(after.interval[1], 4)),
-        review_share=round(marks.review_share, 4),
-        right_when_kept=marks.right_when_kept,
-        adapted=True,
-        parent_sha256=bundle.sha256,
-    )
+    site_record = record(bundle, after, marks, site, datetime.now(UTC), adapted=True)
     described = facts(cells, comparison, bundle)
     reports = {REPORT: json.dumps(asdict(comparison) | {"undivided": single}, indent=2) + "\n"}
-    written = _write(
-        bundle, adapted, cells.framed, comparison.temperature, out, site, record, marks, described, reports
-    )
+    with _weights(bundle, adapted, cells.framed, comparison.temperature, described) as parts:
+        written = write(bundle, out, site, site_record, marks, reports, parts)
     return Adaptation(comparison, single, written)
 
 
@@ -183,52 +167,35 @@ def adapt_without_labels(bundle: Bundle, unlabelled: Pixels, out: Path, *, site:
     if len(unlabelled) < LEAST_UNLABELLED:
         raise DataError(f"{len(unlabelled)} pictures are too few: give at least {LEAST_UNLABELLED}")
     adapted = renew_statistics(load_network(bundle), unlabelled)
-    marks = Marks(Thresholds(bundle.review_confidence, bundle.review_ood_score), 0.0, None)
     described = {"unlabelled": len(unlabelled), "parent": parent(bundle)}
-    written = _write(bundle, adapted, unlabelled, bundle.temperature, out, site, None, marks, described, {})
+    with _weights(bundle, adapted, unlabelled, bundle.temperature, described) as parts:
+        written = write(bundle, out, site, None, None, {}, parts)
     return Adaptation(None, [], written)
 
 
-def _write(
-    bundle: Bundle,
-    adapted: Network,
-    framed: Pixels,
-    temperature: float,
-    out: Path,
-    name: str,
-    site: SiteRecord | None,
-    marks: Marks,
-    described: dict[str, Any],
-    reports: dict[str, str],
-) -> Bundle:
-    round_to_half(adapted)
+@contextmanager
+def _weights(
+    bundle: Bundle, network: Network, framed: Pixels, temperature: float, described: dict[str, Any]
+) -> Iterator[Adapted]:
+    """Write what other weights change in a bundle into a temporary folder."""
+    round_to_half(network)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_weights(adapted, framed, folder, bundle.preprocessing.size)
+        write_weights(network, framed, folder, bundle.preprocessing.size)
         config = {
             "temperature": temperature,
-            "known_answer": known_answer(adapted, bundle, temperature),
+            "known_answer": known_answer(
+                network, bundle.preprocessing, bundle.path / KNOWN_ANSWER, temperature
+            ),
             "training": dict(bundle.training) | {"adapted": described},
         }
-        return write(
-            bundle, out, name, site, marks.thresholds, marks.review_share, reports, Adapted(folder, config)
-        )
+        yield Adapted(folder, config)
 
 
 def write_weights(network: Network, framed: Pixels, folder: Path, size: int) -> None:
-    state = network.trunk.state_dict()
-    halves = {key: t.half().contiguous() if t.is_floating_point() else t for key, t in state.items()}
-    save_file(halves, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)
+    save_weights(network, folder / WEIGHTS)
     chosen = framed[np.linspace(0, len(framed) - 1, min(len(framed), RANGES)).astype(int)]
     (folder / GRAPH).write_bytes(quantise(export_graph(network, size), [cell[None] for cell in chosen]))
-
-
-def known_answer(network: Network, bundle: Bundle, temperature: float) -> list[float]:
-    cell = frame_cell(decode((bundle.path / KNOWN_ANSWER).read_bytes()), bundle.preprocessing)
-    with torch.inference_mode():
-        logits = run(network, cell.pixels[None].copy()).logits
-    return [round(float(p), 6) for p in softmax(logits / temperature)[0]]
 
 
 def facts(cells: OwnCells, comparison: Comparison, bundle: Bundle) -> dict[str, Any]:

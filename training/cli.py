@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
-from app.archives.file_labels import Texts, parse_mapping
-from app.errors import BadLabels, LeukoError
+from app.archives.file_labels import read_mapping
+from app.errors import LeukoError
 from app.printable import complain, printable
 from training.errors import DataError, TrainingError
 
@@ -133,7 +133,7 @@ def run_data(args: argparse.Namespace) -> None:
     from training import data
 
     divide = divider(args)
-    sources = read_sources(args.sources) if args.sources else None
+    sources = read_mapping(args.sources) if args.sources else None
     archives = [
         *([("", data.download(args.out.parent))] if args.download else []),
         *map(named, args.archives),
@@ -173,16 +173,6 @@ def named(archive: str) -> tuple[str, Path]:
     """Return laboratory, "" if none is named, and path."""
     laboratory, equals, path = archive.partition("=")
     return (laboratory, Path(path)) if equals and not Path(archive).exists() else ("", Path(archive))
-
-
-def read_sources(path: Path) -> Texts:
-    """Return path → source from a table or JSON object, as the service reads groups. Raise DataError."""
-    try:
-        return parse_mapping(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except BadLabels as error:
-        raise DataError(f"{path}: {error.detail}") from error
 
 
 def progress(items: Iterable[T], total: int) -> Iterable[T]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from app.engine.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
 from app.engine.classifier import Bank, Neighbours, load_engine, softmax
 from app.imaging.decode import decode
-from app.imaging.framing import frame_cell
+from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.quality import QualityLimits
 from app.samples.smear import draw_smear
 from training.calibration import temperature_for
@@ -50,6 +50,7 @@ from training.selection import check_archives
 
 CALIBRATION_IMAGES = 40  # per class and archive, for the int8 ranges; more did not help
 INT8_AGREEMENT = 0.985  # lowest share of each laboratory's validation images with float32's label in int8
+READABLE = 0o644  # safetensors makes files for the owner only; the service runs as another user
 HALF_AGREEMENT = 0.999  # the same for half precision; a near tie may change its label
 
 Floats = NDArray[np.float32]
@@ -116,9 +117,7 @@ def write_parts(
     draft: Path, network: Network, train: Sequence[Row], others: Sequence[Row], config: TrainConfig
 ) -> Neighbours:
     """Write weights, int8 graph, OOD features and known-answer image; config.json has the hash of each."""
-    state = network.trunk.state_dict()
-    halves = {key: t.half().contiguous() if t.is_floating_point() else t for key, t in state.items()}
-    save_file(halves, draft / WEIGHTS)
+    save_weights(network, draft / WEIGHTS)
     sample = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
     images = [pixels[None] for batch, _, _ in sample for pixels in batch.numpy()]
     (draft / GRAPH).write_bytes(quantise(export_graph(network, config.preprocessing.size), images))
@@ -129,10 +128,15 @@ def write_parts(
     save_arrays(arrays, draft / OOD)
     draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
     for file in FILES:
-        (draft / file).chmod(
-            0o644
-        )  # safetensors makes files for the owner only; the service runs as another user
+        (draft / file).chmod(READABLE)
     return neighbours
+
+
+def save_weights(network: Network, path: Path) -> None:
+    """Write the weights in half precision."""
+    state = network.trunk.state_dict()
+    save_file({key: t.half().contiguous() if t.is_floating_point() else t for key, t in state.items()}, path)
+    path.chmod(READABLE)
 
 
 def stored(bank: Bank, features: str, k: str) -> dict[str, NDArray[Any]]:
@@ -163,7 +167,7 @@ def describe(
         # The limits of quality were measured on frames around a nucleus.
         "review": asdict(review)
         | {"quality": asdict(QualityLimits()) if config.preprocessing.framing == "nucleus" else None},
-        "known_answer": known_answer(network, config, draft, temperature),
+        "known_answer": known_answer(network, config.preprocessing, draft / KNOWN_ANSWER, temperature),
         "files": {file: hashlib.sha256((draft / file).read_bytes()).hexdigest() for file in FILES},
         "training": {
             "recipe": config.for_bundle(),
@@ -177,9 +181,11 @@ def describe(
     }
 
 
-def known_answer(network: Network, config: TrainConfig, draft: Path, temperature: float) -> list[float]:
+def known_answer(
+    network: Network, preprocessing: Preprocessing, image: Path, temperature: float
+) -> list[float]:
     """Return the probabilities of the known-answer image, which the service checks when it starts."""
-    cell = frame_cell(decode((draft / KNOWN_ANSWER).read_bytes()), config.preprocessing)
+    cell = frame_cell(decode(image.read_bytes()), preprocessing)
     with torch.inference_mode():
         logits = network(torch.from_numpy(cell.pixels[None].copy()))[0].numpy()
     return [round(float(p), 6) for p in softmax(logits / temperature)[0]]

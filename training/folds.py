@@ -17,14 +17,13 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
-from torch import nn
 
 from training.config import TrainConfig
 from training.data import Row
 from training.drafts import draft_of
 from training.loading import training_loader
 from training.module import BEST, Finetuning, load_checkpoint
-from training.network import Network
+from training.network import Network, reset_statistics
 from training.patches import Patches
 from training.ranks import do_once
 from training.rows import fold_path, fold_paths, fold_rows, mix_of, seen_others, shared_rows
@@ -124,10 +123,7 @@ def mean_network(networks: Sequence[Network]) -> Network:
 def renew_statistics(module: Finetuning, train: Sequence[Row], patches: Patches) -> None:
     """Compute the batch-norm means and variances of the current weights over training images."""
     seed_everything(module.config.seed, workers=True, verbose=False)  # the same after a resumed run
-    norms = [layer for layer in module.network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
+    reset_statistics(module.network)
     module.network.train()
     loader = training_loader(train, patches, module.config)
     for pixels, _, _ in islice(loader, STATISTICS_BATCHES):

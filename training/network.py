@@ -36,6 +36,14 @@ class Network(nn.Module):
         return trunk.fc(features), features, maps
 
 
+def reset_statistics(network: Network) -> None:
+    """Forget the batch statistics; those of the batches that follow in training mode have equal weights."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over the batches
+
+
 def load_network(bundle: Bundle) -> Network:
     """Return the bundle's network in evaluation mode and float32, whatever precision it is stored in."""
     network = Network(len(bundle.labels), bundle.preprocessing)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from app.archives.file_labels import assign_groups, parse_mapping
+from app.archives.file_labels import assign_groups, read_mapping
 from app.archives.images import StoredImage, find_images, open_labelled
 from app.archives.labelled_archive import ArchiveLimits
 from app.engine.bundle import Bundle
-from app.errors import BadLabels, LeukoError
+from app.errors import LeukoError
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from training.adapt import VARIATION, OwnCells, Pixels
@@ -42,7 +42,10 @@ def read_labelled(
         names = [image.name for image in found]
         framed, patches = _read(found, bundle, progress, len(found))
         labels = np.array([image.label for image in found], np.int64)
-    sources = names if groups is None else [source.decode() for source in _groups(names, groups)]
+    if groups is None:
+        return OwnCells(framed, patches, labels, names)
+    grouping = groups if isinstance(groups, str) else read_mapping(groups)
+    sources = [source.decode() for source in assign_groups(names, grouping)]
     return OwnCells(framed, patches, labels, sources)
 
 
@@ -70,12 +73,3 @@ def _read(
     if not framed:
         raise DataError("there are no pictures")
     return np.stack(framed), np.stack(patches)
-
-
-def _groups(names: Sequence[str], groups: Path | str) -> list[bytes]:
-    if isinstance(groups, str):
-        return assign_groups(names, groups)
-    try:
-        return assign_groups(names, parse_mapping(groups.read_bytes()))
-    except OSError as error:
-        raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 
 from app.archives.pattern_search import decode, encode, pattern_child, search
 from app.archives.spelling import composed, did_you_mean, find_class, path_key
@@ -86,6 +87,16 @@ def parse_mapping(data: bytes, most: float = math.inf) -> Texts:
     if not mapping:
         raise BadLabels("the labels or sources contain no file names")
     return mapping
+
+
+def read_mapping(path: Path) -> Texts:
+    """Return file name → class or source from a file. Raise BadLabels, which names the file."""
+    try:
+        return parse_mapping(path.read_bytes())
+    except OSError as error:
+        raise BadLabels(f"{path} cannot be read: {error.strerror}") from None
+    except BadLabels as error:
+        raise BadLabels(f"{path}: {error.detail}") from None
 
 
 def assign_groups(names: Sequence[str], grouping: Texts | str, child: Child | None = None) -> list[bytes]:

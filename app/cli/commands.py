@@ -15,7 +15,7 @@ from uuid import uuid4
 from PIL import Image
 from rich.console import Console
 
-from app.archives.file_labels import assign_groups, parse_mapping
+from app.archives.file_labels import assign_groups, read_mapping
 from app.archives.image_files import LeftOut, left_out_line
 from app.archives.images import Images, find_images, open_labelled
 from app.cli import console as terminal
@@ -240,12 +240,7 @@ def assign(images: Images, groups: Path | str | None) -> list[bytes] | None:
     if groups is None:
         return None
     names = [image.name for image in images.found if image.name not in images.unread]
-    try:
-        grouping = groups if isinstance(groups, str) else parse_mapping(groups.read_bytes())
-    except OSError as error:
-        raise BadLabels(f"{groups} cannot be read: {error.strerror}") from None
-    except BadLabels as error:
-        raise BadLabels(f"{groups}: {error.detail}") from None
+    grouping = groups if isinstance(groups, str) else read_mapping(groups)
     assigned = dict(zip(names, assign_groups(names, grouping), strict=True))
     return [assigned.get(image.name, b"") for image in images.found]
 

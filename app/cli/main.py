@@ -148,10 +148,7 @@ def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate", help="score the model on labelled images", description=description
     )
-    parser.add_argument(
-        "archive", type=Path, help="ZIP file or folder with one folder of images for each class"
-    )
-    _add_groups(parser)
+    _add_labelled(parser)
     _add_json(parser)
     _add_settings(parser, LOCAL)
     parser.set_defaults(run=_evaluate)
@@ -165,9 +162,6 @@ def _add_verify(commands: Any) -> None:
     )
     parser = commands.add_parser(
         "verify", help="verify the model on a laboratory's own cells", description=description
-    )
-    parser.add_argument(
-        "archive", type=Path, help="ZIP file or folder with one folder of images for each class"
     )
     parser.add_argument("--site", required=True, metavar="NAME", help="name of the laboratory")
     parser.add_argument("--by", required=True, metavar="NAME", help="who verifies; the report names them")
@@ -184,7 +178,7 @@ def _add_verify(commands: Any) -> None:
         metavar="SHARE",
         help="share of the cells kept without review that is to be right [0.95]",
     )
-    _add_groups(parser)
+    _add_labelled(parser)
     _add_json(parser)
     _add_settings(parser, LOCAL)
     parser.set_defaults(run=_verify)
@@ -284,7 +278,11 @@ def _add_key(commands: Any) -> None:
     parser.set_defaults(run=_key)
 
 
-def _add_groups(parser: argparse.ArgumentParser) -> None:
+def _add_labelled(parser: argparse.ArgumentParser) -> None:
+    """Add the labelled images and their sources."""
+    parser.add_argument(
+        "archive", type=Path, help="ZIP file or folder with one folder of images for each class"
+    )
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(
         "--groups",

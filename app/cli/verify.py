@@ -15,9 +15,8 @@ from app.archives.images import open_labelled
 from app.cli import console as terminal
 from app.cli.commands import assign, complain_of, ready, score, track
 from app.engine import site_bundle
-from app.engine.bundle import Bundle, SiteRecord
+from app.engine.bundle import Bundle
 from app.errors import SettingsError, Unusable
-from app.evaluation.verification import Verification
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
 from app.inference.runtime import Load
@@ -78,9 +77,10 @@ def verify(
     marks = scored.verification.proposed
     if marks is not None:
         page = verification_page.render(bundle, scored.report, scored.verification, verified)
-        record = site_record(bundle, scored.verification, verified)
+        adapted = bundle.site is not None and bundle.site.adapted
+        record = site_bundle.record(bundle, scored.verification, marks, site, verified.at, adapted=adapted)
         reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
-        site_bundle.write(bundle, out, site, record, marks.thresholds, marks.review_share, reports)
+        site_bundle.write(bundle, out, site, record, marks, reports)
     if as_json or not console.is_terminal:
         print(json.dumps(figures, indent=2, allow_nan=False), file=console.file)
     else:
@@ -94,24 +94,6 @@ def verify(
         return REFUSED
     complain(f"wrote the bundle {out} and its report {out / PAGE}")
     return 0
-
-
-def site_record(
-    bundle: Bundle, verification: Verification, verified: verification_page.Verified
-) -> SiteRecord:
-    """Return the block `site` of the new bundle. There are thresholds."""
-    assert verification.proposed is not None
-    return SiteRecord(
-        name=verified.site,
-        verified_at=verified.at.isoformat(timespec="seconds"),
-        cells=verification.cells,
-        balanced_accuracy=round(verification.balanced_accuracy, 4),
-        interval=(round(verification.interval[0], 4), round(verification.interval[1], 4)),
-        review_share=round(verification.proposed.review_share, 4),
-        right_when_kept=verification.proposed.right_when_kept,
-        adapted=bundle.site is not None and bundle.site.adapted,
-        parent_sha256=bundle.sha256,
-    )
 
 
 def document(bundle: Bundle, scored: Scored, verified: verification_page.Verified) -> dict[str, object]:

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from app.errors import BundleError
 from app.evaluation.answer_profile import AnswerProfile, parse
+from app.evaluation.review_thresholds import Thresholds
 from app.imaging.framing import Preprocessing
 from app.imaging.quality import QualityLimits
 from app.validation import explain
@@ -71,6 +72,10 @@ class Bundle:
     reference: AnswerProfile | None = None  # of the answers on the test set; older bundles have none
     quality_limits: QualityLimits | None = None  # pictures beyond them go to review; older bundles have none
     site: SiteRecord | None = None  # None: not verified for a laboratory
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.review_confidence, self.review_ood_score)
 
 
 def load_bundle(path: Path) -> Bundle:

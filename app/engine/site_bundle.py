@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 from app.engine.bundle import CONFIG, MAX_SITE, Bundle, SiteRecord, load_bundle
 from app.errors import BundleError, SettingsError
-from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.verification import Marks, Verification
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,43 @@ def beside(bundle: Bundle, site: str) -> Path:
     return bundle.path.resolve().with_name(f"{bundle.path.resolve().name}-{slug(site)}")
 
 
+def record(
+    bundle: Bundle, verification: Verification, marks: Marks, name: str, at: datetime, *, adapted: bool
+) -> SiteRecord:
+    """Return the block `site` of the bundle for a laboratory, with these review thresholds."""
+    low, high = verification.interval
+    return SiteRecord(
+        name=name,
+        verified_at=at.isoformat(timespec="seconds"),
+        cells=verification.cells,
+        balanced_accuracy=round(verification.balanced_accuracy, 4),
+        interval=(round(low, 4), round(high, 4)),
+        review_share=round(marks.review_share, 4),
+        right_when_kept=marks.right_when_kept,
+        adapted=adapted,
+        parent_sha256=bundle.sha256,
+    )
+
+
 def write(
     bundle: Bundle,
     out: Path,
     name: str,
     site: SiteRecord | None,
-    thresholds: Thresholds,
-    share: float,
+    marks: Marks | None,
     reports: Mapping[str, str],
     adapted: Adapted | None = None,
 ) -> Bundle:
     """Write the bundle for a laboratory into the new folder `out`, whole or not at all, and return it.
 
-    name: of the laboratory. site: None if it was not verified. share: sent to review with these thresholds.
-    reports: texts of further files, by name. adapted: other weights. Raise BundleError if `out` exists or
-    cannot be written.
+    name: of the laboratory. site: None if it was not verified. marks: the review thresholds; None: those of
+    `bundle`. reports: texts of further files, by name. adapted: other weights. Raise BundleError if `out`
+    exists or cannot be written.
     """
     config = json.loads((bundle.path / CONFIG).read_bytes())
     config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}"
-    config["review"] |= asdict(thresholds) | {"share": round(share, 4)}
+    if marks is not None:
+        config["review"] |= asdict(marks.thresholds) | {"share": round(marks.review_share, 4)}
     config["site"] = asdict(site) if site else None
     parts = dict.fromkeys(bundle.files, bundle.path)
     if adapted is not None:

@@ -14,7 +14,6 @@ from app.engine.bundle import Bundle
 from app.engine.classifier import Prediction
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
-from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import TARGET, Answers, Verification, verify
 from app.imaging.quality import REASONS
 from app.inference.fair_queue import Caller
@@ -133,8 +132,9 @@ def judge(
     true = np.array([images[index].label for index in classified])
     classified_groups = None if groups is None else [groups[index] for index in classified]
     report = evaluate(true, hard, soft, names=bundle.labels, groups=classified_groups)
-    current = Thresholds(bundle.review_confidence, bundle.review_ood_score)
-    verification = verify(true, done, current, names=bundle.labels, groups=classified_groups, target=target)
+    verification = verify(
+        true, done, bundle.thresholds, names=bundle.labels, groups=classified_groups, target=target
+    )
     mistakes = [
         Mistake(classified[row], int(hard[row]), float(soft[row, hard[row]]))
         for row in np.flatnonzero(true != hard)

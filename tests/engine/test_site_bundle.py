@@ -10,8 +10,10 @@ from app.engine.bundle import FILES, Bundle, SiteRecord, load_bundle
 from app.engine.site_bundle import beside, check_site, slug, write
 from app.errors import BundleError, SettingsError
 from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.verification import Marks
 
 SITE = SiteRecord("Ward 3", "2026-11-30T09:00:00+00:00", 40, 0.9, (0.8, 0.95), 0.3, 0.96, False, "0" * 64)
+MARKS = Marks(Thresholds(0.7, 1.5), 0.3, 0.96)
 CONFIG = {
     "format": 2,
     "name": "wbc",
@@ -46,23 +48,21 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def test_a_bundle_of_a_laboratory_has_its_thresholds_record_and_reports(bundle: Bundle) -> None:
     out = beside(bundle, SITE.name)
-    written = write(
-        bundle, out, SITE.name, SITE, Thresholds(0.7, 1.5), 0.3, {"verification.html": "<p>ü</p>"}
-    )
+    written = write(bundle, out, SITE.name, SITE, MARKS, {"verification.html": "<p>ü</p>"})
     assert out.name == "wbc-ward-3"
     assert (written.version, written.site) == ("3.0.0+ward-3", SITE)
     assert (written.review_confidence, written.review_ood_score) == (0.7, 1.5)
     assert json.loads((out / "config.json").read_text())["review"]["kept"] == "as it is"
     assert (out / "verification.html").read_text(encoding="utf-8") == "<p>ü</p>"
     assert load_bundle(bundle.path) == bundle
-    again = write(written, out.with_name("again"), "Ward 4", None, Thresholds(0.7, 1.5), 0.3, {})
+    again = write(written, out.with_name("again"), "Ward 4", None, MARKS, {})
     assert (again.version, again.site) == ("3.0.0+ward-4", None)
 
 
 def test_what_exists_is_not_written_over(bundle: Bundle) -> None:
     before = sorted(bundle.path.parent.rglob("*"))
     with pytest.raises(BundleError, match="exists already"):
-        write(bundle, bundle.path, SITE.name, SITE, Thresholds(0.7, 1.5), 0.3, {})
+        write(bundle, bundle.path, SITE.name, SITE, MARKS, {})
     assert sorted(bundle.path.parent.rglob("*")) == before
 
 
@@ -70,7 +70,7 @@ def test_a_bundle_that_cannot_be_written_whole_is_not_there(bundle: Bundle) -> N
     before = sorted(bundle.path.parent.rglob("*"))
     (bundle.path / FILES[0]).unlink()
     with pytest.raises(BundleError, match="cannot be written"):
-        write(bundle, bundle.path.parent / "new", SITE.name, SITE, Thresholds(0.7, 1.5), 0.3, {})
+        write(bundle, bundle.path.parent / "new", SITE.name, SITE, MARKS, {})
     assert set(before) - set(bundle.path.parent.rglob("*")) == {bundle.path / FILES[0]}
 
 
