@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 EXTRAS ?=
-RECIPE ?= default
+RECIPE ?= laboratories
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
 # Processes that run tests, each with one thread of torch's: tests wait for the services that they start.
@@ -33,16 +33,22 @@ DATA_default := --leave-out basophil erythroblast ig platelet
 DATA_laboratories := --sources $(LEUKO_DATA)/raabin-sources.csv --others basophil erythroblast ig platelet
 MANIFEST := data/$(RECIPE).csv
 RUN := runs/$(RECIPE)
-BUNDLE_default := models/wbc-resnet18
-BUNDLE_laboratories := $(RUN)/bundle
+BUNDLE_laboratories := models/wbc-resnet18
+BUNDLE_default := $(RUN)/bundle
 BUNDLE_paper := $(RUN)/bundle
 BUNDLE ?= $(BUNDLE_$(RECIPE))
-VERSION ?= 2.1.0
+VERSION ?= 3.0.0
 # The model card compares a run of the paper's recipe with the paper, if there is such a run.
-PAPER_default := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
+PAPER_laboratories := $(if $(wildcard runs/paper/bundle/report.json),--paper runs/paper/bundle)
 # Initial weights: this file if it exists, else torchvision downloads them.
 INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
+# The recipe `laboratories` starts from the weights that the recipe `default` makes.
+HOME_WEIGHTS := runs/default/bundle/model.safetensors
+START_laboratories := $(if $(INITIAL),--set 'initial_elsewhere="$(INITIAL)"')
+HOME_laboratories := $(HOME_WEIGHTS)
+# Freed tensors stay with the process: page faults would take half of the training's time.
+KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=100000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 PEERS := litserve bentoml ray
 EXTRA_ray := [serve]
 NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipart
@@ -106,8 +112,8 @@ audit: $(FULL) ## list installed packages as CycloneDX in build/sbom, and look u
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement build/audit.txt $(ARGS) \
 	    || { echo "make: NOT AUDITED, or a known vulnerability: see above" >&2; exit 1; }
 
-train: $(FULL) $(MANIFEST) ## train on the real data in LEUKO_DATA; RECIPE=paper, ARGS=--resume
-	@$(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(START) $(ARGS)
+train: $(FULL) $(MANIFEST) $(HOME_$(RECIPE)) ## train on the real data in LEUKO_DATA; RECIPE=paper, ARGS=--resume
+	@$(KEEP_MEMORY) $(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(or $(START_$(RECIPE)),$(START)) $(ARGS)
 
 bundle: train ## train, then make the bundle and its model card; RECIPE=paper, BUNDLE=models/mine, VERSION=1.0.0
 	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --name $(notdir $(BUNDLE)) --version $(VERSION) --replace
@@ -129,6 +135,9 @@ lock: $(BIN)/uv ## update requirements.lock from pyproject.toml; ARGS="--upgrade
 	    --fork-strategy fewest --all-extras --group dev --group build --generate-hashes \
 	    --custom-compile-command "make lock" \
 	    $(ARGS) --output-file requirements.lock
+
+$(HOME_WEIGHTS):
+	@$(MAKE) --no-print-directory bundle RECIPE=default ARGS=
 
 $(MANIFEST): | $(FULL)
 	$(BIN)/leuko-train data $(ARCHIVES) $(DATA_$(RECIPE)) --out $@

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from app.engine.classifier import Bank, Neighbours, softmax
+from app.engine.laboratories import Styles
+
+SHRINKAGE = 1e-3  # of the mean variance, added to each: the descriptions are correlated
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -37,6 +42,16 @@ def bank_of(features: Floats, groups: int) -> Bank:
     k is a third of a group: with a smaller k, cells of an unknown class find near neighbours too often.
     """
     return Bank(features, max(1, round(len(features) / groups / 3)))
+
+
+def styles_of(descriptions: Floats, laboratories: Sequence[str]) -> Styles:
+    """Return the mean style of each laboratory and the whitening of all, from descriptions [n, 30]."""
+    names, places = np.unique(laboratories, return_inverse=True)
+    centres = np.stack([descriptions[places == place].mean(0) for place in range(len(names))])
+    covariance = np.cov((descriptions - centres[places]).T)
+    covariance += SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance))
+    return Styles(centres.astype(np.float32), whitening.astype(np.float32))
 
 
 def weighted_quantile(values: Floats, weights: Floats, q: float) -> float:

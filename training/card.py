@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.engine.bundle import WEIGHTS
 from training import paper
 from training.laboratory import Laboratory, table_of
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
@@ -206,6 +207,8 @@ def scored_data(report: Table) -> Table:
 def initial_licence(initial: str) -> list[str]:
     if initial == "random":
         return []
+    if Path(initial).name == WEIGHTS:
+        return ["the weights of a former bundle, the initial weights: its model card has their terms"]
     if "imagenet" in Path(initial).name:
         return ["torchvision's ImageNet weights, the initial weights: BSD-3"]
     return [f"{Path(initial).name}, the initial weights: ask its publisher"]

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from app.engine.bundle import CLASSES, FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
-from app.engine.classifier import Bank, Neighbours, load_engine, softmax
+from app.engine.classifier import Bank, load_engine, softmax
 from app.imaging.decode import decode
 from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.quality import QualityLimits
@@ -35,16 +35,17 @@ from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
 from training.network import Network
 from training.paper import PAPER_RECIPE
-from training.review import RIGHT_WHEN_KEPT, limits_at_home, limits_elsewhere
+from training.review import RIGHT_WHEN_KEPT, familiar_rule, limits_at_home, limits_elsewhere
 from training.rows import FOLDED, choose_rows, other_cells
 from training.scored import (
     HeldOut,
+    References,
     Scored,
     balanced_sample,
-    find_neighbours,
+    find_references,
+    judge_rows,
     score,
     score_folds,
-    score_held_out,
 )
 from training.selection import check_archives
 
@@ -86,13 +87,10 @@ def export(
         draft.mkdir()
         scored = score(network, evaluation_loader(validation, config))
         others = other_cells(rows)
-        neighbours = write_parts(draft, network, train, others, config)
-        held_out = (
-            score_folds(run, train, validation, others, config)
-            if config.select_on in FOLDED
-            else score_held_out(network, validation, neighbours, config)
-        )
-        table = describe(draft, network, config, held_out, right_when_kept)
+        references = write_parts(draft, network, train, others, config)
+        seen = judge_rows(validation, scored, references)
+        held_out = score_folds(run, train, validation, others, config) if config.select_on in FOLDED else seen
+        table = describe(draft, network, config, held_out, seen, references.distance, right_when_kept)
         table |= {"name": name, "version": version}
         table["training"]["data"] = facts
         (draft / "config.json").write_text(json.dumps(table, indent=2) + "\n")
@@ -115,21 +113,23 @@ def round_to_half(network: Network) -> None:
 
 def write_parts(
     draft: Path, network: Network, train: Sequence[Row], others: Sequence[Row], config: TrainConfig
-) -> Neighbours:
-    """Write weights, int8 graph, OOD features and known-answer image; config.json has the hash of each."""
+) -> References:
+    """Write weights, int8 graph, OOD features, styles and known-answer image; config.json has each hash."""
     save_weights(network, draft / WEIGHTS)
     sample = evaluation_loader(balanced_sample(train, CALIBRATION_IMAGES), config)
     images = [pixels[None] for batch, _, _ in sample for pixels in batch.numpy()]
     (draft / GRAPH).write_bytes(quantise(export_graph(network, config.preprocessing.size), images))
-    neighbours = find_neighbours(network, train, others, config)
+    references = find_references(network, train, others, config)
+    neighbours, styles = references.neighbours, references.styles
     arrays = {"scale": np.array([neighbours.scale], np.float32)} | stored(neighbours.known, "bank", "k")
+    arrays |= {"style_centres": styles.centres, "style_whitening": styles.whitening}
     if neighbours.others is not None:
         arrays |= stored(neighbours.others, "others", "others_k")
     save_arrays(arrays, draft / OOD)
     draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
     for file in FILES:
         (draft / file).chmod(READABLE)
-    return neighbours
+    return references
 
 
 def save_weights(network: Network, path: Path) -> None:
@@ -144,14 +144,24 @@ def stored(bank: Bank, features: str, k: str) -> dict[str, NDArray[Any]]:
 
 
 def describe(
-    draft: Path, network: Network, config: TrainConfig, held_out: HeldOut, right_when_kept: float
+    draft: Path,
+    network: Network,
+    config: TrainConfig,
+    held_out: HeldOut,
+    seen: HeldOut,
+    distance: float,
+    right_when_kept: float,
 ) -> dict[str, Any]:
-    """Return config.json, with temperature and review thresholds set on the validation images."""
+    """Return config.json, with temperature and review thresholds set on the validation images.
+
+    seen: the scores of the network itself, trained on these images if laboratories were left out. distance:
+    see `References`.
+    """
     temperature = round(temperature_for(held_out.logits, held_out.labels, held_out.weights), 4)
     right = softmax(held_out.logits / temperature).argmax(1) == held_out.labels
     unseen = config.select_on == "laboratories"
     review = (
-        limits_elsewhere(held_out, temperature, right_when_kept)
+        limits_elsewhere(held_out, temperature, right_when_kept, familiar_rule(seen, temperature, distance))
         if unseen
         else limits_at_home(held_out, temperature)
     )

@@ -15,9 +15,10 @@ from training.config import read_config
 from training.data import Row
 from training.fit import read_facts
 from training.laboratory import Interval, Laboratory
-from training.review import ReviewLimits, laboratories_of, limits_elsewhere
+from training.module import BEST, load_checkpoint
+from training.review import ReviewLimits, familiar_rule, laboratories_of, limits_elsewhere
 from training.rows import choose_rows, other_cells
-from training.scored import HeldOut, score_folds
+from training.scored import HeldOut, find_references, score_folds, score_rows
 from training.selection import check_archives
 
 RESAMPLES = 2000
@@ -35,9 +36,14 @@ def leave_out(rows: Sequence[Row], run: Path, right_when_kept: float) -> list[La
     train, validation = choose_rows(rows, config)
     check_archives([*train, *validation, *other_cells(rows)])
     read_facts(run, train, validation)
-    held_out = score_folds(run, train, validation, other_cells(rows), config)
+    others = other_cells(rows)
+    held_out = score_folds(run, train, validation, others, config)
     temperature = temperature_for(held_out.logits, held_out.labels, held_out.weights)
-    return judge(held_out, temperature, limits_elsewhere(held_out, temperature, right_when_kept))
+    network = load_checkpoint(run / BEST, config)
+    references = find_references(network, train, others, config)
+    seen = score_rows(network, validation, references, config)
+    rule = familiar_rule(seen, temperature, references.distance)
+    return judge(held_out, temperature, limits_elsewhere(held_out, temperature, right_when_kept, rule))
 
 
 def judge(held_out: HeldOut, temperature: float, limits: ReviewLimits) -> list[Laboratory]:

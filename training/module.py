@@ -116,7 +116,7 @@ class Finetuning(LightningModule):
             self.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda" or None,
+            fused=True,
         )
         if config.schedule == "constant":
             return optimizer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.bundle import FamiliarRule
 from app.engine.classifier import softmax
 from app.evaluation.review_thresholds import Cells, propose
 from training.calibration import weighted_quantile
@@ -21,15 +22,23 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ReviewLimits:
-    """Cells with a lower confidence or a higher OOD score go to review; share: of the validation images."""
+    """Cells with a lower confidence or a higher OOD score go to review; share: of the validation images.
+
+    familiar: other thresholds for images like those of a laboratory that was trained on.
+    """
 
     confidence: float
     ood_score: float
     share: float
+    familiar: FamiliarRule | None = None
 
     def keep(self, held_out: HeldOut, temperature: float) -> Flags:
         confidence = softmax(held_out.logits / temperature).max(1)
         kept: Flags = (confidence >= self.confidence) & (held_out.ood_scores <= self.ood_score)
+        if self.familiar is not None:
+            rule = self.familiar
+            also = (confidence >= rule.confidence) & (held_out.ood_scores <= rule.ood_score)
+            kept |= held_out.familiar & also
         return kept
 
 
@@ -43,22 +52,33 @@ def limits_at_home(held_out: HeldOut, temperature: float) -> ReviewLimits:
     )
 
 
-def limits_elsewhere(held_out: HeldOut, temperature: float, target: float) -> ReviewLimits:
+def limits_elsewhere(
+    held_out: HeldOut, temperature: float, target: float, familiar: FamiliarRule | None = None
+) -> ReviewLimits:
     """Return the thresholds that keep most images while a share `target` of the kept is right.
 
     Right: by the network that never saw the laboratory. Laboratories, classes and photos weigh the same.
     Where one laboratory is far harder than the others, less is right there: the table of them says so.
-    Raise ExportError if no thresholds do.
+    familiar: the rule for familiar images, which these thresholds are not for. Raise ExportError if no
+    thresholds do.
     """
     cells = cells_of(held_out, temperature)
+    if familiar is not None:
+        cells = replace(cells, allowed=~held_out.familiar)
     best = propose(cells, target)
     if best is None:
         raise ExportError(
             f"no thresholds keep cells of which {target:.0%} are right in laboratories left out: "
             "train longer, add laboratories, or lower --right-when-kept"
         )
-    share = round(1 - cells.share(cells.keep(best)), 4)
-    return ReviewLimits(best.confidence, best.ood_score, share)
+    limits = ReviewLimits(best.confidence, best.ood_score, 0.0, familiar)
+    return replace(limits, share=round(1 - cells.share(limits.keep(held_out, temperature)), 4))
+
+
+def familiar_rule(seen: HeldOut, temperature: float, distance: float) -> FamiliarRule:
+    """Return the rule for images like those trained on: a share `SHARE` of `seen` goes to review."""
+    limits = limits_at_home(seen, temperature)
+    return FamiliarRule(round(distance, 4), limits.confidence, limits.ood_score)
 
 
 def cells_of(held_out: HeldOut, temperature: float) -> Cells:

@@ -53,6 +53,22 @@ class SiteRecord:
 
 
 @dataclass(frozen=True)
+class FamiliarRule:
+    """Thresholds for pictures that look like those of a laboratory that the model was trained on.
+
+    distance: at most this far from the nearest laboratory's pictures (`app.engine.laboratories.Styles`).
+    """
+
+    distance: float
+    confidence: float
+    ood_score: float
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.confidence, self.ood_score)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A verified bundle."""
 
@@ -72,6 +88,7 @@ class Bundle:
     reference: AnswerProfile | None = None  # of the answers on the test set; older bundles have none
     quality_limits: QualityLimits | None = None  # pictures beyond them go to review; older bundles have none
     site: SiteRecord | None = None  # None: not verified for a laboratory
+    familiar: FamiliarRule | None = None  # None: the same thresholds for all pictures
 
     @property
     def thresholds(self) -> Thresholds:
@@ -103,6 +120,7 @@ def load_bundle(path: Path) -> Bundle:
         scores=config.scores,
         reference=config.reference,
         site=SiteRecord(**config.site.model_dump()) if config.site else None,
+        familiar=FamiliarRule(**config.review.familiar.model_dump()) if config.review.familiar else None,
     )
 
 
@@ -184,10 +202,19 @@ class _QualityLimits(_Table, extra="forbid"):
     brightness_range: float
 
 
+class _Familiar(_Table, extra="forbid"):
+    """The fields of `FamiliarRule`."""
+
+    distance: Positive
+    confidence: float
+    ood_score: float
+
+
 class _Review(_Table):
     confidence: float
     ood_score: float
     quality: _QualityLimits | None = None
+    familiar: _Familiar | None = None
 
 
 class _Site(_Table, extra="forbid"):

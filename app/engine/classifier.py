@@ -16,8 +16,10 @@ from threadpoolctl import threadpool_limits
 
 from app.engine.bundle import KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
 from app.engine.interface import Engine, Floats
+from app.engine.laboratories import Styles, describe_all
 from app.errors import BundleError, EngineError
-from app.imaging import quality
+from app.evaluation.review_thresholds import Thresholds
+from app.imaging import quality, style
 from app.imaging.decode import decode
 from app.imaging.framing import Cell, frame_cell
 
@@ -91,11 +93,20 @@ class Neighbours:
 class Classifier:
     """A bundle and the engine that runs it; thread-safe."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, neighbours: Neighbours, head: Floats) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        neighbours: Neighbours,
+        head: Floats,
+        styles: Styles | None = None,
+    ) -> None:
+        """head: [classes, 512]. styles: needed by a bundle with a rule for familiar pictures."""
         self.bundle = bundle
         self.engine = engine
         self._neighbours = neighbours
-        self._head = head  # [classes, 512]
+        self._head = head
+        self._styles = styles
 
     def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         """Return one answer per cell, in order; an EngineError for a cell whose output is not finite."""
@@ -103,25 +114,43 @@ class Classifier:
         output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), exclusive=exclusive)
         probabilities = softmax(output.logits / self.bundle.temperature)
         scores = self._neighbours.score(output.features)
+        familiar = self._familiar(pixels)
         answers: list[Prediction | EngineError] = []
         for i, cell in enumerate(cells):
             if not (np.isfinite(output.logits[i]).all() and np.isfinite(scores[i])):
                 answers.append(EngineError("the network's output for this image is not finite"))
                 continue
             maps = output.maps[i] if cell.cam and output.maps is not None else None
-            answers.append(self._predict(cell, probabilities[i], float(scores[i]), maps))
+            thresholds = self.bundle.thresholds
+            if familiar[i] and self.bundle.familiar:
+                thresholds = self.bundle.familiar.thresholds
+            answers.append(self._predict(cell, probabilities[i], float(scores[i]), thresholds, maps))
         return answers
 
+    def _familiar(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return which framed cells [n, size, size, 3] look like a known laboratory's."""
+        if self.bundle.familiar is None or self._styles is None:
+            return np.zeros(len(pixels), bool)
+        near: NDArray[np.bool_] = (
+            self._styles.distances(describe_all(pixels)) <= self.bundle.familiar.distance
+        )
+        return near
+
     def _predict(
-        self, cell: Cell, probabilities: NDArray[np.float64], ood_score: float, maps: Floats | None
+        self,
+        cell: Cell,
+        probabilities: NDArray[np.float64],
+        ood_score: float,
+        thresholds: Thresholds,
+        maps: Floats | None,
     ) -> Prediction:
         best = int(probabilities.argmax())
         confidence = float(probabilities[best])
         limits = self.bundle.quality_limits
         reasons = list(limits.reasons(cell.quality)) if limits else []
-        if confidence < self.bundle.review_confidence:
+        if confidence < thresholds.confidence:
             reasons.append(LOW_CONFIDENCE)
-        if ood_score > self.bundle.review_ood_score:
+        if ood_score > thresholds.ood_score:
             reasons.append(OUT_OF_DISTRIBUTION)
         cam = None if maps is None else class_activation_map(maps, self._head[best])
         return Prediction(
@@ -182,8 +211,9 @@ def load_classifier(path: Path, engine: str = "auto", threads: int = 0) -> Class
     for bank in filter(None, (neighbours.known, neighbours.others)):
         if head.shape[1] != bank.features.shape[1]:
             raise BundleError(f"{path}: {OOD} has shape {bank.features.shape}, the final layer {head.shape}")
+    styles = read_styles(path) if bundle.familiar else None
     threadpool_limits(1, "blas")  # NumPy's own threads would compete with the engine's
-    return Classifier(bundle, load_engine(bundle, engine, threads), neighbours, head)
+    return Classifier(bundle, load_engine(bundle, engine, threads), neighbours, head, styles)
 
 
 def read_neighbours(path: Path) -> Neighbours:
@@ -198,6 +228,15 @@ def read_neighbours(path: Path) -> Neighbours:
                 f"{path / OOD}: k = {bank.k} and scale = {scale} do not fit {len(bank.features)} cells"
             )
     return Neighbours(known, scale, others)
+
+
+def read_styles(path: Path) -> Styles:
+    """Read how the pictures of the bundle's laboratories look. Raises BundleError."""
+    arrays = _read_arrays(path / OOD, ("style_centres", "style_whitening"))
+    centres, whitening = arrays["style_centres"], arrays["style_whitening"]
+    if centres.ndim != 2 or centres.shape[1:] * 2 != whitening.shape or centres.shape[1] != style.LENGTH:
+        raise BundleError(f"{path / OOD} has styles of shapes {centres.shape} and {whitening.shape}")
+    return Styles(centres, whitening)
 
 
 def read_head(path: Path) -> Floats:

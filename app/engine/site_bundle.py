@@ -81,7 +81,8 @@ def write(
     config = json.loads((bundle.path / CONFIG).read_bytes())
     config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}"
     if marks is not None:
-        config["review"] |= asdict(marks.thresholds) | {"share": round(marks.review_share, 4)}
+        share = round(marks.review_share, 4)
+        config["review"] |= asdict(marks.thresholds) | {"share": share, "familiar": None}  # one laboratory's
     config["site"] = asdict(site) if site else None
     parts = dict.fromkeys(bundle.files, bundle.path)
     if adapted is not None:

@@ -173,9 +173,20 @@ class QualityThresholds(BaseModel):
     brightness_range: float = Field(description="`exposure` below: background − 5th percentile, in green")
 
 
+class FamiliarThresholds(BaseModel):
+    """Thresholds for pictures that look like those of a laboratory that the model was trained on."""
+
+    distance: float = Field(description="at most this far from the nearest laboratory's pictures")
+    confidence: float = Field(description="review cells with a lower confidence")
+    ood_score: float = Field(description="review cells with a higher score")
+
+
 class ReviewThresholds(BaseModel):
     confidence: float = Field(description="review cells with a lower confidence")
     ood_score: float = Field(description="review cells with a higher score")
+    familiar: FamiliarThresholds | None = Field(
+        None, description="thresholds of pictures like those trained on; null: the same for all pictures"
+    )
     quality: QualityThresholds | None = Field(
         None, description="review pictures beyond these limits; null: the bundle has none"
     )

@@ -181,9 +181,19 @@ class Mistake:
 
 
 @dataclass(frozen=True, slots=True)
+class FamiliarThresholds:
+    """Thresholds for pictures that look like those of a laboratory that the model was trained on."""
+
+    distance: float
+    confidence: float
+    ood_score: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewThresholds:
     confidence: float
     ood_score: float
+    familiar: FamiliarThresholds | None = None  # None: the same thresholds for all pictures
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from app.engine.bundle import CLASSES, OOD, Bundle
+from app.engine.bundle import CLASSES, OOD, Bundle, FamiliarRule
 from app.engine.classifier import (
     Bank,
     Classifier,
@@ -18,12 +18,15 @@ from app.engine.classifier import (
     load_classifier,
     load_engine,
     read_neighbours,
+    read_styles,
     softmax,
 )
 from app.engine.interface import Output
+from app.engine.laboratories import Styles, describe_all
 from app.errors import BundleError, EngineError
 from app.imaging.framing import Cell, Frame, Pixels, Preprocessing
 from app.imaging.quality import Quality, QualityLimits
+from app.imaging.style import LENGTH
 
 
 class StubEngine:
@@ -94,6 +97,26 @@ def test_a_cell_far_from_the_training_cells_is_sent_to_review() -> None:
     assert far.ood_score == pytest.approx(9)
     assert not near.review
     assert far.review_reasons == ("out_of_distribution",)
+
+
+def test_a_picture_like_those_of_a_known_laboratory_has_thresholds_of_its_own() -> None:
+    rule = FamiliarRule(distance=1.0, confidence=0.5, ood_score=12.0)
+    model = replace(bundle(), review_confidence=1.0, familiar=rule)
+    known, strange = cell(0, 9), cell(1, 9)
+    strange.pixels[::2] = 120
+    styles = Styles(describe_all([known.pixels]), np.eye(LENGTH, dtype=np.float32))
+    neighbours = Neighbours(Bank(np.zeros((4, 8), np.float32), 2), 8**0.5)
+    both = Classifier(model, StubEngine(), neighbours, np.ones((4, 8), np.float32), styles)
+    first, second = (a for a in both.classify([known, strange]) if isinstance(a, Prediction))
+    assert first.review_reasons == ()
+    assert second.review_reasons == ("low_confidence", "out_of_distribution")
+
+
+def test_a_rule_for_familiar_pictures_needs_their_styles(tmp_path: Path) -> None:
+    arrays = {"style_centres": np.zeros((2, 7)), "style_whitening": np.eye(7)}
+    save_file(arrays, tmp_path / OOD)
+    with pytest.raises(BundleError, match=r"styles of shapes \(2, 7\) and \(7, 7\)"):
+        read_styles(tmp_path)
 
 
 def test_the_ood_score_is_the_distance_to_the_kth_nearest_cell_over_the_scale() -> None:

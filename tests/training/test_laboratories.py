@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.engine.bundle import CLASSES, load_bundle
+from app.engine.bundle import CLASSES, FamiliarRule, load_bundle
 from app.engine.classifier import load_classifier
 from training.cli import main
 from training.data import Row, write_manifest
@@ -16,7 +16,7 @@ from training.errors import ExportError
 from training.export import export
 from training.laboratories import judge
 from training.laboratory import lines_of, table_of
-from training.review import ReviewLimits, limits_elsewhere
+from training.review import ReviewLimits, familiar_rule, limits_elsewhere
 from training.scored import HeldOut
 
 IGNORED = pytest.mark.filterwarnings(
@@ -49,6 +49,7 @@ def held_out(laboratories: dict[str, tuple[float, float]], n: int = 400) -> Held
         np.ones(count, np.float32),
         np.array(labels),
         np.full(count, 1 / count, np.float32),
+        np.zeros(count, bool),
     )
 
 
@@ -77,6 +78,7 @@ def test_classes_weigh_the_same_however_many_images_they_have() -> None:
         scores.ood_scores[many],
         scores.labels[many],
         scores.weights[many],
+        scores.familiar[many],
     )
     assert judge(chosen, 1.0, NO_LIMITS)[0].balanced_accuracy == pytest.approx(0.75)
 
@@ -90,6 +92,29 @@ def test_thresholds_keep_what_is_right_in_laboratories_left_out() -> None:
     bad, good = judge(scores, 1.0, limits)
     assert bad.right_when_kept == pytest.approx(0.97, abs=0.02)
     assert good.right_when_kept == 1.0
+
+
+def test_images_like_those_trained_on_have_thresholds_of_their_own() -> None:
+    scores = held_out({"bad": (0.97, 0.5), "good": (1.0, 0.99)})
+    strict = limits_elsewhere(scores, 1.0, 0.95)
+    familiar = replace(scores, familiar=np.arange(len(scores.rows)) % 4 == 1)  # half of the unsure ones
+    limits = limits_elsewhere(familiar, 1.0, 0.95, FamiliarRule(5.0, 0.0, 9.0))
+    assert limits.confidence == pytest.approx(strict.confidence, abs=1e-3)
+    kept = limits.keep(familiar, 1.0)
+    assert kept[familiar.familiar].all()
+    assert (kept[~familiar.familiar] == strict.keep(scores, 1.0)[~familiar.familiar]).all()
+    assert limits.share == pytest.approx(0.25, abs=0.01)
+
+
+def test_the_rule_for_familiar_images_sends_a_twentieth_of_them_to_review() -> None:
+    scores = held_out({"home": (0.97, 0.9)})
+    rng = np.random.default_rng(0)
+    logits = scores.logits * rng.uniform(0.5, 2, len(scores.rows))[:, None]
+    spread = replace(scores, logits=logits.astype(np.float32), ood_scores=rng.uniform(0, 2, len(logits)))
+    rule = familiar_rule(spread, 1.0, 7.0)
+    kept = ReviewLimits(2.0, -1.0, 0.0, rule).keep(replace(spread, familiar=np.ones(len(logits), bool)), 1.0)
+    assert rule.distance == 7.0
+    assert kept.mean() == pytest.approx(0.95, abs=0.02)
 
 
 def test_where_no_threshold_keeps_cells_that_are_right_often_enough_nothing_is_exported() -> None:

@@ -11,7 +11,7 @@ from app.api.openapi import answer, not_found, refusals
 from app.api.routes.examples import MODEL_CARD
 from app.api.routes.parameters import Loaded
 from app.inference.service import Service, image_limits
-from app.wire.schemas import Limits, Model, QualityThresholds, ReviewThresholds, Site
+from app.wire.schemas import FamiliarThresholds, Limits, Model, QualityThresholds, ReviewThresholds, Site
 
 router = APIRouter(tags=["operate"])
 
@@ -37,6 +37,7 @@ async def model(service: Loaded) -> Model:
             confidence=bundle.review_confidence,
             ood_score=bundle.review_ood_score,
             quality=QualityThresholds(**asdict(bundle.quality_limits)) if bundle.quality_limits else None,
+            familiar=FamiliarThresholds(**asdict(bundle.familiar)) if bundle.familiar else None,
         ),
         training=dict(bundle.training),
         scores=dict(bundle.scores),
