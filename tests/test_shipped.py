@@ -107,12 +107,15 @@ def test_the_model_card_says_what_the_report_says() -> None:
 
 def test_it_was_selected_without_looking_at_test() -> None:
     recipe = json.loads((BUNDLE / "config.json").read_text())["training"]["recipe"]
-    assert (recipe["select_on"], recipe["monitor"]) == ("folds", "last")
+    assert (recipe["select_on"], recipe["monitor"]) == ("laboratories", "last")
 
 
-def test_it_is_what_the_default_recipe_makes() -> None:
+def test_it_is_what_its_recipe_makes() -> None:
     shipped = config_from(json.loads((BUNDLE / "config.json").read_text())["training"]["recipe"])
-    assert replace(shipped, initial="imagenet") == load_recipe("default")
+    recipe = load_recipe("laboratories")
+    names = {"initial": recipe.initial, "initial_elsewhere": recipe.initial_elsewhere}
+    assert shipped.initial == Path(recipe.initial).name
+    assert replace(shipped, **names) == recipe
 
 
 def test_the_repository_stays_small() -> None:
