@@ -126,9 +126,7 @@ def _observation(differential: Differential, label: str, code: str, issued: str)
             "code": "%",
         },
         "method": {"text": METHOD},
-        "note": [
-            {"text": text} for text in (note(differential, label), NOTICE, *about_site(differential))
-        ],
+        "note": [{"text": text} for text in (note(differential, label), NOTICE, *about_site(differential))],
         "device": _reference(differential, "Device"),
         **_context(differential),
         **_of_specimen(differential),

@@ -231,6 +231,7 @@ class Verification:
     proposed: Marks | None
     curve: list[Kept]
     warnings: list[str]
+    chosen: Marks | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,12 @@ async def test_a_new_model_takes_over_without_a_failed_request(tmp_path: Path) -
         await asyncio.gather(*asking)
         assert set(seen) == {"wbc-1", "wbc-2"}
         assert lab.loaded["wbc-2"][0].warmed == [4]
-        assert await lab.metric('leuko_model_info{name="wbc",sha256="wbc-1",verified_for="",version="1"}') == 0
-        assert await lab.metric('leuko_model_info{name="wbc",sha256="wbc-2",verified_for="",version="2"}') == 1
+        assert (
+            await lab.metric('leuko_model_info{name="wbc",sha256="wbc-1",verified_for="",version="1"}') == 0
+        )
+        assert (
+            await lab.metric('leuko_model_info{name="wbc",sha256="wbc-2",verified_for="",version="2"}') == 1
+        )
 
 
 @on_a_loop

@@ -159,6 +159,7 @@ EVALUATION = {
             {"confidence": 0.51, "kept": 1.0, "right": 0.875},
         ],
         "warnings": ["8 cells say little: use at least 100."],
+        "chosen": None,
     },
     "elapsed_seconds": 0.05,
     "images_per_second": 180.0,
