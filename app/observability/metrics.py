@@ -130,8 +130,8 @@ class Telemetry:
         )
         self.model = any_of(
             "leuko_model_info",
-            "1 for each bundle that answers requests, 0 for one that did; `verified_for`: the laboratory that it"
-            " was verified for, or empty.",
+            "1 for each bundle that answers requests, 0 for one that did; `verified_for`: the laboratory that"
+            " it was verified for, or empty.",
             ["name", "version", "sha256", "verified_for"],
         )
         self.model_ready = all_of("leuko_model_ready", "1 if the service is ready for requests.")
