@@ -81,8 +81,9 @@ def verify(
     marks = scored.verification.chosen or scored.verification.proposed
     if marks is not None:
         page = verification_page.render(bundle, scored.report, scored.verification, verified)
-        adapted = bundle.site is not None and bundle.site.adapted
-        record = site_bundle.record(bundle, scored.verification, marks, site, verified.at, adapted=adapted)
+        record = site_bundle.record(
+            bundle, scored.verification, marks, site, verified.at, adapted="adapted" in bundle.training
+        )
         reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
         site_bundle.write(bundle, out, site, record, marks, reports)
     if as_json or not console.is_terminal:

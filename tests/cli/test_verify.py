@@ -74,6 +74,19 @@ def test_where_no_thresholds_are_good_enough_nothing_is_written(
     assert main(["verify", str(cells), *WHO, "--right-when-kept", "0.75"], load=Loads(bundle)) == 0
 
 
+def test_a_bundle_that_was_adapted_without_labels_stays_an_adapted_one(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    config = json.loads((bundle.path / "config.json").read_text())
+    config["training"] = {"adapted": {"unlabelled": 60}}
+    (bundle.path / "config.json").write_text(json.dumps(config))
+    cells = labelled(tmp_path / "cells")
+    assert main(["verify", str(cells), *WHO], load=Loads(load_bundle(bundle.path))) == 0
+    site = load_bundle(tmp_path / "wbc-ward-3").site
+    assert site is not None
+    assert site.adapted
+
+
 def test_a_laboratory_sets_its_own_thresholds_and_the_report_says_what_they_cost(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
