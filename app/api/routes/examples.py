@@ -54,6 +54,7 @@ CELLS = {
 DIFFERENTIAL = {
     "request_id": REQUEST_ID,
     "model": MODEL,
+    "site": {"name": "Haematology, General Hospital", "verified_at": "2026-11-30T09:00:00+00:00"},
     "specimen": "S-1",
     "accession": "A-1",
     "fingerprint": SHA256,
