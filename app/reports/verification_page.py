@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from app.engine.bundle import Bundle
+from app.evaluation.differential_count import wilson
 from app.evaluation.report import Report
 from app.evaluation.review_thresholds import Kept, thinned
 from app.evaluation.verification import Marks, Verification
@@ -29,6 +30,7 @@ PUBLISHED = (
 )
 LIMITS = (
     "The figures hold for cells like these: the same stain, microscope, camera and kinds of patients.",
+    "Thresholds are judged on the cells that they were chosen on: expect slightly less to be right.",
     "Verify again after a change of any of them, and after every change of the model.",
     "Percentages of a patient's cells also depend on how the cells were found and chosen.",
     "Not for diagnosis: a person reviews every result.",
@@ -79,9 +81,18 @@ def _figures(verification: Verification) -> Iterable[str]:
             f"{percent(verification.balanced_accuracy)} ({percent(low)} to {percent(high)})",
         ),
         ("Sent to review", percent(marks.review_share)),
-        ("Right among the cells not sent to review", percent(marks.right_when_kept)),
+        ("Right among the cells not sent to review", _right(verification.cells, marks)),
     ]
     yield table(rows, kind="figures")
+
+
+def _right(cells: int, marks: Marks) -> str:
+    """Return how much of the kept is right, with the Wilson interval, which takes cells as independent."""
+    kept = round((1 - marks.review_share) * cells)
+    if marks.right_when_kept is None or not kept:
+        return "no cell is kept"
+    low, high = wilson(round(marks.right_when_kept * kept), kept)
+    return f"{percent(marks.right_when_kept)} of {kept} cells ({low:.1f} % to {high:.1f} %)"
 
 
 def _classes(report: Report) -> Iterable[str]:

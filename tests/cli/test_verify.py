@@ -102,6 +102,7 @@ def test_a_laboratory_sets_its_own_thresholds_and_the_report_says_what_they_cost
     assert written.site.right_when_kept == pytest.approx(0.8)
     page = (tmp_path / "wbc-ward-3" / "verification.html").read_text(encoding="utf-8")
     assert "set by this laboratory" in page
+    assert "80.0 % of 20 cells (58.4 % to 91.9 %)" in page
     assert "80.0% of the kept cells are right, not 95%" in page
     assert "With an OOD score of at most 2.000" in page
 
