@@ -12,7 +12,9 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from app.evaluation.differential_count import wilson
 from app.observability.metrics import Telemetry
+from app.reports.verification_page import PUBLISHED
 from app.settings import Settings, variable
 from app.wire.problems import MEANINGS, status_of
 
@@ -68,6 +70,24 @@ def modules(folder: Path) -> Iterator[str]:
             yield code(path.stem)
 
 
+def cells() -> str:
+    """What a share is worth that was found on so many cells."""
+    rows = [
+        (str(n), *(known(round(share * n), n) for share in (0.85, 0.95, 1)))
+        for n in (10, 20, 50, 100, 200, 400)
+    ]
+    return table(("Cells", "of which 85 % are right", "95 %", "all"), rows)
+
+
+def known(right: int, n: int) -> str:
+    low, high = (f"{bound / 100:.2f}" for bound in wilson(right, n))
+    return f"{right}: {low} to {high}"
+
+
+def agreement() -> str:
+    return "".join(f"- {text}. {source}\n" for text, source in PUBLISHED)
+
+
 def code(text: object) -> str:
     return f"`{text}`"
 
@@ -82,6 +102,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/settings.md": {"settings": settings},
     "docs/errors.md": {"errors": errors},
     "docs/operations.md": {"metrics": metrics},
+    "docs/own-laboratory.md": {"cells": cells, "agreement": agreement},
     "CONTRIBUTING.md": {"folders": folders},
 }
 

@@ -8,6 +8,7 @@ forgets little. How far to go is chosen by cross-validation within the given cel
 from __future__ import annotations
 
 import random
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -32,6 +33,7 @@ HELD = 0.02  # weight of the squared distance from the weights before
 WAYS = (0.0, 0.25, 0.5, 0.75, 1.0)  # from the weights before (0) to those after (1)
 FOLDS = 4
 LEAST = 5  # cells of each class
+TIMED = 2  # steps that tell how long all will take
 
 # One laboratory's own stain varies little; position and size vary as in any training.
 VARIATION = Augmentation(
@@ -170,10 +172,16 @@ def undivided(cells: OwnCells) -> list[int]:
     return sorted(label for label, found in groups.items() if len(found) < 2)
 
 
-def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None = None) -> Network:
+def tune(
+    network: Network,
+    cells: OwnCells,
+    seed: int,
+    replay: OwnCells | None = None,
+    steps: int | None = None,
+) -> Network:
     """Return a copy of the network after `STEPS` steps on these cells, classes drawn equally often.
 
-    replay: half of each batch.
+    replay: half of each batch. steps: another number of them.
     """
     # In evaluation mode the batch statistics are frozen: a laboratory's few cells would spoil them.
     after = deepcopy(network).to(memory_format=torch.channels_last).eval()
@@ -182,7 +190,7 @@ def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None =
     rng = torch.Generator().manual_seed(seed)
     parts = [cells] if replay is None else [cells, replay]
     room, size = room_for(VARIATION), cells.framed.shape[1]
-    for _ in range(STEPS):
+    for _ in range(STEPS if steps is None else steps):
         batches = [draw(part, BATCH // len(parts), rng) for part in parts]
         patches, labels = (torch.cat(column) for column in zip(*batches, strict=True))
         pixels = augment(patches, size, room, VARIATION, rng)
@@ -197,6 +205,15 @@ def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None =
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return after
+
+
+def expected_seconds(network: Network, cells: OwnCells, starts: int) -> float:
+    """Return how long cross-validation of so many starts and the adaptation will take, from a few steps."""
+    tune(network, cells, 0, steps=1)  # the first step allocates and compiles
+    began = time.perf_counter()
+    tune(network, cells, 0, steps=TIMED)
+    step = (time.perf_counter() - began) / TIMED
+    return step * STEPS * (starts * len(np.unique(deal(cells, 0))) + 1)
 
 
 def draw(cells: OwnCells, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

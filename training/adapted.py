@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle
 from app.engine.classifier import Neighbours, read_neighbours, softmax
 from app.engine.site_bundle import Adapted, record, write
+from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import Answers, Marks, Verification, verify
 from training.adapt import (
     Candidate,
@@ -29,6 +30,7 @@ from training.adapt import (
     between,
     check_cells,
     cross_validate,
+    expected_seconds,
     renew_statistics,
     tune,
     undivided,
@@ -44,6 +46,13 @@ UNCHANGED = Candidate(0, 0.0)  # the bundle as it is
 LEAST_UNLABELLED = 50  # pictures, for batch statistics
 REPORT = "adaptation.json"
 RANGES = 160  # cells for the int8 ranges
+
+Announce = Callable[[float], None]  # of seconds
+
+
+def ignore(_seconds: float) -> None:
+    pass
+
 
 Floats = NDArray[np.floating[Any]]
 
@@ -74,19 +83,35 @@ class Comparison:
         return better and not self.fallen
 
 
-def compare(bundle: Bundle, cells: OwnCells, trial: Trial, target: float) -> Comparison:
-    """Compare the bundle with its best adaptation on the cells that each fold held out."""
+@dataclass(frozen=True)
+class Parent:
+    """A network before its adaptation, and how its outputs become answers."""
+
+    network: Network
+    labels: Sequence[str]
+    neighbours: Neighbours
+    temperature: float
+    thresholds: Thresholds
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Parent:
+        """Raise BundleError."""
+        neighbours = read_neighbours(bundle.path)
+        return cls(load_network(bundle), bundle.labels, neighbours, bundle.temperature, bundle.thresholds)
+
+
+def compare(parent: Parent, cells: OwnCells, trial: Trial, target: float) -> Comparison:
+    """Compare the network with its best adaptation on the cells that each fold held out."""
     chosen = trial.best(cells.labels)
-    neighbours = read_neighbours(bundle.path)
     before, after = trial.outputs[UNCHANGED], trial.outputs[chosen]
     temperature = round(temperature_for(after.logits, cells.labels, balanced_weights(cells.labels)), 4)
 
     def judge(outputs: Outputs, temperature: float) -> Verification:
         return verify(
             cells.labels,
-            answers(outputs, temperature, neighbours),
-            bundle.thresholds,
-            names=bundle.labels,
+            answers(outputs, temperature, parent.neighbours),
+            parent.thresholds,
+            names=parent.labels,
             groups=cells.groups if len(set(cells.groups)) < len(cells) else None,
             target=target,
         )
@@ -94,10 +119,10 @@ def compare(bundle: Bundle, cells: OwnCells, trial: Trial, target: float) -> Com
     return Comparison(
         chosen,
         temperature,
-        judge(before, bundle.temperature),
+        judge(before, parent.temperature),
         judge(after, temperature),
-        recalls(before, cells, bundle.labels),
-        recalls(after, cells, bundle.labels),
+        recalls(before, cells, parent.labels),
+        recalls(after, cells, parent.labels),
     )
 
 
@@ -135,25 +160,26 @@ def adapt_with_labels(
     unlabelled: Pixels | None = None,
     replay: OwnCells | None = None,
     force: bool = False,
+    announce: Announce = ignore,
 ) -> Adaptation:
     """Adapt a bundle to a laboratory's labelled cells, and write it if held-out cells are better for it.
 
     unlabelled uint8 [n, size, size, 3]: pictures of the same laboratory. replay: cells of others that must
-    not be forgotten. force: write it anyway. Raise DataError or BundleError.
+    not be forgotten. force: write it anyway. announce: is told before the work how many seconds it will take.
+    Raise DataError or BundleError.
     """
     check_cells(cells, bundle.labels)
-    network = load_network(bundle)
-    starts = [network]
+    parent = Parent.of(bundle)
+    starts = [parent.network]
     if unlabelled is not None:
-        starts.append(renew_statistics(network, np.concatenate([unlabelled, cells.framed])))
-    comparison = compare(bundle, cells, cross_validate(starts, cells, replay), target)
+        starts.append(renew_statistics(parent.network, np.concatenate([unlabelled, cells.framed])))
+    announce(expected_seconds(parent.network, cells, len(starts)))
+    comparison = compare(parent, cells, cross_validate(starts, cells, replay), target)
     single = [bundle.labels[label] for label in undivided(cells)]
     if not (comparison.recommended or force):
         return Adaptation(comparison, single, None)
-    start = starts[comparison.chosen.start]
-    adapted = between(start, tune(start, cells, 0, replay), comparison.chosen.way)
-    after = comparison.after
-    marks = after.proposed or after.current
+    adapted = follow(comparison.chosen, starts, cells, replay)
+    after, marks = comparison.after, comparison.after.recommended
     site_record = record(bundle, after, marks, site, datetime.now(UTC), adapted=True)
     described = facts(cells, comparison, bundle)
     reports = {REPORT: json.dumps(asdict(comparison) | {"undivided": single}, indent=2) + "\n"}
@@ -162,12 +188,20 @@ def adapt_with_labels(
     return Adaptation(comparison, single, written)
 
 
+def follow(
+    chosen: Candidate, starts: Sequence[Network], cells: OwnCells, replay: OwnCells | None = None
+) -> Network:
+    """Return the network of a candidate, adapted to all cells."""
+    start = starts[chosen.start]
+    return between(start, tune(start, cells, 0, replay), chosen.way)
+
+
 def adapt_without_labels(bundle: Bundle, unlabelled: Pixels, out: Path, *, site: str) -> Adaptation:
     """Renew the batch statistics from a laboratory's pictures and write the bundle; nothing verifies it."""
     if len(unlabelled) < LEAST_UNLABELLED:
         raise DataError(f"{len(unlabelled)} pictures are too few: give at least {LEAST_UNLABELLED}")
     adapted = renew_statistics(load_network(bundle), unlabelled)
-    described = {"unlabelled": len(unlabelled), "parent": parent(bundle)}
+    described = {"unlabelled": len(unlabelled), "parent": named(bundle)}
     with _weights(bundle, adapted, unlabelled, bundle.temperature, described) as parts:
         written = write(bundle, out, site, None, None, {}, parts)
     return Adaptation(None, [], written)
@@ -208,11 +242,11 @@ def facts(cells: OwnCells, comparison: Comparison, bundle: Bundle) -> dict[str, 
             "after": comparison.after.balanced_accuracy,
         },
         "fingerprint": hashlib.sha256(cells.framed.tobytes() + cells.labels.tobytes()).hexdigest(),
-        "parent": parent(bundle),
+        "parent": named(bundle),
     }
 
 
-def parent(bundle: Bundle) -> dict[str, str]:
+def named(bundle: Bundle) -> dict[str, str]:
     return {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256}
 
 

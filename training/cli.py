@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.printable import complain, printable
 from training.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
+    from training.adapt import OwnCells
     from training.data import Row
 
 PROGRAM = "leuko-train"
@@ -244,12 +246,19 @@ def add_laboratories(commands: Commands) -> None:
 def add_right_when_kept(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--right-when-kept",
-        type=float,
+        type=share,
         default=0.95,
         metavar="SHARE",
         help="with laboratories: least share of cells without a review mark that are right in those left"
         " out (default: 0.95)",
     )
+
+
+def share(text: str) -> float:
+    value = float(text)  # argparse reports a ValueError
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
 
 
 def run_laboratories(args: argparse.Namespace) -> None:
@@ -388,13 +397,33 @@ def run_adapt(args: argparse.Namespace) -> int:
     site = check_site(args.site)
     if args.out.exists():
         raise DataError(f"{args.out} exists already: name another folder with --out")
+    began = time.monotonic()
     bundle = load_bundle(args.bundle)
-    pictures = read_unlabelled(args.unlabelled, bundle, progress) if args.unlabelled else None
+
+    def noted(read: tuple[T, str], *paths: Path) -> T:
+        if read[1]:
+            complain(f"{', '.join(map(str, paths))}: {read[1]}", PROGRAM)
+        return read[0]
+
+    def labelled(path: Path, groups: Path | str | None) -> OwnCells:
+        return noted(read_labelled(path, bundle, groups, progress), path)
+
+    def announce(seconds: float) -> None:
+        print(
+            f"this takes about {duration(seconds)} here, and writing the bundle up to a minute more",
+            flush=True,
+        )
+
+    pictures = (
+        noted(read_unlabelled(args.unlabelled, bundle, progress), *args.unlabelled)
+        if args.unlabelled
+        else None
+    )
     if args.labelled is None:
         assert pictures is not None
         adaptation = adapt_without_labels(bundle, pictures, args.out, site=site)
     else:
-        cells = read_labelled(args.labelled, bundle, args.groups or args.group_pattern, progress)
+        cells = labelled(args.labelled, args.groups or args.group_pattern)
         adaptation = adapt_with_labels(
             bundle,
             cells,
@@ -402,12 +431,19 @@ def run_adapt(args: argparse.Namespace) -> int:
             site=site,
             target=args.right_when_kept,
             unlabelled=pictures,
-            replay=read_labelled(args.replay, bundle, None, progress) if args.replay else None,
+            replay=labelled(args.replay, None) if args.replay else None,
             force=args.force,
+            announce=announce,
         )
     for line in lines(adaptation):
         print(printable(line))
+    print(f"took {duration(time.monotonic() - began)}")
     if adaptation.written is None:
         return 3
     print(f"wrote {printable(str(args.out))}")
     return 0
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from app.archives.file_labels import assign_groups, read_mapping
+from app.archives.image_files import left_out_line
 from app.archives.images import StoredImage, find_images, open_labelled
 from app.archives.labelled_archive import ArchiveLimits
 from app.engine.bundle import Bundle
 from app.errors import LeukoError
 from app.imaging.decode import decode
-from app.imaging.framing import frame_cell
+from app.imaging.framing import Preprocessing, frame_cell
 from training.adapt import VARIATION, OwnCells, Pixels
 from training.errors import DataError
 from training.patches import cut_patch, room_for
@@ -31,43 +32,59 @@ def unchanged(images: Iterable[StoredImage], _total: int) -> Iterable[StoredImag
 
 def read_labelled(
     path: Path, bundle: Bundle, groups: Path | str | None, progress: Progress = unchanged
-) -> OwnCells:
-    """Read a ZIP or folder with one folder for each class.
+) -> tuple[OwnCells, str]:
+    """Read a ZIP or folder with one folder for each class; return also which files were left out and why.
 
     groups: a file or pattern that gives each picture's patient or slide; None: each picture is its own.
     Raise DataError that names every picture that cannot be read, BadArchive or BadLabels.
     """
     with open_labelled(path, bundle.labels, ArchiveLimits()) as images:
-        found = images.found
-        names = [image.name for image in found]
-        framed, patches = _read(found, bundle, progress, len(found))
-        labels = np.array([image.label for image in found], np.int64)
-    if groups is None:
-        return OwnCells(framed, patches, labels, names)
-    grouping = groups if isinstance(groups, str) else read_mapping(groups)
-    sources = [source.decode() for source in assign_groups(names, grouping)]
-    return OwnCells(framed, patches, labels, sources)
+        names = [image.name for image in images.found]
+        if groups is None:
+            sources = names
+        else:
+            grouping = groups if isinstance(groups, str) else read_mapping(groups)
+            sources = [source.decode() for source in assign_groups(names, grouping)]
+        cells = read_cells(images.found, sources, bundle.preprocessing, progress)
+    return cells, left_out_line(images.left_out)
 
 
-def read_unlabelled(folders: Sequence[Path], bundle: Bundle, progress: Progress = unchanged) -> Pixels:
-    """Read and frame the pictures of folders: uint8 [n, size, size, 3]. Raise DataError."""
-    images = find_images([str(folder) for folder in folders], BytesIO(), MAX_BYTES).found
-    return _read(images, bundle, progress, len(images))[0]
+def read_unlabelled(
+    folders: Sequence[Path], bundle: Bundle, progress: Progress = unchanged
+) -> tuple[Pixels, str]:
+    """Read and frame the pictures of folders, uint8 [n, size, size, 3]; return also what was left out.
+
+    Raise DataError.
+    """
+    images = find_images([str(folder) for folder in folders], BytesIO(), MAX_BYTES)
+    framed, _ = _read(images.found, bundle.preprocessing, progress)
+    return framed, left_out_line(images.left_out)
+
+
+def read_cells(
+    images: Sequence[StoredImage],
+    groups: Sequence[str],
+    preprocessing: Preprocessing,
+    progress: Progress = unchanged,
+) -> OwnCells:
+    """Read and frame labelled pictures. groups: of each. Raise DataError."""
+    framed, patches = _read(images, preprocessing, progress)
+    return OwnCells(framed, patches, np.array([image.label for image in images], np.int64), groups)
 
 
 def _read(
-    images: Iterable[StoredImage], bundle: Bundle, progress: Progress, total: int
+    images: Sequence[StoredImage], preprocessing: Preprocessing, progress: Progress
 ) -> tuple[Pixels, Pixels]:
-    size, room = bundle.preprocessing.size, room_for(VARIATION)
+    size, room = preprocessing.size, room_for(VARIATION)
     framed, patches, faults = [], [], []
-    for image in progress(images, total):
+    for image in progress(images, len(images)):
         try:
             picture = decode(image.read())
         except LeukoError as error:
             faults.append(f"{image.name}: {error.detail}")
             continue
-        framed.append(frame_cell(picture, bundle.preprocessing).pixels)
-        patches.append(cut_patch(picture, bundle.preprocessing, round(MARGIN * size * room), room))
+        framed.append(frame_cell(picture, preprocessing).pixels)
+        patches.append(cut_patch(picture, preprocessing, round(MARGIN * size * room), room))
     if faults:
         raise DataError("pictures that cannot be read: " + "; ".join(faults))
     if not framed:

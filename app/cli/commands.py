@@ -24,6 +24,7 @@ from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
 from app.errors import BadLabels, BundleError, LeukoError, Unreadable, Unusable
 from app.evaluation.answer_profile import dump, summarise
+from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import TARGET, Answers
 from app.imaging import dicom_writer
 from app.inference.offline import Outcome, classify
@@ -40,6 +41,8 @@ from app.settings import NONE, Settings
 from app.wire.problems import image_problem
 from app.wire.responses import evaluation, model_reference, prediction
 from app.wire.schemas import ModelReference
+
+MOST_NAMED = 5  # files in an error
 
 
 def predict(
@@ -106,7 +109,8 @@ def evaluate(
         document = evaluation("", bundle, found, scored, progress, left_out=images.left_out)
         _print(document.model_dump(exclude={"request_id"}), console)
     else:
-        console.print(*terminal.report_tables(scored.report), *terminal.failures(outcomes), sep="\n")
+        tables = terminal.report_tables(scored.report, scored.verification.current)
+        console.print(*tables, *terminal.failures(outcomes), sep="\n")
     complain_of(images.left_out)
     unread = sum(isinstance(outcome.answer, Unreadable) for outcome in outcomes)
     if unread:
@@ -227,6 +231,14 @@ def complain_of(left_out: LeftOut) -> None:
         complain(line)
 
 
+def refuse_unread(images: Images) -> None:
+    """Raise Unusable if the labelled images are not complete."""
+    if images.unread:
+        names = ", ".join(sorted(images.unread)[:MOST_NAMED])
+        more = f" and {len(images.unread) - MOST_NAMED} more" if len(images.unread) > MOST_NAMED else ""
+        raise Unusable(f"{len(images.unread)} files or folders cannot be read: {names}{more}")
+
+
 def track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:
     """Collect the outcomes beside a progress bar."""
     return list(terminal.track(outcomes, total, Console(stderr=True)))
@@ -246,17 +258,26 @@ def assign(images: Images, groups: Path | str | None) -> list[bytes] | None:
 
 
 def score(
-    bundle: Bundle, outcomes: Sequence[Outcome], units: list[bytes] | None, target: float = TARGET
+    bundle: Bundle,
+    outcomes: Sequence[Outcome],
+    units: list[bytes] | None,
+    target: float = TARGET,
+    chosen: Thresholds | None = None,
 ) -> Scored:
-    """Evaluate the answers. units: the source of each image. target: see `Verification`."""
+    """Evaluate the answers. units: the source of each image. target, chosen: see `Verification`."""
+    images = [outcome.image for outcome in outcomes]
+    return judge(bundle, images, units, answers_of(bundle, outcomes), failures(outcomes), target, chosen)
+
+
+def answers_of(bundle: Bundle, outcomes: Sequence[Outcome]) -> Answers:
     answers = Answers.empty(len(outcomes), len(bundle.labels))
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome.answer, Answer):
             record(answers, index, outcome.answer.prediction)
-    return judge(bundle, [outcome.image for outcome in outcomes], units, answers, _failures(outcomes), target)
+    return answers
 
 
-def _failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:
+def failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:
     return {i: outcome.answer for i, outcome in enumerate(outcomes) if isinstance(outcome.answer, LeukoError)}
 
 
@@ -269,7 +290,7 @@ def _predictions(model: ModelReference, labels: Sequence[str], outcomes: Sequenc
     ]
     bad = [
         image_problem(error, i, outcomes[i].image.name).model_dump()
-        for i, error in _failures(outcomes).items()
+        for i, error in failures(outcomes).items()
     ]
     return {"model": model.model_dump(), "predictions": good, "errors": bad}
 

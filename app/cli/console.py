@@ -11,11 +11,14 @@ from rich.text import Text
 
 from app.errors import LeukoError
 from app.evaluation.answer_profile import AnswerProfile
+from app.evaluation.comparison import Comparison
 from app.evaluation.report import Report
+from app.evaluation.review_thresholds import thinned
 from app.evaluation.verification import Marks, Verification
 from app.inference.offline import Outcome
 from app.observability.drift import Shift, Window
 from app.printable import printable
+from app.reports.comparison_page import mcnemar_sentence
 
 MOST_LINES = 20
 SCALARS = {
@@ -56,10 +59,11 @@ def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Tab
     return table
 
 
-def report_tables(report: Report) -> Iterator[Table]:
+def report_tables(report: Report, current: Marks) -> Iterator[Table]:
+    """current: what the bundle's review thresholds do to these images."""
     yield _per_class(report)
     yield _confusion(report)
-    yield _scalars(report)
+    yield _scalars(report, current)
 
 
 def verification_tables(report: Report, verification: Verification) -> Iterator[Table | Text]:
@@ -71,11 +75,41 @@ def verification_tables(report: Report, verification: Verification) -> Iterator[
     table.add_row("bundle", *_marks(verification.current))
     if verification.proposed is not None:
         table.add_row("proposed", *_marks(verification.proposed))
+    if verification.chosen is not None:
+        table.add_row("set here", *_marks(verification.chosen))
     yield table
+    ood_score = verification.recommended.thresholds.ood_score
+    costs = Table("confidence ≥", title=f"what other confidences cost, with an OOD score ≤ {ood_score:.4f}")
+    for heading in ("to review", "right when kept"):
+        costs.add_column(heading, justify="right")
+    for point in thinned(verification.curve):
+        costs.add_row(*map(_number, (point.confidence, 1 - point.kept, point.right)))
+    yield costs
     over = "patients or slides" if verification.unit == "group" else "cells"
     accuracy = _number(verification.balanced_accuracy)
     yield Text(f"balanced accuracy {accuracy}, 95 % interval over {over} {low:.4f} to {high:.4f}")
     for warning in verification.warnings:
+        yield Text(printable(warning), "yellow")
+
+
+def comparison_tables(comparison: Comparison, differing: int) -> Iterator[Table | Text]:
+    """differing: cells that the two models label differently."""
+    table = Table("", title=f"{comparison.cells} images")
+    for heading in ("first", "second", "difference", f"{comparison.level:.0%} interval"):
+        table.add_column(heading, justify="right")
+    scores = {"accuracy": comparison.accuracy, "balanced accuracy": comparison.balanced_accuracy}
+    scores |= {f"recall of {name}": one.recall for name, one in comparison.by_class.items() if one.recall}
+    for name, one in scores.items():
+        interval = f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
+        table.add_row(name, _number(one.first), _number(one.second), f"{one.difference:+.4f}", interval)
+    first, second = comparison.first, comparison.second
+    table.add_section()
+    table.add_row("to review", _number(first.review_share), _number(second.review_share))
+    table.add_row("right when kept", _number(first.right_when_kept), _number(second.right_when_kept))
+    yield table
+    yield Text(mcnemar_sentence(comparison))
+    yield Text(f"{differing} images are labelled differently; intervals are over {comparison.unit}s")
+    for warning in comparison.warnings:
         yield Text(printable(warning), "yellow")
 
 
@@ -158,7 +192,7 @@ def _confusion(report: Report) -> Table:
     return table
 
 
-def _scalars(report: Report) -> Table:
+def _scalars(report: Report, current: Marks) -> Table:
     intervals = report.confidence_intervals
     ranges = {"accuracy": intervals.accuracy}
     table = Table("score", title="all classes")
@@ -167,6 +201,8 @@ def _scalars(report: Report) -> Table:
     for field, heading in SCALARS.items():
         table.add_row(heading, _number(getattr(report, field)), _range(ranges.get(field)))
     table.add_row("macro F1", _number(report.macro_avg.f1), _range(intervals.macro_f1))
+    table.add_row("share sent to review", _number(current.review_share), "")
+    table.add_row("accuracy of the kept", _number(current.right_when_kept), "")
     if report.groups is not None:
         table.add_row(f"accuracy of {report.groups.n} whole sources", _number(report.groups.accuracy), "")
     return table

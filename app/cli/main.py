@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_predict,
         _add_evaluate,
         _add_verify,
+        _add_compare,
         _add_drift,
         _add_score,
         _add_sample,
@@ -178,10 +180,44 @@ def _add_verify(commands: Any) -> None:
         metavar="SHARE",
         help="share of the cells kept without review that is to be right [0.95]",
     )
+    parser.add_argument(
+        "--confidence",
+        type=confidence,
+        metavar="NUMBER",
+        help="review cells with a lower confidence, whatever is proposed; the report says what this costs",
+    )
+    parser.add_argument(
+        "--ood-score",
+        type=score,
+        metavar="NUMBER",
+        help="review cells with a higher out-of-distribution score",
+    )
     _add_labelled(parser)
     _add_json(parser)
     _add_settings(parser, LOCAL)
     parser.set_defaults(run=_verify)
+
+
+def _add_compare(commands: Any) -> None:
+    description = (
+        "Compare two model bundles on the same labelled images: accuracy and recalls with intervals of the "
+        "differences, McNemar's test, what each keeps without review, and the images on which they differ."
+    )
+    parser = commands.add_parser(
+        "compare", help="compare two models on the same labelled images", description=description
+    )
+    parser.add_argument("first", metavar="BUNDLE", help="bundle, such as the one that is served now")
+    parser.add_argument("second", metavar="BUNDLE", help="bundle that may replace it")
+    _add_labelled(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="new folder for the report, an HTML page with pictures of the images, and the same as JSON",
+    )
+    _add_json(parser)
+    _add_settings(parser, [name for name in LOCAL if name != "bundle"])
+    parser.set_defaults(run=_compare)
 
 
 def _add_drift(commands: Any) -> None:
@@ -326,6 +362,20 @@ def share(text: str) -> float:
     return value
 
 
+def confidence(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a confidence from 0 to 1")
+    return value
+
+
+def score(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an out-of-distribution score: a number from 0")
+    return value
+
+
 def moment(text: str) -> datetime:
     """Parse ISO 8601; a time without an offset is UTC, as in the audit log."""
     try:
@@ -392,6 +442,22 @@ def _verify(arguments: argparse.Namespace) -> int:
         site=arguments.site,
         by=arguments.by,
         target=arguments.right_when_kept,
+        confidence=arguments.confidence,
+        ood_score=arguments.ood_score,
+        out=arguments.out,
+        groups=arguments.groups or arguments.group_pattern,
+        as_json=arguments.json,
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from app.cli.compare import compare
+
+    return compare(
+        (arguments.first, arguments.second),
+        arguments.archive,
+        read_settings(arguments),
+        arguments.load,
         out=arguments.out,
         groups=arguments.groups or arguments.group_pattern,
         as_json=arguments.json,

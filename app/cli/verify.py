@@ -13,10 +13,11 @@ from rich.console import Console
 
 from app.archives.images import open_labelled
 from app.cli import console as terminal
-from app.cli.commands import assign, complain_of, ready, score, track
+from app.cli.commands import assign, complain_of, ready, refuse_unread, score, track
 from app.engine import site_bundle
 from app.engine.bundle import Bundle
-from app.errors import SettingsError, Unusable
+from app.errors import SettingsError
+from app.evaluation.review_thresholds import Thresholds
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
 from app.inference.runtime import Load
@@ -38,6 +39,8 @@ def verify(
     site: str,
     by: str,
     target: float,
+    confidence: float | None = None,
+    ood_score: float | None = None,
     out: Path | None = None,
     groups: Path | str | None = None,
     as_json: bool = False,
@@ -46,7 +49,9 @@ def verify(
     """Verify the bundle on labelled cells, and write it for this laboratory, with a report.
 
     site: name of the laboratory. by: who verifies. target: share of the kept cells that is to be right.
-    out: the new bundle's folder; None: beside the old one. groups: as in `evaluate`. Return 0, or `REFUSED`.
+    confidence, ood_score: thresholds that the laboratory sets; the bundle's if only the other is given, those
+    that reach the target if neither is. out: the new bundle's folder; None: beside the old one. groups: as in
+    `evaluate`. Return 0, or `REFUSED`.
     """
     site = site_bundle.check_site(site)
     if not by.strip():
@@ -59,12 +64,11 @@ def verify(
         raise SettingsError(f"{out} exists already: name another folder with --out")
     with open_labelled(path, bundle.labels, archive_limits(settings)) as images:
         found = images.found
+        refuse_unread(images)
         units = assign(images, groups)
         outcomes = track(classify(classifier, found, limits, settings.decode_workers), len(found))
     complain_of(images.left_out)
-    if images.unread:
-        raise Unusable(f"{len(images.unread)} files or folders cannot be read: nothing was written")
-    scored = score(bundle, outcomes, units, target)
+    scored = score(bundle, outcomes, units, target, thresholds(bundle, confidence, ood_score))
     verified = verification_page.Verified(
         site=site,
         by=by.strip(),
@@ -74,11 +78,12 @@ def verify(
         failed=len(scored.failures),
     )
     figures = document(bundle, scored, verified)
-    marks = scored.verification.proposed
+    marks = scored.verification.chosen or scored.verification.proposed
     if marks is not None:
         page = verification_page.render(bundle, scored.report, scored.verification, verified)
-        adapted = bundle.site is not None and bundle.site.adapted
-        record = site_bundle.record(bundle, scored.verification, marks, site, verified.at, adapted=adapted)
+        record = site_bundle.record(
+            bundle, scored.verification, marks, site, verified.at, adapted="adapted" in bundle.training
+        )
         reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
         site_bundle.write(bundle, out, site, record, marks, reports)
     if as_json or not console.is_terminal:
@@ -89,11 +94,21 @@ def verify(
     if marks is None:
         complain(
             f"no thresholds keep cells of which {target:.0%} are right here: nothing was written."
-            " Adapt the model, or review all cells"
+            " Adapt the model, review all cells, or set thresholds with --confidence and --ood-score"
         )
         return REFUSED
     complain(f"wrote the bundle {out} and its report {out / PAGE}")
     return 0
+
+
+def thresholds(bundle: Bundle, confidence: float | None, ood_score: float | None) -> Thresholds | None:
+    """Return the thresholds that the laboratory sets; None if it sets none."""
+    if confidence is None and ood_score is None:
+        return None
+    return Thresholds(
+        bundle.review_confidence if confidence is None else confidence,
+        bundle.review_ood_score if ood_score is None else ood_score,
+    )
 
 
 def document(bundle: Bundle, scored: Scored, verified: verification_page.Verified) -> dict[str, object]:

@@ -11,6 +11,7 @@ import reprlib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,6 +166,14 @@ def _check_files(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _check_time(value: str) -> str:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("must be a time in ISO 8601, such as 2026-11-30T09:00:00+00:00") from None
+    return value
+
+
 def _parse_reference(value: Any) -> AnswerProfile:
     try:
         return parse(value, CLASSES)
@@ -221,7 +230,7 @@ class _Site(_Table, extra="forbid"):
     """The fields of `SiteRecord`."""
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_SITE)]
-    verified_at: str
+    verified_at: Annotated[str, AfterValidator(_check_time)]
     cells: Annotated[int, Field(ge=1)]
     balanced_accuracy: Probability
     interval: tuple[Probability, Probability]

@@ -6,17 +6,16 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from app.engine.bundle import CONFIG, MAX_SITE, Bundle, SiteRecord, load_bundle
 from app.errors import BundleError, SettingsError
 from app.evaluation.verification import Marks, Verification
+from app.new_folder import new_folder
 
 
 @dataclass(frozen=True)
@@ -94,20 +93,15 @@ def write(
         config["files"] |= {
             name: sha256((adapted.folder / name).read_bytes()).hexdigest() for name in changed
         }
-    draft = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
     try:
-        if out.exists():
-            raise BundleError(f"{out} exists already: name another folder with --out")
-        draft.mkdir(parents=True)
-        for file, folder in parts.items():
-            shutil.copyfile(folder / file, draft / file)
-        for file, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
-            (draft / file).write_text(text, encoding="utf-8")
-        load_bundle(draft)
-        draft.rename(out)
+        with new_folder(out) as draft:
+            for file, folder in parts.items():
+                shutil.copyfile(folder / file, draft / file)
+            for file, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
+                (draft / file).write_text(text, encoding="utf-8")
+            load_bundle(draft)
+    except FileExistsError:
+        raise BundleError(f"{out} exists already: name another folder with --out") from None
     except OSError as error:
         raise BundleError(f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(draft)
     return load_bundle(out)

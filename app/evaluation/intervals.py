@@ -25,9 +25,14 @@ class Intervals:
 
 def confusion_tables(units: Ints, labels: Ints, predictions: Ints, classes: int) -> Ints:
     """Return a confusion matrix per unit, [units, true, predicted]; units: the unit number of each image."""
-    cells = (units * classes + labels) * classes + predictions
-    size = (int(units.max()) + 1) * classes**2
-    return np.bincount(cells, minlength=size).reshape(-1, classes, classes)
+    return count_by_unit(units, labels, predictions, classes, classes)
+
+
+def count_by_unit(units: Ints, rows: Ints, columns: Ints, height: int, width: int) -> Ints:
+    """Return a table of counts per unit, [units, height, width]; units, rows, columns: of each image."""
+    cells = (units * height + rows) * width + columns
+    size = (int(units.max()) + 1) * height * width
+    return np.bincount(cells, minlength=size).reshape(-1, height, width)
 
 
 def true_classes(tables: Ints) -> Ints:
@@ -44,31 +49,34 @@ def bootstrap(
     Units are drawn whole, so that images of one source stay together. Without any error, or with one unit
     per class, all resamples are equal and the interval is a point.
     """
-    drawn = _draw(tables, resamples, seed)
+    drawn = resample(tables, resamples, seed)
     accuracy = np.trace(drawn, axis1=1, axis2=2) / drawn.sum(axis=(1, 2))
-    return Intervals(level, unit, _percentiles(accuracy, level), _percentiles(_macro_f1(drawn), level))
+    return Intervals(level, unit, percentiles(accuracy, level), percentiles(_macro_f1(drawn), level))
 
 
 def balanced_interval(tables: Ints, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
     """Return the interval of the balanced accuracy, by the same bootstrap. Absent classes do not count."""
-    drawn = _draw(tables, RESAMPLES, seed)
+    drawn = resample(tables, RESAMPLES, seed)
     support, hits = drawn.sum(axis=2), np.diagonal(drawn, axis1=1, axis2=2)
     present = support > 0
     recalls = hits / np.where(present, support, 1)
-    return _percentiles(recalls.sum(axis=1) / present.sum(axis=1), level)
+    return percentiles(recalls.sum(axis=1) / present.sum(axis=1), level)
 
 
-def _draw(tables: Ints, resamples: int, seed: int) -> Ints:
-    """Return the confusion matrix of each resample, [resamples, true, predicted]."""
+def resample(tables: Ints, resamples: int, seed: int) -> Ints:
+    """Return the summed tables of each resample, [resamples, true class, columns].
+
+    Units are drawn whole, as many of each class as there are. tables [units, true class, columns].
+    """
     rng = np.random.default_rng(seed)
     strata = true_classes(tables)
     drawn = np.zeros((resamples, *tables.shape[1:]), np.int64)
     for stratum in np.unique(strata):
-        drawn += _resample(rng, tables[strata == stratum], resamples)
+        drawn += _of_stratum(rng, tables[strata == stratum], resamples)
     return drawn
 
 
-def _resample(rng: np.random.Generator, tables: Ints, resamples: int) -> Ints:
+def _of_stratum(rng: np.random.Generator, tables: Ints, resamples: int) -> Ints:
     # Units with equal tables are drawn together: the same distribution with far fewer columns.
     kinds, counts = _distinct(tables.reshape(len(tables), -1))
     weights: Ints = rng.multinomial(len(tables), counts / len(tables), size=resamples)
@@ -94,6 +102,7 @@ def _macro_f1(tables: Ints) -> Floats:
     return means
 
 
-def _percentiles(values: Floats, level: float) -> tuple[float, float]:
+def percentiles(values: Floats, level: float) -> tuple[float, float]:
+    """Return the interval that holds this share of the values."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -80,9 +81,15 @@ def propose(cells: Cells, target: float) -> Thresholds | None:
 def curve(cells: Cells, ood_score: float) -> list[Kept]:
     """Return what up to `POINTS` thresholds of the confidence keep, from the highest down."""
     points = _points(_by_falling_confidence(cells), ood_score)
-    n = len(points.confidence)
-    chosen = np.unique(np.linspace(0, n - 1, min(n, POINTS)).round().astype(int))
-    return [Kept(float(points.confidence[i]), float(points.kept[i]), float(points.right[i])) for i in chosen]
+    columns = (points.confidence, points.kept, points.right)
+    return thinned([Kept(*values) for values in np.stack(columns, axis=1).tolist()], POINTS)
+
+
+def thinned(points: Sequence[Kept], most: int = 10) -> list[Kept]:
+    """Return up to this many points of a curve, for a table."""
+    n = len(points)
+    places = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+    return [points[place] for place in places.tolist()]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class Verification:
 
     interval: of the balanced accuracy, from a bootstrap over `unit`. current: the bundle's own thresholds.
     proposed: those with which most cells are kept while `target` of them are right; null if there are none.
-    curve: what is kept with the proposed OOD score, else the bundle's, and each confidence.
+    curve: what is kept with the chosen OOD score, else the proposed, else the bundle's, and each confidence.
+    chosen: those that the laboratory sets itself, by `leuko verify`.
     """
 
     cells: int
@@ -52,6 +53,11 @@ class Verification:
     proposed: Marks | None
     curve: list[Kept]
     warnings: list[str]
+    chosen: Marks | None = None
+
+    @property
+    def recommended(self) -> Marks:
+        return self.chosen or self.proposed or self.current
 
 
 @dataclass(frozen=True)
@@ -82,50 +88,76 @@ def verify(
     names: Sequence[str],
     groups: Sequence[Hashable] | None = None,
     target: float = TARGET,
+    chosen: Thresholds | None = None,
 ) -> Verification:
     """Verify the answers against the labels, class indices [n]; all images have an answer.
 
-    current: the bundle's thresholds. groups [n]: the patient, slide or photo of each image.
+    current: the bundle's thresholds. groups [n]: the patient, slide or photo of each image. chosen: the
+    thresholds that the laboratory sets itself.
     """
     predicted = answers.probabilities.argmax(axis=1)
     units = np.arange(len(labels)) if groups is None else number_units(groups, len(labels))
     tables = confusion_tables(units, labels, predicted, len(names))
-    cells = Cells(
-        confidence=answers.probabilities.max(axis=1),
-        ood_score=answers.ood_scores,
-        right=predicted == labels,
-        allowed=~answers.quality,
-        weights=np.ones(len(labels)),
-    )
+    cells = cells_of(labels, answers)
     thresholds = propose(cells, target)
-    by_class = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+    marks = None if chosen is None else marks_of(cells, chosen)
+    by_class, sources = count_classes(labels, names), None if groups is None else len(tables)
+    warnings = cautions(by_class, sources) + _shortfall(marks, thresholds, target)
     matrix = tables.sum(axis=0)
     support = matrix.sum(axis=1)
     recalls = np.diagonal(matrix)[support > 0] / support[support > 0]
     return Verification(
         cells=len(labels),
-        groups=None if groups is None else len(tables),
+        groups=sources,
         by_class=by_class,
         balanced_accuracy=float(recalls.mean()),
         level=LEVEL,
         unit="image" if groups is None else "group",
         interval=balanced_interval(tables),
         target=target,
-        current=_marks(cells, current),
-        proposed=None if thresholds is None else _marks(cells, thresholds),
-        curve=curve(cells, (thresholds or current).ood_score),
-        warnings=_warnings(by_class, None if groups is None else len(tables), thresholds, target),
+        current=marks_of(cells, current),
+        proposed=None if thresholds is None else marks_of(cells, thresholds),
+        curve=curve(cells, (chosen or thresholds or current).ood_score),
+        warnings=warnings,
+        chosen=marks,
     )
 
 
-def _marks(cells: Cells, thresholds: Thresholds) -> Marks:
+def cells_of(labels: Ints, answers: Answers) -> Cells:
+    """Return what review thresholds are judged on; all images have an answer."""
+    return Cells(
+        confidence=answers.probabilities.max(axis=1),
+        ood_score=answers.ood_scores,
+        right=answers.probabilities.argmax(axis=1) == labels,
+        allowed=~answers.quality,
+        weights=np.ones(len(labels)),
+    )
+
+
+def marks_of(cells: Cells, thresholds: Thresholds) -> Marks:
     kept = cells.keep(thresholds)
     return Marks(thresholds, 1 - cells.share(kept), cells.right_share(kept))
 
 
-def _warnings(
-    by_class: dict[str, int], groups: int | None, thresholds: Thresholds | None, target: float
-) -> list[str]:
+def count_classes(labels: Ints, names: Sequence[str]) -> dict[str, int]:
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+
+
+def _shortfall(chosen: Marks | None, proposed: Thresholds | None, target: float) -> list[str]:
+    """Say that thresholds do not reach the target."""
+    if chosen is None:
+        none = f"No thresholds keep cells of which {target:.0%} are right: review all cells."
+        return [none] if proposed is None else []
+    if chosen.right_when_kept is None:
+        return ["The thresholds that were set keep no cell: all are reviewed."]
+    if chosen.right_when_kept < target:
+        right = f"{chosen.right_when_kept:.1%}"
+        return [f"With the thresholds that were set, {right} of the kept cells are right, not {target:.0%}."]
+    return []
+
+
+def cautions(by_class: dict[str, int], groups: int | None) -> list[str]:
+    """Return what such numbers of cells and of patients or slides cannot say; groups: None if not given."""
     n = sum(by_class.values())
     warnings = []
     if n < FEW_CELLS:
@@ -141,6 +173,4 @@ def _warnings(
         )
     elif groups < FEW_GROUPS:
         warnings.append(f"{groups} patients or slides are few: the interval is a rough guess.")
-    if thresholds is None:
-        warnings.append(f"No thresholds keep cells of which {target:.0%} are right: review all cells.")
     return warnings

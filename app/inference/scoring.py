@@ -14,6 +14,7 @@ from app.engine.bundle import Bundle
 from app.engine.classifier import Prediction
 from app.errors import LeukoError, Unusable
 from app.evaluation.report import Report, evaluate
+from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import TARGET, Answers, Verification, verify
 from app.imaging.quality import REASONS
 from app.inference.fair_queue import Caller
@@ -113,11 +114,12 @@ def judge(
     answers: Answers,
     failures: dict[int, LeukoError],
     target: float = TARGET,
+    chosen: Thresholds | None = None,
 ) -> Scored:
     """Evaluate answers against the images' labels.
 
-    groups [n]: source photo, slide or patient of each image. target: see `Verification`. Raise Unusable if
-    all images failed.
+    groups [n]: source photo, slide or patient of each image. target, chosen: see `Verification`. Raise
+    Unusable if all images failed.
     """
     classified = np.flatnonzero(~np.isnan(answers.ood_scores)).tolist()
     if not classified:
@@ -133,7 +135,13 @@ def judge(
     classified_groups = None if groups is None else [groups[index] for index in classified]
     report = evaluate(true, hard, soft, names=bundle.labels, groups=classified_groups)
     verification = verify(
-        true, done, bundle.thresholds, names=bundle.labels, groups=classified_groups, target=target
+        true,
+        done,
+        bundle.thresholds,
+        names=bundle.labels,
+        groups=classified_groups,
+        target=target,
+        chosen=chosen,
     )
     mistakes = [
         Mistake(classified[row], int(hard[row]), float(soft[row, hard[row]]))

@@ -62,7 +62,7 @@ class Telemetry:
             shared_values.install()
         # A folder that was deleted: this process serves its own metrics.
         self.shared = self._folder is not None and Path(self._folder).is_dir()
-        self._models: set[tuple[str, str, str]] = set()
+        self._models: set[tuple[str, str, str, str]] = set()
         self._refresh: Callable[[], None] = lambda: None
         latency = partial(Histogram, buckets=LATENCY_BUCKETS, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -130,8 +130,9 @@ class Telemetry:
         )
         self.model = any_of(
             "leuko_model_info",
-            "1 for each bundle that answers requests, 0 for one that did.",
-            ["name", "version", "sha256"],
+            "1 for each bundle that answers requests, 0 for one that did; `verified_for`: the laboratory that"
+            " it was verified for, or empty.",
+            ["name", "version", "sha256", "verified_for"],
         )
         self.model_ready = all_of("leuko_model_ready", "1 if the service is ready for requests.")
         self.restarts = counter("leuko_engine_restarts_total", "Engine restarts.")
@@ -201,8 +202,11 @@ class Telemetry:
             shared_values.check()
         self.metrics_unshared.set(self._folder is not None and shared_values.unshared(self._folder))
 
-    def describe_models(self, models: Collection[tuple[str, str, str]]) -> None:
-        """Set 1 for each model (name, version, sha256) that answers requests, and 0 for earlier ones."""
+    def describe_models(self, models: Collection[tuple[str, str, str, str]]) -> None:
+        """Set 1 for each model that answers requests, and 0 for earlier ones.
+
+        models: name, version, sha256, and the laboratory that it was verified for, or "".
+        """
         self._models |= {*models}
         for model in self._models:
             self.model.labels(*model).set(model in models)

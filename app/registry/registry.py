@@ -261,7 +261,9 @@ class ModelRegistry:
         for runner in shares.keys() - self._shadows.keys():
             self._shadows[runner] = Shadow(runner, shares[runner], self._telemetry, self._is_busy)
         bundles = [runner.bundle for runner in self.served.live]
-        self._telemetry.describe_models([(bundle.name, bundle.version, bundle.sha256) for bundle in bundles])
+        self._telemetry.describe_models(
+            [(one.name, one.version, one.sha256, one.site.name if one.site else "") for one in bundles]
+        )
         self._telemetry.describe_reference(self._reference or bundles[0].reference, bundles[0].labels)
         self._telemetry.queue_capacity.set(self.served.capacity)
         logger.info("serving: %s", ", ".join(f"{bundle.name} {bundle.version}" for bundle in bundles))

@@ -17,6 +17,7 @@ from app.reports.loinc import (
     NOTICE,
     PANEL,
     PANEL_NAME,
+    about_site,
     derive,
     identify,
     name,
@@ -125,7 +126,7 @@ def _observation(differential: Differential, label: str, code: str, issued: str)
             "code": "%",
         },
         "method": {"text": METHOD},
-        "note": [{"text": note(differential, label)}, {"text": NOTICE}],
+        "note": [{"text": text} for text in (note(differential, label), NOTICE, *about_site(differential))],
         "device": _reference(differential, "Device"),
         **_context(differential),
         **_of_specimen(differential),
@@ -133,6 +134,7 @@ def _observation(differential: Differential, label: str, code: str, issued: str)
 
 
 def _device(differential: Differential, software: str) -> Resource:
+    notes = [{"text": text} for text in about_site(differential)]
     return _resource(differential, "Device") | {
         "identifier": [{"type": {"text": "SHA-256 of the model"}, "value": differential.model.sha256}],
         "deviceName": [{"name": differential.model.name, "type": "model-name"}],
@@ -141,6 +143,7 @@ def _device(differential: Differential, software: str) -> Resource:
             {"type": {"text": "model"}, "value": differential.model.version},
             {"type": {"text": "Leuko"}, "value": software},
         ],
+        **({"note": notes} if notes else {}),
     }
 
 

@@ -31,7 +31,7 @@ CODES = {
 }
 PANEL_NAME = "Differential panel - Blood"
 METHOD = "Automated classification of images by a neural network"
-NOTICE = "Made by artificial intelligence and not verified: a person must review it. Not for diagnosis."
+NOTICE = "Made by artificial intelligence and not reviewed: a person must review it. Not for diagnosis."
 
 _NAMESPACE = UUID("c4f6d8f0-6a57-5d1c-9b0e-2f0f3a7a6f6e")
 
@@ -50,9 +50,19 @@ def note(differential: Differential, label: str) -> str:
     )
 
 
+def about_site(differential: Differential) -> list[str]:
+    """Return in a sentence whether the model was verified for this laboratory; nothing if that is unknown."""
+    if differential.site:
+        day = differential.site.verified_at[:10]
+        return [f"The model was verified for {differential.site.name} on {day}."]
+    return [caution.detail for caution in differential.warnings if caution.code == "not_verified"]
+
+
 def remarks(differential: Differential) -> list[str]:
     """Return the notes on the whole report."""
     notes = [NOTICE, *(caution.detail for caution in differential.warnings)]
+    if differential.site:
+        notes += about_site(differential)
     if differential.review:
         notes.append(f"{len(differential.review)} of {differential.n} cells are marked for review.")
     return notes

@@ -18,9 +18,17 @@ from app.inference.scoring import Progress, Scored
 from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
 from app.wire.schemas import Caution, Evaluation, ImageProblem, Mistake, ModelReference, Prediction
-from app.wire.specimen import ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
+from app.wire.specimen import (
+    ClassifiedCell,
+    Differential,
+    Proportions,
+    ReviewedCell,
+    Specimen,
+    VerifiedSite,
+)
 
 ENOUGH_CELLS = 100  # fewer cells give a warning
+NOT_VERIFIED = Caution(code="not_verified", detail="The model was not verified for this laboratory.")
 
 
 def model_reference(bundle: Bundle) -> ModelReference:
@@ -59,8 +67,11 @@ def differential(
     """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
     cells: by position in the request; faults: the images that could not be classified. model: that made the
-    predictions; None: the bundle.
+    predictions; None: unknown, and the bundle is named. Only if it is the bundle, it is known whether the
+    model was verified.
     """
+    known = model is not None and model.sha256 == bundle.sha256
+    site = bundle.site if known else None
     model = model or model_reference(bundle)
     for index, cell in cells.items():
         if cell.label not in bundle.labels:
@@ -70,6 +81,7 @@ def differential(
     return Differential(
         request_id=request_id,
         model=ModelReference(**dict(model)),
+        site=VerifiedSite(name=site.name, verified_at=site.verified_at) if site else None,
         specimen=specimen.specimen,
         accession=specimen.accession,
         subject=specimen.subject,
@@ -97,7 +109,10 @@ def differential(
             for index, cell in cells.items()
             if cell.review_reasons
         ],
-        warnings=_cautions(len(cells), len(faults), len(hashes) - len(set(hashes))),
+        warnings=[
+            *_cautions(len(cells), len(faults), len(hashes) - len(set(hashes))),
+            *([NOT_VERIFIED] if known and site is None else []),
+        ],
         errors=list(faults),
     )
 

@@ -124,7 +124,12 @@ class Caution(BaseModel):
     """A limit of a result that its reader must know."""
 
     code: Literal[
-        "few_cells", "classified_cells_only", "images_left_out", "duplicate_images", "files_left_out"
+        "few_cells",
+        "classified_cells_only",
+        "not_verified",
+        "images_left_out",
+        "duplicate_images",
+        "files_left_out",
     ]
     detail: str
 

@@ -145,9 +145,21 @@ class ReviewedCell(BaseModel):
     reasons: list[Reason]
 
 
+class VerifiedSite(BaseModel):
+    """The laboratory that a model was verified for; `GET /model` has the figures in `site`."""
+
+    name: str
+    verified_at: str = Field(description="ISO 8601")
+
+
 class Differential(BaseModel):
     request_id: str
     model: ModelReference
+    site: VerifiedSite | None = Field(
+        None,
+        description="laboratory that the model was verified for; null if it was not, as `warnings` then says,"
+        " or if nothing is known of the model",
+    )
     specimen: str | None
     accession: str | None
     subject: str | None = None

@@ -100,7 +100,17 @@ class Warning:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifiedSite:
+    """The laboratory that a model was verified for."""
+
+    name: str
+    verified_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Differential:
+    """site: None if the model was not verified, as `warnings` then says, or if that is unknown."""
+
     request_id: str
     model: ModelReference
     specimen: str | None
@@ -113,6 +123,7 @@ class Differential:
     review: list[ReviewedCell]
     warnings: list[Warning]
     errors: list[ImageProblem]
+    site: VerifiedSite | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +241,7 @@ class Verification:
     proposed: Marks | None
     curve: list[Kept]
     warnings: list[str]
+    chosen: Marks | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,8 @@ def test_evaluate_shows_tables_on_a_terminal(tmp_path: Path) -> None:
         "confusion matrix",
         "Cohen's kappa",
         "95% interval",
+        "share sent to review",
+        "accuracy of the kept",
         "5-a.png",
     ):
         assert expected in text

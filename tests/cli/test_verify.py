@@ -74,6 +74,61 @@ def test_where_no_thresholds_are_good_enough_nothing_is_written(
     assert main(["verify", str(cells), *WHO, "--right-when-kept", "0.75"], load=Loads(bundle)) == 0
 
 
+def test_a_bundle_that_was_adapted_without_labels_stays_an_adapted_one(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    config = json.loads((bundle.path / "config.json").read_text())
+    config["training"] = {"adapted": {"unlabelled": 60}}
+    (bundle.path / "config.json").write_text(json.dumps(config))
+    cells = labelled(tmp_path / "cells")
+    assert main(["verify", str(cells), *WHO], load=Loads(load_bundle(bundle.path))) == 0
+    site = load_bundle(tmp_path / "wbc-ward-3").site
+    assert site is not None
+    assert site.adapted
+
+
+def test_a_laboratory_sets_its_own_thresholds_and_the_report_says_what_they_cost(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = labelled(tmp_path / "cells", wrong=4)  # no thresholds reach the target
+    command = ["verify", str(cells), *WHO, "--confidence", "0.65"]
+    assert main(command, load=Loads(bundle)) == 0
+    figures = json.loads(capsys.readouterr().out)["verification"]
+    assert figures["chosen"]["thresholds"] == {"confidence": 0.65, "ood_score": bundle.review_ood_score}
+    assert figures["chosen"]["right_when_kept"] == pytest.approx(0.8)
+    written = load_bundle(tmp_path / "wbc-ward-3")
+    assert (written.review_confidence, written.review_ood_score) == (0.65, bundle.review_ood_score)
+    assert written.site is not None
+    assert written.site.right_when_kept == pytest.approx(0.8)
+    page = (tmp_path / "wbc-ward-3" / "verification.html").read_text(encoding="utf-8")
+    assert "set by this laboratory" in page
+    assert "80.0 % of 20 cells (58.4 % to 91.9 %)" in page
+    assert "80.0% of the kept cells are right, not 95%" in page
+    assert "With an OOD score of at most 2.000" in page
+
+
+def test_thresholds_that_keep_nothing_send_all_to_review(bundle: Bundle, tmp_path: Path) -> None:
+    cells = labelled(tmp_path / "cells")
+    command = ["verify", str(cells), *WHO, "--confidence", "0.9", "--ood-score", "0"]
+    assert main(command, load=Loads(bundle)) == 0
+    site = load_bundle(tmp_path / "wbc-ward-3").site
+    assert site is not None
+    assert (site.review_share, site.right_when_kept) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--confidence", "1.1"), ("--confidence", "nan"), ("--ood-score", "-1"), ("--ood-score", "inf")],
+)
+def test_thresholds_that_make_no_sense_are_usage_errors(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["verify", "cells", *WHO, f"{option}={value}"])
+    assert end.value.code == 2
+    assert option in capsys.readouterr().err
+
+
 def test_the_same_cells_have_the_same_hash_under_other_names(bundle: Bundle, tmp_path: Path) -> None:
     hashes = []
     for name in ("one", "two"):
@@ -116,3 +171,4 @@ def test_a_terminal_shows_tables(bundle: Bundle, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(["verify", str(labelled(tmp_path / "cells")), *WHO], load=Loads(bundle)) == 0
     assert "20 cells of this laboratory" in screen.getvalue()
+    assert "what other confidences cost" in " ".join(screen.getvalue().split())

@@ -33,6 +33,18 @@ CONFIG: dict[str, Any] = {
     "scores": {},
 }
 
+SITE: dict[str, Any] = {
+    "name": "Ward 3",
+    "verified_at": "2026-11-30T09:00:00+00:00",
+    "cells": 40,
+    "balanced_accuracy": 0.9,
+    "interval": [0.8, 0.95],
+    "review_share": 0.3,
+    "right_when_kept": None,
+    "adapted": False,
+    "parent_sha256": "0" * 64,
+}
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
@@ -113,6 +125,8 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
         ({"files": HASHES | {"a\0b": "0"}}, "outside the bundle"),
         ({"review": {}}, "review.confidence is missing; review.ood_score is missing"),
         ({"review": []}, r"review must be an object, not \[\]"),
+        ({"site": SITE | {"verified_at": "last week"}}, "site.verified_at must be a time in ISO 8601"),
+        ({"site": SITE | {"name": ""}}, "site.name must have at least 1 character"),
         ({"training": []}, r"training must be an object, not \[\]"),
         ({"scores": None}, "scores must be an object, not None"),
         ({"reference": None}, "reference is invalid"),

@@ -48,6 +48,27 @@ def test_where_nothing_reaches_the_target_all_cells_are_to_be_reviewed() -> None
     assert "review all cells" in found.warnings[-1]
 
 
+def test_thresholds_that_the_laboratory_sets_are_judged_and_drawn() -> None:
+    own = Thresholds(0.9, 2.0)
+    found = verify(LABELS, answers(), CURRENT, names=NAMES, chosen=own)
+    assert found.chosen is not None
+    assert found.recommended == found.chosen
+    assert found.chosen.thresholds == own
+    kept = answers().probabilities.max(1) >= 0.9
+    assert found.chosen.review_share == pytest.approx(1 - kept.mean())
+    assert found.chosen.right_when_kept == 1
+    point = next(point for point in reversed(found.curve) if point.confidence >= 0.9)
+    assert point.kept == pytest.approx(kept.mean(), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("own", "warning"), [(Thresholds(0.0, 9.0), "not 95%"), (Thresholds(1.0, 9.0), "keep no cell")]
+)
+def test_thresholds_that_miss_the_target_are_said(own: Thresholds, warning: str) -> None:
+    found = verify(LABELS, answers(), CURRENT, names=NAMES, chosen=own)
+    assert warning in found.warnings[-1]
+
+
 def test_groups_widen_the_interval_and_are_counted() -> None:
     by_image = verify(LABELS, answers(), CURRENT, names=NAMES)
     assert "too narrow" in by_image.warnings[0]

@@ -184,14 +184,12 @@ def test_the_queue_and_readiness_are_read_at_each_scrape() -> None:
 
 def test_the_models_in_use_are_1_and_replaced_ones_are_0() -> None:
     telemetry = Telemetry()
-    telemetry.describe_models([("wbc", "1.0.0", "aa"), ("other", "1", "cc")])
-    telemetry.describe_models([("wbc", "1.1.0", "bb"), ("other", "1", "cc")])
+    telemetry.describe_models([("wbc", "1.0.0", "aa", ""), ("other", "1", "cc", "")])
+    telemetry.describe_models([("wbc", "1.1.0", "bb", 'Ward "3"'), ("other", "1", "cc", "")])
     samples = families(telemetry)["leuko_model_info"].samples
-    assert {(sample.labels["version"], sample.value) for sample in samples} == {
-        ("1.0.0", 0),
-        ("1.1.0", 1),
-        ("1", 1),
-    }
+    assert {
+        (sample.labels["version"], sample.labels["verified_for"], sample.value) for sample in samples
+    } == {("1.0.0", "", 0), ("1.1.0", 'Ward "3"', 1), ("1", "", 1)}
 
 
 def test_two_services_in_one_process_share_nothing() -> None:

@@ -39,7 +39,7 @@ async def test_models_side_by_side_answer_by_name_and_version(tmp_path: Path) ->
         assert (answer.status_code, answer.json()) == (404, {"error": "There is no model of this name."})
         for version in ("2", "1"):
             assert await lab.metric(
-                f'leuko_model_info{{name="wbc",sha256="wbc-{version}",version="{version}"}}'
+                f'leuko_model_info{{name="wbc",sha256="wbc-{version}",verified_for="",version="{version}"}}'
             )
 
 
@@ -68,8 +68,12 @@ async def test_a_new_model_takes_over_without_a_failed_request(tmp_path: Path) -
         await asyncio.gather(*asking)
         assert set(seen) == {"wbc-1", "wbc-2"}
         assert lab.loaded["wbc-2"][0].warmed == [4]
-        assert await lab.metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}') == 0
-        assert await lab.metric('leuko_model_info{name="wbc",sha256="wbc-2",version="2"}') == 1
+        assert (
+            await lab.metric('leuko_model_info{name="wbc",sha256="wbc-1",verified_for="",version="1"}') == 0
+        )
+        assert (
+            await lab.metric('leuko_model_info{name="wbc",sha256="wbc-2",verified_for="",version="2"}') == 1
+        )
 
 
 @on_a_loop
@@ -81,7 +85,7 @@ async def test_a_request_is_answered_by_the_model_that_it_began_with(tmp_path: P
         asked = asyncio.create_task(lab.version())
         await asyncio.to_thread(classifier.busy)
         lab.write("wbc-2")
-        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-2",version="2"}', 1)
+        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-2",verified_for="",version="2"}', 1)
         assert old.service.batcher.alive
         classifier.go()
         assert await asked == "wbc-1"
@@ -192,7 +196,7 @@ async def test_a_new_one_whose_engine_fails_gives_way_to_those_before(
         await lab.serve("wbc-2")
         kill(lab.models.served.default)
 
-        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}', 1)
+        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",verified_for="",version="1"}', 1)
         assert await lab.version() == "wbc-1"
         assert len(lab.loaded["wbc-1"]) == 1
         assert await lab.metric("leuko_models_stale") == 1
@@ -207,7 +211,7 @@ async def test_a_change_that_cannot_be_used_does_not_end_the_probation(tmp_path:
         lab.write("broken")
         await lab.until_metric("leuko_models_stale", 1)
         kill(lab.models.served.default)
-        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",version="1"}', 1)
+        await lab.until_metric('leuko_model_info{name="wbc",sha256="wbc-1",verified_for="",version="1"}', 1)
         assert await lab.version() == "wbc-1"
         assert len(lab.loaded["wbc-1"]) == 1
 

@@ -70,7 +70,7 @@ def test_everything_is_preliminary_and_marked_as_asserted_by_ai() -> None:
     for resource in parts(document, "DiagnosticReport") + parts(document, "Observation"):
         assert resource["status"] == "preliminary"
         assert resource["meta"]["security"][0]["code"] == "AIAST"
-    assert "not verified" in parts(document, "DiagnosticReport")[0]["conclusion"]
+    assert "not reviewed" in parts(document, "DiagnosticReport")[0]["conclusion"]
     assert "1 of 4 cells are marked for review" in parts(document, "DiagnosticReport")[0]["conclusion"]
 
 

@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastapi import FastAPI
 from PIL import Image
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import save_file
 
+from app.api.application import create_app
 from app.engine.bundle import CLASSES, FILES, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
 from app.imaging.framing import Preprocessing
+from app.registry.fetch import load
 from app.samples.smear import draw_smear
+from app.settings import Settings
 from tests.engine.test_site_bundle import CONFIG
+from tests.fakes import caller
+from tests.laboratory import REREAD_S, Laboratory, on_a_loop
 from training import adapt, adapted
 from training.cli import main
+from training.export import known_answer, round_to_half, save_weights
 from training.network import Network
 
 SIZE = 32
@@ -40,10 +46,11 @@ def bundle(tmp_path: Path) -> Bundle:
     folder = tmp_path / "parent"
     folder.mkdir()
     torch.manual_seed(0)
-    network = Network(len(CLASSES), Preprocessing(size=SIZE))
+    preprocessing = Preprocessing(**CONFIG["preprocessing"] | {"size": SIZE})  # type: ignore[operator, arg-type]
+    network = Network(len(CLASSES), preprocessing).eval()
     network.trunk.fc.bias.data[0] += 3
-    state = {key: t.half() if t.is_floating_point() else t for key, t in network.trunk.state_dict().items()}
-    save_file(state, folder / WEIGHTS)
+    round_to_half(network)
+    save_weights(network, folder / WEIGHTS)
     bank = np.random.default_rng(0).random((40, 512)).astype(np.float16)
     save_arrays({"bank": bank, "k": np.array([5]), "scale": np.array([1.0], np.float32)}, folder / OOD)
     draw_smear("neutrophil", seed=1).save(folder / KNOWN_ANSWER)
@@ -51,6 +58,7 @@ def bundle(tmp_path: Path) -> Bundle:
     config = CONFIG | {
         "preprocessing": CONFIG["preprocessing"] | {"size": SIZE},  # type: ignore[operator]
         "scores": {"accuracy": 0.9},
+        "known_answer": known_answer(network, preprocessing, folder / KNOWN_ANSWER, 1.5),
         "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -88,6 +96,8 @@ def test_an_adapted_bundle_is_whole_and_says_what_it_is(
     shown = capsys.readouterr().out
     assert "before balanced accuracy 0.250" in shown
     assert "recall of monocyte: 0.00 →" in shown
+    assert "this takes about" in shown
+    assert "\ntook " in shown
     written = load_bundle(out)
     assert written.version == "3.0.0+ward-3"
     assert written.site is not None
@@ -144,7 +154,73 @@ def test_pictures_without_labels_renew_the_statistics_and_verify_nothing(
     written = load_bundle(tmp_path / "mine")
     assert written.site is None
     assert written.training["adapted"]["unlabelled"] == 12
-    assert (written.review_confidence, written.temperature) == (bundle.review_confidence, bundle.temperature)
+    assert written.temperature == bundle.temperature
+    before, after = (
+        json.loads((one.path / "config.json").read_text())["review"] for one in (bundle, written)
+    )
+    assert before == after
+
+
+def test_files_that_are_left_out_are_counted_with_the_reason(
+    bundle: Bundle,
+    cells: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapted, "LEAST_UNLABELLED", 12)
+    (cells / "monocyte" / "notes.txt").write_text("of whom they are")
+    (cells / ".DS_Store").write_bytes(b"")
+    command = arguments(bundle, tmp_path / "mine", str(cells), "--unlabelled", str(cells))
+    main([*command, "--replay", str(cells), "--force"])
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(told) == 3
+    assert all(str(cells) in line and "not an image (1)" in line for line in told)
+
+
+@on_a_loop
+async def test_it_runs_as_a_shadow_beside_its_parent_then_serves_and_the_parent_comes_back(
+    bundle: Bundle, cells: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    assert main(arguments(bundle, mine, str(cells), "--force")) == 0
+    lab = Laboratory(FastAPI(), tmp_path / "models.toml")
+    lab.write(str(bundle.path))
+    settings = Settings(
+        models=str(lab.file), engine="torch", threads=1, max_batch=2, decode_workers=1, probation_s=0
+    )
+    lab.app = create_app(settings, load, lab.failures.append)
+    lab.models.reread_s = REREAD_S
+    image = (cells / "monocyte" / "slide0-0.png").read_bytes()
+    parent, adapted_one = "wbc-3.0.0", "wbc-3.0.0+ward-3"
+
+    async def shadowed(outcome: str) -> float:
+        return await lab.metric(
+            f'leuko_shadow_images_total{{name="wbc",outcome="{outcome}",version="3.0.0+ward-3"}}'
+        )
+
+    async def compared() -> bool:
+        assert await lab.version(image=image) == parent
+        return await shadowed("agreed") + await shadowed("disagreed") > 0
+
+    async def site() -> str:
+        async with caller(lab.app) as client:
+            found = (await client.get("/model")).json()["site"]
+        return str(found and found["name"])
+
+    async with lab.app.router.lifespan_context(lab.app):
+        await lab.app.state.lifecycle.settled()
+        lab.write(str(bundle.path), f"{mine}*")
+        await lab.until(compared)
+        assert await shadowed("failed") == 0
+        assert await site() == "None"
+        lab.write(str(mine), f"{bundle.path}*")
+        await lab.until_served(adapted_one)
+        assert await site() == "Ward 3"
+        lab.write(str(bundle.path))
+        await lab.until_served(parent)
+        assert await site() == "None"
+    assert not lab.failures
 
 
 @pytest.mark.parametrize(

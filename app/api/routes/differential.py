@@ -92,7 +92,8 @@ async def differential(
         faults = classified.faults
 
         def count() -> Finished:
-            counted = responses.differential(context.request_id, bundle, specimen, cells, faults)
+            model = responses.model_reference(bundle)
+            counted = responses.differential(context.request_id, bundle, specimen, cells, faults, model)
             return render_count(counted, kind, settings.loinc_method, bundle_type)
 
         finished = await SHORT.run(count, context)

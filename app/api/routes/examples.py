@@ -54,6 +54,7 @@ CELLS = {
 DIFFERENTIAL = {
     "request_id": REQUEST_ID,
     "model": MODEL,
+    "site": {"name": "Haematology, General Hospital", "verified_at": "2026-11-30T09:00:00+00:00"},
     "specimen": "S-1",
     "accession": "A-1",
     "fingerprint": SHA256,
@@ -159,6 +160,7 @@ EVALUATION = {
             {"confidence": 0.51, "kept": 1.0, "right": 0.875},
         ],
         "warnings": ["8 cells say little: use at least 100."],
+        "chosen": None,
     },
     "elapsed_seconds": 0.05,
     "images_per_second": 180.0,

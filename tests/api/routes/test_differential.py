@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -11,8 +12,9 @@ from hl7apy.parser import parse_message
 from httpx2 import Response
 from starlette.testclient import TestClient
 
+from tests.engine.test_site_bundle import SITE
 from tests.fake_classifier import png
-from tests.fakes import CUT, GREYS, serving
+from tests.fakes import CUT, GREYS, HeldClassifier, metric, serving
 
 CELLS = [GREYS[3], GREYS[3], GREYS[0], GREYS[1]]
 HASH = "0" * 64
@@ -99,6 +101,66 @@ def test_warnings_depend_on_the_number_of_cells(client: TestClient) -> None:
     assert "no basophils, bands, blasts" in warnings(enough)["classified_cells_only"]
 
 
+FORMATS = ("application/json", "application/fhir+json", "application/hl7-v2")
+UNVERIFIED = "not verified for this laboratory"
+VERIFIED = "The model was verified for Ward 3 on 2026-11-30."
+
+
+def verified() -> HeldClassifier:
+    classifier = HeldClassifier()
+    classifier.bundle = replace(classifier.bundle, site=SITE)
+    return classifier
+
+
+@pytest.mark.parametrize("accept", FORMATS)
+def test_a_report_says_whether_its_model_was_verified(client: TestClient, accept: str) -> None:
+    def reports(client: TestClient) -> list[str]:
+        headers = {"accept": accept}
+        predicted = upload(client, png(GREYS[0]), url="/predict").json()
+        again = {name: predicted[name] for name in ("predictions", "model")}
+        sent = upload(client, png(GREYS[0]), headers=headers)
+        return [sent.text, client.post("/differential", json=again, headers=headers).text]
+
+    assert all(UNVERIFIED in text for text in reports(client))
+    with serving(verified()) as other:
+        for text in reports(other):
+            assert UNVERIFIED not in text
+            assert ("Ward 3" if accept == "application/json" else VERIFIED) in text
+
+
+@pytest.mark.parametrize("accept", FORMATS)
+@pytest.mark.parametrize(
+    "model", [{}, {"model": {"name": "fake", "version": "1.2", "sha256": "e" * 64}}], ids=["none", "other"]
+)
+def test_of_an_unknown_model_nothing_is_said(accept: str, model: dict[str, Any]) -> None:
+    body = {"predictions": [{"label": "monocyte"}], **model}
+    for classifier in (HeldClassifier(), verified()):
+        with serving(classifier) as client:
+            text = client.post("/differential", json=body, headers={"accept": accept}).text
+        assert "verified for" not in text
+        assert "Ward 3" not in text
+
+
+def test_json_has_the_laboratory_and_the_date() -> None:
+    with serving(verified()) as client:
+        count = upload(client, png(GREYS[0])).json()
+        assert count["site"] == {"name": "Ward 3", "verified_at": SITE.verified_at}
+        assert "not_verified" not in warnings(count)
+        info = f'leuko_model_info{{name="fake",sha256="{"f" * 64}",verified_for="Ward 3",version="1.2"}}'
+        assert metric(client, info) == 1
+
+
+def test_a_report_in_fhir_has_the_verification_with_device_and_observations() -> None:
+    with serving(verified()) as client:
+        document = upload(client, png(GREYS[0]), headers={"accept": "application/fhir+json"}).json()
+    for entry in document["entry"]:
+        resource = entry["resource"]
+        if resource["resourceType"] in ("Device", "Observation"):
+            assert VERIFIED in [note["text"] for note in resource["note"]]
+        if resource["resourceType"] == "DiagnosticReport":
+            assert VERIFIED in resource["conclusion"]
+
+
 def test_an_image_sent_twice_is_warned_of(client: TestClient) -> None:
     count = upload(client, png(GREYS[1]), png(GREYS[1]), png(GREYS[2])).json()
     assert "1 of 3 images were sent more than once" in warnings(count)["duplicate_images"]
@@ -106,8 +168,9 @@ def test_an_image_sent_twice_is_warned_of(client: TestClient) -> None:
 
 
 def test_predictions_of_predict_are_counted_without_their_images(client: TestClient) -> None:
-    predicted = upload(client, *map(png, CELLS), url="/predict").json()["predictions"]
-    sent, counted = upload(client, *map(png, CELLS)).json(), cells(client, *predicted).json()
+    predicted = upload(client, *map(png, CELLS), url="/predict").json()
+    sent = upload(client, *map(png, CELLS)).json()
+    counted = cells(client, *predicted["predictions"], model=predicted["model"]).json()
     for body in (sent, counted):
         del body["request_id"]
     assert counted == sent

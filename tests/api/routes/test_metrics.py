@@ -10,7 +10,7 @@ def test_metrics_have_the_model_and_the_capacity_of_the_queue() -> None:
         assert metric(client, "leuko_queue_capacity") == 9
         assert metric(client, "leuko_queue_depth") == 0
         assert metric(client, "leuko_model_ready") == 1
-        info = f'leuko_model_info{{name="fake",sha256="{"f" * 64}",version="1.2"}}'
+        info = f'leuko_model_info{{name="fake",sha256="{"f" * 64}",verified_for="",version="1.2"}}'
         assert metric(client, info) == 1
 
 

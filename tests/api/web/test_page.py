@@ -36,6 +36,17 @@ def test_the_model_and_readiness_are_visible(page: Page, service: Running) -> No
     assert text(page, "#model-version") == model["version"]
     assert model["sha256"].startswith(text(page, "#model-sha256"))
     expect(page.locator("#notice")).to_contain_text("Not for diagnosis")
+    expect(page.locator("#model-site")).to_have_text("not verified for this laboratory")
+    page.emulate_media(media="print")
+    expect(page.locator("#model-site")).to_be_visible()
+
+
+def test_a_verified_model_names_its_laboratory_and_the_date(page: Page, service: Running) -> None:
+    site = {"name": "General Hospital <3>", "verified_at": "2026-11-30T09:00:00+00:00"}
+    model = httpx.get(f"{service.address}/model").json() | {"site": site}
+    page.route("**/model", lambda route: route.fulfill(json=model))
+    page.reload()
+    expect(page.locator("#model-site")).to_have_text("verified for General Hospital <3> on 2026-11-30")
 
 
 def test_each_cell_gets_a_card_with_its_class_and_probabilities(
@@ -220,6 +231,13 @@ def test_a_labelled_archive_is_evaluated(page: Page, folder: Path, service: Runn
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#confusion tbody tr").all()]
     assert [[int(cell) for cell in row[:4]] for row in rows] == report["confusion_matrix"]
     assert page.locator("#by-class tbody tr").count() == 6
+    current = report["verification"]["current"]
+    expect(page.locator("#scores")).to_contain_text(f"{100 * current['review_share']:.1f} %")
+    expect(page.locator("#thresholds tbody tr").first).to_contain_text(
+        f"{current['thresholds']['confidence']:.3f}"
+    )
+    assert page.locator("#curve polyline").get_attribute("points")
+    expect(page.locator("#cautions")).to_contain_text("cells say little")
     wrong = page.locator("#mistakes .card", has_text="set/monocyte/wrong.png")
     expect(wrong).to_contain_text("Labelled monocyte.")
     assert wrong.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 320

@@ -150,6 +150,11 @@ async function describeModel() {
   $("model-version").textContent = state.model.version;
   $("model-sha256").textContent = state.model.sha256.slice(0, 12);
   $("model-sha256").title = state.model.sha256;
+  const { site } = state.model;
+  $("model-site").textContent = site
+    ? `verified for ${site.name} on ${site.verified_at.slice(0, 10)}`
+    : "not verified for this laboratory";
+  $("model-site").dataset.verified = Boolean(site);
 }
 
 // Poll /readyz for as long as the page is open.
@@ -802,12 +807,17 @@ async function* textChunks(stream) {
 
 async function showReport() {
   const report = state.report,
+    { current, ...verification } = report.verification,
     level = percent(report.confidence_intervals.level, 0);
   const intervalText = ([low, high]) =>
     `${level} interval ${low.toFixed(3)} – ${high.toFixed(3)}, over ${report.confidence_intervals.unit}s`;
+  const kept = current.right_when_kept;
   const scores = [
     ["Images", String(report.n), report.errors.length ? `${report.errors.length} not decoded, left out` : ""],
     ["Accuracy", percent(report.accuracy, 2), intervalText(report.confidence_intervals.accuracy)],
+    ["Balanced accuracy", percent(verification.balanced_accuracy, 2), intervalText(verification.interval)],
+    ["Sent to review", percent(current.review_share), "with the bundle’s thresholds"],
+    ["Right when kept", kept === null ? "–" : percent(kept, 2), "accuracy of the images not sent to review"],
     ["Macro F1", number(report.macro_avg.f1), intervalText(report.confidence_intervals.macro_f1)],
     ["Weighted F1", number(report.weighted_avg.f1), ""],
     ["MSE", number(report.mse), "of class indices"],
@@ -852,6 +862,7 @@ async function showReport() {
       row.support,
     ]),
   );
+  showReview(report.verification);
   report.misclassified.sort((a, b) => b.confidence - a.confidence);
   $("mistakes").replaceChildren();
   $("mistakes-title").textContent = report.misclassified.length
@@ -868,6 +879,60 @@ async function showReport() {
   setStatus(`${plural(report.n, "image")} evaluated: accuracy ${percent(report.accuracy, 2)}.`);
   $("evaluation").scrollIntoView();
   await showMistakes();
+}
+
+// Show what the bundle's thresholds do to these images, those proposed for them, and what others would.
+function showReview(verification) {
+  const { current, proposed, target, warnings } = verification;
+  const row = (name, { thresholds, review_share: share, right_when_kept: right }) => [
+    name,
+    number(thresholds.confidence),
+    number(thresholds.ood_score),
+    percent(share),
+    right === null ? "–" : percent(right),
+  ];
+  fillTable(
+    $("thresholds"),
+    ["thresholds", "confidence at least", "OOD score at most", "sent to review", "right when kept"],
+    [
+      row("of the bundle", current),
+      ...(proposed ? [row(`proposed, for ${percent(target, 0)} right`, proposed)] : []),
+    ],
+  );
+  $("curve").replaceChildren(...curveParts(verification, proposed ?? current));
+  $("cautions").replaceChildren(...warnings.map((text) => element("li", { textContent: text })));
+}
+
+const CURVE_BOTTOM = 0.5; // lowest share of right answers that is drawn
+
+// Return the lines of the curve in a box of 460 × 260 pixels. marked: the thresholds that get a dot.
+function curveParts({ curve, target }, marked) {
+  const x = (share) => 44 + 392 * share,
+    y = (share) => 10 + (206 * (1 - Math.max(share, CURVE_BOTTOM))) / (1 - CURVE_BOTTOM);
+  const svg = (tag, attributes, text = "") => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.textContent = text;
+    return node;
+  };
+  const across = (share, more = {}) => svg("line", { x1: x(0), x2: x(1), y1: y(share), y2: y(share), ...more });
+  const ticks = [0.5, 0.6, 0.7, 0.8, 0.9, 1].flatMap((share) => [
+    across(share),
+    svg("text", { x: 38, y: y(share) + 4, "text-anchor": "end" }, percent(share, 0)),
+  ]);
+  const shares = [0, 0.25, 0.5, 0.75, 1].map((share) =>
+    svg("text", { x: x(share), y: 238, "text-anchor": "middle" }, percent(share, 0)),
+  );
+  const points = curve.map(({ kept, right }) => `${x(kept)},${y(right)}`).join(" ");
+  const { review_share: share, right_when_kept: right } = marked;
+  return [
+    ...ticks,
+    ...shares,
+    svg("text", { x: x(0.5), y: 256, "text-anchor": "middle" }, "kept without review"),
+    across(target, { class: "target" }),
+    svg("polyline", { points }),
+    ...(right === null ? [] : [svg("circle", { cx: x(1 - share), cy: y(right), r: 5 })]),
+  ];
 }
 
 // isDiagonal(row, column): whether a cell is highlighted as correct.
