@@ -65,19 +65,23 @@ class Answers:
     """The model's answers to n images.
 
     probabilities [n, classes]: NaN for an image that failed. ood_scores [n]. quality [n]: whether the picture
-    itself sends the cell to review.
+    itself sends the cell to review. reviewed [n]: whether anything does; None if only thresholds do, the same
+    for all cells.
     """
 
     probabilities: Floats
     ood_scores: Floats
     quality: Flags
+    reviewed: Flags | None = None
 
     @classmethod
     def empty(cls, n: int, classes: int) -> Answers:
-        return cls(np.full((n, classes), np.nan), np.full(n, np.nan), np.zeros(n, bool))
+        marks = np.zeros((2, n), bool)
+        return cls(np.full((n, classes), np.nan), np.full(n, np.nan), *marks)
 
     def take(self, rows: Sequence[int]) -> Answers:
-        return Answers(self.probabilities[rows], self.ood_scores[rows], self.quality[rows])
+        reviewed = None if self.reviewed is None else self.reviewed[rows]
+        return Answers(self.probabilities[rows], self.ood_scores[rows], self.quality[rows], reviewed)
 
 
 def verify(
@@ -115,7 +119,7 @@ def verify(
         unit="image" if groups is None else "group",
         interval=balanced_interval(tables),
         target=target,
-        current=marks_of(cells, current),
+        current=own_marks(labels, answers, current),
         proposed=None if thresholds is None else marks_of(cells, thresholds),
         curve=curve(cells, (chosen or thresholds or current).ood_score),
         warnings=warnings,
@@ -132,6 +136,15 @@ def cells_of(labels: Ints, answers: Answers) -> Cells:
         allowed=~answers.quality,
         weights=np.ones(len(labels)),
     )
+
+
+def own_marks(labels: Ints, answers: Answers, thresholds: Thresholds) -> Marks:
+    """Return what the model's own review marks do; thresholds: those of pictures that are not familiar."""
+    cells = cells_of(labels, answers)
+    if answers.reviewed is None:
+        return marks_of(cells, thresholds)
+    kept = ~answers.reviewed
+    return Marks(thresholds, 1 - cells.share(kept), cells.right_share(kept))
 
 
 def marks_of(cells: Cells, thresholds: Thresholds) -> Marks:

@@ -105,6 +105,8 @@ def record(answers: Answers, index: int, prediction: Prediction) -> None:
     answers.probabilities[index] = prediction.probabilities
     answers.ood_scores[index] = prediction.ood_score
     answers.quality[index] = not set(REASONS).isdisjoint(prediction.review_reasons)
+    if answers.reviewed is not None:
+        answers.reviewed[index] = prediction.review
 
 
 def judge(

@@ -91,3 +91,12 @@ def test_pictures_of_bad_quality_are_reviewed_whatever_the_thresholds() -> None:
     poor = Answers(some.probabilities, some.ood_scores, LABELS == 0)
     found = verify(LABELS, poor, Thresholds(0.0, 9.0), names=NAMES)
     assert found.current.review_share == pytest.approx(0.25)
+
+
+def test_the_models_own_marks_are_judged_where_its_thresholds_differ_from_picture_to_picture() -> None:
+    some = answers()
+    familiar = Answers(some.probabilities, some.ood_scores, some.quality, np.arange(len(LABELS)) % 2 == 0)
+    found = verify(LABELS, familiar, CURRENT, names=NAMES)
+    assert found.current.review_share == pytest.approx(0.5)
+    assert found.current.thresholds == CURRENT
+    assert found.proposed == verify(LABELS, some, CURRENT, names=NAMES).proposed
