@@ -76,11 +76,11 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Proportions:
-    """Intervals of each class's proportion, in percent. level: of confidence."""
+    """Intervals by class, in percent or per 100 leukocytes. level: of confidence. None: without leukocytes."""
 
     level: float
-    wilson: dict[str, tuple[float, float]]
-    exact: dict[str, tuple[float, float]]
+    wilson: dict[str, tuple[float, float] | None]
+    exact: dict[str, tuple[float, float] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,11 @@ class Warning:
 
 @dataclass(frozen=True, slots=True)
 class Differential:
+    """n: the classified cells, the sum of counts; percent: of the leukocytes among them, None without any.
+
+    per_100_leukocytes: erythroblasts and smudge cells. leukocytes and these are absent in older services.
+    """
+
     request_id: str
     model: ModelReference
     specimen: str | None
@@ -108,11 +113,14 @@ class Differential:
     fingerprint: str | None
     n: int
     counts: dict[str, int]
-    percent: dict[str, float]
+    percent: dict[str, float | None]
     intervals: Proportions
     review: list[ReviewedCell]
     warnings: list[Warning]
     errors: list[ImageProblem]
+    leukocytes: int | None = None
+    per_100_leukocytes: dict[str, float | None] = field(default_factory=dict)
+    intervals_per_100_leukocytes: Proportions | None = None
 
 
 @dataclass(frozen=True, slots=True)
