@@ -57,6 +57,7 @@ _SPELLINGS = {
     ),
     CellType("smudge cell", "Smudge cells", Role.PER_100): "basket cell, gumprecht shadow",
     CellType("platelet", "Platelets", Role.COUNTED): "thrombocyte, plt",
+    CellType("erythrocyte", "Erythrocytes", Role.COUNTED): "rbc, red cell, red blood cell",
 }
 _FILLERS = {"cell", "form"}
 # Kinds of labels that are no leukocytes, by a word in them.
