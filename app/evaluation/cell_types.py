@@ -27,7 +27,8 @@ class CellType:
     role: Role = Role.LEUKOCYTE
 
 
-_SPELLINGS = {
+# Further spellings, separated by commas; the order and number of words, blanks, - and _ make no difference.
+SPELLINGS = {
     CellType("neutrophil", "Neutrophils"): "neut, neu, neutrophil granulocyte",
     CellType("segmented neutrophil", "Segmented neutrophils"): "segmented, seg, seg neutrophil",
     CellType("band", "Band form neutrophils"): "band neutrophil, banded neutrophil, stab, stab neutrophil",
@@ -90,7 +91,7 @@ def _words(label: str) -> frozenset[str]:
 
 _TYPES = {
     _words(spelling): cell_type
-    for cell_type, spellings in _SPELLINGS.items()
+    for cell_type, spellings in SPELLINGS.items()
     for spelling in (cell_type.key, *filter(None, spellings.split(", ")))
 }
 

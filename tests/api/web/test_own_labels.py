@@ -86,7 +86,9 @@ def test_cards_and_table_name_every_label(page: Page, folder: Path, labels: tupl
         else:
             assert (len(bars), bars[0], bars[-1]) == (BARS, label, "27 others")
     assert page.locator("#differential tbody th").all_inner_texts() == list(labels)
-    shares = dict(zip(labels, page.locator("#differential tbody tr td:nth-of-type(2)").all_inner_texts()))
+    shares = dict(
+        zip(labels, page.locator("#differential tbody tr td:nth-of-type(2)").all_inner_texts(), strict=True)
+    )
     assert shares["basophil"].endswith(" %")
     assert shares["platelet"] == "–"
     ratio = shares["erythroblast" if labels == FIVE else "nrbc"]
