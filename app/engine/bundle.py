@@ -10,6 +10,7 @@ import hashlib
 import re
 import reprlib
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +188,9 @@ def _check_codes(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     labels = info.data.get("labels")
     if labels is not None and (others := [label for label in value if label not in labels]):
         raise ValueError(f"must have only codes of the bundle's labels, not of {reprlib.repr(others)}")
+    uses = Counter(code for by_method in value.values() for code in {*by_method.values()})
+    if shared := [code for code, labels_of_it in uses.items() if labels_of_it > 1]:
+        raise ValueError(f"must not give one code to two labels: {', '.join(shared)}")
     return value
 
 

@@ -96,6 +96,10 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
         ({"codes": {"monocyte": {"flow": "26485-3"}}}, "codes.monocyte.flow.* must be 'none', 'manual' or"),
         ({"codes": {"monocyte": {"none": "26485-4"}}}, "codes.monocyte.none must be a LOINC code with its"),
         ({"codes": {"monocyte": {"none": "monocytes"}}}, "codes.monocyte.none must be a LOINC code"),
+        (
+            {"codes": {"monocyte": {"none": "26485-3"}, "neutrophil": {"manual": "26485-3"}}},
+            "codes must not give one code to two labels: 26485-3",
+        ),
         ({"codes": {"monocyte": "26485-3"}}, "codes.monocyte must be an object, not '26485-3'"),
         ({"known_answer": [1.0]}, r"known_answer must have one probability for each label \(4\), not 1"),
         ({"known_answer": [0.1, 0.2, 0.3, 4]}, "known_answer.3 must be less than or equal to 1, not 4"),
