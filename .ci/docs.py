@@ -12,8 +12,10 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from app.evaluation.cell_types import SPELLINGS
 from app.evaluation.differential_count import wilson
 from app.observability.metrics import Telemetry
+from app.reports.loinc import CODES
 from app.reports.verification_page import PUBLISHED
 from app.settings import Settings, variable
 from app.wire.problems import MEANINGS, status_of
@@ -45,6 +47,15 @@ def metrics() -> str:
             labels = ", ".join(map(code, metric._labelnames)) or "–"
             rows.append((code(name), family.type, labels, family.documentation))
     return table(("Metric", "Type", "Labels", "Meaning"), rows)
+
+
+def labels() -> str:
+    rows = []
+    for cell_type, spellings in SPELLINGS.items():
+        codes = [CODES[method].get(cell_type.key, "–") for method in ("none", "manual", "automated")]
+        rows.append((code(cell_type.key), spellings or "–", cell_type.role.value, *codes))
+    head = ("Label", "Other spellings", "Reported", "LOINC", "manual", "automated")
+    return table(head, rows)
 
 
 def folders() -> str:
@@ -103,6 +114,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/errors.md": {"errors": errors},
     "docs/operations.md": {"metrics": metrics},
     "docs/own-laboratory.md": {"cells": cells, "agreement": agreement},
+    "docs/labels.md": {"labels": labels},
     "CONTRIBUTING.md": {"folders": folders},
 }
 

@@ -24,6 +24,7 @@ from app.registry.registry import ModelRegistry
 from app.settings import Settings
 from tests.fake_classifier import png
 from tests.fakes import PATIENCE_S, HeldClassifier, caller
+from tests.own_labels import FIVE
 
 REREAD_S = 0.02  # between two looks at the models file
 
@@ -39,22 +40,28 @@ def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
 
 
 class Named(HeldClassifier):
-    """Named by its folder: `wbc-2` is version 2 of wbc; `turned` has the classes in another order."""
+    """Named by its folder: `wbc-2` is version 2 of wbc.
+
+    `turned` has the classes in another order, `own` those of a laboratory.
+    """
 
     def __init__(self, folder: str) -> None:
         super().__init__()
         name, _, version = Path(folder).name.partition("-")
-        labels = CLASSES[1:] + CLASSES[:1] if name == "turned" else CLASSES
+        labels = {"turned": CLASSES[1:] + CLASSES[:1], "own": FIVE}.get(name, CLASSES)
         self.bundle = replace(self.bundle, name=name, version=version, sha256=folder, labels=labels)
 
     def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         if self.bundle.name == "poor":
             raise RuntimeError("no engine")
         found = super().classify(cells, exclusive=exclusive)
-        names = dict(zip(CLASSES, self.bundle.labels, strict=True))
-        return [
-            one if isinstance(one, EngineError) else replace(one, label=names[one.label]) for one in found
-        ]
+        return [one if isinstance(one, EngineError) else self._renamed(one) for one in found]
+
+    def _renamed(self, answer: Prediction) -> Prediction:
+        labels = self.bundle.labels
+        label = labels[CLASSES.index(answer.label)]
+        others = (0.0,) * (len(labels) - len(CLASSES))
+        return replace(answer, label=label, probabilities=(*answer.probabilities, *others))
 
 
 @dataclass

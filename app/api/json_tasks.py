@@ -21,6 +21,7 @@ from app.engine.bundle import Bundle
 from app.errors import BadLabels, TooLarge, Unusable
 from app.evaluation import report
 from app.reports import fhir, hl7
+from app.reports.loinc import NO_CODES, Codes
 from app.validation import Fault
 from app.wire import responses
 from app.wire.schemas import Outcomes, Report
@@ -32,7 +33,7 @@ JSON = "application/json"
 
 _ERRORS = {kind.code: kind for kind in (BadLabels, TooLarge, Unusable)}
 _LENGTHS = Struct("<QQ")  # of the task and of the body
-_VALUES_OF_A_CELL = 128  # at most, with an activation map; see `most_values`
+_VALUES_OF_A_CELL = 120  # at most, with an activation map, besides its probabilities; see `most_values`
 _VALUES_OF_A_ROW = 8  # at most, besides its probabilities
 
 
@@ -114,7 +115,7 @@ class CountCells:
 
     @property
     def most_values(self) -> int:
-        return MAX_CELLS * _VALUES_OF_A_CELL
+        return MAX_CELLS * (_VALUES_OF_A_CELL + 2 * len(self.bundle.labels))  # names and numbers
 
     @property
     def too_many(self) -> str:
@@ -130,23 +131,30 @@ class CountCells:
             specimen.errors,
             specimen.model,
         )
-        return render_count(count, self.media_type, self.loinc_method, self.bundle_type)
+        return render_count(count, self.media_type, self.loinc_method, self.bundle_type, self.bundle.codes)
 
 
 def render_count(
-    count: Differential, media_type: str, loinc_method: str, bundle_type: str = fhir.COLLECTION
+    count: Differential,
+    media_type: str,
+    loinc_method: str,
+    bundle_type: str = fhir.COLLECTION,
+    codes: Codes = NO_CODES,
 ) -> Finished:
     """Render a count as JSON, FHIR or HL7, as media_type says. bundle_type: of FHIR's Bundle.
 
-    Raise Unusable for what the caller gave and the format cannot hold.
+    codes: LOINC codes of the model's bundle. Raise Unusable for what the caller gave and the format cannot
+    hold.
     """
     findings = {"model_sha256": count.model.sha256, "n": count.n}
     now = datetime.now(UTC)
     if media_type == fhir.MEDIA_TYPE:
-        bundle = fhir.bundle(count, method=loinc_method, software=__version__, at=now, kind=bundle_type)
+        bundle = fhir.bundle(
+            count, method=loinc_method, software=__version__, at=now, kind=bundle_type, own=codes
+        )
         return Finished(json.dumps(bundle, ensure_ascii=False).encode(), media_type, findings)
     if media_type == hl7.MEDIA_TYPE:
-        message = hl7.message(count, method=loinc_method, at=now)
+        message = hl7.message(count, method=loinc_method, at=now, own=codes)
         return Finished(message.encode(), f"{media_type}; charset=utf-8", findings)
     return Finished(render(count), media_type, findings)
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from app.archives.image_files import LeftOut, left_out_line
 from app.bulk import cluster
 from app.bulk.cluster import FailedPart
-from app.bulk.destination import Destination, ScoredPart
+from app.bulk.destination import Destination, ScoredPart, check_columns
 from app.bulk.location import Location, without_credentials
 from app.bulk.plan import Part, fingerprint, plan
 from app.bulk.worker import pack
@@ -78,6 +78,7 @@ def score(
         )
     folder = locate(settings)
     bundle = load_bundle(folder)
+    check_columns(bundle.labels)
     source, destination = absolute(source), absolute(destination)
     folder_of_rows = Location.of(destination)
     if Location.of(source).holds(folder_of_rows):

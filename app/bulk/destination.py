@@ -145,6 +145,12 @@ def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
     return pa.Table.from_batches(batches, schema)
 
 
+def check_columns(labels: Sequence[str]) -> None:
+    """Raise Unusable if a label is the name of another column."""
+    if clash := sorted({*schema_of([]).names} & {*labels}):
+        raise Unusable(f"the model's class {clash[0]} has the name of another column: give it another name")
+
+
 def schema_of(labels: Sequence[str]) -> pa.Schema:
     numbers = [(name, pa.float64()) for name in ("confidence", *labels, "ood_score")]
     texts = [("path", pa.string()), ("label", pa.string())]

@@ -32,7 +32,7 @@ from app.inference.pipeline import Answer
 from app.inference.runtime import Load
 from app.inference.scoring import Progress, Scored, judge, record
 from app.inference.service import archive_limits, image_limits
-from app.observability.drift import Window, compare, read_reference, worst
+from app.observability.drift import Window, check_labels, compare, read_reference, worst
 from app.printable import complain, printable
 from app.registry.fetch import locate
 from app.registry.https import without_secrets
@@ -138,7 +138,8 @@ def drift(
         raise BundleError(
             f"{without_secrets(settings.bundle)} has no reference: run `leuko-train report` on it"
         )
-    window.model_sha256 = bundle.sha256
+    check_labels(reference, bundle.labels)
+    window.model_sha256, window.labels = bundle.sha256, bundle.labels
     span = f"{window.since or 'begin'} to {window.until or 'end'}"
     profile = summarise(window.read(logs), bundle.labels, span)
     if not profile.n:
@@ -190,7 +191,7 @@ def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) 
     folder. size: width and height in pixels. Raise BadLabels.
     """
     if label not in (*CLASSES, "all"):
-        raise BadLabels(f"{label!r} is not a class; choose {', '.join(CLASSES)} or all")
+        raise BadLabels(f"{label!r} cannot be drawn; choose {', '.join(CLASSES)} or all")
     if output == "-" and label == "all":
         raise BadLabels("standard output takes one image: name a class, not all")
     width, height = size

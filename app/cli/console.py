@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from app.engine.classifier import Prediction
 from app.errors import LeukoError
 from app.evaluation.answer_profile import AnswerProfile
 from app.evaluation.comparison import Comparison
@@ -21,6 +22,7 @@ from app.printable import printable
 from app.reports.comparison_page import mcnemar_sentence
 
 MOST_LINES = 20
+MOST_COLUMNS = 6  # of classes in a table
 SCALARS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -46,12 +48,19 @@ def track(outcomes: Iterable[Outcome], total: int, console: Console) -> Iterator
 
 
 def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Table:
-    """Return a table that fits 80 columns. Errors are only marked: `failures` has their details."""
+    """Return a table that fits 80 columns. Errors are only marked: `failures` has their details.
+
+    Of many classes, or of those whose headings would be the same, only the most probable ones are shown.
+    """
     table = Table()
     table.add_column("file", overflow="fold")
-    table.add_column("label", no_wrap=True)
-    for label in labels:
-        table.add_column(label[:5], justify="right", no_wrap=True)
+    if _fit(labels):
+        table.add_column("label", no_wrap=True)
+        for label in labels:
+            table.add_column(label[:5], justify="right", no_wrap=True)
+    else:
+        table.add_column("label")
+        table.add_column("next")
     table.add_column("ood", justify="right", no_wrap=True)
     table.add_column("review", min_width=12)
     for outcome in outcomes:
@@ -153,14 +162,31 @@ def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
     result = outcome.answer.prediction
     reasons = ", ".join(reason.replace("_", " ") for reason in result.review_reasons)
     return [
+        *(_in_columns if _fit(labels) else _ranked)(result, labels),
+        f"{result.ood_score:.2f}",
+        Text(printable(reasons), "yellow"),
+    ]
+
+
+def _fit(labels: Sequence[str]) -> bool:
+    return len({label[:5] for label in labels}) == len(labels) <= MOST_COLUMNS
+
+
+def _in_columns(result: Prediction, labels: Sequence[str]) -> list[str | Text]:
+    return [
         Text(printable(result.label), "bold"),
         *[
             Text(f"{probability:.3f}", "bold" if label == result.label else "")
             for label, probability in zip(labels, result.probabilities, strict=True)
         ],
-        f"{result.ood_score:.2f}",
-        Text(printable(reasons), "yellow"),
     ]
+
+
+def _ranked(result: Prediction, labels: Sequence[str]) -> list[str | Text]:
+    """Return the label and the next two classes, with their probabilities."""
+    ranked = sorted(zip(result.probabilities, labels, strict=True), key=lambda pair: -pair[0])
+    best, *others = [f"{printable(label)} {probability:.3f}" for probability, label in ranked]
+    return [Text(best, "bold"), ", ".join(others[:2])]
 
 
 def _marks(marks: Marks) -> tuple[str, ...]:
@@ -183,12 +209,25 @@ def _per_class(report: Report) -> Table:
 
 
 def _confusion(report: Report) -> Table:
+    if len(report.labels) > MOST_COLUMNS:
+        return _confusions(report)
     table = Table("true ↓  predicted →", title="confusion matrix")
     for label in report.labels:
         table.add_column(label, justify="right")
     for row, (label, counts) in enumerate(zip(report.labels, report.confusion_matrix, strict=True)):
         cells = [Text(str(count), "bold" if row == column else "") for column, count in enumerate(counts)]
         table.add_row(label, *cells)
+    return table
+
+
+def _confusions(report: Report) -> Table:
+    """Return what a matrix too wide for a terminal shows: each class's most frequent predictions."""
+    table = Table("true", "right", f"most frequent others of {len(report.labels)}", title="confusions")
+    for row, (label, counts) in enumerate(zip(report.labels, report.confusion_matrix, strict=True)):
+        wrong = [(count, report.labels[column]) for column, count in enumerate(counts) if column != row]
+        worst = sorted(wrong, key=lambda pair: -pair[0])[:3]
+        others = ", ".join(f"{name} {count}" for count, name in worst if count)
+        table.add_row(label, f"{counts[row]} of {sum(counts)}", others)
     return table
 
 

@@ -3,34 +3,66 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from app.evaluation.cell_types import Role, role_of
+
 LEVEL = 0.95  # of the confidence intervals
 
-Interval = tuple[float, float]  # percent
+Interval = tuple[float, float]  # percent, or cells per 100 leukocytes
 
 
 @dataclass(frozen=True)
 class Count:
-    """n: cells of one class; of: all classified cells; percent and the intervals are percentages of `of`."""
+    """n: cells of one class; of: the leukocytes. value: n per 100 of them, and its intervals.
+
+    They are None without leukocytes.
+    """
 
     n: int
     of: int
-    percent: float
-    wilson: Interval
-    exact: Interval
+    value: float | None
+    wilson: Interval | None
+    exact: Interval | None
 
 
 def count(labels: Sequence[str], names: Sequence[str]) -> dict[str, Count]:
-    """Return the count of each class in `names` among `labels`, the predicted classes; at least one label."""
-    of = len(labels)
-    return {name: describe(labels.count(name), of) for name in names}
+    """Return the count of each class in `names` among `labels`, the predicted classes.
+
+    Percentages are of the leukocytes: what is no leukocyte is in none, and is counted beside 100 of them.
+    """
+    found = Counter(labels)
+    roles = {name: role_of(name) for name in names}
+    leukocytes = sum(found[name] for name, role in roles.items() if role is Role.LEUKOCYTE)
+    return {
+        name: (describe if role is Role.LEUKOCYTE else beside)(found[name], leukocytes)
+        for name, role in roles.items()
+    }
 
 
 def describe(n: int, of: int) -> Count:
+    """Return the count of n cells among `of`."""
+    if not of:
+        return Count(n, of, None, None, None)
     return Count(n, of, 100 * n / of, wilson(n, of), exact(n, of))
+
+
+def beside(n: int, of: int) -> Count:
+    """Return the count of n cells beside `of` others.
+
+    The intervals are those of n among n + of, as odds: given the sum of two Poisson counts, each is binomial.
+    """
+    if not of:
+        return Count(n, of, None, None, None)
+    return Count(n, of, 100 * n / of, _odds(wilson(n, n + of)), _odds(exact(n, n + of)))
+
+
+def _odds(interval: Interval) -> Interval:
+    low, high = (100 * bound / (100 - bound) for bound in interval)
+    return low, high
 
 
 def wilson(n: int, of: int, level: float = LEVEL) -> Interval:

@@ -18,6 +18,7 @@ from app.evaluation.intervals import (
     Floats,
     Intervals,
     Ints,
+    Tables,
     bootstrap,
     confusion_tables,
     true_classes,
@@ -175,7 +176,7 @@ def _average(classes: Collection[ClassScores], weight: Callable[[ClassScores], i
     return Average(mean("precision"), mean("recall"), mean("f1"), sum(scores.support for scores in classes))
 
 
-def _group_scores(tables: Ints, units: Ints, soft: Floats | None) -> GroupScores:
+def _group_scores(tables: Tables, units: Ints, soft: Floats | None) -> GroupScores:
     """Score each source as a whole against its most frequent true label.
 
     The predicted class of a source is that of the highest mean probability; without probabilities it is the

@@ -7,13 +7,12 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from app.engine.bundle import CLASSES
 from app.engine.classifier import REASONS
 from app.errors import BundleError, Unusable
 from app.evaluation.answer_profile import AnswerProfile, Histogram, Seen, parse
@@ -34,14 +33,15 @@ class Window:
     """The answers of a period, read from audit logs; the counters say what was skipped.
 
     since, until: start (inclusive) and end (exclusive) of the period; model_sha256: only answers of this
-    model count. A request that a proxy sent to two replicas is in the logs of both and counts once: the
-    lines have the same id and images and are at most RETRY_S apart. Else they are requests of their own,
-    since a client may send one id with all its requests.
+    model count; labels: those that it has, None if any may occur. A request that a proxy sent to two replicas
+    is in the logs of both and counts once: the lines have the same id and images and are at most RETRY_S
+    apart. Else they are requests of their own, since a client may send one id with all its requests.
     """
 
     since: datetime | None = None
     until: datetime | None = None
     model_sha256: str | None = None
+    labels: Collection[str] | None = None
     other_models: int = 0  # answers of other models
     repeated: int = 0  # answers whose request was already counted
     # Lines truncated by a full disk (the log repeats those), over MOST_LINE, not UTF-8, or written by older
@@ -87,6 +87,9 @@ class Window:
             return []
         if self.model_sha256 not in (None, model):
             self.other_models += len(answers)
+            return []
+        if self.labels is not None and any(answer.label not in self.labels for answer in answers):
+            self.broken += 1
             return []
         if self._is_repeated(request, moment.timestamp()):
             self.repeated += len(answers)
@@ -179,9 +182,18 @@ def chance(bins: int, expected: int, observed: int) -> float:
 def read_reference(path: Path) -> AnswerProfile:
     """Read a profile that `leuko drift --save` wrote. Raise BundleError."""
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")), CLASSES)
+        return parse(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
+
+
+def check_labels(reference: AnswerProfile, labels: Collection[str]) -> None:
+    """Raise BundleError if a reference has other classes than a model: their shares cannot be compared."""
+    if {*reference.labels} != {*labels}:
+        raise BundleError(
+            f"the drift reference has the classes {', '.join(reference.labels)}, the model"
+            f" {', '.join(labels)}: save a reference of this model with `leuko drift --save`, or set none"
+        )
 
 
 def _split(old: Mapping[str, int], new: Mapping[str, int], name: str) -> tuple[list[int], list[int]]:
@@ -256,6 +268,6 @@ def _seen(image: Mapping[str, Any]) -> Seen:
     if not numbers or not 0 <= confidence <= 1 or not abs(ood_score) <= MOST_SCORE:
         raise ValueError(f"not a valid answer: {image}")
     reasons = image.get("review_reasons", [])  # versions before 0.2 wrote none
-    if label not in CLASSES or not isinstance(review, bool) or not set(reasons) <= set(REASONS):
+    if not isinstance(label, str) or not isinstance(review, bool) or not set(reasons) <= set(REASONS):
         raise ValueError(f"not a valid answer: {image}")
     return Seen(label, float(confidence), float(ood_score), review, tuple(reasons))

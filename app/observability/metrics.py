@@ -63,6 +63,7 @@ class Telemetry:
         # A folder that was deleted: this process serves its own metrics.
         self.shared = self._folder is not None and Path(self._folder).is_dir()
         self._models: set[tuple[str, str, str, str]] = set()
+        self._labels: dict[str, None] = {}  # of every model that answered requests
         self._refresh: Callable[[], None] = lambda: None
         latency = partial(Histogram, buckets=LATENCY_BUCKETS, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
@@ -212,10 +213,16 @@ class Telemetry:
             self.model.labels(*model).set(model in models)
 
     def describe_reference(self, reference: AnswerProfile | None, labels: Sequence[str]) -> None:
-        """Set the expected distribution of predictions; NaN without a reference."""
-        for label in labels:
+        """Set the expected distribution of predictions; NaN without a reference.
+
+        labels: of the served model. Those of a model before it have the share 0: NaN would silence the alert
+        on the sum over all classes.
+        """
+        self._labels |= dict.fromkeys(labels)
+        for label in self._labels:
             self.predictions.labels(label)  # from 0: Prometheus ignores a counter's first value
-            self.reference_share.labels(label).set(reference.share(label) if reference else math.nan)
+            expected = 0.0 if label not in labels else reference.share(label) if reference else math.nan
+            self.reference_share.labels(label).set(expected if reference else math.nan)
         self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
         self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)
         self.reference_review.set(reference.review_share if reference else math.nan)

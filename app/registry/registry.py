@@ -18,6 +18,7 @@ from app.inference.pipeline import Answer
 from app.inference.runtime import Runtime
 from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
+from app.observability.drift import check_labels
 from app.registry.fetch import hash_file, locate
 from app.registry.https import without_secrets
 from app.registry.lineup import Lineup, RunnerKey
@@ -150,6 +151,8 @@ class ModelRegistry:
                 await runner.start()
             lineup.check_names()
             self._check_usable(lineup, new)
+            if self._reference is not None:
+                check_labels(self._reference, lineup.default.bundle.labels)
         except BaseException:
             for runner in new:
                 await self._retire(runner)

@@ -11,13 +11,16 @@ from typing import Any
 
 from app.errors import Unusable
 from app.reports.loinc import (
-    CODES,
     LOINC,
     METHOD,
+    NO_CODES,
     NOTICE,
     PANEL,
     PANEL_NAME,
+    Codes,
     about_site,
+    amount,
+    codes,
     derive,
     identify,
     name,
@@ -46,15 +49,23 @@ _SECTIONS = [
     for code in ("LAB", "HM")
 ]
 _BLOOD = {"coding": [{"system": "http://snomed.info/sct", "code": "119297000", "display": "Blood specimen"}]}
+_ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
 _URI = "urn:ietf:rfc:3986"  # the system of identifiers that are URIs
 
 
 def bundle(
-    differential: Differential, *, method: str, software: str, at: datetime, kind: str = COLLECTION
+    differential: Differential,
+    *,
+    method: str,
+    software: str,
+    at: datetime,
+    kind: str = COLLECTION,
+    own: Codes = NO_CODES,
 ) -> Resource:
     """Return a Bundle. method: the setting `loinc_method`; software: the version of the service.
 
-    kind: COLLECTION, or TRANSACTION, whose resources a server creates unless it has them.
+    kind: COLLECTION, or TRANSACTION, whose resources a server creates unless it has them. own: codes of the
+    model's bundle.
     Raise Unusable for a reference that only a transaction can hold.
     """
     for given in (differential.subject, differential.performer):
@@ -63,7 +74,8 @@ def bundle(
     issued = at.isoformat(timespec="seconds")
     device = _device(differential, software)
     specimen = _specimen(differential)
-    cells = [_observation(differential, label, CODES[method][label], issued) for label in differential.counts]
+    found = codes(differential.counts, method, own)
+    cells = [_observation(differential, label, code, issued) for label, code in found.items()]
     report = _report(differential, issued)
     resources = [report, *cells, device, *([specimen] if specimen else [])]
     return {
@@ -112,24 +124,33 @@ def _report(differential: Differential, issued: str) -> Resource:
     }
 
 
-def _observation(differential: Differential, label: str, code: str, issued: str) -> Resource:
+def _observation(differential: Differential, label: str, code: str | None, issued: str) -> Resource:
     return _resource(differential, "Observation", label) | {
         "meta": {"security": [_ASSERTED_BY_AI]},
         "status": "preliminary",
         "category": [_LABORATORY],
         "code": _code(code, name(label)),
         "issued": issued,
-        "valueQuantity": {
-            "value": round(differential.percent[label], 2),
-            "unit": "%",
-            "system": "http://unitsofmeasure.org",
-            "code": "%",
-        },
+        **_value(differential, label),
         "method": {"text": METHOD},
         "note": [{"text": text} for text in (note(differential, label), NOTICE, *about_site(differential))],
         "device": _reference(differential, "Device"),
         **_context(differential),
         **_of_specimen(differential),
+    }
+
+
+def _value(differential: Differential, label: str) -> Resource:
+    value, unit, code = amount(differential, label)
+    if value is None:  # 0 of 0 leukocytes
+        return {"dataAbsentReason": {"coding": [{"system": _ABSENT, "code": "not-a-number"}]}}
+    return {
+        "valueQuantity": {
+            "value": round(value, 2),
+            "unit": unit,
+            "system": "http://unitsofmeasure.org",
+            "code": code,
+        }
     }
 
 
@@ -187,5 +208,5 @@ def _reference(differential: Differential, part: str) -> Resource:
     return {"reference": identify(differential, part).urn}
 
 
-def _code(code: str, text: str) -> Resource:
-    return {"coding": [{"system": LOINC, "code": code}], "text": text}
+def _code(code: str | None, text: str) -> Resource:
+    return ({"coding": [{"system": LOINC, "code": code}]} if code else {}) | {"text": text}

@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from app.errors import Unusable
-from app.reports.loinc import CODES, METHOD, PANEL, PANEL_NAME, identify, name, note, remarks
+from app.reports.loinc import (
+    METHOD,
+    NO_CODES,
+    PANEL,
+    PANEL_NAME,
+    Codes,
+    amount,
+    codes,
+    identify,
+    name,
+    note,
+    remarks,
+)
 from app.wire.specimen import Differential
 
 MEDIA_TYPE = "application/hl7-v2"
+LOCAL = "99LEU"  # the coding system of labels without a LOINC code; 99zzz is a local one (table 0396)
 
 _ESCAPES = str.maketrans(
     {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
@@ -17,11 +30,12 @@ _ESCAPES = str.maketrans(
 )  # escape sequences of section 2.7.1
 
 
-def message(differential: Differential, *, method: str, at: datetime) -> str:
+def message(differential: Differential, *, method: str, at: datetime, own: Codes = NO_CODES) -> str:
     """Return an ORU^R01 message. Segments end with a carriage return; the encoding is UTF-8 (MSH-18).
 
     There is no PID segment: only the order, identified by the accession number, identifies the patient.
-    method: the setting `loinc_method`. Raise Unusable for what only FHIR can hold.
+    method: the setting `loinc_method`. own: codes of the model's bundle. Raise Unusable for what only FHIR
+    can hold.
     """
     if differential.subject or differential.effectiveDateTime or differential.performer:
         raise Unusable(
@@ -37,8 +51,8 @@ def message(differential: Differential, *, method: str, at: datetime) -> str:
         + f"{when}|||P",
         *_notes(remarks(differential)),
     ]
-    for number, label in enumerate(differential.counts, 1):
-        segments.append(_result(differential, number, label, CODES[method][label], when))
+    for number, (label, code) in enumerate(codes(differential.counts, method, own).items(), 1):
+        segments.append(_result(differential, number, label, code, when))
         segments += _notes([note(differential, label)])
     if differential.specimen is not None:
         segments.append(
@@ -51,11 +65,20 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
-def _result(differential: Differential, number: int, label: str, code: str, when: str) -> str:
+def _result(differential: Differential, number: int, label: str, code: str | None, when: str) -> str:
     model = differential.model
     equipment = f"{escape(model.name)} {escape(model.version)}^Leuko^{model.sha256}^L"
-    start = _segment("OBX", number, "NM", _code(code, name(label)), "", f"{differential.percent[label]:.2f}")
-    return f"{start}|%^percent^UCUM|||||P|||{when}|||^{escape(METHOD)}|{equipment}"
+    what = _code(code, name(label)) if code else f"{label}^{escape(name(label))}^{LOCAL}"
+    value, unit, ucum = amount(differential, label)
+    units = f"{ucum}^{'percent' if unit == '%' else unit}^UCUM"
+    # Without leukocytes there is no percentage: X says that the result cannot be obtained (table 0085).
+    text, status = ("", "X") if value is None else (_number(value), "P")
+    start = _segment("OBX", number, "NM", what, "", text)
+    return f"{start}|{units}|||||{status}|||{when}|||^{escape(METHOD)}|{equipment}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _notes(texts: Sequence[str]) -> list[str]:

@@ -1,32 +1,84 @@
-"""Codes, texts and identifiers of laboratory reports, common to all formats."""
+"""Codes, texts and identifiers of laboratory reports, common to all formats.
+
+The LOINC codes are those of the panels 24318-8 and 57023-4 (loinc.org) and, for manual counts, those that
+haematology analysers send with their microscope counts. A type without an entry is reported as text.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from uuid import UUID, uuid5
 
+from app.evaluation.cell_types import Role, find_type, role_of
 from app.wire.specimen import Differential
 
 LOINC = "http://loinc.org"
 PANEL = "69738-3"  # differential panel, method unspecified, blood
-# Per 100 leukocytes in blood, by the setting loinc_method. 26508-2, often used for neutrophils, is for bands.
+# Per 100 leukocytes in blood, by the setting loinc_method and the type of the cells. 26508-2, often used for
+# neutrophils, is for bands.
 CODES = {
     "none": {
         "neutrophil": "26511-6",
+        "segmented neutrophil": "26505-8",
+        "band": "26508-2",
+        "immature granulocyte": "38518-7",
+        "metamyelocyte": "28541-1",
+        "myelocyte": "26498-6",
+        "promyelocyte": "26524-9",
+        "blast": "26446-5",
+        "myeloblast": "30445-1",
+        "lymphoblast": "34922-5",
+        "monoblast": "34923-3",
         "lymphocyte": "26478-8",
+        "variant lymphocyte": "13046-8",
+        "abnormal lymphocyte": "30413-9",
+        "large granular lymphocyte": "30420-4",
+        "prolymphocyte": "30465-9",
+        "plasma cell": "13047-6",
+        "hairy cell": "35058-7",
+        "sezary cell": "34919-1",
+        "lymphoma cell": "30423-8",
         "monocyte": "26485-3",
+        "promonocyte": "30466-7",
         "eosinophil": "26450-7",
+        "basophil": "30180-4",
+        "nucleated erythrocyte": "19048-8",
+        "smudge cell": "34992-8",
     },
     "manual": {
         "neutrophil": "23761-0",
+        "segmented neutrophil": "769-0",
+        "band": "764-1",
+        "metamyelocyte": "740-1",
+        "myelocyte": "749-2",
+        "promyelocyte": "783-1",
+        "blast": "709-6",
+        "myeloblast": "747-6",
+        "lymphoblast": "33831-9",
+        "monoblast": "33840-0",
         "lymphocyte": "737-7",
+        "variant lymphocyte": "735-1",
+        "abnormal lymphocyte": "29261-5",
+        "prolymphocyte": "6746-2",
+        "lymphoma cell": "24104-2",
         "monocyte": "744-3",
+        "promonocyte": "13599-6",
         "eosinophil": "714-6",
+        "basophil": "707-0",
+        "nucleated erythrocyte": "18309-5",
     },
     "automated": {
         "neutrophil": "770-8",
+        "band": "35332-6",
+        "immature granulocyte": "71695-1",
         "lymphocyte": "736-9",
+        "variant lymphocyte": "42250-1",
         "monocyte": "5905-5",
         "eosinophil": "713-8",
+        "basophil": "706-2",
+        "nucleated erythrocyte": "58413-6",
     },
 }
 PANEL_NAME = "Differential panel - Blood"
@@ -34,20 +86,79 @@ METHOD = "Automated classification of images by a neural network"
 NOTICE = "Made by artificial intelligence and not reviewed: a person must review it. Not for diagnosis."
 
 _NAMESPACE = UUID("c4f6d8f0-6a57-5d1c-9b0e-2f0f3a7a6f6e")
+_ABOUT = {
+    Role.LEUKOCYTE: "/100 leukocytes in Blood",
+    Role.PER_100: "/100 leukocytes in Blood",
+    Role.COUNTED: " among the classified cells",
+}
+
+Codes = Mapping[str, Mapping[str, str]]  # label → method → LOINC code
+NO_CODES: Codes = MappingProxyType({})
+
+
+def codes(labels: Iterable[str], method: str, own: Codes) -> dict[str, str | None]:
+    """Return the LOINC code of each label; None: none is known, and the label is reported as text.
+
+    method: the setting `loinc_method`; a type without a code for it has the one without a method. own: codes
+    of the bundle, which come first. A code of the table stands for a whole type: two labels of one type do
+    not get it, nor does a label if the bundle gives its code to another.
+    """
+    labels = list(labels)
+    found = {label: _choose(own.get(label, {}), method) for label in labels}
+    types = {label: find_type(label) for label in labels}
+    taken = {code for code in found.values() if code}
+    for label, cell_type in types.items():
+        if found[label] or cell_type is None or list(types.values()).count(cell_type) > 1:
+            continue
+        code = _choose({name: table.get(cell_type.key, "") for name, table in CODES.items()}, method)
+        found[label] = None if code in taken else code
+    return found
+
+
+def _choose(by_method: Mapping[str, str], method: str) -> str | None:
+    return by_method.get(method) or by_method.get("none") or None
 
 
 def name(label: str) -> str:
-    return f"{label.capitalize()}s/100 leukocytes in Blood"
+    """Return what is reported of a label: LOINC's name of its type, with the label itself if it differs."""
+    cell_type = find_type(label)
+    if cell_type is None:
+        return label.capitalize() + _ABOUT[role_of(label)]
+    same = re.sub("[_-]", " ", label).removesuffix("s") == cell_type.key
+    return cell_type.plural + _ABOUT[cell_type.role] + ("" if same else f" ({label})")
+
+
+def amount(differential: Differential, label: str) -> tuple[float | None, str, str]:
+    """Return what is reported of a label, its unit, and the unit in UCUM (https://ucum.org).
+
+    The amount is None without leukocytes.
+    """
+    if label in differential.percent:
+        return differential.percent[label], "%", "%"
+    if label in differential.per_100_leukocytes:
+        return differential.per_100_leukocytes[label], "per 100 leukocytes", "/100{WBCs}"
+    return differential.counts[label], "cells", "{cells}"
 
 
 def note(differential: Differential, label: str) -> str:
-    """Return the count of a class and the confidence intervals of its percentage."""
-    (low, high), (least, most) = differential.intervals.wilson[label], differential.intervals.exact[label]
+    """Return the count of a class and the confidence intervals of what is reported of it."""
+    count, of = differential.counts[label], differential.leukocytes
     level = f"{100 * differential.intervals.level:g} % interval"
-    return (
-        f"{differential.counts[label]} of {differential.n} classified cells;"
-        f" {level} {low:.1f} to {high:.1f} (Wilson), {least:.1f} to {most:.1f} (exact)"
-    )
+    whole = "classified cells" if of == differential.n else "classified leukocytes"
+    if label in differential.percent:
+        text, intervals = f"{count} of {of} {whole}", differential.intervals
+    elif label in differential.per_100_leukocytes:
+        text, intervals = (
+            f"{count} beside {of} classified leukocytes",
+            differential.intervals_per_100_leukocytes,
+        )
+    else:
+        return f"{count} of {differential.n} classified cells; no leukocytes, and in no percentage"
+    wilson, exact = intervals.wilson[label], intervals.exact[label]
+    if wilson is None or exact is None:
+        return text
+    (low, high), (least, most) = wilson, exact
+    return f"{text}; {level} {low:.1f} to {high:.1f} (Wilson), {least:.1f} to {most:.1f} (exact)"
 
 
 def about_site(differential: Differential) -> list[str]:

@@ -11,7 +11,8 @@ from app.archives.image_files import LeftOut, left_out_line
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
 from app.errors import BadLabels
-from app.evaluation.differential_count import LEVEL, fingerprint
+from app.evaluation.cell_types import Role, lacking, role_of
+from app.evaluation.differential_count import LEVEL, Count, fingerprint
 from app.evaluation.differential_count import count as count_labels
 from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
@@ -19,16 +20,19 @@ from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
 from app.wire.schemas import Caution, Evaluation, ImageProblem, Mistake, ModelReference, Prediction
 from app.wire.specimen import (
+    Bounds,
     ClassifiedCell,
     Differential,
     Proportions,
+    Ratios,
     ReviewedCell,
     Specimen,
     VerifiedSite,
 )
 
-ENOUGH_CELLS = 100  # fewer cells give a warning
+ENOUGH_CELLS = 100  # fewer leukocytes give a warning
 NOT_VERIFIED = Caution(code="not_verified", detail="The model was not verified for this laboratory.")
+_RATIOS = (Role.LEUKOCYTE, Role.PER_100)  # those of which a differential count has a ratio
 
 
 def model_reference(bundle: Bundle) -> ModelReference:
@@ -77,6 +81,8 @@ def differential(
         if cell.label not in bundle.labels:
             raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
     counts = count_labels([cell.label for cell in cells.values()], bundle.labels)
+    among, beside = ({one: counts[one] for one in bundle.labels if role_of(one) is role} for role in _RATIOS)
+    leukocytes = sum(count.n for count in among.values())
     hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
     return Differential(
         request_id=request_id,
@@ -89,14 +95,12 @@ def differential(
         performer=specimen.performer,
         fingerprint=fingerprint(model.sha256, hashes) if len(hashes) == len(cells) else None,
         n=len(cells),
+        leukocytes=leukocytes,
         counts={label: count.n for label, count in counts.items()},
-        percent={label: count.percent for label, count in counts.items()},
-        intervals=Proportions(
-            level=LEVEL,
-            unit="percent",
-            wilson={label: count.wilson for label, count in counts.items()},
-            exact={label: count.exact for label, count in counts.items()},
-        ),
+        percent={label: count.value for label, count in among.items()},
+        per_100_leukocytes={label: count.value for label, count in beside.items()},
+        intervals=Proportions(level=LEVEL, unit="percent", **_bounds(among)),
+        intervals_per_100_leukocytes=Ratios(level=LEVEL, unit="per 100 leukocytes", **_bounds(beside)),
         review=[
             ReviewedCell(
                 index=index,
@@ -110,23 +114,25 @@ def differential(
             if cell.review_reasons
         ],
         warnings=[
-            *_cautions(len(cells), len(faults), len(hashes) - len(set(hashes))),
+            *_cautions(bundle.labels, leukocytes, len(cells), len(faults), len(hashes) - len(set(hashes))),
             *([NOT_VERIFIED] if known and site is None else []),
         ],
         errors=list(faults),
     )
 
 
-def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
-    cautions = [
-        Caution(
-            code="classified_cells_only",
-            detail="Percentages are of classified cells: the model knows four classes, no basophils, bands,"
-            " blasts or other cells.",
-        )
-    ]
-    if n < ENOUGH_CELLS:
-        detail = f"Cells classified: {n}. A differential count needs at least {ENOUGH_CELLS}."
+def _bounds(counts: Mapping[str, Count]) -> dict[str, dict[str, Bounds]]:
+    return {
+        "wilson": {label: count.wilson for label, count in counts.items()},
+        "exact": {label: count.exact for label, count in counts.items()},
+    }
+
+
+def _cautions(labels: Sequence[str], leukocytes: int, n: int, left_out: int, repeated: int) -> list[Caution]:
+    cautions = [Caution(code="classified_cells_only", detail=_limits(labels))]
+    if leukocytes < ENOUGH_CELLS:
+        counted = "Cells" if all(role_of(label) is Role.LEUKOCYTE for label in labels) else "Leukocytes"
+        detail = f"{counted} classified: {leukocytes}. A differential count needs at least {ENOUGH_CELLS}."
         cautions.insert(0, Caution(code="few_cells", detail=detail))
     if left_out:
         detail = f"{left_out} of {n + left_out} images could not be classified and are not counted."
@@ -135,6 +141,24 @@ def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:
         detail = f"{repeated} of {n} images were sent more than once and are counted each time."
         cautions.append(Caution(code="duplicate_images", detail=detail))
     return cautions
+
+
+def _limits(labels: Sequence[str]) -> str:
+    """Return what a reader must know of the model's classes."""
+    missing = lacking(labels)
+    classes = f"the model knows {len(labels)} classes"
+    if missing:
+        classes += f", no {_enumerate(missing)}"
+    others = [label for label in labels if role_of(label) is not Role.LEUKOCYTE]
+    whole = f"leukocytes, without {_enumerate(others, 'and')}" if others else "cells"
+    return (
+        f"Percentages are of classified {whole}: {classes}. Any other cell is counted as one of its classes."
+    )
+
+
+def _enumerate(names: Sequence[str], conjunction: str = "or") -> str:
+    *first, last = names
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def evaluation(

@@ -125,13 +125,25 @@ class ClassifiedCells(Specimen):
     )
 
 
+Bounds = tuple[float, float] | None  # null without leukocytes
+
+
 class Proportions(BaseModel):
-    """Confidence intervals by class: lower and upper bound, in percent."""
+    """Confidence intervals by class of leukocytes: lower and upper bound, in percent of the leukocytes."""
 
     level: float
     unit: Literal["percent"]
-    wilson: dict[str, tuple[float, float]]
-    exact: dict[str, tuple[float, float]] = Field(description="Clopper–Pearson intervals")
+    wilson: dict[str, Bounds]
+    exact: dict[str, Bounds] = Field(description="Clopper–Pearson intervals")
+
+
+class Ratios(BaseModel):
+    """Confidence intervals of the cells counted beside 100 leukocytes: lower and upper bound."""
+
+    level: float
+    unit: Literal["per 100 leukocytes"]
+    wilson: dict[str, Bounds]
+    exact: dict[str, Bounds]
 
 
 class ReviewedCell(BaseModel):
@@ -168,10 +180,19 @@ class Differential(BaseModel):
     fingerprint: Sha256 | None = Field(
         description="equal for the same images in any order and the same model; null if hashes are missing"
     )
-    n: int = Field(description="number of classified cells")
-    counts: dict[str, int]
-    percent: dict[str, float] = Field(description="percent of the classified cells")
+    n: int = Field(description="number of classified cells, of every class")
+    leukocytes: int = Field(
+        description="those of `n` that are leukocytes: no erythroblasts, platelets, smudge cells, artefacts"
+    )
+    counts: dict[str, int] = Field(description="classified cells of each class; their sum is `n`")
+    percent: dict[str, float | None] = Field(
+        description="percent of the leukocytes, for each class of these; null without any"
+    )
+    per_100_leukocytes: dict[str, float | None] = Field(
+        description="cells per 100 leukocytes, for erythroblasts and smudge cells; null without leukocytes"
+    )
     intervals: Proportions
+    intervals_per_100_leukocytes: Ratios
     review: list[ReviewedCell]
     warnings: list[Caution]
     errors: list[ImageProblem]

@@ -76,11 +76,11 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Proportions:
-    """Intervals of each class's proportion, in percent. level: of confidence."""
+    """Intervals by class, in percent or per 100 leukocytes; None: no leukocytes. level: of confidence."""
 
     level: float
-    wilson: dict[str, tuple[float, float]]
-    exact: dict[str, tuple[float, float]]
+    wilson: dict[str, tuple[float, float] | None]
+    exact: dict[str, tuple[float, float] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,11 @@ class VerifiedSite:
 
 @dataclass(frozen=True, slots=True)
 class Differential:
-    """site: None if the model was not verified, as `warnings` then says, or if that is unknown."""
+    """n: the classified cells, the sum of counts; percent: of the leukocytes among them, None without any.
+
+    per_100_leukocytes: erythroblasts and smudge cells. leukocytes and these are absent in older services.
+    site: None if the model was not verified, as `warnings` then says, or if that is unknown.
+    """
 
     request_id: str
     model: ModelReference
@@ -118,11 +122,14 @@ class Differential:
     fingerprint: str | None
     n: int
     counts: dict[str, int]
-    percent: dict[str, float]
+    percent: dict[str, float | None]
     intervals: Proportions
     review: list[ReviewedCell]
     warnings: list[Warning]
     errors: list[ImageProblem]
+    leukocytes: int | None = None
+    per_100_leukocytes: dict[str, float | None] = field(default_factory=dict)
+    intervals_per_100_leukocytes: Proportions | None = None
     site: VerifiedSite | None = None
 
 

@@ -11,15 +11,22 @@ import pytest
 from rich.console import Console
 
 from app.archives.image_files import Kind, LeftOut
+from app.archives.images import StoredImage
 from app.bulk import command
 from app.bulk.cluster import FailedPart, divide
 from app.bulk.command import Tally
-from app.bulk.destination import Destination, ScoredPart
+from app.bulk.destination import Destination, ScoredPart, tabulate
 from app.bulk.location import Location
 from app.bulk.plan import Part, plan
 from app.cli.main import main
+from app.engine.classifier import Prediction
 from app.errors import Unusable
+from app.imaging.framing import Frame
+from app.inference.offline import Outcome
+from app.inference.pipeline import Answer
 from tests.fake_classifier import png
+from tests.own_bundles import write_bundle
+from tests.own_labels import FIVE, THIRTY_TWO
 
 
 def test_images_to_come_are_reckoned_from_those_that_were_read() -> None:
@@ -74,6 +81,26 @@ def test_what_cannot_work_is_refused_at_once(
     assert main(["score", str(tmp_path / "in"), str(tmp_path / destination), *more]) == 1
     assert said in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_class_with_the_name_of_a_column_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", ("neutrophil", "review"))
+    assert main(["score", str(tmp_path), str(tmp_path / "out"), "--bundle", str(bundle)]) == 1
+    assert "the model's class review has the name of another column" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("labels", [FIVE, THIRTY_TWO], ids=["5 labels", "32 labels"])
+def test_rows_have_a_column_of_each_label(labels: tuple[str, ...]) -> None:
+    probabilities = tuple(float(i == 1) for i in range(len(labels)))
+    frame = Frame(0, 0, 8, 6, nucleus=False)
+    answer = Answer("0" * 64, frame, Prediction(labels[1], 1.0, probabilities, 0.5, ()))
+    table = tabulate([Outcome(StoredImage("a.png", lambda: b""), answer)], labels)
+    assert table.schema.names[3 : 3 + len(labels)] == list(labels)
+    [row] = table.to_pylist()
+    assert (row["label"], row[labels[1]], row[labels[0]]) == (labels[1], 1, 0)
 
 
 def test_the_name_of_a_destination_formats_nothing() -> None:

@@ -10,11 +10,13 @@ import pytest
 from rich.console import Console
 
 from app.cli.commands import evaluate, predict
-from app.cli.main import main
+from app.cli.main import load_from, main
 from app.engine.bundle import CLASSES
 from app.settings import Settings
 from app.wire.schemas import Evaluation, Predictions
 from tests.fake_classifier import NAN, load, png
+from tests.own_bundles import cell, write_bundle
+from tests.own_labels import FIVE, THIRTY_TWO
 
 
 def write(path: Path, data: bytes) -> str:
@@ -114,6 +116,23 @@ def test_predict_reads_standard_input(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["predict", "-"], load=load, stdin=io.BytesIO(png(150))) == 0
     [only] = printed_json(capsys)["predictions"]
     assert (only["filename"], only["label"]) == ("-", "monocyte")
+
+
+@pytest.mark.parametrize("labels", [FIVE, THIRTY_TWO], ids=["5 labels", "32 labels"])
+def test_tables_of_any_labels_fit_a_terminal(tmp_path: Path, labels: tuple[str, ...]) -> None:
+    bundle = write_bundle(tmp_path / "bundle", labels)
+    for label in labels:
+        write(tmp_path / "cells" / label / "1.png", cell(label, labels))
+    settings = Settings(bundle=str(bundle), engine="openvino", threads=1)
+    files = [str(tmp_path / "cells" / label / "1.png") for label in labels[:2]]
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    assert predict(files, settings, load_from, stdin=io.BytesIO(), console=console) == 0
+    assert evaluate(tmp_path / "cells", settings, load_from, console=console) == 0
+    text = shown(console)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "1.000" in text
+    assert "1 of 1" in text or labels == FIVE
+    assert all(label.split()[0] in text for label in labels)
 
 
 def test_predict_shows_a_table_on_a_terminal(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from app.edge.keys import add_key
 from leuko_client import (
     AsyncClient,
     Client,
+    Differential,
     Evaluation,
     LeukoError,
     ModelReference,
@@ -36,6 +37,8 @@ from leuko_client.progress import Bar
 from leuko_client.protocol import Events
 from tests.fake_classifier import png
 from tests.fakes import CUT, GREYS, zipped
+from tests.own_labels import FIVE, THIRTY_TWO
+from tests.reports.examples import count
 from tests.running import FAKE, Running, running
 
 ROOT = Path(__file__).parents[2]
@@ -499,3 +502,15 @@ def test_the_readme_s_example_runs(
     assert lines[0].startswith("eosinophil 0.7 {")
     assert lines[1] == "cell.jpg eosinophil"
     assert lines[2].startswith("cut.jpg Image cannot be decoded (422)")
+
+
+@pytest.mark.parametrize("labels", [FIVE, THIRTY_TWO], ids=["5 labels", "32 labels"])
+def test_a_count_of_any_labels_is_read_as_the_service_sends_it(labels: tuple[str, ...]) -> None:
+    for found in (labels, ["platelet"]):
+        sent = count(labels, found).model_dump(mode="json")
+        received = build(Differential, sent)
+        assert (received.n, received.leukocytes) == (sent["n"], sent["leukocytes"])
+        assert received.percent == sent["percent"]
+        assert received.per_100_leukocytes == sent["per_100_leukocytes"]
+        older = {name: value for name, value in sent.items() if "leukocytes" not in name}
+        assert build(Differential, older).per_100_leukocytes == {}

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from app.engine.bundle import CLASSES
-from app.evaluation.differential_count import count, exact, fingerprint, wilson
+from app.evaluation.cell_types import Role, role_of
+from app.evaluation.differential_count import beside, count, exact, fingerprint, wilson
+from tests.own_labels import THIRTY_TWO
 
 numbers = st.integers(1, 10_000).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of)))
 
@@ -41,7 +43,37 @@ def test_counts_add_up_and_so_do_percentages(labels: list[str]) -> None:
     counts = count(labels, CLASSES)
     assert list(counts) == list(CLASSES)
     assert sum(of_class.n for of_class in counts.values()) == len(labels)
-    assert sum(of_class.percent for of_class in counts.values()) == pytest.approx(100)
+    assert sum(of_class.value or 0 for of_class in counts.values()) == pytest.approx(100)
+
+
+@given(st.lists(st.sampled_from(THIRTY_TWO), min_size=1))
+def test_percentages_are_of_the_leukocytes(labels: list[str]) -> None:
+    counts = count(labels, THIRTY_TWO)
+    leukocytes = [label for label in labels if role_of(label) is Role.LEUKOCYTE]
+    assert sum(one.n for one in counts.values()) == len(labels)
+    assert {one.of for one in counts.values()} == {len(leukocytes)}
+    if not leukocytes:
+        assert {one.value for one in counts.values()} == {None}
+        return
+    shares = [one.value or 0 for label, one in counts.items() if role_of(label) is Role.LEUKOCYTE]
+    assert sum(shares) == pytest.approx(100)
+    for one in counts.values():
+        for interval in (one.wilson, one.exact):
+            assert interval is not None
+            assert one.value is not None
+            assert interval[0] - 1e-9 <= one.value <= interval[1] + 1e-9
+
+
+def test_the_interval_of_cells_per_100_leukocytes_is_that_of_a_ratio() -> None:
+    # 10 erythroblasts beside 100 leukocytes: 10 of 110, as odds.
+    low, high = exact(10, 110)
+    found = beside(10, 100)
+    assert (found.value, found.exact) == (
+        10,
+        pytest.approx((100 * low / (100 - low), 100 * high / (100 - high))),
+    )
+    assert beside(0, 100).wilson == pytest.approx((0, 3.85), abs=0.01)
+    assert beside(300, 100).value == 300
 
 
 def test_a_fingerprint_depends_on_the_images_and_the_model_but_not_on_the_order() -> None:

@@ -6,21 +6,74 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from app.evaluation.intervals import Intervals, Ints, bootstrap, confusion_tables, true_classes
+from app.evaluation.intervals import (
+    Intervals,
+    Ints,
+    Tables,
+    bootstrap,
+    confusion_tables,
+    resample,
+    true_classes,
+)
 
 
-def tables_of(pairs: list[tuple[int, int]], units: list[int] | None = None, classes: int = 3) -> Ints:
+def tables_of(pairs: list[tuple[int, int]], units: list[int] | None = None, classes: int = 3) -> Tables:
     labels, predictions = np.array(pairs).T
     return confusion_tables(np.array(units or range(len(pairs))), labels, predictions, classes)
 
 
-def intervals_of(tables: Ints, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Intervals:
+def intervals_of(tables: Tables, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Intervals:
     return bootstrap(tables, unit="image", level=level, resamples=resamples, seed=seed)
 
 
 def test_each_unit_has_its_own_confusion_matrix() -> None:
     tables = tables_of([(0, 0), (0, 1), (1, 1), (0, 1)], units=[0, 1, 0, 1], classes=2)
-    assert tables.tolist() == [[[1, 0], [0, 1]], [[0, 2], [0, 0]]]
+    assert dense(tables).tolist() == [[[1, 0], [0, 1]], [[0, 2], [0, 0]]]
+
+
+def dense(tables: Tables) -> Ints:
+    table = np.zeros((len(tables), tables.shape[1] * tables.shape[2]), np.int64)
+    table[tables.units, tables.cells] = tables.counts
+    return table.reshape(tables.shape)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 32])
+def test_sums_and_selections_are_those_of_an_array(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(classes, size=(2, 300))
+    tables = confusion_tables(np.arange(300) % 40, labels, predictions, classes)
+    for axis in range(3):
+        assert (tables.sum(axis) == dense(tables).sum(axis)).all()
+    some = np.array([7, 3, 39])
+    assert (dense(tables.select(some)) == dense(tables)[some]).all()
+
+
+@pytest.mark.parametrize("groups", [30, 300, 3000])
+def test_resamples_are_those_of_whole_tables(groups: int) -> None:
+    """As drawn before tables were sparse: the intervals of reports made earlier stay the same."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(4, size=3000)
+    predictions = np.where(rng.random(3000) < 0.8, labels, rng.integers(4, size=3000))
+    tables = confusion_tables(np.arange(3000) % groups, labels, predictions, 4)
+    again, table, strata = np.random.default_rng(5), dense(tables), true_classes(tables)
+    expected = np.zeros((20, 16), np.int64)
+    for stratum in np.unique(strata):
+        rows = table[strata == stratum].reshape(-1, 16)
+        kinds, counts = np.unique(rows, axis=0, return_counts=True)
+        expected += again.multinomial(len(rows), counts / len(rows), size=20) @ kinds
+    assert (resample(tables, 20, 5).reshape(20, 16) == expected).all()
+
+
+@pytest.mark.parametrize("per_group", [1, 3, 100])
+def test_many_classes_and_groups_are_resampled_whole(per_group: int) -> None:
+    rng = np.random.default_rng(2)
+    labels = np.repeat(rng.integers(32, size=6000 // per_group), per_group)
+    predictions = np.where(rng.random(6000) < 0.5, labels, rng.integers(32, size=6000))
+    tables = confusion_tables(np.arange(6000) // per_group, labels, predictions, 32)
+    drawn = resample(tables, 300, 0)
+    assert (drawn.sum(axis=2) == tables.sum(axis=0).sum(axis=1)).all()  # every unit has as many images
+    spread = drawn.mean(axis=0) - tables.sum(axis=0)
+    assert abs(spread).max() < 5 * np.sqrt(tables.sum(axis=0).max() * per_group / 300)
 
 
 def test_a_unit_has_its_majority_class_and_the_lowest_in_a_tie() -> None:

@@ -138,6 +138,13 @@ def test_a_window_takes_the_answers_of_its_period_and_model(tmp_path: Path) -> N
     assert (window.other_models, window.broken) == (1, 2)
 
 
+def test_answers_of_another_model_with_its_own_labels_are_not_broken(tmp_path: Path) -> None:
+    log = write(tmp_path / "audit.jsonl", line(), line(sha256="of another", label="basophil"))
+    window = Window(model_sha256=SHIPPED.sha256, labels=CLASSES)
+    assert [answer.label for answer in window.read([log])] == ["monocyte"]
+    assert (window.other_models, window.broken) == (1, 0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -158,7 +165,7 @@ def test_a_window_takes_the_answers_of_its_period_and_model(tmp_path: Path) -> N
     ],
 )
 def test_a_line_that_cannot_be_an_answer_is_counted_as_broken(tmp_path: Path, wrong: str) -> None:
-    window = Window(since=datetime(2026, 11, 27, tzinfo=UTC))
+    window = Window(since=datetime(2026, 11, 27, tzinfo=UTC), labels=CLASSES)
     log = write(tmp_path / "audit.jsonl", line(), wrong)
     assert of(list(window.read([log]))).n == 1
     assert window.broken == 1

@@ -152,6 +152,20 @@ def test_the_reference_profile_is_exported() -> None:
         assert math.isnan(reference)
 
 
+def test_a_class_of_a_model_before_is_expected_no_more() -> None:
+    telemetry = Telemetry()
+    telemetry.describe_reference(None, CLASSES)
+    labels = ("basophil", "neutrophil")
+    seen = [Seen(label, 0.9, 1.0, review=False) for label in labels]
+    telemetry.describe_reference(summarise(seen, labels, "two cells"), labels)
+    shares = {
+        label: value(telemetry, "leuko_reference_share", label=label) for label in (*CLASSES, "basophil")
+    }
+    assert shares == dict.fromkeys(CLASSES, 0) | {"basophil": 0.5, "neutrophil": 0.5}
+    telemetry.describe_reference(None, labels)
+    assert math.isnan(value(telemetry, "leuko_reference_share", label="monocyte") or 0)
+
+
 def test_every_class_is_counted_from_0_before_its_first_answer() -> None:
     telemetry = Telemetry()
     telemetry.describe_reference(None, CLASSES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from app.wire.responses import differential
@@ -27,3 +29,10 @@ def made(
     cells[-1] = cells[-1].model_copy(update={"review_reasons": ["low_confidence"]})
     whose = Specimen(specimen=specimen, accession=accession, **others)
     return differential(request_id, FakeClassifier().bundle, whose, dict(enumerate(cells)))
+
+
+def count(labels: Sequence[str], found: Sequence[str], **others: str) -> Differential:
+    """Return the differential count of a bundle with these labels. found: the label of each cell."""
+    cells = {i: ClassifiedCell(label=label, image_sha256=f"{i:064x}") for i, label in enumerate(found)}
+    bundle = replace(FakeClassifier().bundle, labels=tuple(labels))
+    return differential("r", bundle, Specimen(specimen="S-1", **others), cells)

@@ -12,7 +12,8 @@ from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 from app.errors import Unusable
 from app.reports import fhir
 from app.wire.specimen import Differential
-from tests.reports.examples import AT, made
+from tests.own_labels import FIVE, THIRTY_TWO
+from tests.reports.examples import AT, count, made
 
 CONTEXT = {
     "subject": "Patient?identifier=urn:oid:1.2.3|4711",
@@ -190,3 +191,50 @@ def test_a_search_for_a_patient_is_for_transactions() -> None:
         report(made(**CONTEXT))
     document = report(made(**{**CONTEXT, "subject": "https://fhir.example.org/r4/Patient/17"}))
     assert Bundle.model_validate(document).type == "collection"
+
+
+# Labels of other bundles
+
+
+@pytest.mark.parametrize("labels", [FIVE, THIRTY_TWO], ids=["5 labels", "32 labels"])
+@pytest.mark.parametrize("method", ["none", "manual", "automated"])
+def test_every_label_of_any_bundle_is_an_observation(labels: tuple[str, ...], method: str) -> None:
+    differential = count(labels, [*labels, labels[0]])
+    document = report(differential, method)
+    assert Bundle.model_validate(document)
+    observations = parts(document, "Observation")
+    assert len(observations) == len(parts(document, "DiagnosticReport")[0]["result"]) == len(labels)
+    assert len({one["code"]["text"] for one in observations}) == len(labels)
+    codings = [tuple(coded([one["code"]])) for one in observations if "coding" in one["code"]]
+    assert len(set(codings)) == len(codings)
+    units = {one["valueQuantity"]["code"] for one in observations}
+    assert units == {"%", "/100{WBCs}", "{cells}"}
+    percentages = [
+        one["valueQuantity"]["value"] for one in observations if one["valueQuantity"]["code"] == "%"
+    ]
+    assert sum(percentages) == pytest.approx(100, abs=0.2)
+
+
+def test_a_label_without_a_code_is_text_and_one_of_the_bundle_has_its_code() -> None:
+    differential = count(THIRTY_TWO, THIRTY_TWO)
+    own = {"x2": {"none": "30376-8"}}
+    document = fhir.bundle(differential, method="none", software="1.0", at=AT, own=own)
+    by_text = {one["code"]["text"]: one["code"] for one in parts(document, "Observation")}
+    assert by_text["Faggot-cell/100 leukocytes in Blood"].keys() == {"text"}
+    assert coded([by_text["X2/100 leukocytes in Blood"]]) == {("http://loinc.org", "30376-8")}
+    assert coded([by_text["Nucleated erythrocytes/100 leukocytes in Blood (nrbc)"]]) == {
+        ("http://loinc.org", "19048-8")
+    }
+
+
+def test_without_leukocytes_there_is_no_percentage() -> None:
+    document = report(count(FIVE, ["platelet", "erythroblast"]))
+    assert Bundle.model_validate(document)
+    for observation in parts(document, "Observation"):
+        if observation["code"]["text"].startswith("Platelets"):
+            assert observation["valueQuantity"]["value"] == 1
+        else:
+            assert "valueQuantity" not in observation
+            assert coded([observation["dataAbsentReason"]]) == {
+                ("http://terminology.hl7.org/CodeSystem/data-absent-reason", "not-a-number")
+            }

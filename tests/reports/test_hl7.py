@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from app.errors import Unusable
 from app.reports import hl7
 from app.wire.specimen import Differential
-from tests.reports.examples import AT, made
+from tests.own_labels import FIVE, THIRTY_TWO
+from tests.reports.examples import AT, count, made
 
 identifiers = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=128)
 
@@ -114,3 +115,37 @@ def test_what_only_fhir_can_hold_is_refused(name: str) -> None:
     value = {"subject": "Patient/1", "effectiveDateTime": "2026", "performer": "Organization/1"}[name]
     with pytest.raises(Unusable, match="for FHIR"):
         written(made(**{name: value}))
+
+
+@pytest.mark.parametrize("labels", [FIVE, THIRTY_TWO], ids=["5 labels", "32 labels"])
+@pytest.mark.parametrize("method", ["none", "manual", "automated"])
+def test_every_label_of_any_bundle_is_a_result(labels: tuple[str, ...], method: str) -> None:
+    text = written(count(labels, [*labels, labels[0]]), method)
+    assert parsed(text).validate()
+    results = segments(text, "OBX")
+    assert len({result[3] for result in results}) == len(results) == len(labels)
+    assert {result[3].split("^")[2] for result in results} == {"LN", hl7.LOCAL}
+    assert {result[6] for result in results} == {
+        "%^percent^UCUM",
+        "/100{WBCs}^per 100 leukocytes^UCUM",
+        "{cells}^cells^UCUM",
+    }
+
+
+def test_a_label_without_a_code_is_text_in_a_local_system() -> None:
+    results = segments(written(count(FIVE, ["platelet", "basophil", "platelet"])), "OBX")
+    assert results[1][3] == "30180-4^Basophils/100 leukocytes in Blood^LN"
+    assert results[4][3] == "platelet^Platelets among the classified cells^99LEU"
+    assert (results[1][5], results[4][5]) == ("100.00", "2")
+
+
+def test_a_result_that_cannot_be_obtained_is_marked_and_empty() -> None:
+    text = written(count(FIVE, ["platelet", "erythroblast"]))
+    assert parsed(text).validate()
+    assert [(result[5], result[11]) for result in segments(text, "OBX")] == [("", "X")] * 4 + [("1", "P")]
+
+
+def test_the_bundles_codes_come_first() -> None:
+    own = {"platelet": {"none": "30376-8"}}
+    text = hl7.message(count(FIVE, ["platelet"]), method="manual", at=AT, own=own)
+    assert segments(text, "OBX")[4][3].startswith("30376-8^Platelets")

@@ -38,11 +38,13 @@ REPORT_FORMATS: Document = {
 
 DESCRIPTION = """
 Send the images of one specimen as multipart form data, as for `/predict`, or the `predictions` and
-`errors` of earlier `/predict` responses as JSON. Percentages refer to the classified cells; each has a
-Wilson and an exact (Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at;
-`warnings` lists limits of the count that its reader must know. `specimen` and `accession` are returned
-unchanged and never stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a
-preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
+`errors` of earlier `/predict` responses as JSON. Percentages are of the leukocytes among the classified
+cells; each has a Wilson and an exact (Clopper–Pearson) 95 % interval. If the model knows erythroblasts or
+smudge cells, they are counted per 100 leukocytes; platelets and artefacts are only counted. `review` lists
+the cells that a person must look at; `warnings` lists limits of the count that its reader must know.
+`specimen` and `accession` are returned unchanged and never stored or logged.
+`Accept: application/fhir+json` selects a FHIR R4 Bundle with a preliminary DiagnosticReport,
+`Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
 `bundle=transaction` returns a Bundle that a FHIR server stores as a transaction; `subject`,
 `effectiveDateTime` and `performer` are put into FHIR reports. Send `model` with earlier predictions, so that
 the report names the model that made them. Not for diagnosis.
@@ -94,7 +96,7 @@ async def differential(
         def count() -> Finished:
             model = responses.model_reference(bundle)
             counted = responses.differential(context.request_id, bundle, specimen, cells, faults, model)
-            return render_count(counted, kind, settings.loinc_method, bundle_type)
+            return render_count(counted, kind, settings.loinc_method, bundle_type, bundle.codes)
 
         finished = await SHORT.run(count, context)
     context.findings.update(finished.findings)

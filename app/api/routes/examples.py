@@ -59,8 +59,10 @@ DIFFERENTIAL = {
     "accession": "A-1",
     "fingerprint": SHA256,
     "n": 2,
+    "leukocytes": 2,
     "counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
     "percent": {"eosinophil": 50.0, "lymphocyte": 0.0, "monocyte": 0.0, "neutrophil": 50.0},
+    "per_100_leukocytes": {},
     "intervals": {
         "level": 0.95,
         "unit": "percent",
@@ -77,6 +79,7 @@ DIFFERENTIAL = {
             "neutrophil": [1.26, 98.74],
         },
     },
+    "intervals_per_100_leukocytes": {"level": 0.95, "unit": "per 100 leukocytes", "wilson": {}, "exact": {}},
     "review": [
         {
             "index": 1,
@@ -94,8 +97,9 @@ DIFFERENTIAL = {
         },
         {
             "code": "classified_cells_only",
-            "detail": "Percentages are of classified cells: the model knows four classes, no basophils,"
-            " bands, blasts or other cells.",
+            "detail": "Percentages are of classified cells: the model knows 4 classes, no basophils, bands,"
+            " immature granulocytes, blasts or nucleated erythrocytes. Any other cell is counted as one of"
+            " its classes.",
         },
     ],
     "errors": [],

@@ -359,7 +359,7 @@ def test_browsers_revalidate_the_files_of_the_page(service: Running) -> None:
         answer = client.get("/")
         assert "script-src 'self'" in answer.headers["content-security-policy"]
         assert "unsafe" not in answer.headers["content-security-policy"]
-        for name in ("page.css", "page.js", "files.js", "zip.js", "icon.svg"):
+        for name in ("page.css", "page.js", "files.js", "marks.js", "zip.js", "icon.svg"):
             first = client.get(f"/page/{name}")
             assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
             assert (

@@ -61,7 +61,7 @@ export async function beginsAsImage(blob) {
 export function classOf(path, labels) {
   for (const part of path.split("/").slice(0, -1).reverse()) {
     const key = part.normalize("NFC").trim().toLowerCase();
-    const label = labels.find((name) => [key, key.replace(/s$/, ""), `${key}s`].includes(name));
+    const label = [key, key.replace(/s$/, ""), `${key}s`].find((name) => labels.includes(name));
     if (label) return label;
   }
   return null;

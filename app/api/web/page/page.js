@@ -9,9 +9,9 @@ import {
   selectImages,
   unpack,
 } from "./files.js";
+import { markOf } from "./marks.js";
 import { extract, readDirectory, Unreadable } from "./zip.js";
 
-const LABELS = ["eosinophil", "lymphocyte", "monocyte", "neutrophil"];
 const BATCH_SIZE = 8; // images in a request
 const CONCURRENT_REQUESTS = 2;
 const MAX_ATTEMPTS = 8; // of a request that is answered 429 or 503
@@ -19,6 +19,7 @@ const MAX_NETWORK_ATTEMPTS = 3; // of a request without an answer
 const MAX_CELLS = 10_000; // in a differential
 const MAX_FILENAME = 255; // characters in a form
 const MISTAKES_PER_PAGE = 24;
+const MOST_BARS = 6; // probabilities on a card
 // Errors of one request that say nothing about the others.
 const IMAGE_CODES = ["too_large", "engine_error", "deadline_passed"];
 const MIB = 2 ** 20;
@@ -553,20 +554,36 @@ function fillCard(cell, card) {
     hidden: !review,
     textContent: `⚑ Review: ${reasons.map((reason) => REASONS[reason] ?? reason).join("; ")}.`,
   });
-  const bars = LABELS.map((name) =>
+  const labels = Object.keys(probabilities);
+  const bar = (name, share, mark) =>
     element(
       "li",
-      { className: name },
+      { dataset: mark },
       element("span", { textContent: name }),
       element(
         "span",
         { className: "track", attributes: { "aria-hidden": "true" } },
-        element("i", { style: { width: percent(probabilities[name]).replace(" ", "") } }),
+        element("i", { style: { width: percent(share).replace(" ", "") } }),
       ),
-      element("span", { textContent: percent(probabilities[name]) }),
-    ),
-  );
-  card.querySelector(".bars").append(...bars);
+      element("span", { textContent: percent(share) }),
+    );
+  // Of many classes, a card has the most probable ones and the sum of the others.
+  const shown =
+    labels.length <= MOST_BARS
+      ? labels
+      : [...labels].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST_BARS - 1);
+  const rest = labels.filter((name) => !shown.includes(name));
+  card
+    .querySelector(".bars")
+    .append(...shown.map((name) => bar(name, probabilities[name], markOf(name, labels))));
+  if (rest.length)
+    card.querySelector(".bars").append(
+      bar(
+        `${rest.length} others`,
+        rest.reduce((sum, name) => sum + probabilities[name], 0),
+        { others: "" },
+      ),
+    );
   card.querySelector(".bars").setAttribute("aria-label", "Probabilities");
   const button = card.querySelector(".map button");
   button.setAttribute("aria-label", `Activation map of ${cell.name}`);
@@ -718,32 +735,22 @@ function showCounted(isCounted) {
 }
 
 function showDifferential(differential) {
+  const { n, leukocytes, counts, review } = differential,
+    labels = Object.keys(counts);
+  const among = leukocytes === n ? "" : ` (${plural(leukocytes, "leukocyte")})`;
   $("differential").caption.textContent =
-    `${plural(differential.n, "classified cell")}, ${differential.review.length} to review`;
+    `${plural(n, "classified cell")}${among}, ${review.length} to review`;
   $("differential").tBodies[0].replaceChildren(
-    ...LABELS.map((label) => {
-      const [low, high] = differential.intervals.wilson[label],
-        [exactLow, exactHigh] = differential.intervals.exact[label];
-      const range = element(
-        "div",
-        { className: "range" },
-        element("span", {
-          className: "interval",
-          style: { left: `${low}%`, width: `${high - low}%`, background: "var(--class)" },
-        }),
-        element("span", {
-          className: "point",
-          style: { left: `${differential.percent[label]}%`, background: "var(--class)" },
-        }),
-      );
+    ...labels.map((label) => {
+      const { share, wilson, exact, range } = amountOf(differential, label);
       return element(
         "tr",
-        { className: label },
+        { dataset: markOf(label, labels) },
         element("th", { scope: "row", textContent: label }),
-        element("td", { textContent: differential.counts[label] }),
-        element("td", { textContent: percent(differential.percent[label] / 100) }),
-        element("td", { textContent: `${low.toFixed(1)} – ${high.toFixed(1)}` }),
-        element("td", { textContent: `${exactLow.toFixed(1)} – ${exactHigh.toFixed(1)}` }),
+        element("td", { textContent: counts[label] }),
+        element("td", { textContent: share }),
+        element("td", { textContent: wilson }),
+        element("td", { textContent: exact }),
         element("td", { className: "wide", attributes: { "aria-hidden": "true" } }, range),
       );
     }),
@@ -752,6 +759,26 @@ function showDifferential(differential) {
     ...differential.warnings.map((warning) => element("li", { textContent: warning.detail })),
   );
   showCounted(true);
+}
+
+// Return what a row of the differential says of a class: percent of the leukocytes, or cells per 100 of them.
+function amountOf(differential, label) {
+  const { percent: shares, per_100_leukocytes: ratios } = differential;
+  const isShare = label in shares,
+    value = isShare ? shares[label] : ratios[label];
+  if (value === undefined || value === null) return { share: "–", wilson: "–", exact: "–", range: "" };
+  const intervals = isShare ? differential.intervals : differential.intervals_per_100_leukocytes;
+  const [low, high] = intervals.wilson[label];
+  const text = (bounds) => bounds.map((bound) => bound.toFixed(1)).join(" – ");
+  const texts = { wilson: text(intervals.wilson[label]), exact: text(intervals.exact[label]) };
+  if (!isShare) return { ...texts, share: `${value.toFixed(1)} per 100 WBC`, range: "" };
+  const range = element(
+    "div",
+    { className: "range" },
+    element("span", { className: "interval", style: { left: `${low}%`, width: `${high - low}%` } }),
+    element("span", { className: "point", style: { left: `${value}%` } }),
+  );
+  return { ...texts, share: percent(value / 100), range };
 }
 
 // --- evaluation -------------------------------------------------------------------------------------
@@ -1042,11 +1069,15 @@ function saveCsv(name, rows) {
 }
 
 function cellRows() {
+  // Models that were switched meanwhile may have other classes: those of all cells are columns.
+  const labels = [
+    ...new Set(state.cells.flatMap(({ prediction }) => Object.keys(prediction?.probabilities ?? {}))),
+  ];
   const head = [
     "filename",
     "label",
     "confidence",
-    ...LABELS,
+    ...labels,
     "ood_score",
     "review",
     "review_reasons",
@@ -1061,14 +1092,14 @@ function cellRows() {
             name,
             prediction.label,
             prediction.confidence,
-            ...LABELS.map((label) => prediction.probabilities[label]),
+            ...labels.map((label) => prediction.probabilities[label]),
             prediction.ood_score,
             prediction.review,
             prediction.review_reasons.join(" "),
             prediction.image_sha256,
             "",
           ]
-        : [name, ...Array(10).fill(""), problem?.detail],
+        : [name, ...Array(head.length - 2).fill(""), problem?.detail],
     ),
   ];
 }
