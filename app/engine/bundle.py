@@ -7,14 +7,23 @@ sha256 of `config.json` itself identifies the whole bundle. Weights are never pi
 from __future__ import annotations
 
 import hashlib
+import re
 import reprlib
 from codecs import BOM_UTF8
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+)
 
 from app.errors import BundleError
 from app.evaluation.answer_profile import AnswerProfile, parse
@@ -34,7 +43,13 @@ WEIGHTS, GRAPH, OOD, KNOWN_ANSWER = (
 FILES = (WEIGHTS, GRAPH, OOD, KNOWN_ANSWER)
 MAX_SITE = 128  # characters of a laboratory's name
 INVALID = "is not a valid bundle configuration"
-CLASSES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
+CLASSES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")  # of the shipped bundle and the samples
+MIN_LABELS, MAX_LABELS = 2, 32
+MAX_LABEL = 64  # characters
+RESERVED = ("unidentified", "not_a_cell")  # what a person may call a cell that is of no class
+
+_LABEL = re.compile(r"[a-z][a-z0-9 _-]*(?<! )")
+_LOINC = re.compile(r"[0-9]{1,7}-[0-9]")
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class Bundle:
     reference: AnswerProfile | None = None  # of the answers on the test set; older bundles have none
     quality_limits: QualityLimits | None = None  # pictures beyond them go to review; older bundles have none
     site: SiteRecord | None = None  # None: not verified for a laboratory
+    codes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # label → method → LOINC code
 
     @property
     def thresholds(self) -> Thresholds:
@@ -103,6 +119,7 @@ def load_bundle(path: Path) -> Bundle:
         scores=config.scores,
         reference=config.reference,
         site=SiteRecord(**config.site.model_dump()) if config.site else None,
+        codes=config.codes,
     )
 
 
@@ -126,15 +143,50 @@ def _check_format(value: int) -> int:
     return value
 
 
-def _check_labels(value: Any) -> tuple[str, ...]:
-    if value != list(CLASSES):
-        raise ValueError(f"must be {', '.join(CLASSES)} in this order, not {reprlib.repr(value)}")
-    return CLASSES
+def check_labels(labels: object) -> tuple[str, ...]:
+    """Return the labels of a bundle, a list or tuple. Raise ValueError, which says what is allowed."""
+    if not isinstance(labels, list | tuple) or not MIN_LABELS <= len(labels) <= MAX_LABELS:
+        raise ValueError(
+            f"must be a list of {MIN_LABELS} to {MAX_LABELS} class names, not {reprlib.repr(labels)}"
+        )
+    for label in labels:
+        if not isinstance(label, str) or len(label) > MAX_LABEL or not _LABEL.fullmatch(label):
+            raise ValueError(
+                f"must have names of at most {MAX_LABEL} characters that begin with a small letter and have"
+                f" small letters, digits, blanks, _ and - (no blank at the end), not {reprlib.repr(label)}"
+            )
+        if label in RESERVED:
+            raise ValueError(f"must not have the name {label!r}, which means that a cell is of no class")
+    if repeated := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+        raise ValueError(f"must have each name once, but repeat {', '.join(repeated)}")
+    return tuple(labels)
 
 
-def _check_known_answer(value: tuple[float, ...]) -> tuple[float, ...]:
-    if len(value) != len(CLASSES):
-        raise ValueError(f"must have one probability for each label ({len(CLASSES)}), not {len(value)}")
+def _check_known_answer(value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+    labels = info.data.get("labels")  # None if they are invalid, which is an error of its own
+    if labels is not None and len(value) != len(labels):
+        raise ValueError(f"must have one probability for each label ({len(labels)}), not {len(value)}")
+    return value
+
+
+def check_code(code: str) -> str:
+    """Return a LOINC code. Raise ValueError for one of another form or with a wrong check digit.
+
+    The last digit is that of Luhn's algorithm (LOINC Users' Guide, "Calculating Mod 10 Check Digits").
+    """
+    digits = [int(digit) for digit in code.replace("-", "")] if _LOINC.fullmatch(code) else [1]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    if (sum(digits[-1::-2]) + sum(doubled)) % 10:
+        raise ValueError(
+            f"must be a LOINC code with its check digit, such as 30180-4, not {reprlib.repr(code)}"
+        )
+    return code
+
+
+def _check_codes(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    labels = info.data.get("labels")
+    if labels is not None and (others := [label for label in value if label not in labels]):
+        raise ValueError(f"must have only codes of the bundle's labels, not of {reprlib.repr(others)}")
     return value
 
 
@@ -147,15 +199,17 @@ def _check_files(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-def _parse_reference(value: Any) -> AnswerProfile:
+def _parse_reference(value: Any, info: ValidationInfo) -> AnswerProfile:
     try:
-        return parse(value, CLASSES)
+        return parse(value, info.data.get("labels"))
     except (BundleError, OverflowError) as error:
         raise ValueError(f"is invalid: {error}") from error
 
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Method = Literal["none", "manual", "automated"]  # of counting, which LOINC tells apart
+LoincCode = Annotated[str, AfterValidator(check_code)]
 
 
 class _Table(BaseModel):
@@ -214,7 +268,7 @@ class _Config(_Files):
     format: Annotated[int, AfterValidator(_check_format)]
     name: str
     version: str
-    labels: Annotated[tuple[str, ...], PlainValidator(_check_labels)]
+    labels: Annotated[tuple[str, ...], PlainValidator(check_labels)]
     preprocessing: _Preprocessing
     temperature: Positive
     review: _Review
@@ -223,6 +277,7 @@ class _Config(_Files):
     scores: dict[str, Any]
     reference: Annotated[AnswerProfile | None, PlainValidator(_parse_reference)] = None
     site: _Site | None = None
+    codes: Annotated[dict[str, dict[Method, LoincCode]], AfterValidator(_check_codes)] = {}
 
 
 def _parse(raw: bytes, path: Path) -> _Config:

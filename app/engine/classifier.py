@@ -145,11 +145,17 @@ class Classifier:
         answer = self.classify([cell])[0]
         computed = None if isinstance(answer, EngineError) else answer.probabilities
         expected = self.bundle.known_answer
-        if computed is None or np.abs(np.subtract(computed, expected)).max() > KNOWN_ANSWER_TOLERANCE:
+        if computed is None or not _agree(computed, expected):
             raise BundleError(
                 f"{self.engine.name} on {self.engine.device} answers {computed} to {KNOWN_ANSWER}, the "
                 f"bundle expects {expected}: this engine does not compute the bundle's network here"
             )
+
+
+def _agree(computed: Sequence[float], expected: Sequence[float]) -> bool:
+    if len(computed) != len(expected):
+        return False
+    return bool(np.abs(np.subtract(computed, expected)).max() <= KNOWN_ANSWER_TOLERANCE)
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -179,6 +185,10 @@ def load_classifier(path: Path, engine: str = "auto", threads: int = 0) -> Class
     """
     bundle = load_bundle(path)
     neighbours, head = read_neighbours(path), read_head(path)
+    if len(head) != len(bundle.labels):
+        raise BundleError(
+            f"{path}: the final layer has {len(head)} classes, the bundle {len(bundle.labels)} labels"
+        )
     for bank in filter(None, (neighbours.known, neighbours.others)):
         if head.shape[1] != bank.features.shape[1]:
             raise BundleError(f"{path}: {OOD} has shape {bank.features.shape}, the final layer {head.shape}")

@@ -154,12 +154,16 @@ def dump(profile: AnswerProfile) -> dict[str, Any]:
     } | ({} if profile.reasons is None else {"reasons": dict(profile.reasons)})
 
 
-def parse(table: object, names: Sequence[str]) -> AnswerProfile:
-    """Read what `dump` returned. Raise BundleError, which names every invalid value."""
+def parse(table: object, names: Sequence[str] | None = None) -> AnswerProfile:
+    """Read what `dump` returned. Raise BundleError, which names every invalid value.
+
+    names: the classes that it must have, in this order; None: those that it has.
+    """
     try:
         profile = _Profile.model_validate(table)
     except ValidationError as error:
         raise BundleError(f"{INVALID}: {explain(error.errors())}") from error
+    names = [*profile.labels] if names is None else names
     if missing := [name for name in names if name not in profile.labels]:
         raise BundleError(f"{INVALID}: no count of {', '.join(missing)}")
     labels = {name: profile.labels[name] for name in names}

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from app.engine.bundle import CLASSES, FILES, WEIGHTS, load_bundle
+from app.engine.bundle import CLASSES, FILES, WEIGHTS, check_code, load_bundle
 from app.errors import BundleError
+from app.evaluation.answer_profile import Seen, dump, summarise
 from app.imaging.framing import Preprocessing
 
 Write = Callable[..., Path]
@@ -79,9 +80,23 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
         ({"format": 1}, "format must be 2, not 1: use a matching version of Leuko"),
         ({"format": "2"}, "format must be a valid integer, not '2'"),
         ({"name": 5}, "name must be a valid string, not 5"),
-        ({"labels": list(reversed(CLASSES))}, "labels must be eosinophil, lymphocyte"),
-        ({"labels": ["a", "b"]}, "labels must be eosinophil, lymphocyte"),
-        ({"labels": "eosinophil"}, "labels must be eosinophil, .* in this order, not 'eosinophil'"),
+        ({"labels": "eosinophil"}, "labels must be a list of 2 to 32 class names, not 'eosinophil'"),
+        ({"labels": ["neutrophil"]}, "labels must be a list of 2 to 32 class names"),
+        ({"labels": [f"class {i}" for i in range(33)]}, "labels must be a list of 2 to 32 class names"),
+        ({"labels": ["Band", "blast"]}, "labels must have names .* small letters, .* not 'Band'"),
+        ({"labels": ["", "blast"]}, "labels must have names .* not ''"),
+        ({"labels": ["band\n", "blast"]}, "labels must have names"),
+        ({"labels": ["band ", "blast"]}, "labels must have names .* not 'band '"),
+        ({"labels": ["zelle", "zählt"]}, "labels must have names .* not 'zählt'"),
+        ({"labels": ["b" * 65, "blast"]}, "labels must have names of at most 64 characters"),
+        ({"labels": [1, 2]}, "labels must have names .* not 1"),
+        ({"labels": ["blast", "band", "blast"]}, "labels must have each name once, but repeat blast"),
+        ({"labels": ["blast", "not_a_cell"]}, "labels must not have the name 'not_a_cell'"),
+        ({"codes": {"blast": {"none": "26446-5"}}}, r"codes must have only codes of .*, not of \['blast'\]"),
+        ({"codes": {"monocyte": {"flow": "26485-3"}}}, "codes.monocyte.flow.* must be 'none', 'manual' or"),
+        ({"codes": {"monocyte": {"none": "26485-4"}}}, "codes.monocyte.none must be a LOINC code with its"),
+        ({"codes": {"monocyte": {"none": "monocytes"}}}, "codes.monocyte.none must be a LOINC code"),
+        ({"codes": {"monocyte": "26485-3"}}, "codes.monocyte must be an object, not '26485-3'"),
         ({"known_answer": [1.0]}, r"known_answer must have one probability for each label \(4\), not 1"),
         ({"known_answer": [0.1, 0.2, 0.3, 4]}, "known_answer.3 must be less than or equal to 1, not 4"),
         ({"temperature": 0}, "temperature must be greater than 0, not 0"),
@@ -171,6 +186,41 @@ def test_a_configuration_that_is_not_a_json_object_is_refused(write: Write, raw:
     (path / "config.json").write_bytes(raw)
     with pytest.raises(BundleError, match=f"config.json is not a valid bundle configuration: {message}"):
         load_bundle(path)
+
+
+@pytest.mark.parametrize("n", [2, 5, 32])
+def test_a_bundle_has_its_own_labels_in_its_own_order(write: Write, n: int) -> None:
+    labels = ["neutrophil", "basophil", "band-form", "ig 2", *(f"class_{i}" for i in range(28))][:n]
+    answers = [Seen(label, 0.9, 1.0, review=False) for label in labels]
+    path = write(
+        labels=labels,
+        known_answer=[1 / n] * n,
+        reference=dump(summarise(answers, labels, "cells")),
+        codes={"basophil": {"none": "30180-4", "manual": "707-0"}},
+    )
+    bundle = load_bundle(path)
+    assert bundle.labels == tuple(labels)
+    assert bundle.codes == {"basophil": {"none": "30180-4", "manual": "707-0"}}
+    assert bundle.reference is not None
+    assert list(bundle.reference.labels) == labels
+
+
+def test_known_answer_and_reference_must_be_of_the_bundles_own_labels(write: Write) -> None:
+    reference = dump(summarise([Seen("monocyte", 0.9, 1.0, review=False)], CLASSES, "cells"))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(write(labels=["blast", "band", "monocyte"], reference=reference))
+    assert "known_answer must have one probability for each label (3), not 4" in caught.value.detail
+    assert "reference is invalid: the reference is not a valid answer profile: no count of blast, band" in (
+        caught.value.detail
+    )
+
+
+@pytest.mark.parametrize("code", ["30180-4", "706-2", "707-0", "5905-5", "58413-6"])
+def test_the_check_digit_of_a_loinc_code_is_verified(code: str) -> None:
+    assert check_code(code) == code
+    wrong = f"{code[:-1]}{(int(code[-1]) + 1) % 10}"
+    with pytest.raises(ValueError, match="must be a LOINC code with its check digit"):
+        check_code(wrong)
 
 
 def test_additional_fields_and_a_byte_order_mark_are_ignored(write: Write) -> None:
