@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scored:
-    """A network's output on n images: logits [n, 4], features [n, 512], labels [n], weights [n]."""
+    """A network's output on n images: logits [n, classes], features [n, 512], labels [n], weights [n]."""
 
     logits: Floats
     features: Floats
@@ -38,7 +38,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores of n images by networks that were not trained on them: logits [n, 4], the rest [n].
+    """Scores of n images by networks that were not trained on them: logits [n, classes], the rest [n].
 
     weights: equal for each class, photo and file of a fold; with laboratories, their sums are equal too.
     """
