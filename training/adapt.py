@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from training.augment import augment
 from training.config import Augmentation
@@ -121,19 +120,6 @@ def cross_validate(
     starts: the bundle's network first. replay: cells that must not be forgotten, half of each batch.
     """
     fold = deal(cells, seed)
-    total = len(np.unique(fold)) * len(starts) * STEPS
-    with tqdm(total=total, desc="cross-validation", unit=" steps", disable=None) as bar:
-        return _cross_validate(starts, cells, replay, seed, fold, bar.update)
-
-
-def _cross_validate(
-    starts: Sequence[Network],
-    cells: OwnCells,
-    replay: OwnCells | None,
-    seed: int,
-    fold: NDArray[np.int64],
-    on_step: Callable[[], object],
-) -> Trial:
     shape = (len(cells), starts[0].trunk.fc.out_features), (len(cells), starts[0].trunk.fc.in_features)
     outputs = {
         Candidate(start, way): Outputs(np.zeros(shape[0], np.float32), np.zeros(shape[1], np.float32))
@@ -143,7 +129,7 @@ def _cross_validate(
     for k in np.unique(fold):
         inside, outside = np.flatnonzero(fold != k).tolist(), np.flatnonzero(fold == k).tolist()
         for start, network in enumerate(starts):
-            after = tune(network, cells.take(inside), seed + int(k), replay, on_step)
+            after = tune(network, cells.take(inside), seed + int(k), replay)
             for way in WAYS:
                 found = run(between(network, after, way), cells.framed[outside])
                 whole = outputs[Candidate(start, way)]
@@ -184,16 +170,10 @@ def undivided(cells: OwnCells) -> list[int]:
     return sorted(label for label, found in groups.items() if len(found) < 2)
 
 
-def tune(
-    network: Network,
-    cells: OwnCells,
-    seed: int,
-    replay: OwnCells | None = None,
-    on_step: Callable[[], object] = lambda: None,
-) -> Network:
+def tune(network: Network, cells: OwnCells, seed: int, replay: OwnCells | None = None) -> Network:
     """Return a copy of the network after `STEPS` steps on these cells, classes drawn equally often.
 
-    replay: half of each batch. on_step: called after each step.
+    replay: half of each batch.
     """
     # In evaluation mode the batch statistics are frozen: a laboratory's few cells would spoil them.
     after = deepcopy(network).to(memory_format=torch.channels_last).eval()
@@ -216,7 +196,6 @@ def tune(
         total: Tensor = loss + HELD * distance
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        on_step()
     return after
 
 

@@ -274,12 +274,19 @@ def add_laboratories(commands: Commands) -> None:
 def add_right_when_kept(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--right-when-kept",
-        type=float,
+        type=share,
         default=0.95,
         metavar="SHARE",
         help="with laboratories: least share of cells without a review mark that are right in those left"
         " out (default: 0.95)",
     )
+
+
+def share(text: str) -> float:
+    value = float(text)  # argparse reports a ValueError
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
 
 
 def run_laboratories(args: argparse.Namespace) -> None:
@@ -339,14 +346,6 @@ def run_export(args: argparse.Namespace) -> None:
         f"{agreed.int8_worst:.2%} in each laboratory "
         f"(int8 probabilities differ by {agreed.int8_drift:.4f} on average)"
     )
-
-
-def share(text: str) -> float:
-    """Parse a share. Raise ValueError, which argparse turns into a message, unless it is from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value
 
 
 def add_replace(parser: argparse.ArgumentParser, what: str) -> None:
