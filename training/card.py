@@ -29,7 +29,7 @@ METRICS = ("accuracy", "precision", "recall", "f1", "mse")
 LICENCES = {
     "blood-cells": "`paultimothymooney/blood-cells` of Kaggle, made from BCCD: MIT",
     "pbc-cells": "PBC (Acevedo et al. 2020, Hospital Clínic Barcelona): CC BY 4.0",
-    "pbc-others": "PBC's basophils, erythroblasts, immature granulocytes and platelets: CC BY 4.0",
+    "pbc-others": "PBC's other cells (basophils, erythroblasts, immature granulocytes, platelets): CC BY 4.0",
     "lisc-cells": "LISC (Rezatofighi and Soltanian-Zadeh 2011, Tehran): free for research and education",
     "raabin-cells": "Raabin-WBC (Kouzehkanan et al. 2022, Tehran): free access, cite Sci Rep 12:1123",
 }

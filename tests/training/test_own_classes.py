@@ -167,7 +167,7 @@ def test_raabins_five_classes_go_from_data_to_fhir(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells, sources = real("raabin-cells.zip"), real("raabin-sources.csv")
-    manifest = make_manifest(cells, tmp_path, "--sources", str(sources), "--split", "50:25:25")
+    manifest = make_manifest(cells, tmp_path, "--sources", str(sources), "--split", "86:7:7")
     rows = read_manifest(manifest)
     assert "neutrophil: cells of one slide or photo are in several splits" in capsys.readouterr().err
     for label in FIVE:

