@@ -28,14 +28,19 @@ INPUTS := pyproject.toml requirements.lock
 ARCHIVES_laboratories := bccd=blood-cells pbc=pbc-cells pbc=pbc-others lisc=lisc-cells raabin=raabin-cells
 ARCHIVES_default := blood-cells=blood-cells pbc-cells=pbc-cells
 ARCHIVES_paper := bccd=blood-cells
+ARCHIVES_pbc := pbc=pbc-cells pbc=pbc-others
 ARCHIVES ?= $(foreach each,$(ARCHIVES_$(RECIPE)),$(subst =,=$(LEUKO_DATA)/,$(each)).zip)
 DATA_default := --leave-out basophil erythroblast ig platelet
 DATA_laboratories := --sources $(LEUKO_DATA)/raabin-sources.csv --others basophil erythroblast ig platelet
+DATA_pbc := --classes "basophil,eosinophil,erythroblast,immature granulocyte,lymphocyte,monocyte,band,segmented neutrophil,platelet" \
+    --labels training/recipes/pbc-labels.csv --leave-out "unspecified neutrophil" --split 70:10:20
 MANIFEST := data/$(RECIPE).csv
 RUN := runs/$(RECIPE)
 BUNDLE_laboratories := models/wbc-resnet18
 BUNDLE_default := $(RUN)/bundle
 BUNDLE_paper := $(RUN)/bundle
+BUNDLE_pbc := $(RUN)/bundle
+NAME_pbc := wbc-pbc
 BUNDLE ?= $(BUNDLE_$(RECIPE))
 VERSION ?= 3.0.0
 # The model card compares a run of the paper's recipe with the paper, if there is such a run.
@@ -116,7 +121,7 @@ train: $(FULL) $(MANIFEST) $(HOME_$(RECIPE)) ## train on the real data in LEUKO_
 	@$(KEEP_MEMORY) $(BIN)/leuko-train fit --recipe $(RECIPE) --manifest $(MANIFEST) --run $(RUN) $(or $(START_$(RECIPE)),$(START)) $(ARGS)
 
 bundle: train ## train, then make the bundle and its model card; RECIPE=paper, BUNDLE=models/mine, VERSION=1.0.0
-	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --name $(notdir $(BUNDLE)) --version $(VERSION) --replace
+	@$(BIN)/leuko-train export --manifest $(MANIFEST) --run $(RUN) --out $(BUNDLE) --name $(or $(NAME_$(RECIPE)),$(notdir $(BUNDLE))) --version $(VERSION) --replace
 	@$(BIN)/leuko-train report --manifest $(MANIFEST) --run $(RUN) --bundle $(BUNDLE) --replace $(PAPER_$(RECIPE))
 
 bench: $(FULL) ## benchmark the service against its bare engine and a service without batching, as ratios

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.engine.bundle import WEIGHTS
+from app.engine.bundle import CLASSES, WEIGHTS
 from training import paper
 from training.laboratory import Laboratory, table_of
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
@@ -28,7 +29,7 @@ METRICS = ("accuracy", "precision", "recall", "f1", "mse")
 LICENCES = {
     "blood-cells": "`paultimothymooney/blood-cells` of Kaggle, made from BCCD: MIT",
     "pbc-cells": "PBC (Acevedo et al. 2020, Hospital Clínic Barcelona): CC BY 4.0",
-    "pbc-others": "PBC's other cells, as the OOD score's counterexamples: CC BY 4.0",
+    "pbc-others": "PBC's other cells (basophils, erythroblasts, immature granulocytes, platelets): CC BY 4.0",
     "lisc-cells": "LISC (Rezatofighi and Soltanian-Zadeh 2011, Tehran): free for research and education",
     "raabin-cells": "Raabin-WBC (Kouzehkanan et al. 2022, Tehran): free access, cite Sci Rep 12:1123",
 }
@@ -86,7 +87,7 @@ def summary(config: Table, report: Table) -> str:
     low, high = intervals["accuracy"]
     return paragraphs(
         f"# {config['name']} {config['version']}",
-        f"A ResNet18 that classifies {listed([f'{label}s' for label in config['labels']])} in images"
+        f"A ResNet18 that classifies {cells_of(config['labels'])} in images"
         " of stained blood smears, packaged as a Leuko bundle: calibrated probabilities, an"
         " out-of-distribution score, and a flag on images that a person should review.",
         expectation(config),
@@ -94,6 +95,24 @@ def summary(config: Table, report: Table) -> str:
         f" interval {low:.4f} to {high:.4f}, from {report['n']:,} images of {report['photos']} source"
         " photos.",
         "**Not for diagnosis.**",
+    )
+
+
+def cells_of(labels: Sequence[str]) -> str:
+    if paper.has_classes(labels):
+        return listed([f"{label}s" for label in labels])
+    return f"cells ({listed(labels)})"
+
+
+def known_types(labels: Sequence[str]) -> str:
+    if paper.has_classes(labels):
+        return (
+            f"It has {len(labels)} classes, without basophils, band cells and blasts. Such cells get one of"
+            " its classes, and it is not guaranteed that they are sent to review."
+        )
+    return (
+        f"It has {len(labels)} classes: {listed(labels)}. Cells of other types get one of them, and it is not"
+        " guaranteed that they are sent to review."
     )
 
 
@@ -121,8 +140,7 @@ def limits(config: Table, report: Table) -> str:
             [
                 "For research, teaching and software testing. It is not a medical device and must not be"
                 " used for decisions about patients.",
-                f"It has {len(config['labels'])} classes, without basophils, band cells and blasts. Such"
-                " cells get one of its classes, and it is not guaranteed that they are sent to review.",
+                known_types(config["labels"]),
                 "It classifies one cell per image. Its input is"
                 f" {FRAMING[config['preprocessing']['framing']]}.",
                 f"The scores on `{report['split']}` come from {report['photos']} photos. Copies of one"
@@ -249,7 +267,7 @@ def reproduction(config: Table, report: Table) -> str:
 With the recipe above as `recipe.toml`:
 
 ```sh
-leuko-train data {data_arguments(config["training"]["data"])}
+leuko-train data {data_arguments(config["training"]["data"], config["labels"])}
 leuko-train fit --recipe recipe.toml --run {run}
 leuko-train export --run {run} --out {folder} --version {config["version"]}
 leuko-train report --bundle {folder} --split {report["split"]} --run {run} --engine {report["engine"]["name"]}
@@ -259,8 +277,9 @@ The sha256 of the bundle's `config.json` before the scores were written into it 
 `{report["model"]["sha256"]}`."""
 
 
-def data_arguments(data: Table) -> str:
-    """Return the archives, with their laboratories where these are named otherwise, and the other cells."""
+def data_arguments(data: Table, labels: Sequence[str]) -> str:
+    """Return the archives, with laboratories that are named otherwise, then classes and other cells."""
+    own = [] if tuple(labels) == CLASSES else ["--classes", shlex.quote(",".join(labels))]
     others = data.get("others", {"archives": [], "images": {}})
     laboratories = data.get("laboratories", {})
     names = dict.fromkeys([*data["train"]["archives"], *others["archives"]])
@@ -268,7 +287,8 @@ def data_arguments(data: Table) -> str:
         name if laboratories.get(name, Path(name).stem) == Path(name).stem else f"{laboratories[name]}={name}"
         for name in names
     ]
-    return " ".join([*archives, *(["--others", *others["images"]] if others["images"] else [])])
+    outliers = ["--others", *others["images"]] if others["images"] else []
+    return " ".join([*archives, *own, *outliers])
 
 
 def other_cells(report: Table) -> str:
@@ -285,7 +305,9 @@ def other_cells(report: Table) -> str:
     )
 
 
-def citation(_: Table, __: Table) -> str:
+def citation(config: Table, _: Table) -> str:
+    if not paper.has_classes(config["labels"]):
+        return ""
     return f"""## Citation
 
 The method, the classes and the first measurement are the paper's ({paper.LICENCE}):

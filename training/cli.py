@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 from app.archives.file_labels import read_mapping
 from app.errors import LeukoError
 from app.printable import complain, printable
+from training.durations import duration
 from training.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None) -> int:
     """Run a command and say what is wrong, if it fails. Raise BrokenPipeError."""
+    started = time.monotonic()
     try:
         args = build_parser().parse_args(argv)
         code: int = args.command(args) or 0
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+            print(f"took {duration(time.monotonic() - started)}")
     except (TrainingError, LeukoError) as error:
         complain(told(error), PROGRAM)
         return 1
@@ -119,9 +123,20 @@ def add_data(commands: Commands) -> None:
         metavar="FOLDER",
         help="folders of cells of no class, which training may use as outliers; half of them are kept out",
     )
+    parser.add_argument(
+        "--classes",
+        metavar="NAME,NAME…",
+        help="the classes, 2 to 32, in the order of their indices (default: eosinophil,lymphocyte,monocyte,"
+        "neutrophil)",
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="table (CSV) of path, or pattern with * and ?, and the class that goes before the folder's name",
+    )
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument(
-        "--split", default="folders", help="folders: the archive's own; or a ratio such as 80:10:10"
+        "--split", default="folders", help="folders: Kaggle's TRAIN and TEST; or a ratio such as 80:10:10"
     )
     splits.add_argument(
         "--split-by-file-leaking", metavar="RATIO", help="split by file: copies of a photo are in both splits"
@@ -132,9 +147,14 @@ def add_data(commands: Commands) -> None:
 
 
 def run_data(args: argparse.Namespace) -> None:
+    from app.engine.bundle import CLASSES
     from training import data
+    from training.class_names import parse_classes
+    from training.split import divided_sources
 
     divide = divider(args)
+    classes = parse_classes(args.classes) if args.classes is not None else CLASSES
+    labels = read_mapping(args.labels) if args.labels else None
     sources = read_mapping(args.sources) if args.sources else None
     archives = [
         *([("", data.download(args.out.parent))] if args.download else []),
@@ -142,7 +162,7 @@ def run_data(args: argparse.Namespace) -> None:
     ]
     if not archives:
         raise DataError("no archive given: name one, or use --download")
-    rows, notes = data.list_files(archives, sources, args.leave_out, args.others)
+    rows, notes = data.list_files(archives, sources, args.leave_out, args.others, classes, labels)
     for note in notes:
         complain(note, PROGRAM)
     if sources is not None and not set(sources.values()) & {row.source for row in rows}:
@@ -152,9 +172,18 @@ def run_data(args: argparse.Namespace) -> None:
     if not args.split_by_file_leaking:
         data.refuse_copies(rows, "split", lambda row: row.split)
     data.write_manifest(rows, args.out)
+    ratio = args.split != "folders" and not args.split_by_file_leaking
+    if ratio and (divided := divided_sources(rows)):
+        complain(
+            f"{', '.join(divided)}: cells of one slide or photo are in several splits, since all are of one;"
+            " how well they are recognised on another cannot be known",
+            PROGRAM,
+        )
+    width = max(11, *(len(row.label) for row in rows))
     for (name, label), count in sorted(Counter((row.split, row.label) for row in rows).items()):
         photos = len({row.source for row in rows if (row.split, row.label) == (name, label)})
-        print(f"{name:6} {label:11} {count:6} files from {photos:5} sources")
+        print(printable(f"{name:6} {label:{width}} {count:6} files from {photos:5} sources"))
+    print(f"classes in the order of their indices: {', '.join(classes)}")
     print(printable(f"wrote {args.out}, fingerprint {data.fingerprint(rows)[:16]}"))
 
 
@@ -285,6 +314,14 @@ def add_export(commands: Commands) -> None:
     parser.add_argument("--name", help="name of the model (default: the bundle folder's name)")
     add_replace(parser, "the bundle, if there is one")
     parser.add_argument("--version", default="1.0.0", help="version of the model (default: 1.0.0)")
+    parser.add_argument(
+        "--int8-agreement",
+        type=share,
+        default=0.985,
+        metavar="SHARE",
+        help="least share of each laboratory's validation labels that int8 must not change; one changed label"
+        " is never too many (default: 0.985)",
+    )
     add_right_when_kept(parser)
     parser.set_defaults(command=run_export)
 
@@ -294,20 +331,21 @@ def run_export(args: argparse.Namespace) -> None:
     from training.export import export
 
     rows, out = read_manifest(args.manifest), args.out or args.run / "bundle"
-    figures = export(
+    agreed = export(
         rows,
         args.run,
         out,
         name=args.name or out.name,
         version=args.version,
+        int8_agreement=args.int8_agreement,
         right_when_kept=args.right_when_kept,
         replace=args.replace,
     )
     print(
         f"wrote {printable(str(out))}; validation labels equal to float32: "
-        f"half precision {figures['half']:.2%}, int8 {figures['int8']:.2%}, at least "
-        f"{figures['int8_worst']:.2%} in each laboratory "
-        f"(int8 probabilities differ by {figures['int8_drift']:.4f} on average)"
+        f"half precision {agreed.half.same:.2%}, int8 {agreed.int8_whole.same:.2%}, at least "
+        f"{agreed.int8_worst:.2%} in each laboratory "
+        f"(int8 probabilities differ by {agreed.int8_drift:.4f} on average)"
     )
 
 

@@ -1,7 +1,8 @@
 """The manifest: one row per image file of an archive, with class, split and source photo.
 
-The unit is the photo, not the file: the Kaggle data set has 12,444 files that were augmented from 351 photos,
-so a split by file puts copies of one photo on both sides. `sources.csv` gives the photo of each file.
+Its first line names the classes, `# classes: basophil,eosinophil,…`; without it they are the four of
+`CLASSES`. The unit is the photo, not the file: the Kaggle data set has 12,444 files that were augmented from
+351 photos, so a split by file puts copies of one photo on both sides. `sources.csv` gives each file's photo.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from app.archives.image_files import left_out_line
-from app.archives.labelled_archive import class_of
-from app.archives.spelling import did_you_mean
 from app.engine.bundle import CLASSES
 from app.errors import RequestError
 from app.imaging.decode import decode
+from training.class_names import FileLabels, Labelling, check_classes
 from training.errors import DataError
 from training.images import ImageArchive
 
 SPLITS = ("TRAIN", "TEST", "TEST_SIMPLE")
+SPLIT_LIKE = {"train", "training", "val", "valid", "validation", "test"}  # folders of other data sets
 KAGGLE_SLUG = "paultimothymooney/blood-cells"
 KAGGLE_COUNTS = {
     "TRAIN": (2497, 2483, 2478, 2499),
@@ -35,6 +36,7 @@ KAGGLE_COUNTS = {
     "TEST_SIMPLE": (13, 6, 4, 48),
 }
 MOST_NAMED = 100  # files in one message
+HEAD = "# classes: "  # of a manifest with other classes than `CLASSES`
 SOURCES = Path(__file__).with_name("sources.csv")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -51,6 +53,7 @@ class Row:
     certain: bool  # the source is certain; other rows are left out of training and validation
     sha256: str  # of the file
     laboratory: str = ""  # that took the image; the archive's name without suffix, if nothing else is said
+    classes: tuple[str, ...] = CLASSES  # of the manifest, in the order of their indices
 
     def __post_init__(self) -> None:
         if not self.laboratory:
@@ -59,9 +62,10 @@ class Row:
     @property
     def known(self) -> bool:
         """Return whether the cell is of one of the classes; others are outliers."""
-        return self.label in CLASSES
+        return self.label in self.classes
 
 
+COLUMNS = [field.name for field in fields(Row) if field.name != "classes"]
 Progress = Callable[[Iterable[Row], int], Iterable[Row]]
 Checked = Row | str  # a row with its hash, or what is wrong with the file
 
@@ -73,9 +77,16 @@ def build_manifest(
     leave_out: Collection[str] = (),
     others: Collection[str] = (),
     laboratory: str = "",
+    classes: Sequence[str] = CLASSES,
+    labels: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Return a row for each image of one archive: `list_files`, then `check_files`. Raise DataError."""
-    return check_files(list_files([(laboratory, path)], sources, leave_out, others)[0])
+    return check_files(list_files([(laboratory, path)], sources, leave_out, others, classes, labels)[0])
+
+
+def classes_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the classes of the manifest that the rows are of, in the order of their indices."""
+    return rows[0].classes if rows else CLASSES
 
 
 def list_files(
@@ -83,36 +94,46 @@ def list_files(
     sources: Mapping[str, str] | None = None,
     leave_out: Collection[str] = (),
     others: Collection[str] = (),
+    classes: Sequence[str] = CLASSES,
+    labels: Mapping[str, str] | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Return a row without hash for each image, and notes on the files that are left out; open no image.
 
-    The Kaggle archive is recognised by its TRAIN and TEST folders. Any other archive needs one folder per
-    class; `sources` (path, or TITLE/path, → photo or patient) groups its files, if it names one of them; else
-    each file is its own source. Images in folders named in `leave_out` are skipped. Folders named in `others`
-    hold cells of no class: half of their sources are for training, the others have split test.
+    The Kaggle archive is recognised by its files' names. Any other archive needs one folder per class;
+    `sources` (path, or TITLE/path, → photo or patient) groups its files, if it names one of them; else each
+    file is its own source. `labels` (the same paths, or patterns, → label) goes before the folders. Images in
+    folders named in `leave_out` are skipped. Folders named in `others` hold cells of no class: half of their
+    sources are for training, the others have split test.
     archives: laboratory, "" if none is named, and path. Raise DataError if one cannot be used, or has a path
-    that `sources` has for another one too.
+    that `sources` has for another one too, or if a class has no images.
     """
+    table = None if labels is None else FileLabels(labels)
+    labelling = Labelling(check_classes(classes), others, table)
     rows: list[Row] = []
     notes: list[str] = []
     owners: dict[str, Path] = {}
     for (laboratory, path), title in zip(archives, titles([path for _, path in archives]), strict=True):
         names, said = list_names(path, leave_out)
-        notes += said
-        if kaggle := [row for name in names if (row := kaggle_row(path, name))]:
-            found = with_kaggle_sources(kaggle)
-            if len(found) < len(names):
-                notes.append(f"{path}: images left out outside TRAIN and TEST: {len(names) - len(found)}")
+        kept = [name for name in names if labelling.given(title, name) not in leave_out]
+        if len(kept) < len(names):
+            said.append(f"{path}: images left out by --labels and --leave-out: {len(names) - len(kept)}")
+        names = kept
+        if is_kaggle(path, names):
+            found, more = kaggle_rows(path, names, labelling, title)
         else:
             own = sources_of(title, names, sources)
             for name in own or {}:
                 if sources is not None and f"{title}/{name}" not in sources:
                     check_owner(owners.setdefault(name, path), path, name, title)
-            found = [folder_row(path, name, own, others, title) for name in names]
-        check_classes(path, found, said)
+            found = [folder_row(path, name, own, labelling, title) for name in names]
+            more = split_folders(path, names)
+        notes += [*said, *more, *absent_classes(path, found, len(archives))]
         rows += [replace(row, laboratory=laboratory or title) for row in found]
-    unused = sorted({*others} - {row.label for row in rows})
+    check_present([path for _, path in archives], rows, labelling.classes, notes)
+    unused = sorted({other.casefold() for other in others} - {row.label for row in rows})
     notes += [f"no archive has images in a folder {name}, which --others names" for name in unused]
+    if table is not None and table.unused:
+        notes.append(f"lines of --labels that name no image: {named(sorted(table.unused))}")
     return rows, notes
 
 
@@ -165,8 +186,34 @@ def check_owner(owner: Path, path: Path, name: str, title: str) -> None:
         )
 
 
+def is_kaggle(archive: Path, names: Sequence[str]) -> bool:
+    """Return whether these are files of the Kaggle archive; others may have a folder TEST too."""
+    keys = [file_key(name) for name in names if kaggle_row(archive, name)]
+    return bool(keys) and not read_sources().keys().isdisjoint(keys)
+
+
+def kaggle_rows(
+    archive: Path, names: Sequence[str], labelling: Labelling, title: str
+) -> tuple[list[Row], list[str]]:
+    """Return the rows of the Kaggle archive, and a note on images that are not its own."""
+    found = with_kaggle_sources([row for name in names if (row := kaggle_row(archive, name))])
+    outside = len(names) - len(found)
+    return [
+        replace(row, label=labelling.label(archive, title, row.path), classes=labelling.classes)
+        for row in found
+    ], [f"{archive}: images left out outside TRAIN and TEST: {outside}"] if outside else []
+
+
+def split_folders(archive: Path, names: Sequence[str]) -> list[str]:
+    """Return a note if folders look like splits, which they are in the Kaggle archive alone."""
+    folders = {part for name in names for part in name.split("/")[:-1] if part.casefold() in SPLIT_LIKE}
+    if not folders:
+        return []
+    return [f"{archive}: folders that are not taken for splits: {', '.join(sorted(folders))}; see --split"]
+
+
 def kaggle_row(archive: Path, name: str) -> Row | None:
-    """Return the row of a file of the Kaggle archive, None if the name is not one of Kaggle's."""
+    """Return the row of a file of the Kaggle archive, None if the name is not like one of Kaggle's."""
     parts = name.split("/")
     if len(parts) < 3 or parts[-3] not in SPLITS or parts[-2].lower() not in CLASSES:
         return None
@@ -174,17 +221,24 @@ def kaggle_row(archive: Path, name: str) -> Row | None:
 
 
 def with_kaggle_sources(rows: Sequence[Row]) -> list[Row]:
-    """Check the counts and fill in each file's photo; TEST_SIMPLE, which repeats TEST, is dropped."""
+    """Check the counts and fill in each file's photo; TEST_SIMPLE, which repeats TEST, is dropped.
+
+    A class may be absent as a whole. Raise DataError for other differences.
+    """
     counts_here = Counter((row.split.upper(), row.label) for row in rows)
+    present = {row.label for row in rows}
+    changed = "the Kaggle archive is incomplete or changed; download it again"
     for split, counts in KAGGLE_COUNTS.items():
         for label, expected in zip(CLASSES, counts, strict=True):
-            if counts_here[split, label] != expected:
+            if label in present and counts_here[split, label] != expected:
                 raise DataError(
                     f"{split}/{label.upper()} has {counts_here[split, label]} images instead of {expected}: "
-                    "the Kaggle archive is incomplete or changed; download it again"
+                    f"{changed}"
                 )
     table = read_sources()
     known = [row for row in rows if row.split != "test_simple"]
+    if strange := [row.path for row in known if file_key(row.path) not in table]:
+        raise DataError(f"not of the Kaggle archive: {named(strange)}; {changed}")
     return [
         replace(row, source=table[key][0], certain=table[key][1])
         for row in known
@@ -198,23 +252,14 @@ def file_key(path: str) -> str:
 
 
 def folder_row(
-    archive: Path, name: str, sources: Mapping[str, str] | None, others: Collection[str], title: str
+    archive: Path, name: str, sources: Mapping[str, str] | None, labelling: Labelling, title: str
 ) -> Row:
-    kinds = [*CLASSES, *(other.casefold() for other in others)]
-    kind = class_of(PurePosixPath(name), {kind: i for i, kind in enumerate(kinds)})
-    if kind is None:
-        question = did_you_mean(name.split("/")[:-1], kinds)
-        raise DataError(
-            f"{archive}: {name} is in no folder named after a class ({', '.join(CLASSES)}); {question}"
-            f"{' Else skip' if question else 'skip'} folders of other classes with --leave-out, or name them"
-            " with --others"
-        )
-    label = kinds[kind]
+    label = labelling.label(archive, title, name)
     if sources is not None and name not in sources:
         raise DataError(f"{archive}: {name} has no line in the CSV of sources")
     source = sources[name] if sources else f"{title}/{name}"
-    split = "train" if label in CLASSES or is_for_training(source) else "test"
-    return Row(str(archive), name, label, split, source, True, "")
+    split = "train" if label in labelling.classes or is_for_training(source) else "test"
+    return Row(str(archive), name, label, split, source, True, "", classes=labelling.classes)
 
 
 def is_for_training(source: str) -> bool:
@@ -222,14 +267,24 @@ def is_for_training(source: str) -> bool:
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()[0] % 2 == 0
 
 
-def check_classes(archive: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
+def absent_classes(archive: Path, rows: Sequence[Row], archives: int) -> list[str]:
+    """Return a note on the classes that one of several archives lacks."""
+    present = {row.label for row in rows if row.known}
+    missing = [label for label in classes_of(rows) if label not in present]
+    return [f"{archive}: no images of {', '.join(missing)}"] if missing and present and archives > 1 else []
+
+
+def check_present(
+    archives: Sequence[Path], rows: Sequence[Row], classes: Sequence[str], notes: Sequence[str]
+) -> None:
+    """Raise DataError if a class has no images in any of the archives, unless all cells are of no class."""
     present = {row.label for row in rows}
     if rows and not any(row.known for row in rows):
-        return  # an archive of other cells alone
-    if missing := [label for label in CLASSES if label not in present]:
-        said = "".join(f"; {note}" for note in notes)
+        return
+    if missing := [label for label in classes if label not in present]:
         raise DataError(
-            f"{archive}: no images of {', '.join(missing)}; each class needs a folder of its name{said}"
+            f"{', '.join(map(str, archives))}: no images of {', '.join(missing)}; each class needs a folder"
+            f" of its name (--classes names the classes){''.join(f'; {note}' for note in notes)}"
         )
 
 
@@ -334,7 +389,9 @@ def write_manifest(rows: Sequence[Row], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            if (classes := classes_of(rows)) != CLASSES:
+                file.write(f"{HEAD}{','.join(classes)}\r\n")
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows({**asdict(row), "certain": int(row.certain)} for row in rows)
     except OSError as error:
@@ -358,23 +415,35 @@ def read_manifest(path: Path) -> list[Row]:
 
 def parse_manifest(text: str) -> list[Row]:
     """Return the rows; raise csv.Error or ValueError that names the line."""
+    classes, above = CLASSES, 0
+    if text.startswith(HEAD.strip()):
+        head, _, text = text.partition("\n")
+        classes, above = parse_head(head), 1
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = reader.fieldnames or []
-    known = [field.name for field in fields(Row)]
-    if missing := [name for name in known if name not in columns and name != "laboratory"]:
+    if missing := [name for name in COLUMNS if name not in columns and name != "laboratory"]:
         raise ValueError(f"it lacks the columns {', '.join(missing)}")
-    if unknown := [name for name in columns if name not in known]:
+    if unknown := [name for name in columns if name not in COLUMNS]:
         raise ValueError(f"it has the unknown columns {', '.join(unknown)}")
     rows: dict[tuple[str, str], Row] = {}
     for line in reader:
-        row = _row(line, reader.line_num)
+        number = reader.line_num + above
+        row = replace(_row(line, number), classes=classes)
         if rows.setdefault((row.archive, row.path), row) is not row:
-            raise ValueError(f"line {reader.line_num} repeats an image")
+            raise ValueError(f"line {number} repeats an image")
     if not rows:
         raise ValueError("it has no images")
     if not text.endswith("\n"):
-        raise ValueError(f"line {reader.line_num} is cut off")
+        raise ValueError(f"line {reader.line_num + above} is cut off")
     return [*rows.values()]
+
+
+def parse_head(line: str) -> tuple[str, ...]:
+    """Return the classes that a manifest's first line names. Raise ValueError."""
+    try:
+        return check_classes(line.removeprefix(HEAD.strip()).strip(" ,\r").split(","))
+    except DataError as error:
+        raise ValueError(f"line 1: {error}") from error
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

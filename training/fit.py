@@ -10,7 +10,7 @@ from typing import Any
 
 from app.engine.bundle import CLASSES
 from training.config import TrainConfig, save_config
-from training.data import Row, fingerprint
+from training.data import Row, classes_of, fingerprint
 from training.errors import DataError, RecipeError
 from training.folds import fit_folds
 from training.initial import check_initial
@@ -18,7 +18,7 @@ from training.module import LAST
 from training.patches import cut_patches
 from training.ranks import do_once, start_processes
 from training.rows import FOLDED, choose_rows, other_cells, outliers
-from training.selection import check_selection
+from training.selection import check_selection, selections
 from training.trainer import fit_once
 
 FACTS = "data.json"  # in a run: which data it uses
@@ -40,6 +40,7 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
     train, validation = choose_rows(rows, config)
     others = outliers(rows, config)
     check_selection(train, validation, others, config)
+    count = sum(1 for _ in selections(train, validation, others, config))
     if not resume:
         check_initial(config.initial)
         check_initial(config.initial_elsewhere)
@@ -55,6 +56,9 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
 
     do_once(processes, prepare)
     patches = cut_patches([*train, *others], config, run)
+    if processes.is_global_zero:
+        epochs = f"{config.epochs} epochs" if config.epochs > 1 else "1 epoch"
+        print(f"networks to train, one after another: {count}, of at most {epochs}")
     if config.select_on in FOLDED:
         best = fit_folds(train, validation, others, patches, config, run, processes)
     else:
@@ -67,15 +71,17 @@ def fit(rows: Sequence[Row], config: TrainConfig, run: Path, *, resume: bool = F
 def save_facts(train: Sequence[Row], validation: Sequence[Row], others: Sequence[Row], path: Path) -> None:
     """Write which data the run uses, for the bundle and its model card."""
 
+    classes = classes_of(train)
+
     def facts(rows: Sequence[Row]) -> dict[str, object]:
         return {
             "archives": sorted({Path(row.archive).name for row in rows}),
-            "images": {label: sum(row.label == label for row in rows) for label in CLASSES},
-            "sources": {label: len({row.source for row in rows if row.label == label}) for label in CLASSES},
+            "images": {label: sum(row.label == label for row in rows) for label in classes},
+            "sources": {label: len({row.source for row in rows if row.label == label}) for label in classes},
             "fingerprint": fingerprint(rows),
         }
 
-    table: dict[str, object] = {"train": facts(train), "validation": facts(validation)}
+    table: dict[str, object] = {"classes": classes, "train": facts(train), "validation": facts(validation)}
     table["laboratories"] = {Path(row.archive).name: row.laboratory for row in (*train, *others)}
     if others:
         table["others"] = {
@@ -92,6 +98,7 @@ def read_facts(run: Path, train: Sequence[Row], validation: Sequence[Row]) -> di
     try:
         table: dict[str, Any] = json.loads(path.read_text())
         same = [table[part]["fingerprint"] for part in ("train", "validation")]
+        classes = tuple(table.get("classes", CLASSES))  # older runs had no others
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; run `leuko-train fit` first") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -99,5 +106,10 @@ def read_facts(run: Path, train: Sequence[Row], validation: Sequence[Row]) -> di
     if same != [fingerprint(train), fingerprint(validation)]:
         raise DataError(
             f"the manifest does not have the images that {run} was trained on: give its own with --manifest"
+        )
+    if classes != classes_of(train):
+        raise DataError(
+            f"{run} was trained with the classes {', '.join(classes)}, the manifest has"
+            f" {', '.join(classes_of(train))}: give its own with --manifest"
         )
     return table

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.bundle import CLASSES
 from training.calibration import temperature_for
 from training.config import read_config
 from training.data import Row
@@ -61,7 +60,7 @@ def figures(name: str, held_out: HeldOut, members: NDArray[np.intp], right: Flag
     size = Counter(sources)
     places = {source: place for place, source in enumerate(size)}
     # Shares of each group's images: [groups, classes, (all, right, kept, kept and right)].
-    sums = np.zeros((len(size), len(CLASSES), 4))
+    sums = np.zeros((len(size), held_out.logits.shape[1], 4))
     for i, source in zip(members, sources, strict=True):
         flags = (1.0, right[i], kept[i], kept[i] and right[i])
         sums[places[source], held_out.labels[i]] += np.array(flags) / size[source]

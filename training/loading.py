@@ -11,7 +11,6 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
-from app.engine.bundle import CLASSES
 from app.imaging.framing import frame_cell
 from training.config import TrainConfig
 from training.data import Row
@@ -62,7 +61,7 @@ class TrainingPatches(Dataset[Batch]):
 
 
 def label_index(row: Row) -> int:
-    return CLASSES.index(row.label) if row.known else OUTLIER
+    return row.classes.index(row.label) if row.known else OUTLIER
 
 
 def training_loader(

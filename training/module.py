@@ -13,7 +13,6 @@ from torch.nn.utils import parameters_to_vector
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from app.engine.bundle import CLASSES
 from training.augment import augment
 from training.config import TrainConfig
 from training.errors import ExportError
@@ -135,7 +134,7 @@ def load_checkpoint(path: Path, config: TrainConfig) -> Network:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except FileNotFoundError as error:
         raise ExportError(f"{path} does not exist; run `leuko-train fit` first") from error
-    network = Network(len(CLASSES), config.preprocessing)
     weights = {key.removeprefix("network."): t for key, t in state.items() if key.startswith("network.")}
+    network = Network(len(weights["trunk.fc.bias"]), config.preprocessing)
     network.load_state_dict(weights)
     return network.eval()

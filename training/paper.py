@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 TITLE = "Deep Learning-Based Blood Cell Image Classification Using ResNet18 Architecture"
 AUTHORS = ("Tarigan", "Prasetyo", "Susanti")
 JOURNAL = "Indonesian Journal of Data and Science"
@@ -12,6 +14,12 @@ PAPER_RECIPE = "paper-recipe.json"  # in a bundle: scores of the paper's recipe,
 
 SUPPORT = {"eosinophil": 623, "lymphocyte": 620, "monocyte": 620, "neutrophil": 624}
 N = sum(SUPPORT.values())
+
+
+def has_classes(labels: Sequence[str]) -> bool:
+    """Return whether these are the paper's classes, so that scores can stand beside the paper's."""
+    return set(labels) == set(SUPPORT)
+
 
 # precision, recall, F1
 PER_CLASS = {

@@ -18,7 +18,7 @@ from app.evaluation.answer_profile import dump as dump_reference
 from app.evaluation.report import Report, evaluate
 from training.card import model_card
 from training.config import config_from, read_config
-from training.data import Progress, Row, fingerprint
+from training.data import Progress, Row, classes_of, fingerprint
 from training.drafts import draft_of_folder, recover_folder
 from training.errors import DataError
 from training.figures import draw_confusion, draw_curves, draw_reliability, draw_risk, reliability
@@ -32,7 +32,7 @@ from training.findings import (
     separation_by_type,
 )
 from training.history import History, mean_history, read_history
-from training.paper import PAPER_RECIPE
+from training.paper import PAPER_RECIPE, has_classes
 from training.results import CONFUSION, CURVES, RELIABILITY, RISK
 from training.rows import FOLDED, fold_paths
 from training.selection import check_archives
@@ -73,12 +73,16 @@ def report(
     The bundle's folder is replaced as a whole. Raise DataError if split or run do not fit.
     """
     recover_folder(bundle)
+    classes = classes_of(rows)
+    if paper and not has_classes(classes):
+        raise DataError(f"--paper: the paper has other classes than {', '.join(classes)}")
     if (bundle / REPORT).is_file() and not replace:
         raise DataError(f"{bundle} has a report already: copy the bundle, or add --replace")
     chosen = rows_of_split(rows, split)
     others = [row for row in rows if not row.known and row.split == "test"]
     check_archives([*chosen, *others])
     classifier = load(bundle, engine)
+    check_labels(classifier.bundle.labels, classes, bundle)
     config: Table = json.loads((bundle / "config.json").read_text())
     history = read_own_history(run, config["training"]["recipe"]) if run else None
     classifier.warm_up(1)
@@ -111,6 +115,15 @@ def report(
         (draft / "README.md").write_text(model_card(config, table), encoding="utf-8")
         record(draft / "config.json", config | {"reference": dump_reference(reference)}, scores, split)
     return scores
+
+
+def check_labels(labels: Sequence[str], classes: Sequence[str], bundle: Path) -> None:
+    """Raise DataError unless the bundle's labels are the manifest's classes, in any order."""
+    if set(labels) != set(classes):
+        raise DataError(
+            f"{bundle} has the classes {', '.join(labels)}, the manifest {', '.join(classes)}: give the"
+            " manifest that the bundle was trained with"
+        )
 
 
 def rows_of_split(rows: Sequence[Row], split: str) -> list[Row]:
@@ -165,6 +178,7 @@ def describe(
     """Return the rest of the report: model, engine, data, review, risk and misclassified photos."""
     photos = {row.source for row in chosen}
     trained = {row.source for row in rows if row.split == "train"}
+    cells_trained = {(row.label, row.source) for row in rows if row.split == "train" and row.certain}
     return {
         "model": {
             "name": config["name"],
@@ -181,6 +195,7 @@ def describe(
             for label in classifier.bundle.labels
         },
         "photos_also_in_train": len(photos & trained),
+        "divided": sorted({row.label for row in chosen if (row.label, row.source) in cells_trained}),
         "uncertain_images": sum(not row.certain for row in chosen),
         "resamples": RESAMPLES,
         "review": review_counts(chosen, answers),

@@ -35,16 +35,19 @@ Table = Mapping[str, Any]
 
 
 def results(config: Table, report: Table) -> str:
-    engine = report["engine"]
+    engine, beside = report["engine"], paper.has_classes(report["labels"])
     return paragraphs(
         "## Results",
         f"On `{report['split']}`, scored with the engine {engine['name']} on {engine['device']}."
         f" {selection(config, report)} {leak_warning(report)}".rstrip(),
-        f"“Paper” is Table 2 of {listed(paper.AUTHORS)} ({paper.YEAR}). {same_images(report)}",
-        class_table(report),
-        score_table(report),
+        f"“Paper” is Table 2 of {listed(paper.AUTHORS)} ({paper.YEAR}). {same_images(report)}"
+        if beside
+        else "",
+        class_table(report) if beside else own_class_table(report),
+        score_table(report) if beside else own_score_table(report),
         "Macro averages weigh the classes equally, weighted ones by support. MSE and RMSE are of class"
-        " indices (the paper's equation 6), so they depend on the classes' alphabetical order.",
+        " indices (the paper's equation 6), so they depend on the classes'"
+        f" {'alphabetical ' if beside else ''}order.",
         interval(report),
         "Rows are true classes, columns are predicted classes:",
         confusion_table(report),
@@ -77,6 +80,12 @@ def keeps_last_epoch(config: Table) -> bool:
 def leak_warning(report: Table) -> str:
     if report["split"] == "train" or not report["photos_also_in_train"]:
         return ""
+    divided = report.get("divided", report["labels"])  # earlier reports do not name the classes
+    if 0 < len(divided) < len(report["labels"]):
+        return (
+            f"**{listed(divided)}: cells of the same slides or photos are among the training images, so how"
+            " well they are recognised on others is not known.**"
+        )
     return (
         f"**{report['photos_also_in_train']} of its {report['photos']} photos have other copies among the"
         " training images: this split leaks, and the scores do not hold for new cells.**"
@@ -107,6 +116,19 @@ def class_table(report: Table) -> str:
         pairs = [text for pair in scores for text in best_in_bold(pair, comparable)]
         rows.append([label, *pairs, f"{paper.SUPPORT[label]}", f"{ours['support']}"])
     return table([*head, "support, paper", "here"], rows)
+
+
+def own_class_table(report: Table) -> str:
+    """Write the scores of each class, of classes that are not the paper's."""
+    rows = [
+        [label, *(number(scores[name]) for name in ("precision", "recall", "f1")), f"{scores['support']}"]
+        for label, scores in report["per_class"].items()
+    ]
+    return table(["", "precision", "recall", "F1", "images"], rows)
+
+
+def own_score_table(report: Table) -> str:
+    return table(["", "here"], [[name, number(value)] for name, value in scores(report).items()])
 
 
 def score_table(report: Table) -> str:
@@ -213,6 +235,8 @@ def misclassified(report: Table) -> int:
 
 
 def differences(config: Table, report: Table) -> str:
+    if not paper.has_classes(config["labels"]):
+        return ""
     recipe, train = config["training"]["recipe"], config["training"]["data"]["train"]
     size = config["preprocessing"]["size"]
     here = {

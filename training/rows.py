@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from app.engine.bundle import CLASSES
 from training.config import TrainConfig
-from training.data import Row
+from training.data import Row, classes_of
 from training.errors import DataError
-from training.split import hold_out, into_folds, source_labels, thin
+from training.split import check_sources, hold_out, into_folds, source_labels, thin
 
+ADVICE = ": add photos or slides, {} of each class"
 FOLDED = ("folds", "laboratories")  # values of `select_on` that train a network without each part
 
 
@@ -21,14 +21,16 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
 
     With folds or laboratories, both have the same photos and `fold_rows` separates them.
     """
+    classes = classes_of(rows)
     rows = [row for row in rows if row.known]
     if not rows:
-        raise DataError(f"the manifest has no images of {', '.join(CLASSES)}")
+        raise DataError(f"the manifest has no images of {', '.join(classes)}")
     train = [row for row in rows if row.split == "train"]
     if config.select_on in ("holdout", *FOLDED):
         validation = [row for row in train if row.certain]
         if config.select_on == "holdout":
-            check_sources([row for row in train if row.certain], 2, "to hold photos out")
+            certain = [row for row in train if row.certain]
+            check_sources(certain, 2, "to hold photos out", ADVICE.format(2))
             train, validation = hold_out(train, config.holdout, config.seed)
         validation = thin(validation, config.holdout_files, 0) if config.holdout_files else validation
         if config.select_on != "laboratories":
@@ -39,11 +41,11 @@ def choose_rows(rows: Sequence[Row], config: TrainConfig) -> tuple[list[Row], li
         validation = [row for row in rows if row.split == config.select_on]
     if config.files:
         train = thin(train, config.files, config.seed)
-    if missing := sorted(set(CLASSES) - {row.label for row in train}):
+    if missing := sorted(set(classes) - {row.label for row in train}):
         raise DataError(
             f"no train images of {', '.join(missing)}: no such row has split train and a certain source"
         )
-    if missing := sorted(set(CLASSES) - {row.label for row in validation}):
+    if missing := sorted(set(classes) - {row.label for row in validation}):
         raise DataError(f"no validation images of {', '.join(missing)}: {advice(config)}")
     return train, validation
 
@@ -57,18 +59,6 @@ def advice(config: TrainConfig) -> str:
         f"the recipe selects on the split {config.select_on}; create the manifest with `leuko-train data"
         f" ARCHIVE --split {ratio}`, or hold training photos out with --set 'select_on=\"holdout\"'"
     )
-
-
-def check_sources(rows: Sequence[Row], least: int, purpose: str) -> None:
-    """Raise DataError that names each class with fewer sources, and what to do."""
-    counts = Counter(source_labels(rows).values())
-    few = [
-        f"{label} has {counts[label]} source photos, too few {purpose}"
-        for label in sorted(counts)
-        if counts[label] < least
-    ]
-    if few:
-        raise DataError(f"{'; '.join(few)}: add photos or slides, {least} of each class")
 
 
 def other_cells(rows: Sequence[Row]) -> list[Row]:
@@ -124,12 +114,11 @@ def fold_rows(
         ]
     fewest = min(Counter(source_labels(validation).values()).values())
     fewer = f" (or --set folds={fewest})" if fewest > 1 else ""
-    check_sources(validation, config.folds, f"for {config.folds} folds{fewer}")
-    fold = into_folds(validation, config.folds, config.seed)
+    division = into_folds(validation, config.folds, config.seed, f"{fewer}{ADVICE.format(config.folds)}")
     return [
         (
-            [row for row in train if fold.get(row.source) != k],
-            [row for row in validation if fold[row.source] == k],
+            [row for row in train if division.part(row) != k],
+            [row for row in validation if division.part(row) == k],
         )
         for k in range(config.folds)
     ]

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.engine.bundle import CLASSES
 from training.config import TrainConfig
-from training.data import Row
+from training.data import Row, classes_of
 from training.errors import DataError
 from training.rows import FOLDED, fold_rows, mix_of, mix_problem, seen_others, shared_rows
 
@@ -79,7 +78,7 @@ def lacks_second_laboratory(
 def lacks(selection: Selection, config: TrainConfig) -> Iterator[str]:
     """Say what keeps a network from being trained."""
     known = [row for row in selection.rows if row.known]
-    if missing := sorted(set(CLASSES) - {row.label for row in known}):
+    if missing := sorted(set(classes_of(selection.rows)) - {row.label for row in known}):
         yield f"{selection.network} has no training images of {', '.join(missing)}: add some"
     if config.mix and not any(mix_of(known, config).values()):
         yield f"{selection.network} has only laboratories of which the mix takes no share: set other shares"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from app.engine.bundle import CLASSES
 from app.printable import printable
 from training.config import TrainConfig
-from training.data import Row
+from training.data import Row, classes_of
+from training.durations import duration
 from training.initial import start_from
 from training.loading import evaluation_loader, training_loader
 from training.module import BEST, LAST, Finetuning
@@ -37,7 +38,7 @@ def fit_once(
     seed_everything(config.seed, workers=True, verbose=False)
     last = run / LAST
     trainer = build_trainer(config, run)
-    module = Finetuning(Network(len(CLASSES), config.preprocessing), config)
+    module = Finetuning(Network(len(classes_of(train)), config.preprocessing), config)
     if not last.is_file() and trainer.is_global_zero:  # Lightning broadcasts its weights
         sample = random.Random(config.seed).sample(train, min(len(train), UNFOLDING_FILES))
         random_tensors = start_from(module.network, config.initial, evaluation_loader(sample, config))
@@ -66,6 +67,7 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
         # A second callback, since `save_last` with a monitor saves only when the monitor improves.
         ModelCheckpoint(run, "last", **options),
         Progress(config.batch),
+        Expectation(),
     ]
     if config.patience:
         callbacks.append(EarlyStopping("val_loss", patience=config.patience))
@@ -88,6 +90,20 @@ def build_trainer(config: TrainConfig, run: Path) -> Trainer:
         log_every_n_steps=1,
         enable_model_summary=False,
     )
+
+
+class Expectation(Callback):
+    """Says after a few steps about how long the rest takes, also where no progress bar is shown."""
+
+    FIRST, LAST = 5, 15  # steps that are timed; the first ones are slower
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.is_global_zero and trainer.global_step == self.FIRST:
+            self.started = time.monotonic()
+        elif trainer.is_global_zero and trainer.global_step == self.LAST and hasattr(self, "started"):
+            seconds = (time.monotonic() - self.started) / (self.LAST - self.FIRST)
+            steps = int(trainer.estimated_stepping_batches) - self.LAST
+            print(f"{steps} more steps at the present speed: {duration(steps * seconds)}")
 
 
 class Progress(TQDMProgressBar):

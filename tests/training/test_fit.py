@@ -22,7 +22,7 @@ from app.imaging.framing import frame_cell
 from training.config import TrainConfig, load_recipe
 from training.data import Row, checked_row, kaggle_row, with_kaggle_sources
 from training.errors import DataError, ExportError, RecipeError
-from training.export import check, export
+from training.export import Agreement, Changes, check, export
 from training.fit import fit, read_facts
 from training.images import ImageArchive
 from training.module import BEST, LAST, Finetuning, load_checkpoint
@@ -224,8 +224,8 @@ def test_selecting_on_a_split_that_the_manifest_lacks_is_refused(rows: list[Row]
 @pytest.fixture(scope="module")
 def bundle(photos: list[Row], run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "drawn"
-    figures = export(photos, run, out, name="drawn", version="0.0.1", int8_agreement=0.0)
-    assert figures["half"] == 1
+    agreed = export(photos, run, out, name="drawn", version="0.0.1", int8_agreement=0.0)
+    assert agreed.half.same == 1
     return out
 
 
@@ -250,15 +250,31 @@ def test_a_bundle_says_what_it_was_trained_on(bundle: Path) -> None:
     assert config["review"]["share"] == 0.05
 
 
-def test_a_bundle_whose_graph_disagrees_is_not_written(photos: list[Row], run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="int8 graph keeps only"):
-        export(photos, run, tmp_path / "bad", name="bad", version="1", int8_agreement=1.01)
+def test_a_bundle_whose_graph_disagrees_is_not_written(
+    photos: list[Row], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.export.agreement", lambda *_: agreement({"slides": Changes(2, 4)}))
+    with pytest.raises(ExportError, match=r"changes 2 of 4 validation labels of slides; .*--int8-agreement"):
+        export(photos, run, tmp_path / "bad", name="bad", version="1")
     assert list(tmp_path.iterdir()) == []
 
 
+def agreement(int8: dict[str, Changes], half: Changes | None = None) -> Agreement:
+    return Agreement(half or Changes(0, 4), int8, 0.01)
+
+
+def test_one_changed_label_of_a_few_does_not_refuse_a_bundle() -> None:
+    check(agreement({"a": Changes(1, 8), "b": Changes(3, 200)}, Changes(1, 208)), 0.985)
+    with pytest.raises(ExportError, match="changes 4 of 200 validation labels of b"):
+        check(agreement({"a": Changes(1, 8), "b": Changes(4, 200)}), 0.985)
+    with pytest.raises(ExportError, match="changes 1 of 8 validation labels of a"):
+        check(agreement({"a": Changes(1, 8)}), 1.0)
+    check(agreement({"a": Changes(8, 8)}), 0.0)
+
+
 def test_half_precision_that_changes_a_label_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"half precision keeps only 99\.50%"):
-        check({"half": 0.995, "int8": 1.0}, 0.9)
+    with pytest.raises(ExportError, match="half precision changes 5 of 1000 validation labels"):
+        check(agreement({"a": Changes(0, 1000)}, Changes(5, 1000)), 0.9)
 
 
 def test_a_folder_that_is_not_a_bundle_is_never_replaced(rows: list[Row], run: Path, tmp_path: Path) -> None:
