@@ -38,7 +38,7 @@ from training.images import ImageArchive
 from training.module import BEST, load_checkpoint
 from training.own_cells import read_cells
 from training.rows import choose_rows, fold_path, fold_rows, other_cells, seen_others
-from training.scored import find_neighbours
+from training.scored import find_references
 
 SIZES, DRAWS, MOST = (5, 10, 20), 5, 100
 TARGET = 0.95
@@ -161,7 +161,7 @@ def of_run(folder: Path, manifest: Path) -> Iterator[Laboratory]:
 def load_parent(checkpoint: Path, config: TrainConfig, seen: Sequence[Row], others: Sequence[Row]) -> Parent:
     """Return the network of a checkpoint, which was trained on the rows seen; it has no thresholds yet."""
     network = load_checkpoint(checkpoint, config)
-    neighbours = find_neighbours(network, seen, others, config)
+    neighbours = find_references(network, seen, others, config).neighbours
     return Parent(network, CLASSES, neighbours, 1.0, Thresholds(0.0, np.inf))
 
 

@@ -113,9 +113,9 @@ def test_it_was_selected_without_looking_at_test() -> None:
 def test_it_is_what_its_recipe_makes() -> None:
     shipped = config_from(json.loads((BUNDLE / "config.json").read_text())["training"]["recipe"])
     recipe = load_recipe("laboratories")
-    names = {"initial": recipe.initial, "initial_elsewhere": recipe.initial_elsewhere}
     assert shipped.initial == Path(recipe.initial).name
-    assert replace(shipped, **names) == recipe
+    starts = replace(shipped, initial=recipe.initial, initial_elsewhere=recipe.initial_elsewhere)
+    assert starts == recipe
 
 
 def test_the_repository_stays_small() -> None:

@@ -480,8 +480,3 @@ def run_adapt(args: argparse.Namespace) -> int:
         return 3
     print(f"wrote {printable(str(args.out))}")
     return 0
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

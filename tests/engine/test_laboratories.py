@@ -13,7 +13,8 @@ def descriptions(centre: float, n: int = 300) -> np.ndarray:
     rng = np.random.default_rng(int(centre))
     spread = np.full(LENGTH, 0.1)
     spread[0] = 5.0
-    return (centre + rng.normal(size=(n, LENGTH)) * spread).astype(np.float32)
+    drawn: np.ndarray = (centre + rng.normal(size=(n, LENGTH)) * spread).astype(np.float32)
+    return drawn
 
 
 @pytest.fixture

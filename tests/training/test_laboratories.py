@@ -110,7 +110,7 @@ def test_the_rule_for_familiar_images_sends_a_twentieth_of_them_to_review() -> N
     scores = held_out({"home": (0.97, 0.9)})
     rng = np.random.default_rng(0)
     logits = scores.logits * rng.uniform(0.5, 2, len(scores.rows))[:, None]
-    spread = replace(scores, logits=logits.astype(np.float32), ood_scores=rng.uniform(0, 2, len(logits)))
+    spread = replace(scores, logits=logits.astype(np.float32), ood_scores=rng.random(len(logits), np.float32))
     rule = familiar_rule(spread, 1.0, 7.0)
     kept = ReviewLimits(2.0, -1.0, 0.0, rule).keep(replace(spread, familiar=np.ones(len(logits), bool)), 1.0)
     assert rule.distance == 7.0
