@@ -145,7 +145,7 @@ def test_a_missing_file_is_named(write: Write, name: str) -> None:
         ({"review": {}}, "review.confidence is missing; review.ood_score is missing"),
         ({"review": []}, r"review must be an object, not \[\]"),
         ({"site": SITE | {"verified_at": "last week"}}, "site.verified_at must be a time in ISO 8601"),
-        ({"site": SITE | {"name": ""}}, "site.name must have at least 1 character"),
+        ({"site": SITE | {"name": ""}}, "site.name must not be empty"),
         ({"training": []}, r"training must be an object, not \[\]"),
         ({"scores": None}, "scores must be an object, not None"),
         ({"reference": None}, "reference is invalid"),

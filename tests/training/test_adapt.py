@@ -59,6 +59,17 @@ def test_adapting_learns_the_cells_and_stays_near_the_weights(
     assert torch.equal(tuned.trunk.bn1.running_mean, network.trunk.bn1.running_mean)
 
 
+def test_the_time_is_told_from_a_few_steps(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int | None] = []
+    monkeypatch.setattr(adapt, "tune", lambda *_, steps: taken.append(steps))
+    ticks = iter((10.0, 13.0))
+    monkeypatch.setattr(adapt.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(adapt, "TIMED", 3)
+    cells = own_cells(8)
+    assert adapt.expected_seconds(network, cells, starts=2) == 6 * (2 * adapt.FOLDS + 1)  # 1 s a step
+    assert taken == [1, 3]
+
+
 def test_the_way_leads_from_the_weights_before_to_those_after(network: Network) -> None:
     after = adapt.tune(network, own_cells(), seed=1)
     assert torch.equal(weights(adapt.between(network, after, 0.0)), weights(network))

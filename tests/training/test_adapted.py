@@ -33,9 +33,12 @@ COLOURS = ((220, 60, 60), (60, 60, 220), (60, 200, 60), (200, 60, 200))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt, "STEPS", 3)
+    # A step takes half a second, since all weights move, however small the pictures are.
+    monkeypatch.setattr(adapt, "STEPS", 1)
     monkeypatch.setattr(adapt, "BATCH", 8)
     monkeypatch.setattr(adapt, "FOLDS", 2)
+    monkeypatch.setattr(adapt, "WAYS", (0.0, 1.0))
+    monkeypatch.setattr(adapted, "expected_seconds", lambda *_: 61.0)
     monkeypatch.setattr(adapted, "export_graph", lambda *_: b"")
     monkeypatch.setattr(adapted, "quantise", lambda _, images: b"a graph of %d images" % len(images))
 
@@ -96,7 +99,7 @@ def test_an_adapted_bundle_is_whole_and_says_what_it_is(
     shown = capsys.readouterr().out
     assert "before balanced accuracy 0.250" in shown
     assert "recall of monocyte: 0.00 →" in shown
-    assert "this takes about" in shown
+    assert "this takes about 1 min 1 s here" in shown
     assert "\ntook " in shown
     written = load_bundle(out)
     assert written.version == "3.0.0+ward-3"
