@@ -120,7 +120,10 @@ def load_bundle(path: Path) -> Bundle:
         scores=config.scores,
         reference=config.reference,
         site=SiteRecord(**config.site.model_dump()) if config.site else None,
-        codes=config.codes,
+        codes={
+            label: {str(method): code for method, code in by_method.items()}
+            for label, by_method in config.codes.items()
+        },
     )
 
 

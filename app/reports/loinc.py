@@ -12,7 +12,7 @@ from types import MappingProxyType
 from uuid import UUID, uuid5
 
 from app.evaluation.cell_types import Role, find_type, role_of
-from app.wire.specimen import Differential
+from app.wire.specimen import Differential, Proportions, Ratios
 
 LOINC = "http://loinc.org"
 PANEL = "69738-3"  # differential panel, method unspecified, blood
@@ -145,6 +145,7 @@ def note(differential: Differential, label: str) -> str:
     count, of = differential.counts[label], differential.leukocytes
     level = f"{100 * differential.intervals.level:g} % interval"
     whole = "classified cells" if of == differential.n else "classified leukocytes"
+    intervals: Proportions | Ratios
     if label in differential.percent:
         text, intervals = f"{count} of {of} {whole}", differential.intervals
     elif label in differential.per_100_leukocytes:
