@@ -1,7 +1,8 @@
 """Codes, texts and identifiers of laboratory reports, common to all formats.
 
-The LOINC codes are those of the panels 24318-8 and 57023-4 (loinc.org) and, for manual counts, those that
-haematology analysers send with their microscope counts. A type without an entry is reported as text.
+Sources of the LOINC codes: without a method, the panel 24318-8 (loinc.org) and the value set of the complete
+blood count in HL7's mCODE; manual, the microscope counts in the host interface of Mindray's BC-5380;
+automated, value sets of FHIR guides. A type without an entry is reported as text.
 """
 
 from __future__ import annotations
