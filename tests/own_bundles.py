@@ -81,7 +81,7 @@ def _logits(grey: np.floating[Any], greys: np.ndarray[Any, np.dtype[np.float32]]
 
 def _graph(greys: np.ndarray[Any, np.dtype[np.float32]]) -> onnx.ModelProto:
     """Return a network: pixels → mean grey → logits by its distance to each label's grey."""
-    constants = {
+    constants: dict[str, np.ndarray[Any, Any]] = {
         "greys": greys[None],
         "sharpness": np.array(-SHARPNESS, np.float32),
         "level": np.full((1, FEATURES), 1 / 255, np.float32),
@@ -99,7 +99,7 @@ def _graph(greys: np.ndarray[Any, np.dtype[np.float32]]) -> onnx.ModelProto:
         helper.make_node("Reshape", ["features", "square"], ["maps"]),
     ]
     images = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", SIZE, SIZE, 3])
-    shapes = {"logits": ["n", len(greys)], "features": ["n", FEATURES]}
+    shapes: dict[str, list[str | int | None]] = {"logits": ["n", len(greys)], "features": ["n", FEATURES]}
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes.get(name, ["n", FEATURES, 1, 1]))
         for name in ("logits", "features", "maps")

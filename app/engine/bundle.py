@@ -139,7 +139,10 @@ def load_bundle(path: Path) -> Bundle:
         reference=config.reference,
         site=SiteRecord(**config.site.model_dump()) if config.site else None,
         familiar=FamiliarRule(**config.review.familiar.model_dump()) if config.review.familiar else None,
-        codes=config.codes,
+        codes={
+            label: {str(method): code for method, code in by_method.items()}
+            for label, by_method in config.codes.items()
+        },
     )
 
 

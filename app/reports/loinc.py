@@ -1,7 +1,8 @@
 """Codes, texts and identifiers of laboratory reports, common to all formats.
 
-The LOINC codes are those of the panels 24318-8 and 57023-4 (loinc.org) and, for manual counts, those that
-haematology analysers send with their microscope counts. A type without an entry is reported as text.
+Sources of the LOINC codes: without a method, the panel 24318-8 (loinc.org) and the value set of the complete
+blood count in HL7's mCODE; manual, the microscope counts in the host interface of Mindray's BC-5380;
+automated, value sets of FHIR guides. A type without an entry is reported as text.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from types import MappingProxyType
 from uuid import UUID, uuid5
 
 from app.evaluation.cell_types import Role, find_type, role_of
-from app.wire.specimen import Differential
+from app.wire.specimen import Differential, Proportions, Ratios
 
 LOINC = "http://loinc.org"
 PANEL = "69738-3"  # differential panel, method unspecified, blood
@@ -145,6 +146,7 @@ def note(differential: Differential, label: str) -> str:
     count, of = differential.counts[label], differential.leukocytes
     level = f"{100 * differential.intervals.level:g} % interval"
     whole = "classified cells" if of == differential.n else "classified leukocytes"
+    intervals: Proportions | Ratios
     if label in differential.percent:
         text, intervals = f"{count} of {of} {whole}", differential.intervals
     elif label in differential.per_100_leukocytes:

@@ -76,7 +76,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Proportions:
-    """Intervals by class, in percent or per 100 leukocytes; None: no leukocytes. level: of confidence."""
+    """Intervals by class, in percent or per 100 leukocytes. level: of confidence. None: no leukocytes."""
 
     level: float
     wilson: dict[str, tuple[float, float] | None]

@@ -40,8 +40,7 @@ async def test_predictions_of_a_model_that_was_replaced_are_refused_by_name(tmp_
     async with laboratory(tmp_path, "own-1", probation_s=0) as lab, caller(lab.app) as client:
         predicted = (await client.post("/predict", content=png(70), headers=IMAGE)).json()
         await lab.serve("wbc-1")
-        body = {"predictions": predicted["predictions"], "model": predicted["model"]}
-        answer = await client.post("/differential", json=body)
+        answer = await client.post("/differential", json={"predictions": predicted["predictions"]})
         assert (answer.status_code, answer.json()["code"]) == (422, "bad_labels")
         assert "none of eosinophil, lymphocyte" in answer.json()["detail"]
 

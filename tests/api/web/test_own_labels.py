@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.api.web.test_page import serious
-from tests.browsing import DESK, PHONE, give, give_labelled, opened, saved
+from tests.browsing import PHONE, give, give_labelled, opened, saved
 from tests.fakes import zipped
 from tests.own_bundles import cell, write_bundle
 from tests.own_labels import FIVE, THIRTY_TWO
@@ -79,7 +79,7 @@ def classified(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
 def test_cards_and_table_name_every_label(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
     classified(page, folder, labels)
     for card, label in zip(page.locator(".card").all(), labels, strict=True):
-        assert card.locator("h3").inner_text().startswith(label)
+        assert card.locator("h3").inner_text().lower().startswith(label)
         bars = card.locator(".bars li span:first-child").all_inner_texts()
         if labels == FIVE:
             assert bars == list(labels)
@@ -132,15 +132,22 @@ def test_each_label_has_a_mark_of_its_own_that_can_be_seen(
         assert min(contrasts) >= 3
 
 
-@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_axe_finds_nothing_serious_and_nothing_overflows(
-    browser: Browser, service: Running, folder: Path, labels: tuple[str, ...], viewport: dict[str, int]
+def test_axe_finds_nothing_serious(
+    browser: Browser, service: Running, folder: Path, labels: tuple[str, ...]
 ) -> None:
-    with opened(browser, service.address, viewport=viewport, bypass_csp=True) as page:
+    with opened(browser, service.address, bypass_csp=True) as page:
+        expect(page.locator("#readiness")).to_have_text("ready")
+        classified(page, folder, labels[:2])
+        assert serious(page) == []
+
+
+def test_nothing_is_wider_than_a_phone(
+    browser: Browser, service: Running, folder: Path, labels: tuple[str, ...]
+) -> None:
+    with opened(browser, service.address, viewport=PHONE) as page:
         expect(page.locator("#readiness")).to_have_text("ready")
         classified(page, folder, labels)
         give_labelled(page, folder, "labelled.zip")
         expect(page.locator("#evaluation")).to_be_visible()
         expect(page.locator("#progress")).to_be_hidden()
-        assert serious(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
