@@ -415,7 +415,8 @@ def read_manifest(path: Path) -> list[Row]:
 
 def parse_manifest(text: str) -> list[Row]:
     """Return the rows; raise csv.Error or ValueError that names the line."""
-    classes, above = CLASSES, 0
+    classes: tuple[str, ...] = CLASSES
+    above = 0  # lines above the table
     if text.startswith(HEAD.strip()):
         head, _, text = text.partition("\n")
         classes, above = parse_head(head), 1
