@@ -49,8 +49,8 @@ PAPER_laboratories := $(if $(wildcard runs/paper/bundle/report.json),--paper run
 INITIAL ?= $(wildcard $(LEUKO_DATA)/resnet18-imagenet-trunk.npz)
 START := $(if $(INITIAL),--set 'initial="$(INITIAL)"')
 # The recipe `laboratories` starts from the weights that the recipe `default` makes.
-HOME_WEIGHTS := runs/default/bundle/model.safetensors
-START_laboratories := $(if $(INITIAL),--set 'initial_elsewhere="$(INITIAL)"')
+HOME_WEIGHTS ?= runs/default/bundle/model.safetensors
+START_laboratories = --set 'initial="$(HOME_WEIGHTS)"' $(if $(INITIAL),--set 'initial_elsewhere="$(INITIAL)"')
 HOME_laboratories := $(HOME_WEIGHTS)
 # Freed tensors stay with the process: page faults would take half of the training's time.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=100000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
@@ -141,7 +141,7 @@ lock: $(BIN)/uv ## update requirements.lock from pyproject.toml; ARGS="--upgrade
 	    --custom-compile-command "make lock" \
 	    $(ARGS) --output-file requirements.lock
 
-$(HOME_WEIGHTS):
+runs/default/bundle/model.safetensors:
 	@$(MAKE) --no-print-directory bundle RECIPE=default ARGS=
 
 $(MANIFEST): | $(FULL)
