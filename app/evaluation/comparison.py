@@ -127,7 +127,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     for k in range(min(only_first, only_second)):
         ways = ways * (n - k) // (k + 1)
         least += ways
-    return min(1.0, 2 * least / 2**n)
+    return min(1.0, 2 * least / (1 << n))
 
 
 def _rights(counts: Ints) -> Rights:

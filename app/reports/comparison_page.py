@@ -12,6 +12,7 @@ from app.evaluation.comparison import Change, Comparison
 from app.reports.printed_page import page, percent, table, warnings
 
 MOST_PICTURES = 200  # on the page; the JSON names all cells
+KINDS = ("The first is right", "The second is right", "Both are wrong")
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,21 @@ def _test(comparison: Comparison) -> Iterable[str]:
 
 
 def _differences(differences: Sequence[Difference]) -> Iterable[str]:
-    kinds = {
-        "The first is right": lambda one: one.first.label == one.label,
-        "The second is right": lambda one: one.second.label == one.label,
-        "Both are wrong": lambda one: one.label not in (one.first.label, one.second.label),
-    }
     yield f"<h2>Cells that they label differently: {len(differences)}</h2>"
     if unseen := sum(one.picture is None for one in differences):
         yield f"<p>Without a picture here: {unseen}. The JSON file names all.</p>"
-    for title, belongs in kinds.items():
-        chosen = [one for one in differences if one.picture is not None and belongs(one)]
+    for title in KINDS:
+        chosen = [one for one in differences if one.picture is not None and _kind(one) == title]
         if chosen:
             yield f'<h3>{title}</h3><div class="cells">'
             yield from map(_figure, chosen)
             yield "</div>"
+
+
+def _kind(one: Difference) -> str:
+    if one.first.label == one.label:
+        return KINDS[0]
+    return KINDS[1] if one.second.label == one.label else KINDS[2]
 
 
 def _figure(one: Difference) -> str:

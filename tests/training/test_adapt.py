@@ -63,7 +63,7 @@ def test_the_time_is_told_from_a_few_steps(network: Network, monkeypatch: pytest
     taken: list[int | None] = []
     monkeypatch.setattr(adapt, "tune", lambda *_, steps: taken.append(steps))
     ticks = iter((10.0, 13.0))
-    monkeypatch.setattr(adapt.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("training.adapt.time.perf_counter", lambda: next(ticks))
     monkeypatch.setattr(adapt, "TIMED", 3)
     cells = own_cells(8)
     assert adapt.expected_seconds(network, cells, starts=2) == 6 * (2 * adapt.FOLDS + 1)  # 1 s a step

@@ -14,6 +14,7 @@ from benchmarks.adaptation import Result, main, split, table
 from tests.training.test_adapted import bundle as bundle  # a fixture
 from tests.training.test_adapted import pictures
 from tests.training.test_adapted import quick as quick  # a fixture
+from training import adapt
 from training.adapt import OwnCells, Trial
 from training.network import Network
 
@@ -36,9 +37,8 @@ def test_each_draw_is_measured_once_and_continued_by_the_same_command(
 
     def cross_validate(starts: list[Network], given: OwnCells) -> Trial:
         measured.append(len(given))
-        return original(starts, given)
+        return adapt.cross_validate(starts, given)
 
-    original = adaptation.cross_validate
     monkeypatch.setattr(adaptation, "cross_validate", cross_validate)
     out = tmp_path / "results.jsonl"
     command = ["--bundle", str(bundle.path), f"here={archive(tmp_path / 'cells')}", "--out", str(out)]

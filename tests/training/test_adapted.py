@@ -49,7 +49,7 @@ def bundle(tmp_path: Path) -> Bundle:
     folder = tmp_path / "parent"
     folder.mkdir()
     torch.manual_seed(0)
-    preprocessing = Preprocessing(**CONFIG["preprocessing"] | {"size": SIZE})  # type: ignore[operator, arg-type]
+    preprocessing = Preprocessing(**CONFIG["preprocessing"] | {"size": SIZE})  # type: ignore[operator]
     network = Network(len(CLASSES), preprocessing).eval()
     network.trunk.fc.bias.data[0] += 3
     round_to_half(network)

@@ -70,6 +70,10 @@ def folder(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return home
 
 
+def fail(error: Exception) -> None:
+    raise AssertionError("a model failed") from error
+
+
 def served(arguments: list[str]) -> list[dict[str, Any]]:
     """Return `GET /model` of what `leuko serve` with these arguments serves, after an image."""
     known = {leuko.flag(field): field for field in fields(Settings)}
@@ -77,7 +81,7 @@ def served(arguments: list[str]) -> list[dict[str, Any]]:
     values = {field.name: parse(field, value, field.name) for field, value in given.items()}
 
     async def ask() -> list[dict[str, Any]]:
-        app = create_app(Settings(max_batch=2, decode_workers=1, **values), load, pytest.fail)
+        app = create_app(Settings(max_batch=2, decode_workers=1, **values), load, fail)
         async with app.router.lifespan_context(app), caller(app) as client:
             await app.state.lifecycle.settled()
             answer = await client.post("/predict", content=png(GREYS[0]), headers=IMAGE)
