@@ -221,8 +221,8 @@ class Telemetry:
         self._labels |= dict.fromkeys(labels)
         for label in self._labels:
             self.predictions.labels(label)  # from 0: Prometheus ignores a counter's first value
-            expected = 0.0 if label not in labels else reference.share(label) if reference else math.nan
-            self.reference_share.labels(label).set(expected if reference else math.nan)
+            share = math.nan if reference is None else reference.share(label) if label in labels else 0.0
+            self.reference_share.labels(label).set(share)
         self.reference_confidence.set(reference.confidence.mean if reference else math.nan)
         self.reference_ood_score.set(reference.ood_score.mean if reference else math.nan)
         self.reference_review.set(reference.review_share if reference else math.nan)
