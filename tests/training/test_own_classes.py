@@ -163,6 +163,7 @@ def test_commands_say_how_long_they_took(
     assert capsys.readouterr().out.splitlines()[-1].startswith("took ")
 
 
+@pytest.mark.ops
 def test_raabins_five_classes_go_from_data_to_fhir(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
