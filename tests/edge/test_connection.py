@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import errno
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -207,6 +208,8 @@ def test_a_head_without_a_body_is_written_as_well(method: str) -> None:
 def test_a_response_that_is_cancelled_aborts_its_connection_and_logs_nothing(
     caplog: pytest.LogCaptureFixture, started: bool
 ) -> None:
+    caplog.set_level(logging.WARNING)
+
     async def cancelled(_: Scope, __: Receive, send: Send) -> None:
         if started:
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -407,6 +410,7 @@ FRAMINGS = {
 def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(
     caplog: pytest.LogCaptureFixture, offer: str, framing: str, method: str, size: int
 ) -> None:
+    caplog.set_level(logging.WARNING)
     received: list[tuple[str, bytes]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

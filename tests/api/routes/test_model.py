@@ -10,7 +10,7 @@ def test_the_model_is_described_down_to_its_hash(client: TestClient) -> None:
     assert (model["name"], model["version"], model["sha256"]) == ("fake", "1.2", "f" * 64)
     assert model["labels"] == ["eosinophil", "lymphocyte", "monocyte", "neutrophil"]
     assert (model["engine"], model["device"]) == ("fake", "abacus")
-    assert model["review"] == {"confidence": 0.5, "ood_score": 3, "quality": None}
+    assert model["review"] == {"confidence": 0.5, "ood_score": 3, "familiar": None, "quality": None}
     assert model["temperature"] == 1
     assert model["preprocessing"]["framing"] == "whole"
     assert {"training", "scores", "service_version"} <= set(model)
