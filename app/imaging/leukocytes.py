@@ -1,0 +1,439 @@
+"""Find all leukocytes of a field: `find_leukocytes`.
+
+Nuclei are what absorbs much green and red but little blue (see `nucleus`), but so do platelets, parasites, stain
+and some red cells. The picture's own red cells tell them apart: they give the scale, whatever the magnification,
+and what a cell's colour is when it has no nucleus. Lobes of one nucleus lie within a cell's width of each other.
+
+The work is done on a copy of at most `MOST` pixels. Lengths there are in its pixels, densities in hundredths of an
+optical density (natural logarithm), which fit a byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.imaging.nucleus import BORDER, LOGARITHMS, Nucleus
+from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions
+from app.imaging.resize import resize
+from app.imaging.thumbnail import Thumbnail
+
+LEAST, MOST = 80_000, 1_000_000  # pixels of the copy; between them, a quarter of the image's
+UNIT = 100  # of an optical density of 1
+DARKEST = 250  # darker pixels count as this
+FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
+SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
+ROUND = 1.45  # length ÷ breadth of the red cells that are measured, at most
+APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
+WHOLE = 0.5  # area of a piece that is a nucleus of its own ÷ square of a red cell's diameter
+SPAN = 2.1  # of one nucleus's lobes, from end to end, in red cells
+LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
+SMALLEST, SMALLEST_CUT = 0.42, 0.3  # root of a nucleus's area ÷ a red cell's diameter; at the edge of the picture
+SLIM = 3.5  # length ÷ breadth of a nucleus, at most
+CLEAR = 25  # how much more of the nuclear colour a nucleus has than a red cell
+DENSER = 20  # how much more red light a nucleus absorbs than a red cell
+NECK = 0.7  # breadth between two nuclei that touch ÷ breadth of the smaller one, at most
+
+Density = NDArray[np.uint8]  # [h, w], in hundredths
+Real = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Field:
+    """Densities of an image at reduced size. nuclear: red + green − 2 · blue. scale: pixels of the image in one."""
+
+    nuclear: Density
+    red: Density
+    green: Density
+    scale: float
+
+    @classmethod
+    def of(cls, image: Image.Image, white: NDArray[np.float32]) -> Self:
+        """white: the background's red, green and blue [3]."""
+        pixels = image.width * image.height
+        scale = max(1.0, (pixels / min(max(pixels / 4, LEAST), MOST)) ** 0.5)
+        size = max(1, round(image.width / scale)), max(1, round(image.height / scale))
+        small = image if size == image.size else resize(image, size, Image.Resampling.BOX)
+        clear = np.log(np.maximum(white, 1) / 255)
+        table = np.clip((LOGARITHMS + clear[:, None]) * UNIT, 0, DARKEST).round().astype(int)
+        densities = small.point(table.ravel().tolist())
+        nuclear = densities.convert("L", (1, 1, -2, 0))
+        red, green, _ = densities.split()
+        return cls(np.asarray(nuclear), np.asarray(red), np.asarray(green), max(image.size) / max(size))
+
+
+@dataclass(frozen=True)
+class RedCells:
+    """What the red cells of a field look like. diameter: 0 if none could be measured. Levels are medians."""
+
+    diameter: float
+    nuclear: float = 0.0
+    red: float = 0.0
+    green: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of nuclei, before lobes are joined. inner: nuclear colour of the inner half."""
+
+    regions: Regions
+    inner: Real
+
+    @cached_property
+    def radius(self) -> Real:
+        return np.sqrt(self.regions.area / np.pi)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One or more pieces that may be a nucleus. Levels are means; extent: root of the area."""
+
+    x: float
+    y: float
+    extent: float
+    slimness: float
+    edge: float  # length along the picture's edges
+    inner: float
+    red: float
+    green: float
+
+
+def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
+    """Return the nuclei of an RGB image's leukocytes, in reading order; lengths are in the image's pixels."""
+    field = Field.of(image, thumbnail.white)
+    red_cells, candidates = find_candidates(field)
+    kept = [candidate for candidate in candidates if is_leukocyte(candidate, red_cells)]
+    return in_reading_order([locate(candidate, field.scale) for candidate in kept])
+
+
+def locate(candidate: Candidate, scale: float) -> Nucleus:
+    """Return the candidate in the image's pixels."""
+    return Nucleus(
+        (candidate.x + 0.5) * scale,
+        (candidate.y + 0.5) * scale,
+        candidate.extent * scale,
+        candidate.inner / UNIT,
+        candidate.edge / candidate.extent,
+    )
+
+
+def is_leukocyte(candidate: Candidate, red_cells: RedCells) -> bool:
+    """Tell a nucleus of a leukocyte from platelets, parasites, stain and red cells."""
+    size = candidate.extent / red_cells.diameter
+    cut = candidate.edge > 0.3 * candidate.extent
+    return (
+        size >= (SMALLEST_CUT if cut else SMALLEST)
+        and candidate.slimness <= SLIM
+        and candidate.inner >= red_cells.nuclear + CLEAR
+        and candidate.red >= red_cells.red + DENSER
+    )
+
+
+def find_candidates(field: Field) -> tuple[RedCells, list[Candidate]]:
+    """Return the red cells, with a diameter in any case, and what may be a nucleus, largest pieces joined."""
+    level = nuclear_level(field.nuclear)
+    red_cells = measure_red_cells(field, level)
+    pieces = find_pieces(field, level)
+    diameter = red_cells.diameter
+    if not diameter and pieces.regions.count:  # then the nuclei themselves are the scale
+        areas = pieces.regions.area
+        diameter = 1.1 * float(weighted_median(np.sqrt(areas), areas))
+    red_cells = replace(red_cells, diameter=diameter)
+    if not pieces.regions.count:
+        return red_cells, []
+    pieces = part_touching(drop_specks(pieces, diameter), diameter, field)
+    if not pieces.regions.count:
+        return red_cells, []
+    groups = join_lobes(pieces, diameter)
+    levels = np.stack([pieces.inner, mean_level(field.red, pieces), mean_level(field.green, pieces)])
+    return red_cells, [describe(pieces.regions, np.array(group), levels) for group in groups]
+
+
+def mean_level(values: Density, pieces: Pieces) -> Real:
+    """Return the mean of the values over each piece."""
+    return pieces.regions.sums(values) / pieces.regions.area
+
+
+def nuclear_level(nuclear: Density) -> float:
+    """Return the nuclear colour above which pixels may be of a nucleus.
+
+    Otsu's threshold (1979); where many pixels are above it these are red cells too, and it is taken again among them.
+    """
+    counts = np.bincount(nuclear.ravel(), minlength=256).astype(np.float64)
+    first = otsu(counts, 0)
+    level = first
+    if counts[first:].sum() > 0.1 * nuclear.size:
+        level = otsu(counts, first)
+    return max(float(FAINTEST), float(level))
+
+
+def otsu(counts: NDArray[np.float64], least: int) -> int:
+    """Return the level from `least` on that parts the counts [256] above it into two classes best."""
+    levels = np.arange(least, len(counts))
+    weights = counts[least:]
+    below = np.cumsum(weights)
+    mass = np.cumsum(weights * levels)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mass[-1] * below / below[-1] - mass) ** 2 / (below * above)
+    return least + 1 + int(np.argmax(np.nan_to_num(between, nan=0.0, posinf=0.0)))
+
+
+def measure_red_cells(field: Field, level: float) -> RedCells:
+    """Measure the red cells: what is stained, but not in the nuclear colour."""
+    step = 2 if field.green.size > LEAST else 1
+    green, nuclear, red = (plane[::step, ::step] for plane in (field.green, field.nuclear, field.red))
+    other = nuclear <= level
+    counts = np.bincount(green[other], minlength=256).astype(np.float64)
+    if not counts[8:].any():
+        return RedCells(0.0)
+    stained = (green >= max(8, otsu(counts, 0))) & other
+    if not stained.any():
+        return RedCells(0.0)
+    levels = [float(np.median(plane[stained])) for plane in (nuclear, red, green)]
+    return RedCells(step * round_diameter(find_regions(stained)), *levels)
+
+
+def round_diameter(regions: Regions) -> float:
+    """Return the typical diameter of round regions that lie apart from others; 0 if there are too few."""
+    left, top, right, bottom = regions.boxes
+    across, down = right - left, bottom - top
+    sides = np.sqrt(across * down)
+    full = regions.area / np.maximum(across * down, 1)
+    whole = (
+        (regions.at_edges == 0)
+        & (regions.slimness < ROUND)
+        & (across < ROUND * down)
+        & (down < ROUND * across)
+        & (full > 0.4)
+        & (sides >= 4)
+    )
+    if np.count_nonzero(whole) < 2:
+        return 0.0
+    return float(weighted_median(sides[whole], sides[whole] ** 2))
+
+
+def weighted_median(values: Real, weights: Real) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
+def find_pieces(field: Field, level: float) -> Pieces:
+    """Find pieces of nuclei: each has a border of its own, at `BORDER` of its inner colour."""
+    rough = find_regions(field.nuclear > level)
+    if not rough.count:
+        return Pieces(rough, np.zeros(0))
+    border = np.maximum(BORDER * inner_level(field.nuclear, rough), level)
+    limit = np.append(border, 255).astype(np.uint8)[rough.numbers()]  # −1, outside, is the last
+    regions = find_regions(field.nuclear > limit)
+    return Pieces(regions, inner_level(field.nuclear, regions))
+
+
+def inner_level(values: Density, regions: Regions) -> Real:
+    """Return the mean of the values of each region that are above the region's mean."""
+    mean = regions.sums(values) / regions.area
+    numbers = regions.numbers()
+    above = values > np.append(mean, 255)[numbers].astype(np.uint8)
+    found = numbers[above]
+    counts = np.bincount(found, minlength=regions.count)
+    sums = np.bincount(found, values[above], regions.count)
+    inner: Real = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
+    return inner
+
+
+def drop_specks(pieces: Pieces, diameter: float) -> Pieces:
+    kept = pieces.regions.area >= max(4.0, SPECK * diameter**2)
+    return select(pieces, kept)
+
+
+def select(pieces: Pieces, kept: NDArray[np.bool_]) -> Pieces:
+    """Return the pieces that are kept [count]."""
+    regions = pieces.regions
+    runs = kept[regions.region]
+    numbers = np.cumsum(kept) - 1
+    chosen = Regions(
+        regions.shape,
+        regions.row[runs],
+        regions.start[runs],
+        regions.stop[runs],
+        numbers[regions.region[runs]],
+        int(np.count_nonzero(kept)),
+    )
+    return Pieces(chosen, pieces.inner[kept])
+
+
+def part_touching(pieces: Pieces, diameter: float, field: Field) -> Pieces:
+    """Part pieces that are several nuclei in touch."""
+    regions = pieces.regions
+    large = np.flatnonzero(regions.area > 2 * WHOLE * diameter**2)
+    if not len(large):
+        return pieces
+    numbers = regions.numbers()
+    changed = False
+    for number in large.tolist():
+        left, top, right, bottom = regions.boxes[:, number].tolist()
+        window = numbers[top:bottom, left:right]
+        parts = part(fill(window == number, WHOLE * diameter**2), WHOLE * diameter**2)
+        for between in parts:
+            window[between & (window == number)] = -1
+            changed = True
+    if not changed:
+        return pieces
+    parted = find_regions(numbers >= 0)
+    return drop_specks(Pieces(parted, inner_level(field.nuclear, parted)), diameter)
+
+
+def part(mask: Mask, least: float) -> list[Mask]:
+    """Return the lines that part a mask into nuclei; none if it is one. least: area of a nucleus in pixels.
+
+    The mask is eroded until it falls apart. Where both parts are broad, compared with the neck between them, the
+    line is where they meet as they grow back.
+    """
+    margin = np.pad(mask, 1)
+    eroded = margin
+    for depth in range(1, 200):
+        eroded = erode(eroded, diagonal=depth % 2 == 0)
+        cores = find_regions(eroded)
+        if not cores.count or cores.area.sum() < 0.05 * least:
+            return []
+        if cores.count > 1:
+            line = _meeting(margin, cores, depth, least)
+            if line is not None:
+                return [line[1:-1, 1:-1]]
+    return []
+
+
+def _meeting(mask: Mask, cores: Regions, depth: int, least: float) -> Mask | None:
+    """Return where cores meet that grow back in the mask by `depth`, or None if they are not nuclei of their own."""
+    roots = np.sqrt(cores.area)
+    grown = roots + 2 * depth * 0.886  # root of the area of a disc whose radius grows by `depth`
+    broad = (grown**2 >= least) & (roots >= (1 - NECK) / NECK * depth)
+    if np.count_nonzero(broad) < 2:
+        return None
+    owner = np.where(cores.mask(broad), cores.numbers() + 1, 0)
+    for step in range(2 * depth + 2):
+        spread = owner.copy()
+        for ahead, behind in _shifts(diagonal=step % 2 == 0):
+            target, source = spread[ahead], owner[behind]
+            np.copyto(target, source, where=(target == 0) & mask[ahead])
+        owner = spread
+    line = np.zeros_like(mask)
+    line[1:] |= (owner[1:] != owner[:-1]) & (owner[1:] > 0) & (owner[:-1] > 0)
+    line[:, 1:] |= (owner[:, 1:] != owner[:, :-1]) & (owner[:, 1:] > 0) & (owner[:, :-1] > 0)
+    return line
+
+
+def _shifts(*, diagonal: bool) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Return pairs of index expressions: each place, and its neighbour on one side."""
+    every, ahead, behind = slice(None), slice(1, None), slice(None, -1)
+    straight = [
+        ((ahead, every), (behind, every)),
+        ((behind, every), (ahead, every)),
+        ((every, ahead), (every, behind)),
+        ((every, behind), (every, ahead)),
+    ]
+    corners = [
+        ((ahead, ahead), (behind, behind)),
+        ((behind, behind), (ahead, ahead)),
+        ((ahead, behind), (behind, ahead)),
+        ((behind, ahead), (ahead, behind)),
+    ]
+    return straight + corners if diagonal else straight
+
+
+def join_lobes(pieces: Pieces, diameter: float) -> list[list[int]]:
+    """Return groups of pieces, each of which may be one nucleus."""
+    regions = pieces.regions
+    grown = regions.numbers() >= 0
+    for step in range(max(1, round(APART * diameter / 2))):
+        grown = dilate(grown, diagonal=step % 2 == 0)
+    near = find_regions(grown)
+    first = near.numbers()[regions.row, regions.start]  # of each run
+    cluster = np.zeros(regions.count, np.int64)
+    cluster[regions.region] = first
+    groups: list[list[int]] = []
+    for number in np.unique(cluster).tolist():
+        groups += _merge(np.flatnonzero(cluster == number).tolist(), pieces, diameter)
+    return groups
+
+
+def _merge(members: list[int], pieces: Pieces, diameter: float) -> list[list[int]]:
+    """Join the pieces of a cluster, the nearest first, as long as the result may be one nucleus."""
+    groups = [[member] for member in members]
+    while len(groups) > 1:
+        allowed = [
+            (gap, i, j)
+            for (i, one), (j, other) in combinations(enumerate(groups), 2)
+            if (gap := _gap(one, other, pieces)) < np.inf and _fit([*one, *other], pieces, diameter)
+        ]
+        if not allowed:
+            break
+        _, i, j = min(allowed)
+        groups[i] += groups.pop(j)
+    return groups
+
+
+def _gap(one: list[int], other: list[int], pieces: Pieces) -> float:
+    """Return the least distance between centres, less the radii."""
+    regions, radius = pieces.regions, pieces.radius
+    across = regions.x[one][:, None] - regions.x[other]
+    down = regions.y[one][:, None] - regions.y[other]
+    return float((np.hypot(across, down) - radius[one][:, None] - radius[other]).min())
+
+
+def _fit(members: list[int], pieces: Pieces, diameter: float) -> bool:
+    """Return whether pieces may be lobes of one nucleus: small enough together, and at most one is whole."""
+    regions = pieces.regions
+    left, top, right, bottom = regions.boxes[:, members]
+    span = max(int(right.max() - left.min()), int(bottom.max() - top.min()))
+    areas = regions.area[members]
+    return bool(
+        span <= SPAN * diameter
+        and areas.sum() <= LARGEST * diameter**2
+        and np.count_nonzero(areas > WHOLE * diameter**2) < 2
+    )
+
+
+def describe(regions: Regions, members: NDArray[np.int64], levels: Real) -> Candidate:
+    """Return the measures of pieces together. levels [3, count]: inner, red and green of each piece."""
+    area = regions.area[members]
+    total = float(area.sum())
+    x, y = float(regions.x[members] @ area) / total, float(regions.y[members] @ area) / total
+    xx, yy, xy = (moments[members] for moments in regions.moments)
+    across, down = regions.x[members] - x, regions.y[members] - y
+    wide, high = float((xx + across**2) @ area) / total, float((yy + down**2) @ area) / total
+    mixed = float((xy + across * down) @ area) / total
+    middle, spread = (wide + high) / 2, float(np.hypot((wide - high) / 2, mixed))
+    inner, red, green = (levels[:, members] @ area / total).tolist()
+    return Candidate(
+        x=x,
+        y=y,
+        extent=total**0.5,
+        slimness=((middle + spread) / max(middle - spread, 1 / 12)) ** 0.5,
+        edge=float(regions.at_edges[members].sum()),
+        inner=inner,
+        red=red,
+        green=green,
+    )
+
+
+def in_reading_order(nuclei: list[Nucleus]) -> list[Nucleus]:
+    """Sort into lines from top to bottom, and each line from left to right.
+
+    A line is as high as the nucleus at its top.
+    """
+    ordered: list[Nucleus] = []
+    line: list[Nucleus] = []
+    for nucleus in sorted(nuclei, key=lambda nucleus: nucleus.y):
+        if line and nucleus.y > line[0].y + line[0].extent:
+            ordered += sorted(line, key=lambda nucleus: nucleus.x)
+            line = []
+        line.append(nucleus)
+    return ordered + sorted(line, key=lambda nucleus: nucleus.x)
