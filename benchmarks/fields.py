@@ -1,7 +1,7 @@
 """How many leukocytes of a field are found, how many frames hold none, and how long the search takes.
 
-    python -m benchmarks.fields                 # the data in LEUKO_DATA, default ../shared/data
-    python -m benchmarks.fields --misses FOLDER # also write pictures of misses and false alarms
+python -m benchmarks.fields                 # the data in LEUKO_DATA, default ../shared/data
+python -m benchmarks.fields --misses FOLDER # also write pictures of misses and false alarms
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def crops(archive: str, part: str = "", *, cells: bool = True, every: int = 1) -
     """Yield pictures of one centred cell, or of something else. part: of their paths."""
     with zipfile.ZipFile(DATA / archive) as file:
         names = sorted(
-            name for name in file.namelist() if part in name and name.lower().endswith((".jpg", ".png", ".jpeg"))
+            name
+            for name in file.namelist()
+            if part in name and name.lower().endswith((".jpg", ".png", ".jpeg"))
         )
         for name in names[::every]:
             image = decode(file.read(name))

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from app.engine.classifier import Prediction
 from app.errors import LeukoError
 from app.evaluation.answer_profile import AnswerProfile
 from app.evaluation.report import Report
@@ -52,7 +53,8 @@ def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Tab
     table.add_column("ood", justify="right", no_wrap=True)
     table.add_column("review", min_width=12)
     for outcome in outcomes:
-        table.add_row(Text(printable(outcome.image.name)), *_cells(outcome, labels))
+        for name, values in _rows(outcome, labels):
+            table.add_row(Text(printable(name)), *values)
     return table
 
 
@@ -113,10 +115,20 @@ def failures(outcomes: Sequence[Outcome]) -> Iterator[Text]:
         yield Text(f"{len(failed)} of {len(outcomes)} images could not be classified", "bold red")
 
 
-def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
-    if isinstance(outcome.answer, LeukoError):
-        return [Text("error", "red")]
-    result = outcome.answer.prediction
+def _rows(outcome: Outcome, labels: Sequence[str]) -> Iterator[tuple[str, list[str | Text]]]:
+    """Yield a row for each cell of an image, or one for an image without any: its name and the other columns."""
+    name, answer = outcome.image.name, outcome.answer
+    if isinstance(answer, LeukoError):
+        yield name, [Text("error", "red")]
+    elif not answer.cells:
+        yield name, [Text("no cell", "yellow")]
+    else:
+        for cell in answer.cells:
+            number = "" if cell.cell is None else f" #{cell.cell}"
+            yield name + number, _columns(cell.prediction, labels)
+
+
+def _columns(result: Prediction, labels: Sequence[str]) -> list[str | Text]:
     reasons = ", ".join(reason.replace("_", " ") for reason in result.review_reasons)
     return [
         Text(printable(result.label), "bold"),

@@ -174,7 +174,7 @@ class _Preprocessing(_Table, extra="forbid"):
 
 
 class _QualityLimits(_Table, extra="forbid"):
-    """The fields of `QualityLimits`, all of them required."""
+    """The fields of `QualityLimits`, all of them required but those of later versions."""
 
     nuclear_contrast: float
     grain: float
@@ -182,6 +182,7 @@ class _QualityLimits(_Table, extra="forbid"):
     detail: float
     brightness: float
     brightness_range: float
+    leukocytes: Annotated[int, Field(ge=1)] = 1
 
 
 class _Review(_Table):

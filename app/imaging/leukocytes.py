@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.imaging.nucleus import BORDER, LOGARITHMS, Nucleus
+from app.imaging.nucleus import BORDER, LOGARITHMS, Nucleus, nuclear_colour
+from app.imaging.nucleus import UNIT as nucleus_unit
 from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions
 from app.imaging.resize import resize
 from app.imaging.thumbnail import Thumbnail
@@ -34,10 +35,14 @@ APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
 WHOLE = 0.5  # area of a piece that is a nucleus of its own ÷ square of a red cell's diameter
 SPAN = 2.1  # of one nucleus's lobes, from end to end, in red cells
 LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
-SMALLEST, SMALLEST_CUT = 0.42, 0.3  # root of a nucleus's area ÷ a red cell's diameter; at the edge of the picture
+SMALLEST, SMALLEST_CUT = (
+    0.42,
+    0.3,
+)  # root of a nucleus's area ÷ a red cell's diameter; at the edge of the picture
 SLIM = 3.5  # length ÷ breadth of a nucleus, at most
 CLEAR = 25  # how much more of the nuclear colour a nucleus has than a red cell
 DENSER = 20  # how much more red light a nucleus absorbs than a red cell
+OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
 NECK = 0.7  # breadth between two nuclei that touch ÷ breadth of the smaller one, at most
 
 Density = NDArray[np.uint8]  # [h, w], in hundredths
@@ -110,6 +115,22 @@ def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
     red_cells, candidates = find_candidates(field)
     kept = [candidate for candidate in candidates if is_leukocyte(candidate, red_cells)]
     return in_reading_order([locate(candidate, field.scale) for candidate in kept])
+
+
+def count_leukocytes(image: Image.Image, thumbnail: Thumbnail, nucleus: Nucleus | None) -> int:
+    """Return the number of leukocytes, at least 1; quickly if nothing but the one nucleus has its colour."""
+    if nucleus is None or not _has_others(thumbnail, nucleus):
+        return 1
+    return max(1, len(find_leukocytes(image, thumbnail)))
+
+
+def _has_others(thumbnail: Thumbnail, nucleus: Nucleus) -> bool:
+    """Return whether a thumbnail has nuclear colour beside a nucleus, of more than a platelet."""
+    colour = nuclear_colour(thumbnail)
+    rows, columns = np.nonzero(colour > OTHERS * nucleus.contrast * nucleus_unit)
+    x, y, extent = (length / thumbnail.scale for length in (nucleus.x, nucleus.y, nucleus.extent))
+    away = np.hypot(columns + 0.5 - x, rows + 0.5 - y) > extent
+    return bool(np.count_nonzero(away) > OTHERS_AREA * extent**2)
 
 
 def locate(candidate: Candidate, scale: float) -> Nucleus:

@@ -10,14 +10,22 @@ from pydantic import BaseModel
 from app.archives.image_files import LeftOut, left_out_line
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
-from app.errors import BadLabels
+from app.errors import BadLabels, Unusable
 from app.evaluation.differential_count import LEVEL, fingerprint
 from app.evaluation.differential_count import count as count_labels
 from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
 from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
-from app.wire.schemas import Caution, Evaluation, ImageProblem, Mistake, ModelReference, Prediction
+from app.wire.schemas import (
+    Caution,
+    EmptyImage,
+    Evaluation,
+    ImageProblem,
+    Mistake,
+    ModelReference,
+    Prediction,
+)
 from app.wire.specimen import ClassifiedCell, Differential, Proportions, ReviewedCell, Specimen
 
 ENOUGH_CELLS = 100  # fewer cells give a warning
@@ -32,6 +40,7 @@ def prediction(index: int, filename: str | None, answer: Answer, labels: Sequenc
     return Prediction.model_validate(
         {
             "index": index,
+            "cell": answer.cell,
             "filename": filename,
             "image_sha256": answer.image_sha256,
             "label": predicted.label,
@@ -55,18 +64,23 @@ def differential(
     cells: Mapping[int, Prediction | ClassifiedCell],
     faults: Sequence[ImageProblem] = (),
     model: ModelReference | None = None,
+    empty: Sequence[EmptyImage] = (),
 ) -> Differential:
     """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
-    cells: by position in the request; faults: the images that could not be classified. model: that made the
-    predictions; None: the bundle.
+    cells: by position in the request; faults: the images that could not be classified; empty: those in which no
+    leukocyte was found. model: that made the predictions; None: the bundle. Raise Unusable if there are no cells.
     """
+    if not cells:
+        raise Unusable("no leukocyte was found in the images, so there is nothing to count")
     model = model or model_reference(bundle)
     for index, cell in cells.items():
         if cell.label not in bundle.labels:
             raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
     counts = count_labels([cell.label for cell in cells.values()], bundle.labels)
-    hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
+    hashes = [
+        _identity(cell.image_sha256, cell.cell) for cell in cells.values() if cell.image_sha256 is not None
+    ]
     return Differential(
         request_id=request_id,
         model=ModelReference(**dict(model)),
@@ -87,7 +101,8 @@ def differential(
         ),
         review=[
             ReviewedCell(
-                index=index,
+                index=cell.index if isinstance(cell, Prediction) else index,
+                cell=cell.cell,
                 filename=cell.filename,
                 image_sha256=cell.image_sha256,
                 label=cell.label,
@@ -98,8 +113,14 @@ def differential(
             if cell.review_reasons
         ],
         warnings=_cautions(len(cells), len(faults), len(hashes) - len(set(hashes))),
+        empty=list(empty),
         errors=list(faults),
     )
+
+
+def _identity(image_sha256: str, cell: int | None) -> str:
+    """Return what tells a cell from others: several may be of one image."""
+    return image_sha256 if cell is None else f"{image_sha256}#{cell}"
 
 
 def _cautions(n: int, left_out: int, repeated: int) -> list[Caution]:

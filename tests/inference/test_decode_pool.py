@@ -242,7 +242,7 @@ def test_a_decoder_that_takes_too_long_ends_itself() -> None:
             socket.send_fds(ours, [DecoderConfig(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
             its.close()
             assert receive(mine, 2) == HELLO + READY
-            mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
+            mine.sendall(REQUEST.pack(len(SLOW), False) + SLOW)
             assert receive(mine, 1) == b""  # the decoder has ended without a reply
 
 
@@ -264,7 +264,7 @@ def test_a_decoder_is_replaced_without_a_loss_when_its_processor_time_is_used_up
 
 
 NAN = float("nan")
-NONE = (0.0, 0.0, 0.0, 0.0, 0.0)  # measures of quality
+NONE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # measures of quality
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_large_image_arrives_whole() -> None:
         reading = pool.submit(answer)
         with pytest.raises(TooLarge, match="yes"):
             decoder.frame(data, lambda: None)
-        assert reading.result() == REQUEST.pack(len(data)) + data
+        assert reading.result() == REQUEST.pack(len(data), False) + data
     decoder.close()
 
 

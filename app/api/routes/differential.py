@@ -13,7 +13,7 @@ from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals, text_field
 from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
-from app.api.routes.parameters import Context, Loaded
+from app.api.routes.parameters import Cells, Context, Loaded
 from app.api.uploads import media_type, parse_texts, read_images
 from app.inference.threads import SHORT
 from app.reports import fhir, hl7
@@ -45,7 +45,8 @@ unchanged and never stored or logged. `Accept: application/fhir+json` selects a 
 preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
 `bundle=transaction` returns a Bundle that a FHIR server stores as a transaction; `subject`,
 `effectiveDateTime` and `performer` are put into FHIR reports. Send `model` with earlier predictions, so that
-the report names the model that made them. Not for diagnosis.
+the report names the model that made them. With `cells=all` every leukocyte of each image is counted; images without
+any are listed in `empty`. Not for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """
@@ -65,6 +66,7 @@ async def differential(
     request: Request,
     service: Loaded,
     context: Context,
+    cells: Cells = "one",
     bundle_type: Annotated[
         Literal["collection", "transaction"] | None,
         Query(
@@ -85,14 +87,15 @@ async def differential(
         with service.stage("receive", context.stages):
             upload = await read_images(request, image_limit(service), TEXTS)
         specimen = parse_texts(Specimen, upload.texts)
-        classified = await classify(service, upload.images, context)
+        classified = await classify(service, upload.images, context, all_cells=cells == "all")
         if isinstance(classified, Response):
             return classified
-        cells = {prediction.index: prediction for prediction in classified.predictions}
-        faults = classified.faults
+        found, faults, empty = classified.predictions, classified.faults, classified.empty
 
         def count() -> Finished:
-            counted = responses.differential(context.request_id, bundle, specimen, cells, faults)
+            counted = responses.differential(
+                context.request_id, bundle, specimen, dict(enumerate(found)), faults, empty=empty
+            )
             return render_count(counted, kind, settings.loinc_method, bundle_type)
 
         finished = await SHORT.run(count, context)
