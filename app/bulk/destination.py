@@ -144,7 +144,7 @@ class Destination:
 
 
 def _summary(table: pa.Table, left_out: LeftOut) -> ScoredPart:
-    """Count the images of a part: each has one row, or one for each of its cells, of which the first is cell 0."""
+    """Count the images of a part: each has one row, or one for each of its cells, from cell 0 on."""
     images = table.num_rows
     if "cell" in table.column_names:
         images = sum(cell is None or cell == 0 for cell in table["cell"].to_pylist())

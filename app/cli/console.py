@@ -116,7 +116,7 @@ def failures(outcomes: Sequence[Outcome]) -> Iterator[Text]:
 
 
 def _rows(outcome: Outcome, labels: Sequence[str]) -> Iterator[tuple[str, list[str | Text]]]:
-    """Yield a row for each cell of an image, or one for an image without any: its name and the other columns."""
+    """Yield the name and the other columns of each cell of an image, or of an image without any."""
     name, answer = outcome.image.name, outcome.answer
     if isinstance(answer, LeukoError):
         yield name, [Text("error", "red")]

@@ -1,8 +1,8 @@
 """Crop a decoded image to squares around cells that are the network's input.
 
 `frame_cell` crops a square around the nucleus, in proportion to its size, so that cells look alike at any
-magnification. If no nucleus is found, the whole image is used, as in the paper. `frame_cells` does the same for each
-leukocyte of a field.
+magnification. If no nucleus is found, the whole image is used, as in the paper. `frame_cells` does the same
+for each leukocyte of a field.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:
 def frame_cells(image: Image.Image, preprocessing: Preprocessing, most: int) -> list[Cell]:
     """Crop and normalise each leukocyte of an RGB image of any size, in reading order.
 
-    A bundle that classifies whole images (`framing`) has one cell, the image. Raise TooLarge for over `most` cells.
+    A bundle that classifies whole images (`framing`) has one cell, the image. Raise TooLarge for over `most`
+    cells.
     """
     if preprocessing.framing == "whole":
         return [frame_cell(image, preprocessing)]
@@ -101,7 +102,8 @@ def _frame_leukocyte(
 def frame_cut(
     image: Image.Image, nucleus: Nucleus, thumbnail: Thumbnail, preprocessing: Preprocessing
 ) -> tuple[Frame, Image.Image]:
-    """Return the part of the image in the square around a nucleus that the edge cuts, and the square's pixels.
+    """Return the part of the image in the square around a nucleus that the edge cuts, and the square's
+    pixels.
 
     The square is not shifted into the image, where it would be around another cell; outside it is background.
     """

@@ -1,11 +1,12 @@
 """Find all leukocytes of a field: `find_leukocytes`.
 
-Nuclei are what absorbs much green and red but little blue (see `nucleus`), but so do platelets, parasites, stain
-and some red cells. The picture's own red cells tell them apart: they give the scale, whatever the magnification,
-and what a cell's colour is when it has no nucleus. Lobes of one nucleus lie within a cell's width of each other.
+Nuclei are what absorbs much green and red but little blue (see `nucleus`), but so do platelets, parasites,
+stain and some red cells. The picture's own red cells tell them apart: they give the scale, whatever the
+magnification, and what a cell's colour is when it has no nucleus. Lobes of one nucleus lie within a cell's
+width of each other.
 
-The work is done on a copy of at most `MOST` pixels. Lengths there are in its pixels, densities in hundredths of an
-optical density (natural logarithm), which fit a byte.
+The work is done on a copy of at most `MOST` pixels. Lengths there are in its pixels, densities in hundredths
+of an optical density (natural logarithm), which fit a byte.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.imaging.nucleus import BORDER, LOGARITHMS, Nucleus, nuclear_colour
-from app.imaging.nucleus import UNIT as nucleus_unit
+from app.imaging import nucleus as single
+from app.imaging.nucleus import BORDER, LOGARITHMS, Nucleus
 from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions
 from app.imaging.resize import resize
 from app.imaging.thumbnail import Thumbnail
@@ -51,7 +52,10 @@ Real = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Field:
-    """Densities of an image at reduced size. nuclear: red + green − 2 · blue. scale: pixels of the image in one."""
+    """Densities of an image at reduced size.
+
+    nuclear: red + green − 2 · blue. scale: pixels of the image in one.
+    """
 
     nuclear: Density
     red: Density
@@ -126,8 +130,8 @@ def count_leukocytes(image: Image.Image, thumbnail: Thumbnail, nucleus: Nucleus 
 
 def _has_others(thumbnail: Thumbnail, nucleus: Nucleus) -> bool:
     """Return whether a thumbnail has nuclear colour beside a nucleus, of more than a platelet."""
-    colour = nuclear_colour(thumbnail)
-    rows, columns = np.nonzero(colour > OTHERS * nucleus.contrast * nucleus_unit)
+    colour = single.nuclear_colour(thumbnail)
+    rows, columns = np.nonzero(colour > OTHERS * nucleus.contrast * single.UNIT)
     x, y, extent = (length / thumbnail.scale for length in (nucleus.x, nucleus.y, nucleus.extent))
     away = np.hypot(columns + 0.5 - x, rows + 0.5 - y) > extent
     return bool(np.count_nonzero(away) > OTHERS_AREA * extent**2)
@@ -184,7 +188,8 @@ def mean_level(values: Density, pieces: Pieces) -> Real:
 def nuclear_level(nuclear: Density) -> float:
     """Return the nuclear colour above which pixels may be of a nucleus.
 
-    Otsu's threshold (1979); where many pixels are above it these are red cells too, and it is taken again among them.
+    Otsu's threshold (1979); where many pixels are above it these are red cells too, and it is taken again
+    among them.
     """
     counts = np.bincount(nuclear.ravel(), minlength=256).astype(np.float64)
     first = otsu(counts, 0)
@@ -314,8 +319,8 @@ def part_touching(pieces: Pieces, diameter: float, field: Field) -> Pieces:
 def part(mask: Mask, least: float) -> list[Mask]:
     """Return the lines that part a mask into nuclei; none if it is one. least: area of a nucleus in pixels.
 
-    The mask is eroded until it falls apart. Where both parts are broad, compared with the neck between them, the
-    line is where they meet as they grow back.
+    The mask is eroded until it falls apart. Where both parts are broad, compared with the neck between them,
+    the line is where they meet as they grow back.
     """
     margin = np.pad(mask, 1)
     eroded = margin
@@ -332,7 +337,7 @@ def part(mask: Mask, least: float) -> list[Mask]:
 
 
 def _meeting(mask: Mask, cores: Regions, depth: int, least: float) -> Mask | None:
-    """Return where cores meet that grow back in the mask by `depth`, or None if they are not nuclei of their own."""
+    """Return where cores meet that grow back in the mask by `depth`; None if they are not several nuclei."""
     roots = np.sqrt(cores.area)
     grown = roots + 2 * depth * 0.886  # root of the area of a disc whose radius grows by `depth`
     broad = (grown**2 >= least) & (roots >= (1 - NECK) / NECK * depth)

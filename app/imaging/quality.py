@@ -30,8 +30,8 @@ class Quality:
 
     nuclear_contrast: `Nucleus.contrast`, 0 without a nucleus. cut: `Nucleus.cut`. detail: steepness of edges
     at 1/56 ÷ at 1/28 of the frame: 1 where nothing is finer than that, 4 for noise. brightness: green of the
-    background. brightness_range: from there down to the 5th percentile. Levels are in 0 to 255. leukocytes: in the
-    picture, of which this is one; 1 where each is classified.
+    background. brightness_range: from there down to the 5th percentile. Levels are in 0 to 255. leukocytes:
+    in the picture, of which this is one; 1 where each is classified.
     """
 
     nuclear_contrast: float

@@ -1,7 +1,7 @@
 """Connected regions of a mask, found from runs of pixels in rows.
 
-Rows have few runs, so the work on single pixels is left to NumPy (He, Chao and Suzuki 2008, "A Run-Based Two-Scan
-Labeling Algorithm", doi:10.1109/TIP.2008.919369).
+Rows have few runs, so the work on single pixels is left to NumPy (He, Chao and Suzuki 2008, "A Run-Based
+Two-Scan Labeling Algorithm", doi:10.1109/TIP.2008.919369).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Real = NDArray[np.float64]  # [count]
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of a mask of `shape`, numbered from 0 in the order of their first pixels; neighbours share a side.
+    """Regions of a mask of `shape`, numbered from 0 in the order of their first pixels; neighbours share a
+    side.
 
     row, start, stop, region [runs]: pixels start to stop − 1 of a row belong to a region.
     """
@@ -167,7 +168,7 @@ def _join(count: int, above: Whole, below: Whole) -> Whole:
 
 
 def erode(mask: Mask, diagonal: bool = False) -> Mask:
-    """Return the pixels whose four neighbours, or eight with `diagonal`, are in the mask; outside counts as in."""
+    """Return the pixels whose four neighbours, or eight with `diagonal`, are in; outside counts as in."""
     eroded = mask.copy()
     eroded[1:] &= mask[:-1]
     eroded[:-1] &= mask[1:]

@@ -94,8 +94,8 @@ class Batcher(Generic[Item, Result]):
     `run` should ask `must_yield` before each item but its first, and between parts of a long item, and return
     Postponed for what it has not finished.
 
-    A caller's turns are counted by what its results cost: `cost` returns how many items of the usual work a result
-    stands for, at least 1.
+    A caller's turns are counted by what its results cost: `cost` returns how many items of the usual work a
+    result stands for, at least 1.
 
     When a run gives no heartbeat for `silence_s`, the batcher stops and all waiting items fail with NotReady.
     `on_suspicion` is called when several runs fail in a row.
@@ -381,7 +381,7 @@ class Batcher(Generic[Item, Result]):
     def _charge(
         self, batch: Sequence[Waiting[Item, Result]], outcomes: Sequence[Result | LeukoError]
     ) -> None:
-        """Count the turns of results that cost more than the one that was counted when their item was taken."""
+        """Count the turns of results beyond the one that was counted when their item was taken."""
         for entry, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, LeukoError):
                 turns = outcome.work if isinstance(outcome, Postponed) else 0

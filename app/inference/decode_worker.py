@@ -45,8 +45,8 @@ HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where
 READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
-# Kinds: RGB pixels [size, size, 3] follow; any number of MEASURES with such pixels follow; what `describe` returns
-# follows.
+# Kinds: RGB pixels [size, size, 3] follow; any number of MEASURES with such pixels follow; what `describe`
+# returns follows.
 CELL, CELLS, DEFECT = 0, 254, 255
 MOST_TEXT = 200  # printable ASCII characters of a text that follows: as much as a decoder can tell the client
 PACKAGE = Path(app.__file__).parent
@@ -75,13 +75,6 @@ class DecoderConfig:
     def life_s(self) -> float:
         """Return the processor time after which the decoder takes no further image."""
         return self.lives * self.patience_s
-
-    @property
-    def memory_bytes(self) -> int:
-        """Return the address space for an image, its cells and the reply."""
-        return self.limits.memory_bytes + 2 * self.max_cells * (
-            MEASURES.size + 3 * self.preprocessing.size**2
-        )
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -137,7 +130,7 @@ def run(connection: socket.socket, config: DecoderConfig, size: int) -> NoReturn
         socket.send_fds(connection, [HELLO], own)
         for descriptor in own:
             os.close(descriptor)
-        confinement.confine_decoder(size + config.memory_bytes, config.life_s + config.patience_s)
+        confinement.confine_decoder(size + config.limits.memory_bytes, config.life_s + config.patience_s)
         connection.sendall(READY)
         serve(connection, config)
         status = 0

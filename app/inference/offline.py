@@ -34,7 +34,10 @@ def classify(
     *,
     max_cells: int | None = None,
 ) -> Iterator[Outcome]:
-    """Yield one outcome per image, in order. max_cells: classify all leukocytes of each image, up to this many."""
+    """Yield one outcome per image, in order.
+
+    max_cells: classify all leukocytes of each image, up to this many; None: an image is one cell.
+    """
     preprocessing = classifier.bundle.preprocessing
 
     def frame(data: bytes, _: Heartbeat) -> Cell:

@@ -35,8 +35,8 @@ def unheld(_first: bool) -> LeukoError | None:
 class InferenceItem:
     """An image in the queue, read when its batch runs. cam: return a class-activation map too.
 
-    all_cells: classify each of its leukocytes, not one. done: the predictions of its first cells, from runs that
-    were postponed.
+    all_cells: classify each of its leukocytes, not one. done: the predictions of its first cells, from runs
+    that were postponed.
     """
 
     read: Callable[[], bytes]
@@ -106,8 +106,8 @@ class _Framed:
 class Pipeline:
     """Decode, crop and classify batches; thread-safe: one thread decodes while another runs the network.
 
-    frame_all: as frame_image, but returns all leukocytes of an image. batch: cells in a call of the network, at most;
-    None: what suits the engine.
+    frame_all: as frame_image, but returns all leukocytes of an image. batch: cells in a call of the network,
+    at most; None: what suits the engine.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class Pipeline:
     ) -> list[Result | LeukoError]:
         """Return a result per item, in order, or the error of an item that cannot be classified.
 
-        exclusive: no other run is under way. heartbeat: called while images are decoded, and after each. Of an item
-        with many cells, further batches are only run if its `hold` allows it.
+        exclusive: no other run is under way. heartbeat: called while images are decoded, and after each. Of
+        an item with many cells, further batches are only run if its `hold` allows it.
         """
         _add("queue", items, lambda item: item.since)
         outcomes: list[Result | LeukoError | None] = [None] * len(items)
@@ -146,7 +146,8 @@ class Pipeline:
             waiting.append((place, framed))
             cells += len(framed.cells) - len(item.done)
             if item.all_cells and cells >= self._batch:
-                # Before the next image is decoded: the cells of one are kept at a time, beside less than a batch.
+                # Before the next image is decoded: the cells of one are kept at a time, beside less than a
+                # batch.
                 self._classify(waiting, exclusive, heartbeat)
                 outcomes = _settle(outcomes, waiting)
                 waiting, cells = [], 0
@@ -176,7 +177,8 @@ class Pipeline:
     ) -> None:
         """Run the network on the items' cells, and add the results to the items.
 
-        After a batch, the cells of an item that it has not finished wait for a later run if its `hold` says so.
+        After a batch, the cells of an item that it has not finished wait for a later run if its `hold` says
+        so.
         """
         queue = [(framed, cell) for _, framed in waiting for cell in framed.cells[len(framed.item.done) :]]
         while queue:
@@ -202,7 +204,7 @@ def _at(moment: float, _item: InferenceItem) -> float:
 def _settle(
     outcomes: Sequence[Result | LeukoError | None], waiting: Sequence[tuple[int, _Framed]]
 ) -> list[Result | LeukoError | None]:
-    """Return the outcomes with those of the items that have waited; what a postponed item has done is kept."""
+    """Return the outcomes with those of the items that have waited; keep what a postponed one has done."""
     settled = [*outcomes]
     for place, framed in waiting:
         outcome = framed.outcome()

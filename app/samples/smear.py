@@ -72,11 +72,12 @@ def draw_field(
     touching: bool = False,
     debris: bool = True,
 ) -> tuple[Image.Image, list[DrawnCell]]:
-    """Return an RGB image with a leukocyte of each label, red cells and platelets, and where the leukocytes are.
+    """Return an RGB image with a leukocyte of each label, red cells and platelets, and where the leukocytes
+    are.
 
-    scale: pixels of the image in one of an image 320 pixels wide; a red cell is 47 of these wide. touching: each
-    leukocyte touches the one before. debris: parasites in red cells, giant platelets and dried stain too. Raise
-    ValueError for an unknown class, or if there is no room.
+    scale: pixels of the image in one of an image 320 pixels wide; a red cell is 47 of these wide. touching:
+    each leukocyte touches the one before. debris: parasites in red cells, giant platelets and dried stain
+    too. Raise ValueError for an unknown class, or if there is no room.
     """
     if unknown := [label for label in labels if label not in LEUKOCYTES]:
         raise ValueError(f"{unknown[0]!r} is not a class; use {', '.join(LEUKOCYTES)}")
@@ -102,7 +103,10 @@ def draw_field(
 def _place(
     rng: Rng, cells: Sequence[Blob], usual: float, width: float, height: float, touching: bool
 ) -> Blob:
-    """Return a cell of about the usual radius, apart from the others, or in touch with the last. Raise ValueError."""
+    """Return a cell of about the usual radius, apart from the others or in touch with the last.
+
+    Raise ValueError.
+    """
     for _ in range(1000):
         radius = usual * float(rng.uniform(0.94, 1.08))
         if touching and cells:

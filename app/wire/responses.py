@@ -68,8 +68,9 @@ def differential(
 ) -> Differential:
     """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
-    cells: by position in the request; faults: the images that could not be classified; empty: those in which no
-    leukocyte was found. model: that made the predictions; None: the bundle. Raise Unusable if there are no cells.
+    cells: by position in the request; faults: the images that could not be classified; empty: those in which
+    no leukocyte was found. model: that made the predictions; None: the bundle. Raise Unusable if there are no
+    cells.
     """
     if not cells:
         raise Unusable("no leukocyte was found in the images, so there is nothing to count")

@@ -99,9 +99,9 @@ class AsyncClient:
         """Classify images; yield one outcome for each, in order. An image that is bad, or cannot be read,
         does not fail the others.
 
-        cells: `all` classifies all leukocytes of each image; they are in the outcome's `cells`. batch: images in one
-        request. concurrency: requests in flight. progress: show a progress bar on a
-        terminal. Images are read shortly before they are sent.
+        cells: `all` classifies all leukocytes of each image; they are in the outcome's `cells`. batch: images
+        in one request. concurrency: requests in flight. progress: show a progress bar on a terminal. Images
+        are read shortly before they are sent.
         """
         bar = Bar(len(images) if isinstance(images, Sized) else None) if progress else None
         batches = protocol.batches(images, batch)

@@ -69,8 +69,8 @@ class Call(Generic[Result]):
 class Outcome:
     """The result for one image: either a prediction or an error.
 
-    cells: the predictions of all cells that were asked for, in reading order. With cells="all" there may be any number
-    of them, and `prediction` is None.
+    cells: the predictions of all cells that were asked for, in reading order. With cells="all" there may be
+    any number of them, and `prediction` is None.
     """
 
     name: str

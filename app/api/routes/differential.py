@@ -36,17 +36,16 @@ REPORT_FORMATS: Document = {
     hl7.MEDIA_TYPE: {"schema": {"type": "string"}, "example": "MSH|^~\\&|LEUKO|…"},
 }
 
-DESCRIPTION = """
-Send the images of one specimen as multipart form data, as for `/predict`, or the `predictions` and
-`errors` of earlier `/predict` responses as JSON. Percentages refer to the classified cells; each has a
-Wilson and an exact (Clopper–Pearson) 95 % interval. `review` lists the cells that a person must look at;
-`warnings` lists limits of the count that its reader must know. `specimen` and `accession` are returned
-unchanged and never stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a
-preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
-`bundle=transaction` returns a Bundle that a FHIR server stores as a transaction; `subject`,
-`effectiveDateTime` and `performer` are put into FHIR reports. Send `model` with earlier predictions, so that
-the report names the model that made them. With `cells=all` every leukocyte of each image is counted; images without
-any are listed in `empty`. Not for diagnosis.
+DESCRIPTION = """ Send the images of one specimen as multipart form data, as for `/predict`, or the
+`predictions` and `errors` of earlier `/predict` responses as JSON. Percentages refer to the classified cells;
+each has a Wilson and an exact (Clopper–Pearson) 95 % interval. `review` lists the cells that a person must
+look at; `warnings` lists limits of the count that its reader must know. `specimen` and `accession` are
+returned unchanged and never stored or logged. `Accept: application/fhir+json` selects a FHIR R4 Bundle with a
+preliminary DiagnosticReport, `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message. `bundle=transaction`
+returns a Bundle that a FHIR server stores as a transaction; `subject`, `effectiveDateTime` and `performer`
+are put into FHIR reports. Send `model` with earlier predictions, so that the report names the model that made
+them. With `cells=all` every leukocyte of each image is counted; images without any are listed in `empty`. Not
+for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """

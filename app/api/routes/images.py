@@ -40,7 +40,7 @@ IMAGE_ERRORS = (
 
 @dataclass(frozen=True)
 class Classified:
-    """predictions: at least one, unless images are empty; faults: the problems of those that could not be classified."""
+    """predictions: at least one, unless all images are empty; faults: of images that cannot be classified."""
 
     predictions: list[Prediction]
     empty: list[EmptyImage]

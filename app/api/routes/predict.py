@@ -24,9 +24,10 @@ Send `multipart/form-data` with one or more parts named `files`, or a single ima
 status is 200 if at least one image was classified. If none was, the response is a problem document with
 the status of the first image's error, and its `errors` lists every image. Not for diagnosis.
 
-With `cells=all` every leukocyte of an image is a prediction of its own: several share an `index`, and each has its
-`frame` and its number `cell`, from 0, in reading order. Images without any are listed in `empty`. With `cells=one`,
-the default, an image is one cell; of several, one is classified, and `several_cells` is a reason for review.
+With `cells=all` every leukocyte of an image is a prediction of its own: several share an `index`, and each
+has its `frame` and its number `cell`, from 0, in reading order. Images without any are listed in `empty`.
+With `cells=one`, the default, an image is one cell; of several, one is classified, and `several_cells` is a
+reason for review.
 
     curl -F files=@cell.jpg http://127.0.0.1:8000/predict
 """
