@@ -31,18 +31,23 @@ UNIT = 100  # of an optical density of 1
 DARKEST = 250  # darker pixels count as this
 FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
-ROUND = 1.45  # length ÷ breadth of the red cells that are measured, at most
+ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
+PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
+FAINT = 6  # density of the palest red cells
+BLACK = 150  # density in red light of the fill around a turned picture
+DISC = 4.5  # diameter ÷ depth at which a quarter of the area is left
+RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured
 APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
-WHOLE = 0.5  # area of a piece that is a nucleus of its own ÷ square of a red cell's diameter
-SPAN = 2.1  # of one nucleus's lobes, from end to end, in red cells
+WHOLE, COMPACT = 0.6, 1.5  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
+SPAN = 2.3  # of one nucleus's lobes, from end to end, in red cells
 LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
-SMALLEST, SMALLEST_CUT = (
-    0.42,
-    0.3,
-)  # root of a nucleus's area ÷ a red cell's diameter; at the edge of the picture
-SLIM = 3.5  # length ÷ breadth of a nucleus, at most
-CLEAR = 25  # how much more of the nuclear colour a nucleus has than a red cell
-DENSER = 20  # how much more red light a nucleus absorbs than a red cell
+SMALLEST = 0.4  # root of a nucleus's area ÷ a red cell's diameter
+SMALLEST_CUT = 0.3  # the same of one that the picture's edge cuts
+SMALL, COVERED = 0.6, 0.7  # a nucleus smaller than this has cytoplasm around it: share of the rim
+RIM = 0.1  # of a red cell: breadth of that rim
+SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a nucleus, at most; of a small one
+MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter, at most
+CLEAR = 36  # how much more of the nuclear colour a nucleus has than a red cell
 OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
 NECK = 0.7  # breadth between two nuclei that touch ÷ breadth of the smaller one, at most
 
@@ -111,6 +116,7 @@ class Candidate:
     inner: float
     red: float
     green: float
+    covered: float = 1.0  # share of what is just around it that is stained; 1 if it was not measured
 
 
 def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
@@ -154,9 +160,9 @@ def is_leukocyte(candidate: Candidate, red_cells: RedCells) -> bool:
     cut = candidate.edge > 0.3 * candidate.extent
     return (
         size >= (SMALLEST_CUT if cut else SMALLEST)
-        and candidate.slimness <= SLIM
+        and (size >= SMALL or candidate.covered >= COVERED)
+        and candidate.slimness <= (SLIM_SMALL if size < SMALL and not cut else SLIM)
         and candidate.inner >= red_cells.nuclear + CLEAR
-        and candidate.red >= red_cells.red + DENSER
     )
 
 
@@ -164,20 +170,42 @@ def find_candidates(field: Field) -> tuple[RedCells, list[Candidate]]:
     """Return the red cells, with a diameter in any case, and what may be a nucleus, largest pieces joined."""
     level = nuclear_level(field.nuclear)
     red_cells = measure_red_cells(field, level)
-    pieces = find_pieces(field, level)
-    diameter = red_cells.diameter
-    if not diameter and pieces.regions.count:  # then the nuclei themselves are the scale
-        areas = pieces.regions.area
-        diameter = 1.1 * float(weighted_median(np.sqrt(areas), areas))
-    red_cells = replace(red_cells, diameter=diameter)
+    pieces = find_pieces(field, max(level, min(red_cells.nuclear + 0.7 * CLEAR, 1.3 * level)))
     if not pieces.regions.count:
-        return red_cells, []
+        return replace(red_cells, diameter=red_cells.diameter or 1.0), []
+    roots = np.sqrt(pieces.regions.area)
+    # The nuclei too are a scale, where there are hardly any red cells.
+    least = float(roots.max()) / MOST_OF_RED_CELL
+    diameter = max(red_cells.diameter or 1.1 * weighted_median(roots, roots**2), least)
+    red_cells = replace(red_cells, diameter=diameter)
     pieces = part_touching(drop_specks(pieces, diameter), diameter, field)
     if not pieces.regions.count:
         return red_cells, []
     groups = join_lobes(pieces, diameter)
     levels = np.stack([pieces.inner, mean_level(field.red, pieces), mean_level(field.green, pieces)])
-    return red_cells, [describe(pieces.regions, np.array(group), levels) for group in groups]
+    candidates = [describe(pieces.regions, np.array(group), levels) for group in groups]
+    small = [number for number, one in enumerate(candidates) if one.extent < SMALL * diameter]
+    for number in small:
+        covered = cover_around(pieces.regions, groups[number], field.green, diameter)
+        candidates[number] = replace(candidates[number], covered=covered)
+    return red_cells, candidates
+
+
+def cover_around(regions: Regions, members: list[int], green: Density, diameter: float) -> float:
+    """Return the share of the rim around pieces that is stained: cytoplasm, or other cells."""
+    breadth = max(1, round(RIM * diameter))
+    left, top, right, bottom = regions.boxes[:, members]
+    height, width = regions.shape
+    rows = slice(max(0, int(top.min()) - 2 * breadth), min(height, int(bottom.max()) + 2 * breadth))
+    columns = slice(max(0, int(left.min()) - 2 * breadth), min(width, int(right.max()) + 2 * breadth))
+    chosen = np.zeros(regions.count, np.bool_)
+    chosen[members] = True
+    inside = dilate(regions.mask(chosen)[rows, columns])  # its own soft edge
+    outside = inside
+    for step in range(breadth):
+        outside = dilate(outside, diagonal=step % 2 == 1)
+    rim = outside & ~inside
+    return float((green[rows, columns][rim] >= FAINT).mean()) if rim.any() else 1.0
 
 
 def mean_level(values: Density, pieces: Pieces) -> Real:
@@ -191,7 +219,7 @@ def nuclear_level(nuclear: Density) -> float:
     Otsu's threshold (1979); where many pixels are above it these are red cells too, and it is taken again
     among them.
     """
-    counts = np.bincount(nuclear.ravel(), minlength=256).astype(np.float64)
+    counts = np.array(Image.fromarray(nuclear).histogram(), np.float64)
     first = otsu(counts, 0)
     level = first
     if counts[first:].sum() > 0.1 * nuclear.size:
@@ -213,36 +241,38 @@ def otsu(counts: NDArray[np.float64], least: int) -> int:
 
 def measure_red_cells(field: Field, level: float) -> RedCells:
     """Measure the red cells: what is stained, but not in the nuclear colour."""
-    step = 2 if field.green.size > LEAST else 1
+    step = max(1, round((field.green.size / RED_CELL_PIXELS) ** 0.5))
     green, nuclear, red = (plane[::step, ::step] for plane in (field.green, field.nuclear, field.red))
-    other = nuclear <= level
+    other = (nuclear <= level) & (red < BLACK)
     counts = np.bincount(green[other], minlength=256).astype(np.float64)
-    if not counts[8:].any():
+    if not counts[FAINT:].any():
         return RedCells(0.0)
-    stained = (green >= max(8, otsu(counts, 0))) & other
-    if not stained.any():
+    threshold = otsu(counts, 0)
+    stained = other & (green >= max(FAINT, threshold))
+    body = other & (green >= max(FAINT, PALLOR * threshold))
+    if np.count_nonzero(stained) < 0.02 * stained.size:
         return RedCells(0.0)
     levels = [float(np.median(plane[stained])) for plane in (nuclear, red, green)]
-    return RedCells(step * round_diameter(find_regions(stained)), *levels)
+    gaps = find_regions(~body)
+    pale = (gaps.at_edges == 0) & (gaps.slimness < ROUND)
+    return RedCells(step * diameter_by_erosion(body | gaps.mask(pale)), *levels)
 
 
-def round_diameter(regions: Regions) -> float:
-    """Return the typical diameter of round regions that lie apart from others; 0 if there are too few."""
-    left, top, right, bottom = regions.boxes
-    across, down = right - left, bottom - top
-    sides = np.sqrt(across * down)
-    full = regions.area / np.maximum(across * down, 1)
-    whole = (
-        (regions.at_edges == 0)
-        & (regions.slimness < ROUND)
-        & (across < ROUND * down)
-        & (down < ROUND * across)
-        & (full > 0.4)
-        & (sides >= 4)
-    )
-    if np.count_nonzero(whole) < 2:
-        return 0.0
-    return float(weighted_median(sides[whole], sides[whole] ** 2))
+def diameter_by_erosion(mask: Mask) -> float:
+    """Return the diameter of discs that may overlap, by how much of them is left as their rim is taken off.
+
+    A disc is eroded to a quarter of its area at half its radius; red cells with a pale middle a little
+    sooner.
+    """
+    whole = float(np.count_nonzero(mask))
+    before = 1.0
+    for depth in range(1, max(mask.shape)):
+        mask = erode(mask, diagonal=depth % 2 == 0)
+        left = np.count_nonzero(mask) / whole
+        if left < 0.25:
+            return DISC * (depth - 1 + (before - 0.25) / (before - left))
+        before = left
+    return 0.0
 
 
 def weighted_median(values: Real, weights: Real) -> float:
@@ -257,20 +287,20 @@ def find_pieces(field: Field, level: float) -> Pieces:
     if not rough.count:
         return Pieces(rough, np.zeros(0))
     border = np.maximum(BORDER * inner_level(field.nuclear, rough), level)
-    limit = np.append(border, 255).astype(np.uint8)[rough.numbers()]  # −1, outside, is the last
-    regions = find_regions(field.nuclear > limit)
+    mask = np.zeros(rough.shape, np.bool_)
+    mask.ravel()[rough.pixels] = rough.values(field.nuclear) > border[rough.owners]
+    regions = find_regions(mask)
     return Pieces(regions, inner_level(field.nuclear, regions))
 
 
-def inner_level(values: Density, regions: Regions) -> Real:
-    """Return the mean of the values of each region that are above the region's mean."""
-    mean = regions.sums(values) / regions.area
-    numbers = regions.numbers()
-    above = values > np.append(mean, 255)[numbers].astype(np.uint8)
-    found = numbers[above]
-    counts = np.bincount(found, minlength=regions.count)
-    sums = np.bincount(found, values[above], regions.count)
-    inner: Real = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
+def inner_level(plane: Density, regions: Regions) -> Real:
+    """Return the mean of each region's pixels that are above its mean, or equal to it."""
+    values, owners = regions.values(plane).astype(np.float64), regions.owners
+    mean = np.bincount(owners, values, regions.count) / regions.area
+    above = values >= mean[owners]
+    inner: Real = np.bincount(owners[above], values[above], regions.count) / np.bincount(
+        owners[above], minlength=regions.count
+    )
     return inner
 
 
@@ -423,7 +453,7 @@ def _fit(members: list[int], pieces: Pieces, diameter: float) -> bool:
     return bool(
         span <= SPAN * diameter
         and areas.sum() <= LARGEST * diameter**2
-        and np.count_nonzero(areas > WHOLE * diameter**2) < 2
+        and np.count_nonzero((areas > WHOLE * diameter**2) & (regions.slimness[members] < COMPACT)) < 2
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Number = TypeVar("Number", bound=np.generic)
 Mask = NDArray[np.bool_]  # [h, w]
 Whole = NDArray[np.int64]  # [count] or [runs]
 Real = NDArray[np.float64]  # [count]
@@ -89,34 +90,37 @@ class Regions:
         slimness: Real = np.sqrt((middle + spread) / np.maximum(middle - spread, 1 / 12))
         return slimness
 
-    def sums(self, values: NDArray[Any]) -> Real:
-        """Return the sum over each region of values [h, w]."""
-        height, width = self.shape
-        totals = np.zeros(height * width + 1, np.int64)
-        np.cumsum(values, out=totals[1:])
-        base = self.row * width
-        return self._total(totals[base + self.stop] - totals[base + self.start])
+    @cached_property
+    def pixels(self) -> Whole:
+        """Places of all pixels in the flattened mask, in order."""
+        base = self.row * self.shape[1] + self.start
+        offsets = base - (np.cumsum(self.length) - self.length)
+        return np.repeat(offsets, self.length) + np.arange(int(self.length.sum()))
+
+    @cached_property
+    def owners(self) -> Whole:
+        """The region of each of `pixels`."""
+        return np.repeat(self.region, self.length)
+
+    def values(self, plane: NDArray[Number]) -> NDArray[Number]:
+        """Return the value of a plane [h, w] at each of `pixels`."""
+        return plane.ravel()[self.pixels]
+
+    def sums(self, plane: NDArray[Any]) -> Real:
+        """Return the sum over each region of a plane [h, w]."""
+        return np.bincount(self.owners, self.values(plane), self.count)
 
     def numbers(self) -> NDArray[np.int32]:
         """Return the region of each pixel [h, w]; −1 outside."""
-        height, width = self.shape
-        steps = np.zeros(height * width + 1, np.int32)
-        base = self.row * width
-        steps[base + self.start] += self.region.astype(np.int32) + 1
-        steps[base + self.stop] -= self.region.astype(np.int32) + 1
-        numbers = np.cumsum(steps[:-1], dtype=np.int32)
-        numbers -= 1
-        return numbers.reshape(height, width)
+        numbers = np.full(self.shape, -1, np.int32)
+        numbers.ravel()[self.pixels] = self.owners
+        return numbers
 
     def mask(self, chosen: NDArray[np.bool_]) -> Mask:
         """Return the pixels [h, w] of the regions that are chosen [count]."""
-        height, width = self.shape
-        kept = chosen[self.region]
-        steps = np.zeros(height * width + 1, np.int8)
-        base = self.row[kept] * width
-        steps[base + self.start[kept]] += 1
-        steps[base + self.stop[kept]] -= 1
-        return np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_).reshape(height, width)
+        mask = np.zeros(self.shape, np.bool_)
+        mask.ravel()[self.pixels] = chosen[self.owners]
+        return mask
 
     def _total(self, values: NDArray[Any]) -> Real:
         """Return the sum of values [runs] over each region."""

@@ -117,4 +117,4 @@ def test_turns_count_for_a_caller_that_has_no_more_items() -> None:
     assert taken(queue, 1) == "a"
     queue.charge(HEAVY, 2)
     queue.add(HEAVY, "b")
-    assert taken(queue, 5) == "wxybz"
+    assert taken(queue, 5) == "wxyzb"
