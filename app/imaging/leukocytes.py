@@ -30,6 +30,7 @@ LEAST, MOST = 80_000, 1_000_000  # pixels of the copy; between them, a quarter o
 UNIT = 100  # of an optical density of 1
 DARKEST = 250  # darker pixels count as this
 FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
+REDDISH = 50  # nuclear colour that red cells may have
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
 ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
@@ -43,7 +44,7 @@ SPAN = 2.3  # of one nucleus's lobes, from end to end, in red cells
 LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
 SMALLEST = 0.4  # root of a nucleus's area ÷ a red cell's diameter
 SMALLEST_CUT = 0.3  # the same of one that the picture's edge cuts
-SMALL, COVERED = 0.6, 0.7  # a nucleus smaller than this has cytoplasm around it: share of the rim
+SMALL, COVERED = 0.6, 0.8  # a nucleus smaller than this has cytoplasm around it: share of the rim
 RIM = 0.1  # of a red cell: breadth of that rim
 SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a nucleus, at most; of a small one
 MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter, at most
@@ -216,13 +217,13 @@ def mean_level(values: Density, pieces: Pieces) -> Real:
 def nuclear_level(nuclear: Density) -> float:
     """Return the nuclear colour above which pixels may be of a nucleus.
 
-    Otsu's threshold (1979); where many pixels are above it these are red cells too, and it is taken again
-    among them.
+    Otsu's threshold (1979); where it is low and many pixels are above it, these are red cells too, and it is
+    taken again among them.
     """
     counts = np.array(Image.fromarray(nuclear).histogram(), np.float64)
     first = otsu(counts, 0)
     level = first
-    if counts[first:].sum() > 0.1 * nuclear.size:
+    if first < REDDISH and counts[first:].sum() > 0.1 * nuclear.size:
         level = otsu(counts, first)
     return max(float(FAINTEST), float(level))
 
@@ -415,7 +416,7 @@ def join_lobes(pieces: Pieces, diameter: float) -> list[list[int]]:
     cluster = np.zeros(regions.count, np.int64)
     cluster[regions.region] = first
     groups: list[list[int]] = []
-    for number in np.unique(cluster).tolist():
+    for number in range(near.count):
         groups += _merge(np.flatnonzero(cluster == number).tolist(), pieces, diameter)
     return groups
 

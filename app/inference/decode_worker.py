@@ -153,10 +153,24 @@ def rehearse() -> None:
     for kind in ACCEPTED:
         file = io.BytesIO()
         white.save(file, kind)
-        frame_cells(decode(file.getvalue()), Preprocessing(), most=1)
+        frame_cell(decode(file.getvalue()), Preprocessing())
+    frame_cells(field(), Preprocessing(), most=9)
     if dicom.installed():
         for syntax in (*dicom.NATIVE, *dicom.ENCODED):
             decode(dicom_writer.write(white, syntax))
+
+
+def field() -> Image.Image:
+    """Draw what a search for leukocytes meets: red cells, nuclei in touch, lobes and a platelet."""
+    y, x = np.mgrid[:96, :96]
+    pixels = np.full((96, 96, 3), 235, np.uint8)
+    red_cell, nucleus = (210, 150, 160), (95, 60, 170)
+    discs = [(15, 15, 10, red_cell), (40, 14, 10, red_cell), (66, 15, 10, red_cell), (14, 80, 10, red_cell)]
+    discs += [(40, 50, 10, nucleus), (57, 50, 10, nucleus)]  # in touch
+    discs += [(70, 78, 5, nucleus), (82, 78, 5, nucleus), (14, 50, 3, nucleus), (95, 30, 8, nucleus)]
+    for across, down, radius, colour in discs:
+        pixels[(x - across) ** 2 + (y - down) ** 2 < radius**2] = colour
+    return Image.fromarray(pixels)
 
 
 def serve(connection: socket.socket, config: DecoderConfig) -> None:

