@@ -12,8 +12,6 @@ of an optical density (natural logarithm), which fit a byte.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import combinations
 from typing import Self
 
 import numpy as np
@@ -30,7 +28,7 @@ LEAST, MOST = 80_000, 1_000_000  # pixels of the copy; between them, a quarter o
 UNIT = 100  # of an optical density of 1
 DARKEST = 250  # darker pixels count as this
 FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
-REDDISH = 50  # nuclear colour that red cells may have
+REDDISH = 85  # nuclear colour that red cells may have
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
 ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
@@ -38,6 +36,7 @@ FAINT = 6  # density of the palest red cells
 BLACK = 150  # density in red light of the fill around a turned picture
 DISC = 4.5  # diameter ÷ depth at which a quarter of the area is left
 RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured
+MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
 APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
 WHOLE, COMPACT = 0.6, 1.5  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
 SPAN = 2.3  # of one nucleus's lobes, from end to end, in red cells
@@ -99,10 +98,6 @@ class Pieces:
 
     regions: Regions
     inner: Real
-
-    @cached_property
-    def radius(self) -> Real:
-        return np.sqrt(self.regions.area / np.pi)
 
 
 @dataclass(frozen=True)
@@ -185,23 +180,31 @@ def find_candidates(field: Field) -> tuple[RedCells, list[Candidate]]:
     groups = join_lobes(pieces, diameter)
     levels = np.stack([pieces.inner, mean_level(field.red, pieces), mean_level(field.green, pieces)])
     candidates = [describe(pieces.regions, np.array(group), levels) for group in groups]
-    small = [number for number, one in enumerate(candidates) if one.extent < SMALL * diameter]
-    for number in small:
-        covered = cover_around(pieces.regions, groups[number], field.green, diameter)
-        candidates[number] = replace(candidates[number], covered=covered)
+    numbers = pieces.regions.numbers()
+    for place, candidate in enumerate(candidates):
+        if candidate.extent < SMALL * diameter and is_leukocyte(candidate, red_cells):
+            covered = cover_around(pieces.regions, numbers, groups[place], field.green, diameter)
+            candidates[place] = replace(candidate, covered=covered)
     return red_cells, candidates
 
 
-def cover_around(regions: Regions, members: list[int], green: Density, diameter: float) -> float:
-    """Return the share of the rim around pieces that is stained: cytoplasm, or other cells."""
+def cover_around(
+    regions: Regions, numbers: NDArray[np.int32], members: list[int], green: Density, diameter: float
+) -> float:
+    """Return the share of the rim around pieces that is stained: cytoplasm, or other cells.
+
+    numbers: the piece of each pixel.
+    """
     breadth = max(1, round(RIM * diameter))
     left, top, right, bottom = regions.boxes[:, members]
     height, width = regions.shape
     rows = slice(max(0, int(top.min()) - 2 * breadth), min(height, int(bottom.max()) + 2 * breadth))
     columns = slice(max(0, int(left.min()) - 2 * breadth), min(width, int(right.max()) + 2 * breadth))
-    chosen = np.zeros(regions.count, np.bool_)
-    chosen[members] = True
-    inside = dilate(regions.mask(chosen)[rows, columns])  # its own soft edge
+    window = numbers[rows, columns]
+    inside = np.zeros(window.shape, np.bool_)
+    for member in members:
+        inside |= window == member
+    inside = dilate(inside)  # its own soft edge
     outside = inside
     for step in range(breadth):
         outside = dilate(outside, diagonal=step % 2 == 1)
@@ -355,8 +358,8 @@ def part(mask: Mask, least: float) -> list[Mask]:
     """
     margin = np.pad(mask, 1)
     eroded = margin
-    for depth in range(1, 200):
-        eroded = erode(eroded, diagonal=depth % 2 == 0)
+    for depth in range(2, 200, 2):
+        eroded = erode(erode(eroded), diagonal=True)
         cores = find_regions(eroded)
         if not cores.count or cores.area.sum() < 0.05 * least:
             return []
@@ -415,47 +418,75 @@ def join_lobes(pieces: Pieces, diameter: float) -> list[list[int]]:
     first = near.numbers()[regions.row, regions.start]  # of each run
     cluster = np.zeros(regions.count, np.int64)
     cluster[regions.region] = first
-    groups: list[list[int]] = []
-    for number in range(near.count):
-        groups += _merge(np.flatnonzero(cluster == number).tolist(), pieces, diameter)
-    return groups
+    order = np.argsort(cluster, kind="stable")
+    ends = np.cumsum(np.bincount(cluster, minlength=near.count))
+    clusters = np.split(order, ends[:-1])
+    return [group for members in clusters for group in _merge(members, pieces, diameter)]
 
 
-def _merge(members: list[int], pieces: Pieces, diameter: float) -> list[list[int]]:
+@dataclass
+class _Group:
+    """Pieces that are taken for one nucleus. whole: how many of them would be one alone."""
+
+    members: list[int]
+    left: int
+    top: int
+    right: int
+    bottom: int
+    area: float
+    whole: int
+
+    def joined(self, other: _Group) -> _Group:
+        return _Group(
+            [*self.members, *other.members],
+            min(self.left, other.left),
+            min(self.top, other.top),
+            max(self.right, other.right),
+            max(self.bottom, other.bottom),
+            self.area + other.area,
+            self.whole + other.whole,
+        )
+
+    def may_be_nucleus(self, diameter: float) -> bool:
+        span = max(self.right - self.left, self.bottom - self.top)
+        return span <= SPAN * diameter and self.area <= LARGEST * diameter**2 and self.whole < 2
+
+
+def _merge(members: NDArray[np.int64], pieces: Pieces, diameter: float) -> list[list[int]]:
     """Join the pieces of a cluster, the nearest first, as long as the result may be one nucleus."""
-    groups = [[member] for member in members]
-    while len(groups) > 1:
-        allowed = [
-            (gap, i, j)
-            for (i, one), (j, other) in combinations(enumerate(groups), 2)
-            if (gap := _gap(one, other, pieces)) < np.inf and _fit([*one, *other], pieces, diameter)
-        ]
-        if not allowed:
-            break
-        _, i, j = min(allowed)
-        groups[i] += groups.pop(j)
-    return groups
-
-
-def _gap(one: list[int], other: list[int], pieces: Pieces) -> float:
-    """Return the least distance between centres, less the radii."""
-    regions, radius = pieces.regions, pieces.radius
-    across = regions.x[one][:, None] - regions.x[other]
-    down = regions.y[one][:, None] - regions.y[other]
-    return float((np.hypot(across, down) - radius[one][:, None] - radius[other]).min())
-
-
-def _fit(members: list[int], pieces: Pieces, diameter: float) -> bool:
-    """Return whether pieces may be lobes of one nucleus: small enough together, and at most one is whole."""
+    if not 1 < len(members) <= MOST_TOGETHER:
+        return [[member] for member in members.tolist()]
     regions = pieces.regions
-    left, top, right, bottom = regions.boxes[:, members]
-    span = max(int(right.max() - left.min()), int(bottom.max() - top.min()))
-    areas = regions.area[members]
-    return bool(
-        span <= SPAN * diameter
-        and areas.sum() <= LARGEST * diameter**2
-        and np.count_nonzero((areas > WHOLE * diameter**2) & (regions.slimness[members] < COMPACT)) < 2
-    )
+    area, compact = regions.area[members], regions.slimness[members] < COMPACT
+    whole = (area > WHOLE * diameter**2) & compact
+    boxes = regions.boxes[:, members].T.tolist()
+    groups = [
+        _Group([member], *box, size, alone)
+        for member, box, size, alone in zip(
+            members.tolist(), boxes, area.tolist(), whole.astype(int).tolist(), strict=True
+        )
+    ]
+    for one, other in _nearest_pairs(regions.x[members], regions.y[members], area, SPAN * diameter):
+        if groups[one] is not groups[other]:
+            joined = groups[one].joined(groups[other])
+            if joined.may_be_nucleus(diameter):
+                found = {id(groups[one]), id(groups[other])}
+                groups = [joined if id(group) in found else group for group in groups]
+    return [group.members for group in {id(group): group for group in groups}.values()]
+
+
+def _nearest_pairs(x: Real, y: Real, area: Real, most: float) -> list[tuple[int, int]]:
+    """Return the pairs of discs with these centres and areas whose centres are at most `most` apart.
+
+    Those with the smallest gap are first.
+    """
+    one, other = np.triu_indices(len(x), 1)
+    apart = np.hypot(x[one] - x[other], y[one] - y[other])
+    radius = np.sqrt(area / np.pi)
+    near = apart <= most
+    one, other, gap = one[near], other[near], (apart - radius[one] - radius[other])[near]
+    order = np.argsort(gap, kind="stable")
+    return [*zip(one[order].tolist(), other[order].tolist(), strict=True)]
 
 
 def describe(regions: Regions, members: NDArray[np.int64], levels: Real) -> Candidate:

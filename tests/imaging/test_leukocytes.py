@@ -94,6 +94,14 @@ def test_pictures_of_any_shape_can_be_searched(size: tuple[int, int]) -> None:
         assert len(find(image)) <= size[0] * size[1]
 
 
+def test_noise_of_nuclear_colour_is_searched_in_bounded_time() -> None:
+    """Thousands of specks near each other: joining each with each other would take minutes."""
+    rng = np.random.default_rng(0)
+    specks = np.kron(rng.random((300, 300)) < 0.3, np.ones((3, 3)))[..., None]
+    image = Image.fromarray(np.where(specks, (95, 60, 170), (225, 220, 225)).astype(np.uint8))
+    assert len(find(image)) < 20_000
+
+
 @pytest.mark.parametrize("gain", [(1.0, 0.85, 0.7), (0.7, 0.9, 1.0), (0.6, 0.6, 0.6)])
 def test_the_lamp_and_the_white_balance_do_not_matter(gain: tuple[float, float, float]) -> None:
     image, cells = field(FOUR, 1)
