@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.api.json_response import render
 from app.api.openapi import answer, body, refusals
 from app.api.routes.examples import PREDICTIONS
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
-from app.api.routes.parameters import Context, Loaded
+from app.api.routes.parameters import Cells, Context, Loaded
 from app.api.uploads import read_images
+from app.inference.threads import SHORT
 from app.wire.responses import model_reference
 from app.wire.schemas import Predictions
 
@@ -21,6 +23,11 @@ Send `multipart/form-data` with one or more parts named `files`, or a single ima
 `index` is an image's position in the request. Images that cannot be classified are listed in `errors`; the
 status is 200 if at least one image was classified. If none was, the response is a problem document with
 the status of the first image's error, and its `errors` lists every image. Not for diagnosis.
+
+With `cells=all` every leukocyte of an image is a prediction of its own: several share an `index`, and each
+has its `frame` and its number `cell`, from 0, in reading order. Images without any are listed in `empty`.
+With `cells=one`, the default, an image is one cell; of several, one is classified, and `several_cells` is a
+reason for review.
 
     curl -F files=@cell.jpg http://127.0.0.1:8000/predict
 """
@@ -39,6 +46,7 @@ async def predict(
     request: Request,
     service: Loaded,
     context: Context,
+    cells: Cells = "one",
     explain: Annotated[
         Literal["cam"] | None,
         Query(
@@ -49,12 +57,17 @@ async def predict(
 ) -> Predictions | Response:
     with service.stage("receive", context.stages):
         parts = (await read_images(request, image_limit(service))).images
-    classified = await classify(service, parts, context, cam=explain == "cam")
+    classified = await classify(service, parts, context, cam=explain == "cam", all_cells=cells == "all")
     if isinstance(classified, Response):
         return classified
-    return Predictions(
+    result = Predictions(
         request_id=context.request_id,
         model=model_reference(service.classifier.bundle),
         predictions=classified.predictions,
+        empty=classified.empty,
         errors=classified.faults,
     )
+    if len(result.predictions) <= len(parts):
+        return result
+    # In a thread, since rendering thousands would block the event loop.
+    return Response(await SHORT.run(lambda: render(result), context), media_type="application/json")
