@@ -162,10 +162,17 @@ def review(config: Table, report: Table) -> str:
         if config["training"].get("laboratories")
         else f"each in about {percent(limit['share'] / 2, 1)} of the validation images"
     )
+    familiar = limit.get("familiar")
+    known = (
+        " Pictures that look like those of a laboratory trained on have thresholds of their own,"
+        f" {familiar['confidence']:.3g} and {familiar['ood_score']:.3g}."
+        if familiar
+        else ""
+    )
     return (
-        f"`review` is set if the confidence is below {limit['confidence']:g} (`low_confidence`)"
-        f" or the `ood_score` is above {limit['ood_score']:g} (`out_of_distribution`), {chosen}, or if the"
-        " picture cannot be judged (`no_cell`, `cut_off`, `blurred`, `exposure`). On"
+        f"`review` is set if the confidence is below {limit['confidence']:.3g} (`low_confidence`)"
+        f" or the `ood_score` is above {limit['ood_score']:.3g} (`out_of_distribution`), {chosen}.{known} It"
+        " is also set if the picture cannot be judged (`no_cell`, `cut_off`, `blurred`, `exposure`). On"
         f" `{report['split']}` it is set for {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons})."
         f" Among them are {sent['wrong']:,} of the {misclassified(report):,} misclassified images; accuracy"
         f" on the rest is {number(sent['accuracy_of_the_rest'])}."

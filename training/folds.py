@@ -2,8 +2,9 @@
 
 Temperature and thresholds are set on the out-of-fold predictions: each photo is scored by the network that
 was trained without it. All folds start from the same weights, so that their weights stay close enough to be
-averaged into one network (Wortsman et al. 2022, model soups) with new batch-norm statistics. Networks without
-a laboratory are too far apart for that: one more is trained on all laboratories.
+averaged into one network (Wortsman et al. 2022, model soups) with new batch-norm statistics. With
+laboratories, one more network is trained on all of them, and averaged with those that start from the same
+trained weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from training.rows import fold_path, fold_paths, fold_rows, mix_of, seen_others,
 from training.trainer import fit_once
 
 STATISTICS_BATCHES = 100  # for the batch-norm statistics of the mean network
-SHARED = "shared"
+SHARED, ALL = "shared", "all"  # folders in a run
 
 
 def fit_folds(
@@ -44,7 +45,7 @@ def fit_folds(
 ) -> Path:
     """Train `run/shared` and `run/fold-1` …, and write `run/best.ckpt`: the mean of the folds.
 
-    With laboratories, it is one more network, trained on all of them for the same number of epochs.
+    With laboratories, also `run/all`, trained on all of them for the same number of epochs: see `members_of`.
     others: outliers; a network without a laboratory sees none from there.
     """
     start = fit_shared(train, validation, patches, config, run, processes)
@@ -56,15 +57,30 @@ def fit_folds(
         fit_once([*fold_train, *fold_others], held_out, patches, fold_config, fold_path(run, k))
     if config.select_on == "laboratories":
         last = replace(config, monitor="last", patience=0)  # no cells are left to choose an epoch on
-        return fit_once([*train, *others], [], patches, last, run)
-    do_once(processes, lambda: save_mean(train, patches, config, run))
+        fit_once([*train, *others], [], patches, last, run / ALL)
+    members = members_of(train, validation, config, run)
+    do_once(processes, lambda: save_mean(members, train, patches, config, run))
     return run / BEST
 
 
-def save_mean(train: Sequence[Row], patches: Patches, config: TrainConfig, run: Path) -> None:
-    """Write the mean of the folds' best networks as the run's best checkpoint."""
-    folds = [load_checkpoint(path / BEST, config) for path in fold_paths(run)]
-    network = mean_network(folds)
+def members_of(train: Sequence[Row], validation: Sequence[Row], config: TrainConfig, run: Path) -> list[Path]:
+    """Return the folders of the networks that are averaged: near each other, as they start from one."""
+    if config.select_on != "laboratories":
+        return fold_paths(run)
+    if not config.initial_laboratories:  # far apart: they start from ImageNet or from random weights
+        return [run / ALL]
+    starts = [
+        start_without(held_out, config.initial, config)
+        for _, held_out in fold_rows(train, validation, config)
+    ]
+    return [run / ALL, *(fold_path(run, k) for k, start in enumerate(starts) if start == config.initial)]
+
+
+def save_mean(
+    members: Sequence[Path], train: Sequence[Row], patches: Patches, config: TrainConfig, run: Path
+) -> None:
+    """Write the mean of the best networks of these folders as the run's best checkpoint."""
+    network = mean_network([load_checkpoint(path / BEST, config) for path in members])
     module = Finetuning(network, replace(config, coarse_epochs=0))
     renew_statistics(module, train, patches)
     with draft_of(run / BEST) as draft:

@@ -14,11 +14,11 @@ from training.config import TrainConfig, load_recipe
 from training.data import Row
 from training.errors import DataError
 from training.fit import fit
-from training.folds import save_mean, save_start, start_without
+from training.folds import members_of, save_mean, save_start, start_without
 from training.module import BEST, Finetuning, load_checkpoint
 from training.network import Network
 from training.patches import cut_patches
-from training.rows import fold_path
+from training.rows import fold_path, fold_paths
 
 HALF = 20 * 2**20  # bytes; a network has 45 million
 
@@ -52,10 +52,10 @@ def test_a_mean_that_was_half_written_does_not_replace_a_complete_one(
     config: TrainConfig, trained: Path, rows: list[Row]
 ) -> None:
     patches = cut_patches(rows, config, trained)
-    save_mean(rows, patches, config, trained)
+    save_mean(fold_paths(trained), rows, patches, config, trained)
     whole = load_checkpoint(trained / BEST, config)
     with full_beyond(HALF), pytest.raises(RuntimeError):
-        save_mean(rows, patches, config, trained)
+        save_mean(fold_paths(trained), rows, patches, config, trained)
     assert torch.equal(load_checkpoint(trained / BEST, config).trunk.fc.bias, whole.trunk.fc.bias)
 
 
@@ -72,6 +72,17 @@ def test_a_network_does_not_start_from_weights_that_have_seen_the_laboratory_lef
     recipe = load_recipe("laboratories", ['initial_laboratories=["bccd", "pbc"]'])
     held_out = [replace(row, laboratory=laboratory) for row in rows]
     assert start_without(held_out, "home.safetensors", recipe) == start
+
+
+def test_the_mean_is_of_networks_that_start_from_the_same_trained_weights(
+    rows: list[Row], tmp_path: Path
+) -> None:
+    both = [replace(row, laboratory=name) for name in ("bccd", "lisc", "raabin") for row in rows]
+    recipe = load_recipe("laboratories")
+    names = [path.name for path in members_of(both, both, recipe, tmp_path)]
+    assert names == ["all", "fold-2", "fold-3"]
+    untrained = replace(recipe, initial="imagenet", initial_laboratories=())
+    assert [path.name for path in members_of(both, both, untrained, tmp_path)] == ["all"]
 
 
 def test_folds_of_one_laboratory_all_start_from_the_same_weights(

@@ -198,10 +198,14 @@ OUTCOMES = {
 MODEL_CARD = {
     **MODEL,
     "labels": LABELS,
-    "preprocessing": {"size": 224, "framing": "nucleus", "margin": 2.6},
+    "preprocessing": {"size": 112, "framing": "nucleus", "margin": 2.6},
     "temperature": 1.3,
-    "review": {"confidence": 0.6, "ood_score": 1.2},
-    "training": {"recipe": "default", "data": "…"},
+    "review": {
+        "confidence": 0.9,
+        "ood_score": 2.0,
+        "familiar": {"distance": 7.0, "confidence": 0.5, "ood_score": 3.0},
+    },
+    "training": {"recipe": "laboratories", "data": "…"},
     "scores": {"test": {"accuracy": 0.97}},
     "site": {
         "name": "Haematology, General Hospital",
