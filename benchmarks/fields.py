@@ -47,7 +47,7 @@ class Tally:
     false: int = 0
     twice: int = 0  # further frames in a box that has one
     exact: int = 0  # scenes with as many frames as boxes
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list, repr=False)
 
     def add(self, boxes: list[Box], nuclei: list[Nucleus], seconds: float) -> tuple[list[Box], list[Nucleus]]:
         """Count a scene; return its missed boxes and false alarms."""

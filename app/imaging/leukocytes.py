@@ -34,7 +34,7 @@ ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
 FAINT = 6  # density of the palest red cells
 BLACK = 150  # density in red light of the fill around a turned picture
-DISC = 4.5  # diameter ÷ depth at which a quarter of the area is left
+LEFT, DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth where it is
 RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured
 MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
 APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
@@ -273,8 +273,8 @@ def diameter_by_erosion(mask: Mask) -> float:
     for depth in range(1, max(mask.shape)):
         mask = erode(mask, diagonal=depth % 2 == 0)
         left = np.count_nonzero(mask) / whole
-        if left < 0.25:
-            return DISC * (depth - 1 + (before - 0.25) / (before - left))
+        if left < LEFT:
+            return DISC * (depth - 1 + (before - LEFT) / (before - left))
         before = left
     return 0.0
 
