@@ -26,7 +26,7 @@ from app.imaging.nucleus import Nucleus
 from app.imaging.thumbnail import Thumbnail
 
 DATA = Path(os.environ.get("LEUKO_DATA", Path(__file__).parents[1] / "../shared/data"))
-MOSAICS = 60
+MOSAICS = 30
 WHITE = (235, 232, 236)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom

@@ -29,6 +29,7 @@ UNIT = 100  # of an optical density of 1
 DARKEST = 250  # darker pixels count as this
 FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
 REDDISH = 85  # nuclear colour that red cells may have
+DEEPEST = 128  # half of the deepest nuclear colour: more is within a nucleus
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
 ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
@@ -38,7 +39,7 @@ LEFT, DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth 
 RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured
 MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
 APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
-WHOLE, COMPACT = 0.6, 1.5  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
+WHOLE, COMPACT = 0.45, 1.25  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
 SPAN = 2.3  # of one nucleus's lobes, from end to end, in red cells
 LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
 SMALLEST = 0.4  # root of a nucleus's area ÷ a red cell's diameter
@@ -227,7 +228,7 @@ def nuclear_level(nuclear: Density) -> float:
     first = otsu(counts, 0)
     level = first
     if first < REDDISH and counts[first:].sum() > 0.1 * nuclear.size:
-        level = otsu(counts, first)
+        level = min(otsu(counts, first), DEEPEST)
     return max(float(FAINTEST), float(level))
 
 
@@ -461,9 +462,9 @@ def _merge(members: NDArray[np.int64], pieces: Pieces, diameter: float) -> list[
     whole = (area > WHOLE * diameter**2) & compact
     boxes = regions.boxes[:, members].T.tolist()
     groups = [
-        _Group([member], *box, size, alone)
-        for member, box, size, alone in zip(
-            members.tolist(), boxes, area.tolist(), whole.astype(int).tolist(), strict=True
+        _Group([member], left, top, right, bottom, size, int(alone))
+        for member, (left, top, right, bottom), size, alone in zip(
+            members.tolist(), boxes, area.tolist(), whole.tolist(), strict=True
         )
     ]
     for one, other in _nearest_pairs(regions.x[members], regions.y[members], area, SPAN * diameter):
