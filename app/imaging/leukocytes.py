@@ -36,7 +36,8 @@ PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between backgrou
 FAINT = 6  # density of the palest red cells
 BLACK = 150  # density in red light of the fill around a turned picture
 LEFT, DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth where it is
-RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured
+RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured, unless they are small
+FINE = 12  # pixels of a red cell's diameter there, at least
 MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
 APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
 WHOLE, COMPACT = 0.45, 1.25  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
@@ -247,6 +248,16 @@ def otsu(counts: NDArray[np.float64], least: int) -> int:
 def measure_red_cells(field: Field, level: float) -> RedCells:
     """Measure the red cells: what is stained, but not in the nuclear colour."""
     step = max(1, round((field.green.size / RED_CELL_PIXELS) ** 0.5))
+    while True:
+        red_cells = _measure_every(step, field, level)
+        pixels = red_cells.diameter / step
+        if step == 1 or not red_cells.green or pixels >= FINE:
+            return red_cells
+        step = max(1, min(step - 1, int(step * pixels / FINE)))
+
+
+def _measure_every(step: int, field: Field, level: float) -> RedCells:
+    """Measure the red cells in every `step`-th row and column."""
     green, nuclear, red = (plane[::step, ::step] for plane in (field.green, field.nuclear, field.red))
     other = (nuclear <= level) & (red < BLACK)
     counts = np.bincount(green[other], minlength=256).astype(np.float64)
