@@ -24,27 +24,36 @@ from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions
 from app.imaging.resize import resize
 from app.imaging.thumbnail import Thumbnail
 
-LEAST, MOST = 80_000, 1_000_000  # pixels of the copy; between them, a quarter of the image's UNIT = 100  # of
-an optical density of 1 DARKEST = 250  # darker pixels count as this FAINTEST = 25  # nuclear colour of the
-palest nucleus that is looked at REDDISH = 85  # nuclear colour that red cells may have DEEPEST = 128  # half
-of the deepest nuclear colour: more is within a nucleus SPECK = 0.06  # smaller pieces are dropped: area ÷
-square of a red cell's diameter ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
-PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells FAINT = 6  #
-density of the palest red cells BLACK = 150  # density in red light of the fill around a turned picture LEFT,
-DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth where it is RED_CELL_PIXELS = 30_000
-# of the copy in which red cells are measured, unless they are small FINE = 12  # pixels of a red cell's
-diameter there, at least MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
-APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer WHOLE, COMPACT = 0.45, 1.25  # area ÷
-square of a red cell's diameter, slimness: a piece that is a nucleus SPAN = 2.3  # of one nucleus's lobes,
-from end to end, in red cells LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter SMALLEST
-= 0.4  # root of a nucleus's area ÷ a red cell's diameter SMALLEST_CUT = 0.3  # the same of one that the
-picture's edge cuts SMALL, COVERED = 0.6, 0.8  # a nucleus smaller than this has cytoplasm around it: share of
-the rim RIM = 0.1  # of a red cell: breadth of that rim SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a
-nucleus, at most; of a small one MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter,
-at most CLEAR = 36  # how much more of the nuclear colour a nucleus has than a red cell OTHERS, OTHERS_AREA =
-0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's ELSEWHERE, AS_LARGE = 1.2, 0.55  #
-distance from a nucleus and size of another ÷ the nucleus's extent, at least NECK = 0.7  # breadth between two
-nuclei that touch ÷ breadth of the smaller one, at most
+LEAST, MOST = 80_000, 1_000_000  # pixels of the copy; between them, a quarter of the image's
+UNIT = 100  # of an optical density of 1
+DARKEST = 250  # darker pixels count as this
+FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
+REDDISH = 85  # nuclear colour that red cells may have
+DEEPEST = 128  # half of the deepest nuclear colour: more is within a nucleus
+SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
+ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
+PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
+FAINT = 6  # density of the palest red cells
+BLACK = 150  # density in red light of the fill around a turned picture
+LEFT, DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth where it is
+RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured, unless they are small
+FINE = 12  # pixels of a red cell's diameter there, at least
+MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
+APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
+WHOLE, COMPACT = 0.45, 1.25  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
+SPAN = 2.3  # of one nucleus's lobes, from end to end, in red cells
+LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
+SMALLEST = 0.4  # root of a nucleus's area ÷ a red cell's diameter
+SMALLEST_CUT = 0.3  # the same of one that the picture's edge cuts
+SMALL, COVERED = 0.6, 0.8  # a nucleus smaller than this has cytoplasm around it: share of the rim
+RIM = 0.1  # of a red cell: breadth of that rim
+SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a nucleus, at most; of a small one
+MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter, at most
+CLEAR = 36  # how much more of the nuclear colour a nucleus has than a red cell
+OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
+ELSEWHERE = 1.2  # distance of another nucleus from the first ÷ its extent, at least
+AS_LARGE = 0.55  # extent of another nucleus ÷ that of the first, at least
+NECK = 0.7  # breadth between two nuclei that touch ÷ breadth of the smaller one, at most
 
 Density = NDArray[np.uint8]  # [h, w], in hundredths
 Real = NDArray[np.float64]
@@ -121,7 +130,7 @@ def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
 def count_leukocytes(image: Image.Image, thumbnail: Thumbnail, nucleus: Nucleus | None) -> int:
     """Return the number of leukocytes, at least 1; quickly if nothing but the one nucleus has its colour.
 
-    Others count if they lie well away from it and are not much smaller: neither its lobes nor pieces of
+    Others count if they lie well away from it and are not much smaller: neither its own lobes nor pieces of
     neighbours.
     """
     if nucleus is None or not _has_others(thumbnail, nucleus):
