@@ -29,27 +29,31 @@ UNIT = 100  # of an optical density of 1
 DARKEST = 250  # darker pixels count as this
 FAINTEST = 25  # nuclear colour of the palest nucleus that is looked at
 REDDISH = 85  # nuclear colour that red cells may have
+DEEPEST = 128  # half of the deepest nuclear colour: more is within a nucleus
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
 ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
 FAINT = 6  # density of the palest red cells
 BLACK = 150  # density in red light of the fill around a turned picture
-DISC = 4.5  # diameter ÷ depth at which a quarter of the area is left
-RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured
+LEFT, DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth where it is
+RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured, unless they are small
+FINE = 12  # pixels of a red cell's diameter there, at least
 MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
-APART = 0.3  # of a red cell's diameter: lobes of one nucleus are nearer
-WHOLE, COMPACT = 0.6, 1.5  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
-SPAN = 2.3  # of one nucleus's lobes, from end to end, in red cells
+APART = 0.4  # of a red cell's diameter: lobes of one nucleus are nearer
+WHOLE, COMPACT = 0.45, 1.25  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
+SPAN = 2.6  # of one nucleus's lobes, from end to end, in red cells
 LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
 SMALLEST = 0.4  # root of a nucleus's area ÷ a red cell's diameter
 SMALLEST_CUT = 0.3  # the same of one that the picture's edge cuts
-SMALL, COVERED = 0.6, 0.8  # a nucleus smaller than this has cytoplasm around it: share of the rim
+SMALL, COVERED = 0.5, 0.8  # a nucleus smaller than this has cytoplasm around it: share of the rim
 RIM = 0.1  # of a red cell: breadth of that rim
 SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a nucleus, at most; of a small one
 MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter, at most
 CLEAR = 36  # how much more of the nuclear colour a nucleus has than a red cell
 OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
-NECK = 0.7  # breadth between two nuclei that touch ÷ breadth of the smaller one, at most
+ELSEWHERE = 1.2  # distance of another nucleus from the first ÷ its extent, at least
+AS_LARGE = 0.55  # extent of another nucleus ÷ that of the first, at least
+NECK = 0.55  # breadth between two nuclei that touch ÷ breadth of the smaller one, at most
 
 Density = NDArray[np.uint8]  # [h, w], in hundredths
 Real = NDArray[np.float64]
@@ -124,10 +128,20 @@ def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
 
 
 def count_leukocytes(image: Image.Image, thumbnail: Thumbnail, nucleus: Nucleus | None) -> int:
-    """Return the number of leukocytes, at least 1; quickly if nothing but the one nucleus has its colour."""
+    """Return the number of leukocytes, at least 1; quickly if nothing but the one nucleus has its colour.
+
+    Others count if they lie well away from it and are not much smaller: neither its own lobes nor pieces of
+    neighbours.
+    """
     if nucleus is None or not _has_others(thumbnail, nucleus):
         return 1
-    return max(1, len(find_leukocytes(image, thumbnail)))
+    others = [
+        other
+        for other in find_leukocytes(image, thumbnail)
+        if np.hypot(other.x - nucleus.x, other.y - nucleus.y) > ELSEWHERE * nucleus.extent
+        and other.extent >= AS_LARGE * nucleus.extent
+    ]
+    return 1 + len(others)
 
 
 def _has_others(thumbnail: Thumbnail, nucleus: Nucleus) -> bool:
@@ -227,7 +241,7 @@ def nuclear_level(nuclear: Density) -> float:
     first = otsu(counts, 0)
     level = first
     if first < REDDISH and counts[first:].sum() > 0.1 * nuclear.size:
-        level = otsu(counts, first)
+        level = min(otsu(counts, first), DEEPEST)
     return max(float(FAINTEST), float(level))
 
 
@@ -246,6 +260,16 @@ def otsu(counts: NDArray[np.float64], least: int) -> int:
 def measure_red_cells(field: Field, level: float) -> RedCells:
     """Measure the red cells: what is stained, but not in the nuclear colour."""
     step = max(1, round((field.green.size / RED_CELL_PIXELS) ** 0.5))
+    while True:
+        red_cells = _measure_every(step, field, level)
+        pixels = red_cells.diameter / step
+        if step == 1 or not red_cells.green or pixels >= FINE:
+            return red_cells
+        step = max(1, min(step - 1, int(step * pixels / FINE)))
+
+
+def _measure_every(step: int, field: Field, level: float) -> RedCells:
+    """Measure the red cells in every `step`-th row and column."""
     green, nuclear, red = (plane[::step, ::step] for plane in (field.green, field.nuclear, field.red))
     other = (nuclear <= level) & (red < BLACK)
     counts = np.bincount(green[other], minlength=256).astype(np.float64)
@@ -273,8 +297,8 @@ def diameter_by_erosion(mask: Mask) -> float:
     for depth in range(1, max(mask.shape)):
         mask = erode(mask, diagonal=depth % 2 == 0)
         left = np.count_nonzero(mask) / whole
-        if left < 0.25:
-            return DISC * (depth - 1 + (before - 0.25) / (before - left))
+        if left < LEFT:
+            return DISC * (depth - 1 + (before - LEFT) / (before - left))
         before = left
     return 0.0
 
@@ -461,9 +485,9 @@ def _merge(members: NDArray[np.int64], pieces: Pieces, diameter: float) -> list[
     whole = (area > WHOLE * diameter**2) & compact
     boxes = regions.boxes[:, members].T.tolist()
     groups = [
-        _Group([member], *box, size, alone)
-        for member, box, size, alone in zip(
-            members.tolist(), boxes, area.tolist(), whole.astype(int).tolist(), strict=True
+        _Group([member], left, top, right, bottom, size, int(alone))
+        for member, (left, top, right, bottom), size, alone in zip(
+            members.tolist(), boxes, area.tolist(), whole.tolist(), strict=True
         )
     ]
     for one, other in _nearest_pairs(regions.x[members], regions.y[members], area, SPAN * diameter):

@@ -108,7 +108,7 @@ class Regions:
 
     def sums(self, plane: NDArray[Any]) -> Real:
         """Return the sum over each region of a plane [h, w]."""
-        return np.bincount(self.owners, self.values(plane), self.count)
+        return np.bincount(self.owners, self.values(plane), self.count).astype(np.float64)
 
     def numbers(self) -> NDArray[np.int32]:
         """Return the region of each pixel [h, w]; −1 outside."""
@@ -124,7 +124,7 @@ class Regions:
 
     def _total(self, values: NDArray[Any]) -> Real:
         """Return the sum of values [runs] over each region."""
-        return np.bincount(self.region, values, self.count)
+        return np.bincount(self.region, values, self.count).astype(np.float64)
 
 
 def find_regions(mask: Mask) -> Regions:

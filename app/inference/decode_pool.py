@@ -444,8 +444,8 @@ def _cell(pixels: Pixels, measures: Sequence[float]) -> Cell:
     """Return a cell. measures: the fields of Frame and Quality. Raise EOFError if they cannot be these."""
     if not all(map(math.isfinite, measures)):
         raise EOFError("no measures of ours")
-    frame = Frame(*measures[:4], nucleus=bool(measures[4]))
-    return Cell(pixels, frame, Quality(*measures[5:]))
+    left, top, width, height, nucleus, *quality = measures
+    return Cell(pixels, Frame(left, top, width, height, bool(nucleus)), Quality(*quality))
 
 
 def _await(connection: socket.socket, message: bytes, seconds: float) -> list[int]:

@@ -49,10 +49,11 @@ def model_reference(bundle: Bundle) -> ModelReference:
 
 def prediction(index: int, filename: str | None, answer: Answer, labels: Sequence[str]) -> Prediction:
     predicted = answer.prediction
+    number = {} if answer.cell is None else {"cell": answer.cell}
     return Prediction.model_validate(
         {
             "index": index,
-            "cell": answer.cell,
+            **number,
             "filename": filename,
             "image_sha256": answer.image_sha256,
             "label": predicted.label,

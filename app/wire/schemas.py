@@ -102,13 +102,16 @@ class EmptyImage(BaseModel):
     filename: str | None
 
 
+EmptyImages = Annotated[
+    list[EmptyImage], Field(description="with `cells=all`: the images in which no leukocyte was found")
+]
+
+
 class Predictions(BaseModel):
     request_id: str
     model: ModelReference
     predictions: list[Prediction]
-    empty: list[EmptyImage] = Field(
-        [], description="with `cells=all`: the images in which no leukocyte was found"
-    )
+    empty: EmptyImages = []
     errors: list[ImageProblem]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from app.wire.schemas import Caution, EmptyImage, ImageProblem, ModelReference, Probability, Reason
+from app.wire.schemas import Caution, EmptyImages, ImageProblem, ModelReference, Probability, Reason
 
 MAX_CELLS = 10_000  # predictions in one request
 
@@ -197,7 +197,5 @@ class Differential(BaseModel):
     intervals_per_100_leukocytes: Ratios
     review: list[ReviewedCell]
     warnings: list[Caution]
-    empty: list[EmptyImage] = Field(
-        [], description="with `cells=all`: the images in which no leukocyte was found"
-    )
+    empty: EmptyImages = []
     errors: list[ImageProblem]

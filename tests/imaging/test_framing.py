@@ -106,13 +106,9 @@ def test_each_cell_of_a_field_is_framed_as_if_it_were_alone() -> None:
     assert len(framed) == 2
     for cell in framed:
         left, top, right, bottom = cell.frame.box
-        around = (
-            max(0, left - 60),
-            max(0, top - 60),
-            min(image.width, right + 60),
-            min(image.height, bottom + 60),
-        )
-        alone = frame_cell(image.crop(tuple(map(round, around))), preprocessing)
+        corner = (max(0, round(left) - 60), max(0, round(top) - 60))
+        around = (*corner, min(image.width, round(right) + 60), min(image.height, round(bottom) + 60))
+        alone = frame_cell(image.crop(around), preprocessing)
         assert alone.frame.width == pytest.approx(cell.frame.width, rel=0.1)
         assert np.abs(alone.pixels.astype(int) - cell.pixels).mean() < 12
         assert any(left < c.x < right and top < c.y < bottom for c in cells)

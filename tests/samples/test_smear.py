@@ -122,8 +122,7 @@ def test_a_field_has_a_cell_of_each_label_where_it_says() -> None:
 
 
 def test_the_same_arguments_draw_the_same_field() -> None:
-    options = {"seed": 2, "width": 320, "height": 240}
-    first, second = (draw_field(("lymphocyte",), **options)[0] for _ in range(2))
+    first, second = (draw_field(("lymphocyte",), seed=2, width=320, height=240)[0] for _ in range(2))
     assert np.array_equal(np.asarray(first), np.asarray(second))
 
 

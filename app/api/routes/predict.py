@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -39,6 +39,7 @@ reason for review.
     summary="Classify images of cells",
     description=DESCRIPTION,
     response_model=Predictions,
+    response_model_exclude_unset=True,  # the answer to `cells=one` is as it was before there was a choice
     responses=answer(PREDICTIONS) | refusals(*IMAGE_ERRORS),
     openapi_extra=body(images_body("PredictForm", {"files": ["cell.jpg", "cut.jpg"]})),
 )
@@ -60,12 +61,13 @@ async def predict(
     classified = await classify(service, parts, context, cam=explain == "cam", all_cells=cells == "all")
     if isinstance(classified, Response):
         return classified
+    empty: dict[str, Any] = {"empty": classified.empty} if cells == "all" else {}
     result = Predictions(
         request_id=context.request_id,
         model=model_reference(service.classifier.bundle),
         predictions=classified.predictions,
-        empty=classified.empty,
         errors=classified.faults,
+        **empty,
     )
     if len(result.predictions) <= len(parts):
         return result
