@@ -32,6 +32,7 @@ REDDISH = 85  # nuclear colour that red cells may have
 DEEPEST = 128  # half of the deepest nuclear colour: more is within a nucleus
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
 ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
+PALE = 0.6  # area of that ÷ square of the diameter as it is without it, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
 FAINT = 6  # density of the palest red cells
 BLACK = 150  # density in red light of the fill around a turned picture
@@ -282,7 +283,8 @@ def _measure_every(step: int, field: Field, level: float) -> RedCells:
         return RedCells(0.0)
     levels = [float(np.median(plane[stained])) for plane in (nuclear, red, green)]
     gaps = find_regions(~body)
-    pale = (gaps.at_edges == 0) & (gaps.slimness < ROUND)
+    most = PALE * diameter_by_erosion(body) ** 2  # larger ones are background that red cells enclose
+    pale = (gaps.at_edges == 0) & (gaps.slimness < ROUND) & (gaps.area <= most)
     return RedCells(step * diameter_by_erosion(body | gaps.mask(pale)), *levels)
 
 
