@@ -51,7 +51,6 @@ RIM = 0.1  # of a red cell: breadth of that rim
 SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a nucleus, at most; of a small one
 MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter, at most
 CLEAR = 36  # how much more of the nuclear colour a nucleus has than a red cell
-ABOVE = 1.4  # of that, at most: where pixels begin that may be of a nucleus
 OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
 ELSEWHERE = 1.2  # distance of another nucleus from the first ÷ its extent, at least
 AS_LARGE = 0.55  # extent of another nucleus ÷ that of the first, at least
@@ -182,8 +181,6 @@ def find_candidates(field: Field) -> tuple[RedCells, list[Candidate]]:
     """Return the red cells, with a diameter in any case, and what may be a nucleus, largest pieces joined."""
     level = nuclear_level(field.nuclear)
     red_cells = measure_red_cells(field, level)
-    if red_cells.green:  # what they have is known, so pale nuclei are found beside dark ones
-        level = min(level, red_cells.nuclear + ABOVE * CLEAR)
     pieces = find_pieces(field, max(level, min(red_cells.nuclear + 0.7 * CLEAR, 1.3 * level)))
     if not pieces.regions.count:
         return replace(red_cells, diameter=red_cells.diameter or 1.0), []
