@@ -32,20 +32,21 @@ REDDISH = 85  # nuclear colour that red cells may have
 DEEPEST = 128  # half of the deepest nuclear colour: more is within a nucleus
 SPECK = 0.06  # smaller pieces are dropped: area ÷ square of a red cell's diameter
 ROUND = 1.6  # length ÷ breadth of the pale middle of a red cell, at most
+PALE = 0.6  # area of that ÷ square of the diameter as it is without it, at most
 PALLOR = 0.8  # density of a red cell's pale parts ÷ threshold between background and red cells
 FAINT = 6  # density of the palest red cells
 BLACK = 150  # density in red light of the fill around a turned picture
-LEFT, DISC = 0.25, 4.5  # share of the area that is left, and diameter ÷ depth where it is
+LEFT, DISC = 0.25, 4.6  # share of the area that is left, and diameter ÷ depth where it is
 RED_CELL_PIXELS = 30_000  # of the copy in which red cells are measured, unless they are small
 FINE = 12  # pixels of a red cell's diameter there, at least
 MOST_TOGETHER = 1000  # pieces near each other; more are noise, and are not joined
-APART = 0.4  # of a red cell's diameter: lobes of one nucleus are nearer
+APART = 0.35  # of a red cell's diameter: lobes of one nucleus are nearer
 WHOLE, COMPACT = 0.45, 1.25  # area ÷ square of a red cell's diameter, slimness: a piece that is a nucleus
-SPAN = 2.6  # of one nucleus's lobes, from end to end, in red cells
+SPAN = 2.4  # of one nucleus's lobes, from end to end, in red cells
 LARGEST = 2.4  # area of one nucleus ÷ square of a red cell's diameter
 SMALLEST = 0.4  # root of a nucleus's area ÷ a red cell's diameter
 SMALLEST_CUT = 0.3  # the same of one that the picture's edge cuts
-SMALL, COVERED = 0.5, 0.8  # a nucleus smaller than this has cytoplasm around it: share of the rim
+SMALL, COVERED = 0.55, 0.8  # a nucleus smaller than this has cytoplasm around it: share of the rim
 RIM = 0.1  # of a red cell: breadth of that rim
 SLIM, SLIM_SMALL = 4.0, 2.6  # length ÷ breadth of a nucleus, at most; of a small one
 MOST_OF_RED_CELL = 2.0  # root of a nucleus's area ÷ a red cell's diameter, at most
@@ -282,7 +283,8 @@ def _measure_every(step: int, field: Field, level: float) -> RedCells:
         return RedCells(0.0)
     levels = [float(np.median(plane[stained])) for plane in (nuclear, red, green)]
     gaps = find_regions(~body)
-    pale = (gaps.at_edges == 0) & (gaps.slimness < ROUND)
+    most = PALE * diameter_by_erosion(body) ** 2  # larger ones are background that red cells enclose
+    pale = (gaps.at_edges == 0) & (gaps.slimness < ROUND) & (gaps.area <= most)
     return RedCells(step * diameter_by_erosion(body | gaps.mask(pale)), *levels)
 
 
