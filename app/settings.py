@@ -91,6 +91,9 @@ class Settings:
     max_files: int = _setting(
         256, "most images in one /predict request; at most LEUKO_MAX_QUEUE", "images", least=1
     )
+    max_cells: int = _setting(
+        256, "most leukocytes in one image of a request for all cells", "cells", least=1, most=10_000
+    )
     max_archive_entries: int = _setting(
         200_000,
         "most images in one /evaluate request, entries in its archive, labels and groups, and rows in one "

@@ -43,6 +43,7 @@ class Job:
     threads: int  # cores of each worker
     limits: ImageLimits
     decode_timeout_s: float  # for one image
+    max_cells: int | None = None  # classify all leukocytes of each image; None: one
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,9 @@ class _Worker:
     def __init__(self, job: Job, files: Any) -> None:
         bundle: Mapping[str, bytes] = ray.get(files)
         classifier = unpack(bundle, job.engine, job.threads)
-        self._scorer = Scorer(classifier, job.source, job.destination, job.limits, job.decode_timeout_s)
+        self._scorer = Scorer(
+            classifier, job.source, job.destination, job.limits, job.decode_timeout_s, job.max_cells
+        )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = parse(row["part"])

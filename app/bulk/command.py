@@ -65,10 +65,13 @@ def score(
     *,
     address: str | None = None,
     workers: int | None = None,
+    all_cells: bool = False,
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
     """Score an archive, or the rest of it if an earlier run was interrupted; print a summary.
+
+    all_cells: classify every leukocyte of each image.
 
     Return 1 if parts were left out or files cannot be read, else 0. Raise LeukoError and OSError.
     """
@@ -89,6 +92,7 @@ def score(
         "source": without_credentials(source),
         "parts": fingerprint(parts),
         "model_sha256": bundle.sha256,
+        "cells": "all" if all_cells else "one",
     }
     rows = Destination(folder_of_rows)
     done = rows.begin(about)
@@ -99,7 +103,8 @@ def score(
     remaining = {index: part for index, part in enumerate(parts) if index not in done}
     if remaining:
         files = pack(folder)
-        _work(remaining, files, source, destination, settings, tally, address, workers)
+        max_cells = settings.max_cells if all_cells else None
+        _work(remaining, files, source, destination, settings, tally, address, workers, max_cells)
         if absent := tally.parts_done - len(rows.parts()):
             raise Unusable(
                 f"{absent} parts are missing from {folder_of_rows.path}: workers wrote to another folder of "
@@ -134,6 +139,7 @@ def _work(
     tally: Tally,
     address: str | None,
     workers: int | None,
+    max_cells: int | None,
 ) -> None:
     console = Console(stderr=True)
     columns = (
@@ -151,7 +157,7 @@ def _work(
     ):
         count, threads = cluster.divide(cluster.cores_of_machines(), workers, settings.threads)
         limits, timeout_s = image_limits(settings), settings.engine_timeout_s
-        job = cluster.Job(source, destination, settings.engine, threads, limits, timeout_s)
+        job = cluster.Job(source, destination, settings.engine, threads, limits, timeout_s, max_cells)
         task = progress.add_task("", total=tally.total, completed=tally.images, rate="")
         before, began = tally.images, time.monotonic()
         for part in cluster.score(remaining, job, files, count):

@@ -16,7 +16,7 @@ from pyarrow import ArrowInvalid, parquet
 
 from app.archives.image_files import Kind, LeftOut
 from app.bulk.location import DRAFT, Location
-from app.errors import EngineError, Unusable
+from app.errors import EngineError, LeukoError, Unusable
 from app.inference.offline import Outcome
 from app.inference.pipeline import Answer
 
@@ -24,13 +24,14 @@ ABOUT = "_leuko.json"  # readers of Parquet folders ignore names that begin with
 LEFT_OUT = b"leuko.left_out"  # in the metadata of a part's schema
 ATTEMPTS = 4  # at one part: Ray Data would retry without end
 AT_ONCE = 16  # parts whose files are read concurrently: object stores have a high latency
+FRAME = ("left", "top", "width", "height")
 ROWS = 10_000  # held as Python objects at a time
 PART = re.compile(r"part-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """rows: all, of which errors have no prediction. left_out: files of a tar that are no images."""
+    """rows: images, of which errors have no prediction. left_out: files of a tar that are no images."""
 
     rows: int
     errors: int
@@ -70,7 +71,8 @@ class Destination:
     def _earlier(self) -> dict[str, Any]:
         """Return what the earlier run was about. Raise Unusable if its file is broken."""
         try:
-            return dict(json.loads((self._location / ABOUT).read()))
+            # Runs before there was a choice were of one cell an image.
+            return {"cells": "one"} | dict(json.loads((self._location / ABOUT).read()))
         except (ValueError, TypeError, RecursionError):
             raise Unusable(
                 f"{self._location.path}/{ABOUT} is empty or broken: choose another destination"
@@ -101,11 +103,11 @@ class Destination:
             return None
         try:
             with part.open() as raw, parquet.ParquetFile(raw) as file:
-                errors = file.read(["error"])["error"]
-                left_out = _parse(file.schema_arrow.metadata)
+                columns = [name for name in ("error", "cell") if name in file.schema_arrow.names]
+                table, left_out = file.read(columns), _parse(file.schema_arrow.metadata)
         except ArrowInvalid:
             return None
-        return ScoredPart(len(errors), len(errors) - errors.null_count, left_out)
+        return _summary(table, left_out)
 
     @contextmanager
     def attempt(self, index: int) -> Iterator[None]:
@@ -124,21 +126,38 @@ class Destination:
             counter.delete()
 
     def write(
-        self, index: int, outcomes: Iterable[Outcome], labels: Sequence[str], left_out: LeftOut
+        self,
+        index: int,
+        outcomes: Iterable[Outcome],
+        labels: Sequence[str],
+        left_out: LeftOut,
+        *,
+        all_cells: bool = False,
     ) -> ScoredPart:
         """Write a part. left_out: complete once the outcomes have been consumed."""
-        table = tabulate(outcomes, labels)
+        table = tabulate(outcomes, labels, all_cells=all_cells)
         if left_out:
             text = json.dumps({kind.name: count for kind, count in left_out.items()})
             table = table.replace_schema_metadata({LEFT_OUT: text.encode()})
         (self._location / _name(index)).write_table(table)
-        return ScoredPart(table.num_rows, table.num_rows - table["error"].null_count, left_out)
+        return _summary(table, left_out)
 
 
-def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
-    """Return one row for each image, in order. With an error, the columns of the prediction are null."""
-    rows = (_row(outcome, labels) for outcome in outcomes)
-    schema = schema_of(labels)
+def _summary(table: pa.Table, left_out: LeftOut) -> ScoredPart:
+    """Count the images of a part: each has one row, or one for each of its cells, from cell 0 on."""
+    images = table.num_rows
+    if "cell" in table.column_names:
+        images = sum(cell is None or cell == 0 for cell in table["cell"].to_pylist())
+    return ScoredPart(images, table.num_rows - table["error"].null_count, left_out)
+
+
+def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str], *, all_cells: bool = False) -> pa.Table:
+    """Return one row for each image, in order. With an error, the columns of the prediction are null.
+
+    all_cells: one row for each leukocyte; an image without any has one, in which all but the path is null.
+    """
+    rows = (row for outcome in outcomes for row in _rows(outcome, labels, all_cells))
+    schema = schema_of(labels, all_cells=all_cells)
     batches = []
     while chunk := [*islice(rows, ROWS)]:  # Arrow's rows take a tenth of the memory of Python's
         batches.append(pa.RecordBatch.from_pylist(chunk, schema))
@@ -147,25 +166,37 @@ def tabulate(outcomes: Iterable[Outcome], labels: Sequence[str]) -> pa.Table:
 
 def check_columns(labels: Sequence[str]) -> None:
     """Raise Unusable if a label is the name of another column."""
-    if clash := sorted({*schema_of([]).names} & {*labels}):
+    if clash := sorted({*schema_of([], all_cells=True).names} & {*labels}):
         raise Unusable(f"the model's class {clash[0]} has the name of another column: give it another name")
 
 
-def schema_of(labels: Sequence[str]) -> pa.Schema:
+def schema_of(labels: Sequence[str], *, all_cells: bool = False) -> pa.Schema:
     numbers = [(name, pa.float64()) for name in ("confidence", *labels, "ood_score")]
-    texts = [("path", pa.string()), ("label", pa.string())]
+    places = [("cell", pa.int32()), *((name, pa.float64()) for name in FRAME)] if all_cells else []
     review = [("review", pa.bool_()), ("review_reasons", pa.list_(pa.string()))]
+    texts = [("path", pa.string()), *places, ("label", pa.string())]
     return pa.schema([*texts, *numbers, *review, ("error", pa.string())])
 
 
-def _row(outcome: Outcome, labels: Sequence[str]) -> dict[str, Any]:
+def _rows(outcome: Outcome, labels: Sequence[str], all_cells: bool) -> Iterator[dict[str, Any]]:
     # File names may hold bytes outside UTF-8; Parquet strings may not.
     path = outcome.image.name.encode("utf-8", "backslashreplace").decode()
-    if not isinstance(outcome.answer, Answer):
-        return {"path": path, "error": f"{outcome.answer.code}: {outcome.answer.detail}"}
-    prediction = outcome.answer.prediction
+    answer = outcome.answer
+    if isinstance(answer, LeukoError):
+        yield {"path": path, "error": f"{answer.code}: {answer.detail}"}
+    elif not answer.cells:
+        yield {"path": path}
+    else:
+        for cell in answer.cells:
+            yield _row(path, cell, labels, all_cells)
+
+
+def _row(path: str, cell: Answer, labels: Sequence[str], all_cells: bool) -> dict[str, Any]:
+    prediction = cell.prediction
+    places = {"cell": cell.cell} | {name: getattr(cell.frame, name) for name in FRAME} if all_cells else {}
     return {
         "path": path,
+        **places,
         "label": prediction.label,
         "confidence": prediction.confidence,
         **dict(zip(labels, prediction.probabilities, strict=True)),

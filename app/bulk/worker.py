@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
 
@@ -26,6 +27,8 @@ from app.inference.threads import Heartbeat
 class Scorer:
     """Scores parts of a source. source, destination: paths or URLs; decode_timeout_s: for one image.
 
+    max_cells: classify all leukocytes of each image, up to this many; None: an image is one cell.
+
     Raise StartupError, also if the destination has not been started or is not visible from this machine.
     """
 
@@ -36,6 +39,7 @@ class Scorer:
         destination: str,
         limits: ImageLimits,
         decode_timeout_s: float,
+        max_cells: int | None = None,
     ) -> None:
         self._classifier = classifier
         self._source = Location.of(source)
@@ -45,7 +49,10 @@ class Scorer:
                 f"{gethostname()} has no access to {without_credentials(destination)}: every worker needs it"
             )
         self._max_bytes = limits.max_bytes
-        config = DecoderConfig(limits, classifier.bundle.preprocessing, decode_timeout_s)
+        self._all_cells = max_cells is not None
+        config = DecoderConfig(
+            limits, classifier.bundle.preprocessing, decode_timeout_s, max_cells=max_cells or 1
+        )
         self._decoders = DecodePool(classifier.engine.workers, config)
         self._decoders.open()
 
@@ -62,14 +69,27 @@ class Scorer:
         left_out = LeftOut()
         opened = open_part(self._source, part, self._max_bytes, left_out)
         with self._destination.attempt(index), opened as images:
-            outcomes = run(self._classifier, images, self._frame)
-            return self._destination.write(index, outcomes, self._classifier.bundle.labels, left_out)
+            frame_all = self._frame_all if self._all_cells else None
+            outcomes = run(self._classifier, images, self._frame, frame_all=frame_all)
+            labels = self._classifier.bundle.labels
+            return self._destination.write(index, outcomes, labels, left_out, all_cells=self._all_cells)
 
     def _frame(self, data: bytes, heartbeat: Heartbeat) -> Cell:
-        try:
+        with _defects():
             return self._decoders.frame(data, heartbeat)
-        except RuntimeError as error:  # a defect of Leuko must cost one row, not the run
-            raise EngineError(f"the image cannot be framed: {error}") from error
+
+    def _frame_all(self, data: bytes, heartbeat: Heartbeat) -> list[Cell]:
+        with _defects():
+            return self._decoders.frame_all(data, heartbeat)
+
+
+@contextmanager
+def _defects() -> Iterator[None]:
+    """Raise EngineError for a defect of Leuko: it must cost one row, not the run."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(f"the image cannot be framed: {error}") from error
 
 
 def pack(bundle: Path) -> dict[str, bytes]:

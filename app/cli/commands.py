@@ -53,23 +53,26 @@ def predict(
     stdin: BinaryIO,
     url: str | None = None,
     key: str | None = None,
+    all_cells: bool = False,
     as_json: bool = False,
     console: Console | None = None,
 ) -> int:
     """Classify images and print the predictions. Return 1 if an image failed, else 0.
 
-    url: of a service that classifies them; None: classify on this machine. key: for that service.
+    url: of a service that classifies them; None: classify on this machine. key: for that service. all_cells:
+    classify every leukocyte of each image.
     """
     limits = image_limits(settings)
     if url is not None:
         with connect(url, key) as remote:
             images = find_images(paths, stdin, limits.max_bytes)
-            outcomes = track(remote.classify(images.found), len(images.found))
+            outcomes = track(remote.classify(images.found, all_cells=all_cells), len(images.found))
         model, labels = remote.model, remote.labels
     else:
         classifier = ready(settings, load)
         images = find_images(paths, stdin, limits.max_bytes)
-        answers = classify(classifier, images.found, limits, settings.decode_workers)
+        max_cells = settings.max_cells if all_cells else None
+        answers = classify(classifier, images.found, limits, settings.decode_workers, max_cells=max_cells)
         outcomes = track(answers, len(images.found))
         model, labels = model_reference(classifier.bundle), classifier.bundle.labels
     console = console or Console()
@@ -78,7 +81,7 @@ def predict(
     else:
         console.print(terminal.predictions_table(outcomes, labels), *terminal.failures(outcomes), sep="\n")
     complain_of(images.left_out)
-    return 0 if all(isinstance(outcome.answer, Answer) for outcome in outcomes) else 1
+    return 1 if any(isinstance(outcome.answer, LeukoError) for outcome in outcomes) else 0
 
 
 def evaluate(
@@ -285,15 +288,17 @@ def failures(outcomes: Sequence[Outcome]) -> dict[int, LeukoError]:
 def _predictions(model: ModelReference, labels: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the response of `POST /predict` without its request_id."""
     good = [
-        prediction(i, outcome.image.name, outcome.answer, labels).model_dump()
+        (i, outcome.image.name, outcome.answer.cells)
         for i, outcome in enumerate(outcomes)
-        if isinstance(outcome.answer, Answer)
+        if not isinstance(outcome.answer, LeukoError)
     ]
+    cells = [prediction(i, name, cell, labels).model_dump() for i, name, found in good for cell in found]
+    empty = [{"index": i, "filename": name} for i, name, found in good if not found]
     bad = [
         image_problem(error, i, outcomes[i].image.name).model_dump()
         for i, error in failures(outcomes).items()
     ]
-    return {"model": model.model_dump(), "predictions": good, "errors": bad}
+    return {"model": model.model_dump(), "predictions": cells, "empty": empty, "errors": bad}
 
 
 def _print(document: dict[str, Any], console: Console) -> None:

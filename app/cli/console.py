@@ -64,7 +64,8 @@ def predictions_table(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Tab
     table.add_column("ood", justify="right", no_wrap=True)
     table.add_column("review", min_width=12)
     for outcome in outcomes:
-        table.add_row(Text(printable(outcome.image.name)), *_cells(outcome, labels))
+        for name, values in _rows(outcome, labels):
+            table.add_row(Text(printable(name)), *values)
     return table
 
 
@@ -156,10 +157,20 @@ def failures(outcomes: Sequence[Outcome]) -> Iterator[Text]:
         yield Text(f"{len(failed)} of {len(outcomes)} images could not be classified", "bold red")
 
 
-def _cells(outcome: Outcome, labels: Sequence[str]) -> list[str | Text]:
-    if isinstance(outcome.answer, LeukoError):
-        return [Text("error", "red")]
-    result = outcome.answer.prediction
+def _rows(outcome: Outcome, labels: Sequence[str]) -> Iterator[tuple[str, list[str | Text]]]:
+    """Yield the name and the other columns of each cell of an image, or of an image without any."""
+    name, answer = outcome.image.name, outcome.answer
+    if isinstance(answer, LeukoError):
+        yield name, [Text("error", "red")]
+    elif not answer.cells:
+        yield name, [Text("no cell", "yellow")]
+    else:
+        for cell in answer.cells:
+            number = "" if cell.cell is None else f" #{cell.cell}"
+            yield name + number, _columns(cell.prediction, labels)
+
+
+def _columns(result: Prediction, labels: Sequence[str]) -> list[str | Text]:
     reasons = ", ".join(reason.replace("_", " ") for reason in result.review_reasons)
     return [
         *(_in_columns if _fit(labels) else _ranked)(result, labels),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEY = "LEUKO_KEY"  # not a flag: other users of the machine can read the arguments of a process
 # The settings that each command offers; `serve` has all of them.
+CELLS = ("one", "all")
 LOCAL = (
     "bundle",
     "cache",
@@ -140,8 +141,9 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument(
         "--url", help=f"send the images to this service; if it requires a key, set {KEY} to the key"
     )
+    _add_cells(parser)
     _add_json(parser)
-    _add_settings(parser, LOCAL)
+    _add_settings(parser, (*LOCAL, "max_cells"))
     parser.set_defaults(run=_predict)
 
 
@@ -271,8 +273,9 @@ def _add_score(commands: Any) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="NUMBER", help="worker processes; default: one for every four cores"
     )
+    _add_cells(parser)
     _add_json(parser)
-    _add_settings(parser, SCORING)
+    _add_settings(parser, (*SCORING, "max_cells"))
     parser.set_defaults(run=_score)
 
 
@@ -331,6 +334,15 @@ def _add_labelled(parser: argparse.ArgumentParser) -> None:
         "--group-pattern",
         metavar="REGEX",
         help="regular expression; its first group, searched in each file name, is the source",
+    )
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cells",
+        choices=CELLS,
+        default="one",
+        help="all: classify every leukocyte of each image; one: an image is one cell [one]",
     )
 
 
@@ -420,6 +432,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         stdin=arguments.stdin,
         url=arguments.url,
         key=os.environ.get(KEY),
+        all_cells=arguments.cells == "all",
         as_json=arguments.json,
     )
 
@@ -487,6 +500,7 @@ def _score(arguments: argparse.Namespace) -> int:
         settings,
         address=arguments.address,
         workers=arguments.workers,
+        all_cells=arguments.cells == "all",
         as_json=arguments.json,
     )
 

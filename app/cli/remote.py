@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from app import errors
 from app.archives.images import StoredImage
@@ -14,7 +15,7 @@ from app.engine.classifier import Prediction
 from app.errors import LeukoError, RemoteError, SettingsError
 from app.imaging.framing import Frame
 from app.inference.offline import Outcome
-from app.inference.pipeline import Answer
+from app.inference.pipeline import Answer, Field, Result
 from app.wire.schemas import ModelReference
 
 if TYPE_CHECKING:
@@ -59,16 +60,16 @@ class Remote:
     labels: tuple[str, ...]
     batch: int
 
-    def classify(self, images: Iterable[StoredImage]) -> Iterator[Outcome]:
-        """Yield one outcome for each image, in order. Raise RemoteError."""
+    def classify(self, images: Iterable[StoredImage], *, all_cells: bool = False) -> Iterator[Outcome]:
+        """Yield one outcome for each image, in order. all_cells: of all its leukocytes. Raise RemoteError."""
         remaining = iter(images)
         while batch := list(islice(remaining, self.batch)):
-            yield from self._classify(batch)
+            yield from self._classify(batch, all_cells)
 
-    def _classify(self, batch: Sequence[StoredImage]) -> Iterator[Outcome]:
+    def _classify(self, batch: Sequence[StoredImage], all_cells: bool) -> Iterator[Outcome]:
         import leuko_client
 
-        answers: dict[int, Answer | LeukoError] = {}
+        answers: dict[int, Result | LeukoError] = {}
         files: dict[int, bytes] = {}
         for index, image in enumerate(batch):
             try:
@@ -76,12 +77,16 @@ class Remote:
             except LeukoError as error:
                 answers[index] = error
         try:
-            outcomes = self.client.predict_many(list(files.values()), concurrency=4)
+            cells: Literal["one", "all"] = "all" if all_cells else "one"
+            outcomes = self.client.predict_many(list(files.values()), cells=cells, concurrency=4)
             for index, outcome in zip(files, outcomes, strict=True):
-                if outcome.prediction is not None:
-                    answers[index] = _answer(outcome.prediction, self.labels)
-                elif outcome.error is not None:
+                if outcome.error is not None:
                     answers[index] = _error(outcome.error)
+                elif all_cells:
+                    found = tuple(_answer(cell, self.labels) for cell in outcome.cells)
+                    answers[index] = Field(sha256(files[index]).hexdigest(), found)
+                elif outcome.prediction is not None:
+                    answers[index] = _answer(outcome.prediction, self.labels)
         except leuko_client.LeukoError as error:
             raise RemoteError(str(error)) from error
         for index, image in enumerate(batch):
@@ -95,7 +100,7 @@ def _answer(remote: RemotePrediction, labels: Sequence[str]) -> Answer:
     )
     left, top, width, height = remote.frame.left, remote.frame.top, remote.frame.width, remote.frame.height
     frame = Frame(left, top, width, height, remote.frame.nucleus)
-    return Answer(remote.image_sha256, frame, prediction)
+    return Answer(remote.image_sha256, frame, prediction, remote.cell)
 
 
 def _error(error: ProblemError | UnreadableImage) -> LeukoError:

@@ -262,7 +262,7 @@ class _Preprocessing(_Table, extra="forbid"):
 
 
 class _QualityLimits(_Table, extra="forbid"):
-    """The fields of `QualityLimits`, all of them required."""
+    """The fields of `QualityLimits`, all of them required but those of later versions."""
 
     nuclear_contrast: float
     grain: float
@@ -270,6 +270,7 @@ class _QualityLimits(_Table, extra="forbid"):
     detail: float
     brightness: float
     brightness_range: float
+    leukocytes: Annotated[int, Field(ge=1)] = 1
 
 
 class _Familiar(_Table, extra="forbid"):

@@ -1,7 +1,8 @@
-"""Crop a decoded image to the square around the cell that is the network's input.
+"""Crop a decoded image to squares around cells that are the network's input.
 
 `frame_cell` crops a square around the nucleus, in proportion to its size, so that cells look alike at any
-magnification. If no nucleus is found, the whole image is used, as in the paper.
+magnification. If no nucleus is found, the whole image is used, as in the paper. `frame_cells` does the same
+for each leukocyte of a field.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.errors import TooLarge
+from app.imaging.leukocytes import count_leukocytes, find_leukocytes
 from app.imaging.nucleus import Nucleus, find_nucleus
 from app.imaging.quality import Quality, measure
 from app.imaging.resize import resize
@@ -37,7 +40,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Frame:
-    """The part of the image that is used, in the image's pixels; nucleus: it is centred on a nucleus."""
+    """The part of the image that is used, in the image's pixels; nucleus: it is around a nucleus."""
 
     left: float
     top: float
@@ -65,12 +68,69 @@ def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:
     thumbnail = Thumbnail.of(image)
     nucleus = find_nucleus(thumbnail)
     frame = choose_frame(image.size, nucleus, preprocessing)
-    size = preprocessing.size
-    framed = resize(image, (size, size), Image.Resampling.BILINEAR, frame.box)
-    quality = measure(thumbnail, nucleus, framed)
+    framed = cut_out(image, frame, preprocessing.size)
+    leukocytes = count_leukocytes(image, thumbnail, nucleus) if frame.nucleus else 1
+    return _cell(framed, frame, measure(thumbnail, nucleus, framed, leukocytes), thumbnail, preprocessing)
+
+
+def frame_cells(image: Image.Image, preprocessing: Preprocessing, most: int) -> list[Cell]:
+    """Crop and normalise each leukocyte of an RGB image of any size, in reading order.
+
+    A bundle that classifies whole images (`framing`) has one cell, the image. Raise TooLarge for over `most`
+    cells.
+    """
+    if preprocessing.framing == "whole":
+        return [frame_cell(image, preprocessing)]
+    thumbnail = Thumbnail.of(image)
+    nuclei = find_leukocytes(image, thumbnail)
+    if len(nuclei) > most:
+        raise TooLarge(f"the image has {len(nuclei)} leukocytes; at most {most} are accepted")
+    return [_frame_leukocyte(image, nucleus, thumbnail, preprocessing) for nucleus in nuclei]
+
+
+def _frame_leukocyte(
+    image: Image.Image, nucleus: Nucleus, thumbnail: Thumbnail, preprocessing: Preprocessing
+) -> Cell:
+    if nucleus.cut > 0:
+        frame, framed = frame_cut(image, nucleus, thumbnail, preprocessing)
+    else:
+        frame = choose_frame(image.size, nucleus, preprocessing)
+        framed = cut_out(image, frame, preprocessing.size)
+    return _cell(framed, frame, measure(thumbnail, nucleus, framed), thumbnail, preprocessing)
+
+
+def frame_cut(
+    image: Image.Image, nucleus: Nucleus, thumbnail: Thumbnail, preprocessing: Preprocessing
+) -> tuple[Frame, Image.Image]:
+    """Return the part of the image in the square around a nucleus that the edge cuts, and the square's
+    pixels.
+
+    The square is not shifted into the image, where it would be around another cell; outside it is background.
+    """
+    side = min(nucleus.extent * preprocessing.margin, *image.size)
+    x, y = nucleus.x - side / 2, nucleus.y - side / 2
+    left, top = max(x, 0.0), max(y, 0.0)
+    width, height = min(x + side, image.width) - left, min(y + side, image.height) - top
+    frame = Frame(left, top, width, height, nucleus=True)
+    scale = preprocessing.size / side
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    framed = Image.new("RGB", (preprocessing.size,) * 2, tuple(thumbnail.white.astype(int).tolist()))
+    place = (0 if x >= 0 else preprocessing.size - size[0], 0 if y >= 0 else preprocessing.size - size[1])
+    framed.paste(resize(image, size, Image.Resampling.BILINEAR, frame.box), place)
+    return frame, framed
+
+
+def _cell(
+    framed: Image.Image, frame: Frame, quality: Quality, thumbnail: Thumbnail, preprocessing: Preprocessing
+) -> Cell:
     if preprocessing.white_point:
         framed = whiten(framed, thumbnail)
     return Cell(np.asarray(framed), frame, quality)
+
+
+def cut_out(image: Image.Image, frame: Frame, size: int) -> Image.Image:
+    """Return the frame of an image at size × size pixels."""
+    return resize(image, (size, size), Image.Resampling.BILINEAR, frame.box)
 
 
 def choose_frame(size: tuple[int, int], nucleus: Nucleus | None, preprocessing: Preprocessing) -> Frame:

@@ -15,7 +15,13 @@ from app.imaging.thumbnail import Thumbnail
 
 GREEN = 1  # the channel in which every stain shows
 FINE = 56  # pixels across the frame; edges at this resolution are compared with those at half of it
-REASONS = NO_CELL, CUT_OFF, BLURRED, EXPOSURE = "no_cell", "cut_off", "blurred", "exposure"
+REASONS = NO_CELL, CUT_OFF, BLURRED, EXPOSURE, SEVERAL_CELLS = (
+    "no_cell",
+    "cut_off",
+    "blurred",
+    "exposure",
+    "several_cells",
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Quality:
 
     nuclear_contrast: `Nucleus.contrast`, 0 without a nucleus. cut: `Nucleus.cut`. detail: steepness of edges
     at 1/56 ÷ at 1/28 of the frame: 1 where nothing is finer than that, 4 for noise. brightness: green of the
-    background. brightness_range: from there down to the 5th percentile. Levels are in 0 to 255.
+    background. brightness_range: from there down to the 5th percentile. Levels are in 0 to 255. leukocytes:
+    in the picture, of which this is one; 1 where each is classified.
     """
 
     nuclear_contrast: float
@@ -32,6 +39,7 @@ class Quality:
     detail: float
     brightness: float
     brightness_range: float
+    leukocytes: float = 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class QualityLimits:
     detail: float = 1.07  # at least, else `blurred`
     brightness: float = 90.0  # at least, else `exposure`
     brightness_range: float = 40.0  # at least, else `exposure`
+    leukocytes: int = 1  # at most, else `several_cells`
 
     def reasons(self, quality: Quality) -> tuple[str, ...]:
         """Return why a person must look at the picture."""
@@ -58,12 +67,15 @@ class QualityLimits:
                 EXPOSURE,
                 quality.brightness < self.brightness or quality.brightness_range < self.brightness_range,
             ),
+            (SEVERAL_CELLS, quality.leukocytes > self.leukocytes),
         )
         return tuple(reason for reason, failed in checks if failed)
 
 
-def measure(thumbnail: Thumbnail, nucleus: Nucleus | None, framed: Image.Image) -> Quality:
-    """framed: the frame, RGB, square, before its white point is set."""
+def measure(
+    thumbnail: Thumbnail, nucleus: Nucleus | None, framed: Image.Image, leukocytes: int = 1
+) -> Quality:
+    """framed: the frame, RGB, square, before its white point is set. leukocytes: in the picture."""
     dark, bright = thumbnail.levels[:, GREEN].tolist()
     return Quality(
         nuclear_contrast=nucleus.contrast if nucleus else 0.0,
@@ -71,6 +83,7 @@ def measure(thumbnail: Thumbnail, nucleus: Nucleus | None, framed: Image.Image) 
         detail=detail(framed),
         brightness=bright,
         brightness_range=bright - dark,
+        leukocytes=leukocytes,
     )
 
 

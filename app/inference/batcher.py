@@ -28,7 +28,19 @@ ANYONE = Caller()
 
 
 class Postponed(LeukoError):
-    """An item was not looked at, so that a worker is free for another caller: it goes back into the queue."""
+    """An item was not finished, so that a worker is free for another caller: it goes back into the queue.
+
+    work: what was done of it, as `cost` counts results.
+    """
+
+    def __init__(self, detail: str, work: int = 0) -> None:
+        super().__init__(detail)
+        self.work = work
+
+
+def one(_result: object) -> int:
+    """Return what a result cost if all cost the same."""
+    return 1
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,11 @@ class Batcher(Generic[Item, Result]):
     waits for a short run at most.
 
     A caller that arrives while others hold all workers must not wait for the rest of their batches either:
-    `run` should ask `must_yield` before each item but its first, and return Postponed for what it has not
-    begun.
+    `run` should ask `must_yield` before each item but its first, and between parts of a long item, and return
+    Postponed for what it has not finished.
+
+    A caller's turns are counted by what its results cost: `cost` returns how many items of the usual work a
+    result stands for, at least 1.
 
     When a run gives no heartbeat for `silence_s`, the batcher stops and all waiting items fail with NotReady.
     `on_suspicion` is called when several runs fail in a row.
@@ -102,6 +117,7 @@ class Batcher(Generic[Item, Result]):
         on_suspicion: Callable[[], object] = lambda: None,
         on_batch: Callable[[BatchStats], None] | None = None,
         on_share_refusal: Callable[[], object] = lambda: None,
+        cost: Callable[[Result], int] = one,
     ) -> None:
         self.max_batch = max_batch
         self.capacity = max_queue
@@ -110,6 +126,7 @@ class Batcher(Generic[Item, Result]):
         self._watchdog = Watchdog(run, silence_s=silence_s, on_suspicion=on_suspicion)
         self._on_batch = on_batch
         self._on_share_refusal = on_share_refusal
+        self._cost = cost
         self._lane: Lane[Item, Result] = FairQueue()
         self._bulk_lane: Lane[Item, Result] = FairQueue()
         self._last_submit = -math.inf  # of interactive items, on the loop's clock
@@ -359,6 +376,19 @@ class Batcher(Generic[Item, Result]):
                 else:
                     entry.settle(outcome)
             self._put_back(postponed)
+            self._charge(batch, outcomes)
+
+    def _charge(
+        self, batch: Sequence[Waiting[Item, Result]], outcomes: Sequence[Result | LeukoError]
+    ) -> None:
+        """Count the turns of results beyond the one that was counted when their item was taken."""
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, LeukoError):
+                turns = outcome.work if isinstance(outcome, Postponed) else 0
+            else:
+                turns = self._cost(outcome) - 1
+            if turns > 0:
+                (self._bulk_lane if entry.bulk else self._lane).charge(entry.caller, turns)
 
     def _put_back(self, entries: Sequence[Waiting[Item, Result]]) -> None:
         """Return items to the front of their callers' queues, except those that nobody waits for any more."""

@@ -24,15 +24,17 @@ import numpy as np
 
 from app import private
 from app.errors import NotReady, StartupError, UndecodableImage
-from app.imaging.framing import Cell, Frame
+from app.imaging.framing import Cell, Frame, Pixels
 from app.imaging.limits import check_bytes
 from app.imaging.quality import Quality
 from app.inference.decode_worker import (
     CELL,
+    CELLS,
     DEFECT,
     ERRORS,
     FRAME,
     HELLO,
+    MEASURES,
     MOST_FRAMES,
     MOST_TEXT,
     PACKAGE,
@@ -44,6 +46,7 @@ from app.inference.decode_worker import (
 from app.inference.threads import Heartbeat
 
 Buffer = TypeVar("Buffer", bytearray, memoryview)
+Framed = TypeVar("Framed", Cell, list[Cell])
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +122,21 @@ class DecodePool:
         time limit, NotReady when no decoder can be started, and DecoderFailed. heartbeat: called at least
         every SLICE_S.
         """
+        return self._ask(data, heartbeat, lambda decoder: decoder.frame(data, heartbeat))
+
+    def frame_all(self, data: bytes, heartbeat: Heartbeat = lambda: None) -> list[Cell]:
+        """Decode an image and crop it to each of its leukocytes, in reading order; raise what `frame` raises.
+
+        Raise TooLarge if there are more of them than the config allows.
+        """
+        return self._ask(data, heartbeat, lambda decoder: decoder.frame_all(data, heartbeat))
+
+    def _ask(self, data: bytes, heartbeat: Heartbeat, ask: Callable[[Decoder], Framed]) -> Framed:
         check_bytes(data, self._config.limits)
         for _ in range(ATTEMPTS):
             decoder = self._take(heartbeat)
             try:
-                cell = decoder.frame(data, heartbeat)
+                framed = ask(decoder)
             except DecoderLost as lost:
                 self._lose(decoder, "took too long" if lost.late else "ended")
                 if lost.late:
@@ -137,7 +150,7 @@ class DecodePool:
                 raise
             else:
                 self._put_back(decoder)
-                return cell
+                return framed
         raise UndecodableImage("the image crashes its decoder")
 
     def close(self) -> None:
@@ -248,6 +261,7 @@ class Decoder:
         self._connection = connection
         self._process = process
         self._size = config.preprocessing.size
+        self._max_cells = config.max_cells
         self._patience_s = config.patience_s
         self._slice_s = _slice_s(config)
         # Blocking, with the kernel's timeout: a reply then wakes this thread once, not once per piece.
@@ -258,16 +272,26 @@ class Decoder:
 
         The reply may come from somebody who has taken the decoder over.
         """
+        [cell] = self._request(data, heartbeat, all_cells=False)
+        return cell
+
+    def frame_all(self, data: bytes, heartbeat: Heartbeat) -> list[Cell]:
+        """Decode an image and crop it to each of its leukocytes; raise what `frame` raises."""
+        return self._request(data, heartbeat, all_cells=True)
+
+    def _request(self, data: bytes, heartbeat: Heartbeat, *, all_cells: bool) -> list[Cell]:
         began = time.monotonic()
         until = began + self._patience_s + MARGIN_S
         try:
-            self._send(data, until, heartbeat)
+            self._send(data, all_cells, until, heartbeat)
             head = self._receive(bytearray(REPLY.size), until, heartbeat)
             kind, self.ended, *measures, length = REPLY.unpack(head)
-            if kind == CELL and all(map(math.isfinite, measures)):
-                pixels = np.empty((self._size, self._size, 3), np.uint8)
-                self._receive(pixels.data.cast("B"), until, heartbeat)
-                return Cell(pixels, Frame(*measures[:5]), Quality(*measures[5:]))
+            if kind == CELL and not all_cells:
+                cell = _cell(np.empty((self._size, self._size, 3), np.uint8), measures)
+                self._receive(cell.pixels.data.cast("B"), until, heartbeat)
+                return [cell]
+            if kind == CELLS and all_cells and length <= self._max_cells * self._cell_bytes:
+                return self._unpack(self._receive(bytearray(length), until, heartbeat))
             if kind not in TEXTS or length > MOST_TEXT:
                 raise EOFError("no reply of ours")
             text = self._receive(bytearray(length), until, heartbeat).decode("ascii")
@@ -279,12 +303,26 @@ class Decoder:
             raise DecoderFailed(_checked(text))
         raise ERRORS[kind - 1](text)
 
-    def _send(self, data: bytes, until: float, heartbeat: Heartbeat) -> None:
+    @property
+    def _cell_bytes(self) -> int:
+        """Return the bytes of one of several cells."""
+        return MEASURES.size + 3 * self._size**2
+
+    def _unpack(self, body: bytearray) -> list[Cell]:
+        """Return what `decode_worker.dump` made of cells. Raise EOFError if it is not that."""
+        count, rest = divmod(len(body), self._cell_bytes)
+        if rest:
+            raise EOFError("no cells of ours")
+        rows = np.frombuffer(body, np.uint8).reshape(count, self._cell_bytes)
+        pixels = rows[:, MEASURES.size :].reshape(count, self._size, self._size, 3)
+        return [_cell(pixels[i], MEASURES.unpack_from(rows[i])) for i in range(count)]
+
+    def _send(self, data: bytes, all_cells: bool, until: float, heartbeat: Heartbeat) -> None:
         """Send an image, however slowly it is read. Raise TimeoutError.
 
         Not with SO_SNDTIMEO: the kernel applies it anew to each piece of the image.
         """
-        head = REQUEST.pack(len(data))
+        head = REQUEST.pack(len(data), all_cells)
         sent = self._connection.sendmsg([head, data], (), socket.MSG_DONTWAIT)  # without a copy of the image
         if sent == len(head) + len(data):
             return
@@ -400,6 +438,14 @@ class ForkServer:
         if process is not None:
             process.kill()  # it has nothing to finish, and may be stopped or stuck
             process.wait()
+
+
+def _cell(pixels: Pixels, measures: Sequence[float]) -> Cell:
+    """Return a cell. measures: the fields of Frame and Quality. Raise EOFError if they cannot be these."""
+    if not all(map(math.isfinite, measures)):
+        raise EOFError("no measures of ours")
+    left, top, width, height, nucleus, *quality = measures
+    return Cell(pixels, Frame(left, top, width, height, bool(nucleus)), Quality(*quality))
 
 
 def _await(connection: socket.socket, message: bytes, seconds: float) -> list[int]:

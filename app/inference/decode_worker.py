@@ -29,20 +29,25 @@ import app
 from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging import dicom, dicom_writer
 from app.imaging.decode import ACCEPTED, decode
-from app.imaging.framing import Preprocessing, frame_cell
+from app.imaging.framing import Cell, Preprocessing, frame_cell, frame_cells
 from app.imaging.limits import NO_MEMORY, ImageLimits
 from app.inference import confinement
 
 CONFIG_BYTES = 4096  # largest message with a DecoderConfig
-REQUEST = struct.Struct("=I")  # length of the image that follows
+REQUEST = struct.Struct("=I?")  # length of the image that follows; whether all of its leukocytes are wanted
 # Kind of the reply; whether it is the decoder's last; the fields of Frame; those of Quality; length of what
 # follows.
-REPLY = struct.Struct("=B?4d?5dI")
+REPLY = struct.Struct("=B?4d?6dI")
+MEASURES = struct.Struct(
+    "=4d?6d"
+)  # the fields of Frame and Quality, before the pixels of each of several cells
 HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where the kernel has them
 READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
-CELL, DEFECT = 0, 255  # kinds: RGB pixels [size, size, 3] follow; what `describe` returns follows
+NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
+# Kinds: RGB pixels [size, size, 3] follow; any number of MEASURES with such pixels follow; what `describe`
+# returns follows.
+CELL, CELLS, DEFECT = 0, 254, 255
 MOST_TEXT = 200  # printable ASCII characters of a text that follows: as much as a decoder can tell the client
 PACKAGE = Path(app.__file__).parent
 FRAME = r"(app/(?:[a-z0-9_]+/)*[a-z0-9_]+\.py):\d{1,4}"  # of a traceback, in a file of ours
@@ -56,6 +61,7 @@ class DecoderConfig:
     """Configuration of a decoder.
 
     patience_s: time limit for one image, after which the decoder ends.
+    max_cells: leukocytes of one image.
     lives: time limits' worth of processor time after which it is replaced.
     """
 
@@ -63,6 +69,7 @@ class DecoderConfig:
     preprocessing: Preprocessing
     patience_s: float
     lives: int = 20
+    max_cells: int = 256
 
     @property
     def life_s(self) -> float:
@@ -76,7 +83,7 @@ class DecoderConfig:
     def load(cls, text: bytes) -> DecoderConfig:
         document = json.loads(text)
         limits, preprocessing = ImageLimits(**document["limits"]), Preprocessing(**document["preprocessing"])
-        return cls(limits, preprocessing, document["patience_s"], document["lives"])
+        return cls(limits, preprocessing, document["patience_s"], document["lives"], document["max_cells"])
 
 
 def main() -> int:
@@ -147,9 +154,23 @@ def rehearse() -> None:
         file = io.BytesIO()
         white.save(file, kind)
         frame_cell(decode(file.getvalue()), Preprocessing())
+    frame_cells(field(), Preprocessing(), most=9)
     if dicom.installed():
         for syntax in (*dicom.NATIVE, *dicom.ENCODED):
             decode(dicom_writer.write(white, syntax))
+
+
+def field() -> Image.Image:
+    """Draw what a search for leukocytes meets: red cells, nuclei in touch, lobes and a platelet."""
+    y, x = np.mgrid[:96, :96]
+    pixels = np.full((96, 96, 3), 235, np.uint8)
+    red_cell, nucleus = (210, 150, 160), (95, 60, 170)
+    discs = [(15, 15, 10, red_cell), (40, 14, 10, red_cell), (66, 15, 10, red_cell), (14, 80, 10, red_cell)]
+    discs += [(40, 50, 10, nucleus), (57, 50, 10, nucleus)]  # in touch
+    discs += [(70, 78, 5, nucleus), (82, 78, 5, nucleus), (14, 50, 3, nucleus), (95, 30, 8, nucleus)]
+    for across, down, radius, colour in discs:
+        pixels[(x - across) ** 2 + (y - down) ** 2 < radius**2] = colour
+    return Image.fromarray(pixels)
 
 
 def serve(connection: socket.socket, config: DecoderConfig) -> None:
@@ -159,30 +180,45 @@ def serve(connection: socket.socket, config: DecoderConfig) -> None:
         head = receive(connection, REQUEST.size)
         if not head:
             return
-        data = receive(connection, *REQUEST.unpack(head))
+        length, all_cells = REQUEST.unpack(head)
+        data = receive(connection, length)
         signal.setitimer(signal.ITIMER_REAL, config.patience_s)
-        kind, measures, body = answer(data, config)
+        kind, measures, body = answer(data, config, all_cells=all_cells)
         signal.setitimer(signal.ITIMER_REAL, 0)
         last = time.process_time() > config.life_s
         connection.sendall(REPLY.pack(kind, last, *measures, len(body)))
         connection.sendall(body)
 
 
-def answer(data: bytes, config: DecoderConfig) -> tuple[int, tuple[float, ...], bytes | memoryview]:
+def answer(
+    data: bytes, config: DecoderConfig, *, all_cells: bool = False
+) -> tuple[int, tuple[float, ...], bytes | memoryview]:
     """Decode an image and return the reply's kind, the fields of frame and quality, and the body."""
     try:
-        cell = frame_cell(decode(data, config.limits), config.preprocessing)
+        image = decode(data, config.limits)
+        if all_cells:
+            return (
+                CELLS,
+                NOTHING,
+                b"".join(map(dump, frame_cells(image, config.preprocessing, config.max_cells))),
+            )
+        cell = frame_cell(image, config.preprocessing)
     except ERRORS as error:
         return 1 + ERRORS.index(type(error)), NOTHING, ascii(error.detail)[1:-1][:MOST_TEXT].encode()
     except MemoryError:
         return 1 + ERRORS.index(TooLarge), NOTHING, NO_MEMORY.encode()
     except Exception as error:  # a defect of ours: the service raises it
         return DEFECT, NOTHING, describe(error)[:MOST_TEXT].encode()
-    return (
-        CELL,
-        (*astuple(cell.frame), *astuple(cell.quality)),
-        np.ascontiguousarray(cell.pixels).data.cast("B"),
-    )
+    return CELL, measures_of(cell), np.ascontiguousarray(cell.pixels).data.cast("B")
+
+
+def measures_of(cell: Cell) -> tuple[float, ...]:
+    return (*astuple(cell.frame), *astuple(cell.quality))
+
+
+def dump(cell: Cell) -> bytes:
+    """Return a cell as bytes: MEASURES and pixels."""
+    return MEASURES.pack(*measures_of(cell)) + cell.pixels.tobytes()
 
 
 def describe(error: Exception) -> str:

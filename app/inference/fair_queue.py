@@ -84,6 +84,12 @@ class FairQueue(Generic[Item]):
         self._count += len(items)
         self._lines[caller.id] = line
 
+    def charge(self, caller: Caller, turns: int) -> None:
+        """Count further turns of a caller, whose items took more than one each."""
+        line = self._lines.get(caller.id) or self._idle.get(caller.id)
+        if line is not None:
+            line.due += turns / line.weight
+
     def discard(self, caller: Caller, item: Item, now: float) -> bool:
         """Remove an item if it is still in the queue; return whether it was."""
         line = self._lines.get(caller.id)

@@ -16,7 +16,7 @@ from app.inference.batcher import ANYONE, Batcher, Postponed
 from app.inference.decode_pool import DecodePool
 from app.inference.decode_worker import DecoderConfig
 from app.inference.fair_queue import Caller
-from app.inference.pipeline import Answer, Hold, InferenceItem, Pipeline, untimed
+from app.inference.pipeline import Hold, InferenceItem, Pipeline, Result, cost, untimed
 from app.inference.runtime import Runtime
 from app.inference.threads import in_thread
 from app.observability.metrics import Telemetry
@@ -26,10 +26,10 @@ from app.units import MIB
 
 logger = logging.getLogger(__name__)
 
-OnAnswer = Callable[[bytes, Answer], object]
+OnAnswer = Callable[[bytes, Result], object]
 
 
-def ignore_answer(_image: bytes, _answer: Answer) -> None:
+def ignore_answer(_image: bytes, _answer: Result) -> None:
     """Do nothing with an answer."""
 
 
@@ -40,7 +40,7 @@ class Service:
     settings: Settings
     telemetry: Telemetry
     classifier: Classifier
-    batcher: Batcher[InferenceItem, Answer]
+    batcher: Batcher[InferenceItem, Result]
     decoders: DecodePool
     on_answer: OnAnswer
 
@@ -62,11 +62,20 @@ class Service:
         settings, telemetry = runtime.settings, runtime.telemetry
         workers = worker_count(settings, classifier)
         config = DecoderConfig(
-            image_limits(settings), classifier.bundle.preprocessing, settings.engine_timeout_s
+            image_limits(settings),
+            classifier.bundle.preprocessing,
+            settings.engine_timeout_s,
+            max_cells=settings.max_cells,
         )
         decoders = DecodePool(workers, config, telemetry.count_decoder_loss)
-        pipeline = Pipeline(classifier, decoders.frame, telemetry.stage if counted else untimed)
-        batcher: Batcher[InferenceItem, Answer] = Batcher(
+        pipeline = Pipeline(
+            classifier,
+            decoders.frame,
+            telemetry.stage if counted else untimed,
+            frame_all=decoders.frame_all,
+            batch=batch_size(settings, classifier),
+        )
+        batcher: Batcher[InferenceItem, Result] = Batcher(
             pipeline.run,
             workers=workers,
             max_batch=batch_size(settings, classifier),
@@ -75,6 +84,7 @@ class Service:
             on_suspicion=on_suspicion,
             on_batch=telemetry.observe_batch if counted else None,
             on_share_refusal=telemetry.count_share_refusal,
+            cost=cost,
         )
         try:
             await in_thread(decoders.open)
@@ -112,15 +122,19 @@ class Service:
         *,
         caller: Caller = ANYONE,
         cam: bool = False,
+        all_cells: bool = False,
         deadline: float,
         stages: Stages | None = None,
-    ) -> list[Answer | LeukoError]:
+    ) -> list[Result | LeukoError]:
         """Return an answer or an error for each image, in order. deadline: on the loop's clock.
 
+        all_cells: classify all leukocytes of each image; the answers are then Fields.
         Raise TooLarge, QueueFull or NotReady for all images together.
         """
         with self._interest() as hold:
-            items = [InferenceItem(image.__bytes__, cam, hold, stages) for image in images]
+            items = [
+                InferenceItem(image.__bytes__, cam, hold, stages, all_cells=all_cells) for image in images
+            ]
             answers = await self.batcher.submit_many(items, caller=caller, deadline=deadline)
         for image, answer in zip(images, answers, strict=True):
             if isinstance(answer, LeukoError):
@@ -169,10 +183,11 @@ class Service:
         finally:
             over = True
 
-    def _settle(self, image: _ArchiveImage, outcome: Answer | LeukoError) -> Prediction | LeukoError:
-        if isinstance(outcome, Answer):
+    def _settle(self, image: _ArchiveImage, outcome: Result | LeukoError) -> Prediction | LeukoError:
+        if not isinstance(outcome, LeukoError):
             self.telemetry.count_image()
-            return outcome.prediction
+            [cell] = outcome.cells
+            return cell.prediction
         if outcome is image.archive_error or not isinstance(outcome, RequestError | EngineError):
             raise outcome
         self.telemetry.count_image(outcome.code)

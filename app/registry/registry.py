@@ -14,7 +14,7 @@ from typing import Any
 from app.engine.bundle import CONFIG, FILES
 from app.errors import BundleError, LeukoError, SettingsError, StartupError
 from app.evaluation.answer_profile import AnswerProfile
-from app.inference.pipeline import Answer
+from app.inference.pipeline import Result
 from app.inference.runtime import Runtime
 from app.inference.service import ignore_answer
 from app.inference.threads import in_thread
@@ -248,11 +248,12 @@ class ModelRegistry:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _on_answer(self, image: bytes, answer: Answer) -> None:
-        prediction = answer.prediction
-        self._telemetry.observe_prediction(
-            prediction.label, prediction.confidence, prediction.ood_score, prediction.review_reasons
-        )
+    def _on_answer(self, image: bytes, answer: Result) -> None:
+        for cell in answer.cells:
+            prediction = cell.prediction
+            self._telemetry.observe_prediction(
+                prediction.label, prediction.confidence, prediction.ood_score, prediction.review_reasons
+            )
         for shadow in self._shadows.values():
             shadow.offer(image, answer)
 

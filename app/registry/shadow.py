@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from app.errors import LeukoError
-from app.inference.pipeline import Answer, InferenceItem
+from app.inference.pipeline import Field, InferenceItem, Result
 from app.observability.metrics import Telemetry
 from app.registry.model_runner import ModelRunner
 from app.units import MIB
@@ -32,12 +32,12 @@ class Shadow:
         self._share = share
         self._telemetry = telemetry
         self._busy = busy
-        self._waiting: deque[tuple[bytes, Answer]] = deque()
+        self._waiting: deque[tuple[bytes, Result]] = deque()
         self._bytes = 0
         self._arrived = asyncio.Event()
         self._task = asyncio.create_task(self._work(), name="shadow")
 
-    def offer(self, image: bytes, answer: Answer) -> None:
+    def offer(self, image: bytes, answer: Result) -> None:
         """Queue an image if it is in the share; count it as skipped if the queue is full."""
         if int(answer.image_sha256[:8], 16) >= self._share * 2**32:
             return
@@ -65,22 +65,33 @@ class Shadow:
                 await self._compare(image, answer)
             self._arrived.clear()
 
-    async def _compare(self, image: bytes, answer: Answer) -> None:
+    async def _compare(self, image: bytes, answer: Result) -> None:
         deadline = asyncio.get_running_loop().time() + PATIENCE_S
         try:
             with self._runner.use() as service:
                 shadow_answer = await service.batcher.submit(
-                    InferenceItem(image.__bytes__), deadline=deadline, bulk=True
+                    InferenceItem(image.__bytes__, all_cells=isinstance(answer, Field)),
+                    deadline=deadline,
+                    bulk=True,
                 )
         except LeukoError:  # no client is affected: the live answer has been sent
             self._count("failed")
             return
-        label, shadow_label = answer.prediction.label, shadow_answer.prediction.label
-        self._count("agreed" if label == shadow_label else "disagreed")
-        if label != shadow_label:
-            bundle = self._runner.bundle
-            self._telemetry.count_disagreement(bundle.name, bundle.version, label, shadow_label)
+        labels, shadow_labels = _labels(answer), _labels(shadow_answer)
+        self._count("agreed" if labels == shadow_labels else "disagreed")
+        if len(labels) != len(
+            shadow_labels
+        ):  # their preprocessing differs, so that no cell has its counterpart
+            return
+        bundle = self._runner.bundle
+        for label, shadow_label in zip(labels, shadow_labels, strict=True):
+            if label != shadow_label:
+                self._telemetry.count_disagreement(bundle.name, bundle.version, label, shadow_label)
 
     def _count(self, outcome: str) -> None:
         bundle = self._runner.bundle
         self._telemetry.count_shadow(bundle.name, bundle.version, outcome)
+
+
+def _labels(answer: Result) -> list[str]:
+    return [cell.prediction.label for cell in answer.cells]

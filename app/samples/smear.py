@@ -1,4 +1,4 @@
-"""Draw a synthetic Wright–Giemsa smear with one leukocyte, for demonstrations and tests.
+"""Draw synthetic Wright–Giemsa smears with one leukocyte or a field of them, for demonstrations and tests.
 
 Sizes and colours are those of the BCCD photographs; lengths are in pixels of an image 320 pixels wide.
 """
@@ -6,6 +6,7 @@ Sizes and colours are those of the BCCD photographs; lengths are in pixels of an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +18,11 @@ Rng = np.random.Generator
 Mark = Callable[[Patch, Plane], None]  # draws a dot, given its surroundings and its cover
 
 LEAST_SIDE = 8  # pixels; nothing can be drawn in one
+RED_CELLS = 110  # places that are tried for red cells, on 320 by 240 pixels
 BACKGROUND = (209.0, 211.0, 206.0)
 BROWN_RED_CELL, PINK_RED_CELL = np.array([0.12, 0.31, 0.32]), np.array([0.10, 0.28, 0.19])
+PRECIPITATE: Stain = (0.9, 1.1, 0.5)  # stain that has dried
+PARASITE: Stain = (0.40, 0.55, 0.05)
 PLATELET: Stain = (0.26, 0.31, -0.03)
 GRANULE: Stain = (0.03, 0.40, 0.33)
 
@@ -42,10 +46,91 @@ def draw_smear(label: str, *, seed: int = 0, width: int = 320, height: int = 240
     smear = Patch.blank(width, height, scale)
     x, y = (float(rng.uniform(0.36, 0.64)) * side / scale for side in (width, height))
     cell = rough(rng, x, y, radius * float(rng.uniform(0.94, 1.08)), stretch=0.15)
-    _draw_red_cells(smear, rng, cell)
-    _draw_platelets(smear, rng, cell)
+    _draw_red_cells(smear, rng, [cell], RED_CELLS)
+    _draw_platelets(smear, rng, [cell], int(rng.integers(3, 7)))
     draw(smear.around(x, y, 1.5 * cell.radius), rng, cell)
     return _develop(smear, rng, scale)
+
+
+@dataclass(frozen=True)
+class DrawnCell:
+    """A leukocyte of a field: where its centre is and its radius, in the image's pixels."""
+
+    label: str
+    x: float
+    y: float
+    radius: float
+
+
+def draw_field(
+    labels: Sequence[str],
+    *,
+    seed: int = 0,
+    width: int = 640,
+    height: int = 480,
+    scale: float = 1.0,
+    touching: bool = False,
+    debris: bool = True,
+) -> tuple[Image.Image, list[DrawnCell]]:
+    """Return an RGB image with a leukocyte of each label, red cells and platelets, and where the leukocytes
+    are.
+
+    scale: pixels of the image in one of an image 320 pixels wide; a red cell is 47 of these wide. touching:
+    each leukocyte touches the one before. debris: parasites in red cells, giant platelets and dried stain
+    too. Raise ValueError for an unknown class, or if there is no room.
+    """
+    if unknown := [label for label in labels if label not in LEUKOCYTES]:
+        raise ValueError(f"{unknown[0]!r} is not a class; use {', '.join(LEUKOCYTES)}")
+    rng = np.random.default_rng([seed, width, height])
+    smear = Patch.blank(width, height, scale)
+    cells: list[Blob] = []
+    for label in labels:
+        cells.append(_place(rng, cells, LEUKOCYTES[label][1], width / scale, height / scale, touching))
+    share = width * height / scale**2 / (320 * 240)
+    _draw_red_cells(smear, rng, cells, round(RED_CELLS * share))
+    _draw_platelets(smear, rng, cells, round(5 * share))
+    if debris:
+        _draw_debris(smear, rng, cells, round(4 * share))
+    for label, cell in zip(labels, cells, strict=True):
+        LEUKOCYTES[label][0](smear.around(cell.x, cell.y, 1.5 * cell.radius), rng, cell)
+    drawn = [
+        DrawnCell(label, cell.x * scale, cell.y * scale, cell.radius * scale)
+        for label, cell in zip(labels, cells, strict=True)
+    ]
+    return _develop(smear, rng, scale), drawn
+
+
+def _place(
+    rng: Rng, cells: Sequence[Blob], usual: float, width: float, height: float, touching: bool
+) -> Blob:
+    """Return a cell of about the usual radius, apart from the others or in touch with the last.
+
+    Raise ValueError.
+    """
+    for _ in range(1000):
+        radius = usual * float(rng.uniform(0.94, 1.08))
+        if touching and cells:
+            last, angle = cells[-1], float(rng.uniform(0, 2 * np.pi))
+            away = 0.98 * (last.radius + radius)
+            x, y = last.x + away * float(np.cos(angle)), last.y + away * float(np.sin(angle))
+        else:
+            x, y = float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius))
+        others = cells[:-1] if touching else cells
+        inside = radius <= x <= width - radius and radius <= y <= height - radius
+        if inside and all(np.hypot(x - a.x, y - a.y) > 1.25 * (radius + a.radius) for a in others):
+            return rough(rng, x, y, radius, stretch=0.15)
+    raise ValueError(f"there is no room for {len(cells) + 1} cells in {width:g} by {height:g}")
+
+
+def _draw_debris(smear: Patch, rng: Rng, cells: Sequence[Blob], count: int) -> None:
+    """Draw what a search for leukocytes must not take for one."""
+    kinds = [(float(rng.uniform(2.5, 4)), PARASITE), (float(rng.uniform(6, 8)), PLATELET), (3.0, PRECIPITATE)]
+    for number, (x, y) in enumerate(_spots(smear, rng, count).tolist()):
+        radius, stain = kinds[number % len(kinds)]
+        blob = rough(rng, x, y, radius, dent=0.1, stretch=0.6)
+        if all(np.hypot(x - cell.x, y - cell.y) > 1.4 * cell.radius for cell in cells):
+            patch = smear.around(x, y, 2.5 * radius)
+            patch.add(patch.cover(blob, 1.5), stain)
 
 
 def _develop(smear: Patch, rng: Rng, scale: float) -> Image.Image:
@@ -65,11 +150,11 @@ def _spots(smear: Patch, rng: Rng, tries: int) -> np.ndarray[tuple[int, int], np
     return rng.uniform(-20, edge, (tries, 2))
 
 
-def _draw_red_cells(smear: Patch, rng: Rng, cell: Blob) -> None:
+def _draw_red_cells(smear: Patch, rng: Rng, cells: Sequence[Blob], tries: int) -> None:
     pallor = float(rng.uniform(0.4, 0.9))  # how pale the red cells' centres are
     stain = PINK_RED_CELL + float(rng.random()) * (BROWN_RED_CELL - PINK_RED_CELL)
-    taken = [(cell.x, cell.y, cell.radius)]
-    for x, y in _spots(smear, rng, 110).tolist():
+    taken = [(cell.x, cell.y, cell.radius) for cell in cells]
+    for x, y in _spots(smear, rng, tries).tolist():
         radius = float(rng.normal(23.5, 2.2))
         if all(np.hypot(x - a, y - b) > 0.74 * (radius + r) for a, b, r in taken):
             taken.append((x, y, radius))
@@ -86,10 +171,10 @@ def _draw_red_cell(patch: Patch, rng: Rng, blob: Blob, pallor: float, stain: Sta
     patch.add(thickness * float(rng.uniform(0.7, 1.05)) - 0.08 * halo, stain)
 
 
-def _draw_platelets(smear: Patch, rng: Rng, cell: Blob) -> None:
-    for x, y in _spots(smear, rng, int(rng.integers(3, 7))).tolist():
+def _draw_platelets(smear: Patch, rng: Rng, cells: Sequence[Blob], count: int) -> None:
+    for x, y in _spots(smear, rng, count).tolist():
         blob = rough(rng, x, y, float(rng.uniform(3, 6)), dent=0.07, stretch=0.5)
-        if np.hypot(x - cell.x, y - cell.y) > 1.4 * cell.radius:
+        if all(np.hypot(x - cell.x, y - cell.y) > 1.4 * cell.radius for cell in cells):
             patch = smear.around(x, y, 14)
             patch.add(patch.cover(blob, 4.0), PLATELET)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from app.archives.image_files import LeftOut, left_out_line
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
-from app.errors import BadLabels
+from app.errors import BadLabels, Unusable
 from app.evaluation.cell_types import Role, lacking, role_of
 from app.evaluation.differential_count import LEVEL, Count, fingerprint
 from app.evaluation.differential_count import count as count_labels
@@ -18,7 +18,15 @@ from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
 from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
-from app.wire.schemas import Caution, Evaluation, ImageProblem, Mistake, ModelReference, Prediction
+from app.wire.schemas import (
+    Caution,
+    EmptyImage,
+    Evaluation,
+    ImageProblem,
+    Mistake,
+    ModelReference,
+    Prediction,
+)
 from app.wire.specimen import (
     Bounds,
     ClassifiedCell,
@@ -41,9 +49,11 @@ def model_reference(bundle: Bundle) -> ModelReference:
 
 def prediction(index: int, filename: str | None, answer: Answer, labels: Sequence[str]) -> Prediction:
     predicted = answer.prediction
+    number = {} if answer.cell is None else {"cell": answer.cell}
     return Prediction.model_validate(
         {
             "index": index,
+            **number,
             "filename": filename,
             "image_sha256": answer.image_sha256,
             "label": predicted.label,
@@ -67,13 +77,16 @@ def differential(
     cells: Mapping[int, Prediction | ClassifiedCell],
     faults: Sequence[ImageProblem] = (),
     model: ModelReference | None = None,
+    empty: Sequence[EmptyImage] = (),
 ) -> Differential:
     """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
 
-    cells: by position in the request; faults: the images that could not be classified. model: that made the
-    predictions; None: unknown, and the bundle is named. Only if it is the bundle, it is known whether the
-    model was verified.
+    cells: by position in the request; faults: the images that could not be classified; empty: those in which
+    no leukocyte was found. model: that made the predictions; None: unknown, and the bundle is named. Only if
+    it is the bundle, it is known whether the model was verified. Raise Unusable if there are no cells.
     """
+    if not cells:
+        raise Unusable("no leukocyte was found in the images, so there is nothing to count")
     known = model is not None and model.sha256 == bundle.sha256
     site = bundle.site if known else None
     model = model or model_reference(bundle)
@@ -83,7 +96,9 @@ def differential(
     counts = count_labels([cell.label for cell in cells.values()], bundle.labels)
     among, beside = ({one: counts[one] for one in bundle.labels if role_of(one) is role} for role in _RATIOS)
     leukocytes = sum(count.n for count in among.values())
-    hashes = [cell.image_sha256 for cell in cells.values() if cell.image_sha256 is not None]
+    hashes = [
+        _identity(cell.image_sha256, cell.cell) for cell in cells.values() if cell.image_sha256 is not None
+    ]
     return Differential(
         request_id=request_id,
         model=ModelReference(**dict(model)),
@@ -103,7 +118,8 @@ def differential(
         intervals_per_100_leukocytes=Ratios(level=LEVEL, unit="per 100 leukocytes", **_bounds(beside)),
         review=[
             ReviewedCell(
-                index=index,
+                index=cell.index if isinstance(cell, Prediction) else index,
+                cell=cell.cell,
                 filename=cell.filename,
                 image_sha256=cell.image_sha256,
                 label=cell.label,
@@ -117,8 +133,14 @@ def differential(
             *_cautions(bundle.labels, leukocytes, len(cells), len(faults), len(hashes) - len(set(hashes))),
             *([NOT_VERIFIED] if known and site is None else []),
         ],
+        empty=list(empty),
         errors=list(faults),
     )
+
+
+def _identity(image_sha256: str, cell: int | None) -> str:
+    """Return what tells a cell from others: several may be of one image."""
+    return image_sha256 if cell is None else f"{image_sha256}#{cell}"
 
 
 def _bounds(counts: Mapping[str, Count]) -> dict[str, dict[str, Bounds]]:

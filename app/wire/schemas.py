@@ -12,7 +12,15 @@ from app.evaluation.verification import Verification
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Matrix = list[list[int]]
-Reason = Literal["no_cell", "cut_off", "blurred", "exposure", "low_confidence", "out_of_distribution"]
+Reason = Literal[
+    "no_cell",
+    "several_cells",
+    "cut_off",
+    "blurred",
+    "exposure",
+    "low_confidence",
+    "out_of_distribution",
+]
 
 
 class ImageProblem(BaseModel):
@@ -71,7 +79,10 @@ class ActivationMap(BaseModel):
 
 
 class Prediction(BaseModel):
-    index: int = Field(description="position in the request, from 0")
+    index: int = Field(description="position of the image in the request, from 0")
+    cell: int | None = Field(
+        None, description="with `cells=all`: number of the cell in its image, from 0, in reading order"
+    )
     filename: str | None
     image_sha256: str
     label: str
@@ -84,10 +95,23 @@ class Prediction(BaseModel):
     cam: ActivationMap | None = None
 
 
+class EmptyImage(BaseModel):
+    """An image in which no leukocyte was found."""
+
+    index: int = Field(description="position in the request, from 0")
+    filename: str | None
+
+
+EmptyImages = Annotated[
+    list[EmptyImage], Field(description="with `cells=all`: the images in which no leukocyte was found")
+]
+
+
 class Predictions(BaseModel):
     request_id: str
     model: ModelReference
     predictions: list[Prediction]
+    empty: EmptyImages = []
     errors: list[ImageProblem]
 
 
@@ -176,6 +200,9 @@ class QualityThresholds(BaseModel):
     detail: float = Field(description="`blurred` below: edges at 1/56 ÷ at 1/28 of the frame")
     brightness: float = Field(description="`exposure` below: green of the background, 0 to 255")
     brightness_range: float = Field(description="`exposure` below: background − 5th percentile, in green")
+    leukocytes: int = Field(
+        1, description="`several_cells` above: leukocytes in the picture; `cells=one` only"
+    )
 
 
 class FamiliarThresholds(BaseModel):
@@ -217,6 +244,7 @@ class Limits(BaseModel):
     max_pixels: int
     max_side: int
     max_files: int
+    max_cells: int = Field(description="leukocytes of one image, with `cells=all`")
     max_archive_entries: int
     deadline_s: float
     evaluate_deadline_s: float

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from app.wire.schemas import Caution, ImageProblem, ModelReference, Probability, Reason
+from app.wire.schemas import Caution, EmptyImages, ImageProblem, ModelReference, Probability, Reason
 
 MAX_CELLS = 10_000  # predictions in one request
 
@@ -96,6 +96,7 @@ class ClassifiedCell(BaseModel):
     label: str
     confidence: Probability | None = None
     image_sha256: Sha256 | None = None
+    cell: Annotated[int, Field(ge=0)] | None = None
     filename: str | None = None
     review_reasons: Annotated[list[Reason], Field(fail_fast=True)] = []
 
@@ -150,6 +151,7 @@ class ReviewedCell(BaseModel):
     """A cell that a person must look at."""
 
     index: int = Field(description="position in the request, from 0")
+    cell: int | None = Field(None, description="with `cells=all`: number of the cell in its image, from 0")
     filename: str | None
     image_sha256: str | None
     label: str
@@ -195,4 +197,5 @@ class Differential(BaseModel):
     intervals_per_100_leukocytes: Ratios
     review: list[ReviewedCell]
     warnings: list[Caution]
+    empty: EmptyImages = []
     errors: list[ImageProblem]

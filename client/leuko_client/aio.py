@@ -14,7 +14,7 @@ from leuko_client import protocol
 from leuko_client.errors import LeukoError, ProblemError, UnexpectedAnswer
 from leuko_client.models import Differential, Evaluation, Model, Prediction, Progress, Report
 from leuko_client.progress import Bar, counted
-from leuko_client.protocol import URL, Attempts, Call, Format, Image, Outcome, Result, Retries
+from leuko_client.protocol import URL, Attempts, Call, Cells, Format, Image, Outcome, Result, Retries
 from leuko_client.proxies import proxy_of
 from leuko_client.tasks import Sleep, map_ahead, sleep
 
@@ -81,10 +81,16 @@ class AsyncClient:
         (prediction,) = response.predictions
         return prediction
 
+    async def predict_cells(self, image: Image, *, explain: Literal["cam"] | None = None) -> list[Prediction]:
+        """Classify all leukocytes of one image; return a prediction for each, in reading order."""
+        response = await self._call(protocol.predict([protocol.read(image)], explain, "all"))
+        return response.predictions
+
     async def predict_many(
         self,
         images: Iterable[Image],
         *,
+        cells: Cells = "one",
         explain: Literal["cam"] | None = None,
         batch: int = 8,
         concurrency: int = 8,
@@ -93,14 +99,15 @@ class AsyncClient:
         """Classify images; yield one outcome for each, in order. An image that is bad, or cannot be read,
         does not fail the others.
 
-        batch: images in one request. concurrency: requests in flight. progress: show a progress bar on a
-        terminal. Images are read shortly before they are sent.
+        cells: `all` classifies all leukocytes of each image; they are in the outcome's `cells`. batch: images
+        in one request. concurrency: requests in flight. progress: show a progress bar on a terminal. Images
+        are read shortly before they are sent.
         """
         bar = Bar(len(images) if isinstance(images, Sized) else None) if progress else None
         batches = protocol.batches(images, batch)
         try:
             async with aclosing(
-                map_ahead(lambda some: self._outcomes(some, explain), batches, concurrency)
+                map_ahead(lambda some: self._outcomes(some, explain, cells), batches, concurrency)
             ) as results:
                 async for outcomes in results:
                     for outcome in counted(outcomes, bar):
@@ -110,11 +117,20 @@ class AsyncClient:
                 bar.close()
 
     async def differential(
-        self, images: Sequence[Image], *, specimen: str | None = None, accession: str | None = None
+        self,
+        images: Sequence[Image],
+        *,
+        cells: Cells = "one",
+        specimen: str | None = None,
+        accession: str | None = None,
     ) -> Differential:
-        """Classify the images of one specimen and return its differential count."""
+        """Classify the images of one specimen and return its differential count.
+
+        cells: `all` counts all leukocytes of each image.
+        """
         files = [protocol.read(image) for image in images]
-        count: Differential = await self._call(protocol.differential(files, specimen, accession, "json"))
+        call = protocol.differential(files, specimen, accession, "json", cells)
+        count: Differential = await self._call(call)
         return count
 
     async def differential_of(
@@ -215,23 +231,25 @@ class AsyncClient:
             return False
         return response.is_success
 
-    async def _outcomes(self, images: Sequence[Image], explain: Literal["cam"] | None) -> list[Outcome]:
+    async def _outcomes(
+        self, images: Sequence[Image], explain: Literal["cam"] | None, cells: Cells
+    ) -> list[Outcome]:
         read = [protocol.read_or_fail(image) for image in images]
         files = [item for item in read if not isinstance(item, Outcome)]
-        sent = iter(await self._sent(files, explain))
+        sent = iter(await self._sent(files, explain, cells))
         return [item if isinstance(item, Outcome) else next(sent) for item in read]
 
     async def _sent(
-        self, files: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None
+        self, files: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None, cells: Cells
     ) -> list[Outcome]:
         if not files:
             return []
         names = [name for name, _ in files]
         try:
-            predictions = await self._call(protocol.predict(files, explain))
+            predictions = await self._call(protocol.predict(files, explain, cells))
         except ProblemError as problem:
             return protocol.outcomes(names, problem)
-        return protocol.outcomes(names, predictions)
+        return protocol.outcomes(names, predictions, cells)
 
     def _attempts(self) -> Attempts:
         return Attempts(self.url, self._retries, self._clock, self._route)

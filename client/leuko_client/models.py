@@ -40,7 +40,10 @@ class ActivationMap:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """review: a person must look at the cell. model: None only in a prediction that was made by hand."""
+    """review: a person must look at the cell. model: None only in a prediction that was made by hand.
+
+    cell: its number in its image, in reading order, if all cells were asked for.
+    """
 
     index: int
     filename: str | None
@@ -54,6 +57,7 @@ class Prediction:
     frame: Frame
     cam: ActivationMap | None = None
     model: ModelReference | None = None  # that made it
+    cell: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,20 @@ class ImageProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class EmptyImage:
+    """An image in which no leukocyte was found."""
+
+    index: int
+    filename: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     request_id: str
     model: ModelReference
     predictions: list[Prediction]
     errors: list[ImageProblem]
+    empty: list[EmptyImage] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,7 @@ class ReviewedCell:
     label: str
     confidence: float | None
     reasons: list[str]
+    cell: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +145,7 @@ class Differential:
     per_100_leukocytes: dict[str, float | None] = field(default_factory=dict)
     intervals_per_100_leukocytes: Proportions | None = None
     site: VerifiedSite | None = None
+    empty: list[EmptyImage] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +294,7 @@ class Limits:
     max_archive_entries: int
     deadline_s: float
     evaluate_deadline_s: float
+    max_cells: int = 1  # with cells="all"; services that lack it have one
 
 
 @dataclass(frozen=True, slots=True)

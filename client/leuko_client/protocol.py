@@ -36,6 +36,7 @@ from leuko_client.proxies import shown
 Result = TypeVar("Result")
 Image = str | PathLike[str] | bytes | BinaryIO
 Format = Literal["json", "fhir", "hl7"]
+Cells = Literal["one", "all"]
 
 URL = "http://127.0.0.1:8000"
 USER = re.compile(r"^([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
@@ -66,11 +67,16 @@ class Call(Generic[Result]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one image: either a prediction or an error."""
+    """The result for one image: either a prediction or an error.
+
+    cells: the predictions of all cells that were asked for, in reading order. With cells="all" there may be
+    any number of them, and `prediction` is None.
+    """
 
     name: str
     prediction: Prediction | None
     error: ProblemError | UnreadableImage | None
+    cells: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,8 +162,11 @@ def _name(image: Image) -> str:
     return PurePath(path).name
 
 
-def predict(images: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None) -> Call[Predictions]:
-    options = {"files": _files(images), "params": {"explain": explain} if explain else {}}
+def predict(
+    images: Sequence[tuple[str, bytes]], explain: Literal["cam"] | None, cells: Cells = "one"
+) -> Call[Predictions]:
+    params = {"explain": explain} if explain else {}
+    options = {"files": _files(images), "params": params | _all(cells)}
     return Call("POST", "/predict", lambda response: _predictions(_json(response)), options)
 
 
@@ -168,11 +177,21 @@ def _predictions(document: Any) -> Predictions:
     return replace(answer, predictions=made)
 
 
+def _all(cells: Cells) -> dict[str, str]:
+    """Return the parameter; the default is not sent, so that services without it answer too."""
+    return {"cells": cells} if cells != "one" else {}
+
+
 def differential(
-    images: Sequence[tuple[str, bytes]], specimen: str | None, accession: str | None, format: Format
+    images: Sequence[tuple[str, bytes]],
+    specimen: str | None,
+    accession: str | None,
+    format: Format,
+    cells: Cells = "one",
 ) -> Call[Any]:
     data = {name: text for name, text in (("specimen", specimen), ("accession", accession)) if text}
-    options = {"files": _files(images), "data": data, "headers": {"Accept": ACCEPT[format]}}
+    headers = {"Accept": ACCEPT[format]}
+    options = {"files": _files(images), "data": data, "headers": headers, "params": _all(cells)}
     return Call("POST", "/differential", _differential(format), options)
 
 
@@ -186,12 +205,11 @@ def differential_of(
     """about: specimen, accession and what else a report says. Raise ValueError for several models."""
     predictions, errors, models = [], [], []
     for index, cell in enumerate(cells):
-        prediction = cell.prediction if isinstance(cell, Outcome) else cell
-        if prediction is not None:
+        for prediction in _predicted(cell):
             model = prediction.model
             models += [model] if model is not None and model not in models else []
             predictions.append(asdict(replace(prediction, model=None)))
-        elif isinstance(cell, Outcome):
+        if isinstance(cell, Outcome) and cell.error is not None:
             errors.append({**_problem(cell.error), "index": index, "filename": cell.name})
     if len(models) > 1:
         names = ", ".join(f"{model.name} {model.version}" for model in models)
@@ -207,6 +225,12 @@ def differential_of(
         "params": {"bundle": "transaction"} if transaction else {},
     }
     return Call("POST", "/differential", _differential(format), options)
+
+
+def _predicted(cell: Prediction | Outcome) -> Sequence[Prediction]:
+    if not isinstance(cell, Outcome):
+        return [cell]
+    return cell.cells or ([] if cell.prediction is None else [cell.prediction])
 
 
 def _problem(error: ProblemError | UnreadableImage | None) -> dict[str, Any]:
@@ -260,19 +284,29 @@ def problem(response: httpx.Response) -> LeukoError:
         )
 
 
-def outcomes(names: Sequence[str], response: Predictions | ProblemError) -> list[Outcome]:
+def outcomes(
+    names: Sequence[str], response: Predictions | ProblemError, cells: Cells = "one"
+) -> list[Outcome]:
     """Return one outcome for each name. Raise a problem that is not about single images."""
     if isinstance(response, ProblemError):
         errors = {int(error["index"]): problem_error(error) for error in response.errors if "index" in error}
         if sorted(errors) != list(range(len(names))):
             raise response
         return [Outcome(name, None, errors[index]) for index, name in enumerate(names)]
-    by_index = {good.index: Outcome(names[good.index], good, None) for good in response.predictions}
-    for bad in response.errors:
-        by_index[bad.index] = Outcome(names[bad.index], None, problem_error(asdict(bad)))
-    if sorted(by_index) != list(range(len(names))):
+    found: dict[int, list[Prediction]] = {image.index: [] for image in response.empty}
+    for good in response.predictions:
+        found.setdefault(good.index, []).append(good)
+    failed = {bad.index: problem_error(asdict(bad)) for bad in response.errors}
+    known = sorted([*found, *failed]) == list(range(len(names)))
+    if not known or (cells == "one" and any(len(some) != 1 for some in found.values())):
         raise UnexpectedAnswer("the response does not have one result for each image sent")
-    return [by_index[index] for index in range(len(names))]
+    return [
+        _outcome(name, found.get(index, []), failed.get(index), cells) for index, name in enumerate(names)
+    ]
+
+
+def _outcome(name: str, found: Sequence[Prediction], error: ProblemError | None, cells: Cells) -> Outcome:
+    return Outcome(name, found[0] if cells == "one" and found else None, error, tuple(found))
 
 
 class Events:

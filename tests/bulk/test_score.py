@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -15,8 +17,25 @@ from pyarrow import parquet
 from app.bulk.destination import ABOUT, Destination, ScoredPart
 from app.bulk.location import Location, Remote
 from app.bulk.plan import fingerprint, plan
+from app.bulk.worker import Scorer
+from app.engine.classifier import Classifier
 from app.errors import BadArchive, Unusable
-from tests.bulk.archives import MAKERS, check, contents, folder, rows, score, scorer, shards, table, zip_file
+from app.imaging.limits import ImageLimits
+from tests.bulk.archives import (
+    COLUMNS,
+    CUT,
+    MAKERS,
+    check,
+    contents,
+    folder,
+    rows,
+    score,
+    scorer,
+    shards,
+    table,
+    zip_file,
+)
+from tests.fields import FieldClassifier, field_png
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -156,3 +175,43 @@ def test_a_bucket_is_a_source_and_a_destination(tmp_path: Path, bucket: str) -> 
     assert [*begun.begin(about)] == [0, 1]
     score(source, destination)
     assert len(rows(destination)) == 3 * len(contents())
+
+
+def test_all_cells_of_an_image_are_a_row_each(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", str(tmp_path / "out")
+    source.mkdir()
+    for name, data in (("a.png", field_png()), ("b.png", field_png(())), ("c.png", CUT)):
+        (source / name).write_bytes(data)
+    [part] = plan(Location.of(str(source))).parts
+    Destination(Location.of(out)).begin({"cells": "all"})
+    classifier = cast(Classifier, FieldClassifier())
+    with closing(Scorer(classifier, str(source), out, ImageLimits(), 10, max_cells=9)) as worker:
+        written = worker.score(0, part)
+    assert (written.rows, written.errors) == (3, 1)
+    assert Destination(Location.of(out)).find(0) == written
+    found = parquet.read_table(tmp_path / "out/part-000000.parquet")
+    assert found.schema.names == ["path", "cell", "left", "top", "width", "height", *COLUMNS[1:]]
+    rows = found.to_pylist()
+    assert [(row["path"][-5:], row["cell"]) for row in rows] == [
+        *(("a.png", number) for number in range(4)),
+        ("b.png", None),
+        ("c.png", None),
+    ]
+    assert all(row["width"] > 0 and row["label"] for row in rows[:4])
+    assert (rows[4]["label"], rows[4]["error"]) == (None, None)
+    assert rows[5]["error"].startswith("undecodable_image")
+
+
+def test_a_run_of_all_cells_does_not_go_on_as_one_of_single_cells(tmp_path: Path) -> None:
+    destination = Destination(Location.of(str(tmp_path / "out")))
+    destination.begin({"source": "a", "cells": "all"})
+    with pytest.raises(Unusable, match="different cells"):
+        destination.begin({"source": "a", "cells": "one"})
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on_as_one_of_single_cells(tmp_path: Path) -> None:
+    destination = Destination(Location.of(str(tmp_path / "out")))
+    destination.begin({"source": "a"})
+    assert destination.begin({"source": "a", "cells": "one"}) == {}
+    with pytest.raises(Unusable, match="different cells"):
+        destination.begin({"source": "a", "cells": "all"})

@@ -15,6 +15,7 @@ from app.engine.bundle import CLASSES
 from app.settings import Settings
 from app.wire.schemas import Evaluation, Predictions
 from tests.fake_classifier import NAN, load, png
+from tests.fields import field_png, load_fields
 from tests.own_bundles import cell, write_bundle
 from tests.own_labels import FIVE, THIRTY_TWO
 
@@ -73,6 +74,31 @@ def test_predict_prints_what_the_route_answers(tmp_path: Path, capsys: pytest.Ca
     )
     assert document["predictions"][0]["review"] is True
     assert document["errors"] == []
+
+
+def test_predict_lists_every_cell_of_a_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [write(tmp_path / "a.png", field_png()), write(tmp_path / "b.png", field_png(()))]
+    assert main(["predict", "--cells", "all", *files], load=load_fields) == 0
+    document = printed_json(capsys)
+    Predictions.model_validate({"request_id": "x", **document}, extra="forbid")
+    assert [(cell["index"], cell["cell"]) for cell in document["predictions"]] == [(0, n) for n in range(4)]
+    assert document["empty"] == [{"index": 1, "filename": files[1]}]
+
+
+def test_the_table_has_a_row_for_each_cell(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.png", field_png()), write(tmp_path / "b.png", field_png(()))]
+    console = terminal()
+    assert predict(files, Settings(), load_fields, stdin=io.BytesIO(), all_cells=True, console=console) == 0
+    assert [f"a.png #{number}" in shown(console) for number in range(5)] == [True] * 4 + [False]
+    assert "no cell" in shown(console)
+
+
+def test_predict_refuses_more_cells_than_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "a.png", field_png())
+    assert main(["predict", "--cells", "all", "--max-cells", "3", file], load=load_fields) == 1
+    assert "4 leukocytes; at most 3" in printed_json(capsys)["errors"][0]["detail"]
 
 
 def test_predict_lists_what_fails_and_exits_with_1(

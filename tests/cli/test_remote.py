@@ -42,6 +42,15 @@ def test_a_service_says_what_this_machine_says(
     assert (code, len(document["predictions"]), len(document["errors"])) == (1, 81, 2)
 
 
+def test_a_service_says_what_this_machine_says_of_all_cells(
+    service: Running, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = said(capsys, "--cells", "all", str(folder / "cells"), load=load)
+    there = said(capsys, "--cells", "all", "--url", service.address, str(folder / "cells"))
+    assert there == here
+    assert {cell["cell"] for cell in there[1]["predictions"]} == {0}
+
+
 def test_a_key_comes_from_the_environment(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

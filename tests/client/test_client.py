@@ -306,6 +306,20 @@ def test_an_address_that_is_none_shows_no_user_either(kind: Any, url: str) -> No
     assert "secret" not in text
 
 
+@KINDS
+def test_all_cells_of_images_are_asked_for(kind: Any, service: Running) -> None:
+    """The fake classifier takes each image as one cell."""
+    with kind(service.address) as client:
+        [cell] = client.predict_cells(png(GREYS[3]))
+        outcomes = list(client.predict_many([png(GREYS[1]), CUT], cells="all"))
+        count = client.differential([png(GREYS[1])], cells="all")
+        later = client.differential_of(outcomes)
+    assert (cell.cell, cell.label) == (0, "neutrophil")
+    assert [(len(outcome.cells), outcome.prediction) for outcome in outcomes] == [(1, None), (0, None)]
+    assert outcomes[1].error is not None
+    assert (count.n, later.n, count.fingerprint) == (1, 1, later.fingerprint)
+
+
 # --- scripted responses ------------------------------------------------------------------------------
 
 
@@ -514,3 +528,41 @@ def test_a_count_of_any_labels_is_read_as_the_service_sends_it(labels: tuple[str
         assert received.per_100_leukocytes == sent["per_100_leukocytes"]
         older = {name: value for name, value in sent.items() if "leukocytes" not in name}
         assert build(Differential, older).per_100_leukocytes == {}
+
+
+CELL = {
+    "index": 0, "filename": "f.png", "image_sha256": "0" * 64, "label": "monocyte", "confidence": 0.9,
+    "probabilities": {"monocyte": 0.9}, "ood_score": 1.0, "review": False, "review_reasons": [],
+    "frame": {"left": 0, "top": 0, "width": 1, "height": 1, "nucleus": True}, "cam": None,
+}  # fmt: skip
+
+
+def cells(*places: tuple[int, int], empty: tuple[int, ...] = ()) -> httpx.Response:
+    answer = {
+        "request_id": "r",
+        "model": {"name": "m", "version": "1", "sha256": "f" * 64},
+        "predictions": [{**CELL, "index": index, "cell": cell} for index, cell in places],
+        "empty": [{"index": index, "filename": None} for index in empty],
+        "errors": [],
+    }
+    return httpx.Response(200, json=answer)
+
+
+@KINDS
+def test_an_image_may_have_any_number_of_cells(kind: Any) -> None:
+    client, _ = scripted(kind, cells((0, 0), (0, 1), (2, 0), empty=(1,)), cells(empty=(0,)))
+    with client:
+        outcomes = list(client.predict_many([b"a", b"b", b"c"], cells="all"))
+        assert client.predict_cells(b"d") == []
+    assert [[cell.cell for cell in outcome.cells] for outcome in outcomes] == [[0, 1], [], [0]]
+    assert all(outcome.error is None for outcome in outcomes)
+
+
+@KINDS
+def test_an_answer_that_lacks_an_image_is_refused(kind: Any) -> None:
+    client, _ = scripted(kind, cells((0, 0), (0, 1)), cells((0, 0), (0, 1)))
+    with client, pytest.raises(leuko_client.UnexpectedAnswer):
+        list(client.predict_many([b"a", b"b"], cells="all"))
+    client, _ = scripted(kind, cells((0, 0), (0, 1)))
+    with client, pytest.raises(leuko_client.UnexpectedAnswer):
+        list(client.predict_many([b"a"]))

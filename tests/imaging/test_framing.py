@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from app.errors import TooLarge
 from app.imaging import resize
-from app.imaging.framing import Preprocessing, frame_cell
+from app.imaging.framing import Preprocessing, frame_cell, frame_cells
+from app.imaging.quality import QualityLimits
+from app.samples.smear import draw_smear
+from tests.fields import field
 from tests.pictures import levels_apart
 
 SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
@@ -93,3 +97,49 @@ def test_the_white_point_removes_a_tint_from_the_background() -> None:
 def test_the_black_fill_around_a_turned_picture_is_not_taken_for_background() -> None:
     pixels = frame_cell(smear(160, 120, 24).rotate(20), Preprocessing()).pixels
     assert np.percentile(pixels, 95) == pytest.approx(240, abs=6)
+
+
+def test_each_cell_of_a_field_is_framed_as_if_it_were_alone() -> None:
+    image, cells = field(("neutrophil", "monocyte"), 7)
+    preprocessing = Preprocessing(size=112)
+    framed = frame_cells(image, preprocessing, most=2)
+    assert len(framed) == 2
+    for cell in framed:
+        left, top, right, bottom = cell.frame.box
+        corner = (max(0, round(left) - 60), max(0, round(top) - 60))
+        around = (*corner, min(image.width, round(right) + 60), min(image.height, round(bottom) + 60))
+        alone = frame_cell(image.crop(around), preprocessing)
+        assert alone.frame.width == pytest.approx(cell.frame.width, rel=0.1)
+        assert np.abs(alone.pixels.astype(int) - cell.pixels).mean() < 12
+        assert any(left < c.x < right and top < c.y < bottom for c in cells)
+
+
+def test_more_cells_than_the_limit_are_refused() -> None:
+    with pytest.raises(TooLarge, match="2 leukocytes; at most 1"):
+        frame_cells(field(("neutrophil", "monocyte"), 7)[0], Preprocessing(), most=1)
+
+
+def test_the_frame_of_a_cell_that_is_cut_stays_around_it() -> None:
+    image, [cell] = field(("lymphocyte",), 6, width=320, height=240)
+    half = image.crop((round(cell.x), 0, image.width, image.height))
+    [framed] = frame_cells(half, Preprocessing(size=64), most=1)
+    left, top, right, bottom = framed.frame.box
+    assert left == 0
+    assert 0 <= top < bottom <= half.height
+    assert (left + right) / 2 < cell.radius
+    assert framed.pixels.shape == (64, 64, 3)
+    assert framed.pixels[:, 0].min() > 225  # beyond the picture's edge is background
+
+
+def test_a_bundle_of_whole_images_takes_each_as_one_cell() -> None:
+    [cell] = frame_cells(field(("neutrophil", "monocyte"), 7)[0], Preprocessing(framing="whole"), most=1)
+    assert (cell.frame.width, cell.frame.height) == (640, 480)
+
+
+def test_a_picture_of_several_cells_is_marked_and_one_of_one_is_not() -> None:
+    several = frame_cell(field()[0], Preprocessing()).quality
+    one = frame_cell(draw_smear("neutrophil", seed=1), Preprocessing()).quality
+    assert (several.leukocytes, one.leukocytes) == (4, 1)
+    assert "several_cells" in QualityLimits().reasons(several)
+    assert "several_cells" not in QualityLimits().reasons(one)
+    assert "several_cells" not in QualityLimits(leukocytes=4).reasons(several)

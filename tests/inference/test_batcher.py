@@ -921,3 +921,19 @@ def test_bulk_items_that_a_run_postpones_stay_in_their_lane() -> None:
         assert "x" in engine.batches[1]
 
     run(scenario())
+
+
+def test_a_result_that_cost_more_counts_as_more_turns_of_its_caller() -> None:
+    """HEAVY's first item is worth three: LIGHT has three items done before HEAVY's next."""
+
+    async def scenario() -> None:
+        engine = FakeEngine(held=True)
+        async with serving(engine, max_batch=1, cost=lambda result: 3 if result == "a!" else 1) as batcher:
+            first = await occupied(batcher, engine)
+            heavy = await queued(batcher, "abc", HEAVY)
+            light = await queued(batcher, "wxyz", LIGHT)
+            engine.go()
+            await asyncio.gather(first, *heavy, *light)
+        assert [item for batch in engine.batches[1:] for item in batch] == list("awxybzc")
+
+    run(scenario())

@@ -21,13 +21,15 @@ from PIL import Image
 from app import private
 from app.errors import LeukoError, NotReady, StartupError, TooLarge, UndecodableImage, UnsupportedFormat
 from app.imaging.decode import ACCEPTED, decode
-from app.imaging.framing import Cell, Preprocessing, frame_cell
+from app.imaging.framing import Cell, Preprocessing, frame_cell, frame_cells
 from app.imaging.limits import ImageLimits
 from app.inference.decode_pool import DecodePool, Decoder, DecoderFailed, DecoderLost, ForkServer
 from app.inference.decode_worker import (
     CELL,
+    CELLS,
     DEFECT,
     HELLO,
+    MEASURES,
     MOST_TEXT,
     READY,
     REPLY,
@@ -38,6 +40,7 @@ from app.inference.decode_worker import (
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests import tiffs
+from tests.fields import FOUR, field, field_png
 from tests.pictures import encode, picture
 from tests.running import ROOT, linux, runs_decoder, wait_until
 
@@ -65,6 +68,24 @@ def test_a_cell_is_the_same_as_from_this_process(decoders: DecodePool, kind: str
     cell, expected = decoders.frame(data), here(data)
     assert np.array_equal(cell.pixels, expected.pixels)
     assert cell.frame == expected.frame
+
+
+def test_all_cells_of_a_field_are_the_same_as_from_this_process() -> None:
+    config = DecoderConfig(LARGE, Preprocessing(size=64), 30, max_cells=4)
+    pool = DecodePool(1, config)
+    pool.open()
+    cells = pool.frame_all(field_png())
+    expected = frame_cells(decode(field_png()), config.preprocessing, 4)
+    assert len(cells) == len(expected) == 4
+    for cell, other in zip(cells, expected, strict=True):
+        assert np.array_equal(cell.pixels, other.pixels)
+        assert (cell.frame, cell.quality) == (other.frame, other.quality)
+    assert pool.frame_all(encode(Image.new("RGB", (64, 64), "white"), "PNG")) == []
+    with pytest.raises(TooLarge, match="leukocytes"):
+        pool.frame_all(encode(field(FOUR + FOUR)[0], "PNG"))
+    with pytest.raises(UndecodableImage):
+        pool.frame_all(field_png()[:2000])
+    pool.close()
 
 
 def test_samples_of_every_kind_are_scaled_in_a_confined_decoder_too(decoders: DecodePool) -> None:
@@ -242,7 +263,7 @@ def test_a_decoder_that_takes_too_long_ends_itself() -> None:
             socket.send_fds(ours, [DecoderConfig(LARGE, Preprocessing(), 0.01).dump()], [its.fileno()])
             its.close()
             assert receive(mine, 2) == HELLO + READY
-            mine.sendall(REQUEST.pack(len(SLOW)) + SLOW)
+            mine.sendall(REQUEST.pack(len(SLOW), False) + SLOW)
             assert receive(mine, 1) == b""  # the decoder has ended without a reply
 
 
@@ -264,7 +285,7 @@ def test_a_decoder_is_replaced_without_a_loss_when_its_processor_time_is_used_up
 
 
 NAN = float("nan")
-NONE = (0.0, 0.0, 0.0, 0.0, 0.0)  # measures of quality
+NONE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # measures of quality
 
 
 @pytest.mark.parametrize(
@@ -289,6 +310,30 @@ def test_a_reply_that_is_none_of_ours_counts_as_a_loss(reply: tuple[object, ...]
     with theirs, pytest.raises(DecoderLost) as lost:
         decoder.frame(b"", lambda: pytest.fail("it waits for more"))
     assert not lost.value.late
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    "length",
+    [1, 257 * (MEASURES.size + 3 * 224**2), 2**32 - 1],
+    ids=["part of a cell", "more than there may be", "4 GiB"],
+)
+def test_a_reply_of_cells_that_is_none_of_ours_counts_as_a_loss(length: int) -> None:
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, CONFIG)
+    theirs.sendall(REPLY.pack(CELLS, False, 0, 0, 0, 0, False, *NONE, length) + b"a")
+    with theirs, pytest.raises(DecoderLost):
+        decoder.frame_all(b"", lambda: pytest.fail("it waits for more"))
+    decoder.close()
+
+
+@pytest.mark.parametrize(("kind", "all_cells"), [(CELL, True), (CELLS, False)])
+def test_a_reply_to_another_question_counts_as_a_loss(kind: int, all_cells: bool) -> None:
+    ours, theirs = socket.socketpair()
+    decoder = Decoder(ours, None, CONFIG)
+    theirs.sendall(REPLY.pack(kind, False, 0, 0, 0, 0, False, *NONE, 0))
+    with theirs, pytest.raises(DecoderLost):
+        (decoder.frame_all if all_cells else decoder.frame)(b"", lambda: None)
     decoder.close()
 
 
@@ -345,7 +390,7 @@ def test_a_large_image_arrives_whole() -> None:
         reading = pool.submit(answer)
         with pytest.raises(TooLarge, match="yes"):
             decoder.frame(data, lambda: None)
-        assert reading.result() == REQUEST.pack(len(data)) + data
+        assert reading.result() == REQUEST.pack(len(data), False) + data
     decoder.close()
 
 

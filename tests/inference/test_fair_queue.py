@@ -103,3 +103,18 @@ def test_the_callers_that_are_remembered_are_bounded_in_number() -> None:
         queue.add(Caller(f"address:{number}"), "x")
         queue.take(0)
     assert (queue.callers, len(queue._idle)) == (0, MOST_RECENT)
+
+
+def test_a_caller_whose_items_took_more_turns_waits_for_as_many() -> None:
+    queue = filled(heavy="abcd", light="wxyz")
+    assert taken(queue, 1) == "a"
+    queue.charge(HEAVY, 2)
+    assert taken(queue, 7) == "wxybzcd"
+
+
+def test_turns_count_for_a_caller_that_has_no_more_items() -> None:
+    queue = filled(heavy="a", light="wxyz")
+    assert taken(queue, 1) == "a"
+    queue.charge(HEAVY, 2)
+    queue.add(HEAVY, "b")
+    assert taken(queue, 5) == "wxyzb"

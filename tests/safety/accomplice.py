@@ -40,7 +40,7 @@ def message(name: str) -> bytes:
 
 def serve(connection: socket.socket, config: DecoderConfig) -> None:
     while head := receive(connection, REQUEST.size):
-        data = receive(connection, *REQUEST.unpack(head))
+        data = receive(connection, REQUEST.unpack(head)[0])
         name = data.partition(MARK)[2].decode()
         if name in (DEAF, SIPPING):
             reply(connection, *decode_worker.answer(data, config)[::2])
@@ -49,7 +49,7 @@ def serve(connection: socket.socket, config: DecoderConfig) -> None:
             while head:
                 reply(connection, DEFECT, b"ValueError " + SECRET.encode())
                 head = receive(connection, REQUEST.size)
-                receive(connection, *REQUEST.unpack(head))
+                receive(connection, REQUEST.unpack(head)[0])
         elif name:
             detail = DETAILS.get(name, SHORT)
             reply(connection, UNDECODABLE, detail.encode("utf-8", "surrogatepass"))

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from app.imaging.nucleus import UNIT, find_nucleus, nuclear_colour
 from app.imaging.thumbnail import Thumbnail
-from app.samples.smear import LEAST_SIDE, LEUKOCYTES, draw_smear
+from app.samples.smear import LEAST_SIDE, LEUKOCYTES, draw_field, draw_smear
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 
@@ -107,3 +107,32 @@ def test_an_eosinophil_has_more_red_around_its_nucleus_than_a_neutrophil() -> No
         return float((square[..., 0] - square[..., 1] > 60).mean())
 
     assert red("eosinophil") > 3 * red("neutrophil") + 0.02
+
+
+def test_a_field_has_a_cell_of_each_label_where_it_says() -> None:
+    image, cells = draw_field(LABELS, seed=3)
+    mask = nucleus(np.asarray(image, dtype=np.float32))
+    assert [cell.label for cell in cells] == list(LABELS)
+    for cell in cells:
+        near = mask[round(cell.y - cell.radius) : round(cell.y + cell.radius)]
+        near = near[:, round(cell.x - cell.radius) : round(cell.x + cell.radius)]
+        assert near.mean() > 0.1
+    for one, other in combinations(cells, 2):
+        assert np.hypot(one.x - other.x, one.y - other.y) > one.radius + other.radius
+
+
+def test_the_same_arguments_draw_the_same_field() -> None:
+    first, second = (draw_field(("lymphocyte",), seed=2, width=320, height=240)[0] for _ in range(2))
+    assert np.array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_cells_in_touch_are_drawn_in_touch() -> None:
+    _, (one, other) = draw_field(("lymphocyte", "neutrophil"), width=320, height=240, touching=True)
+    assert np.hypot(one.x - other.x, one.y - other.y) == pytest.approx(0.98 * (one.radius + other.radius))
+
+
+def test_a_field_of_an_unknown_class_or_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="basophil"):
+        draw_field(("basophil",))
+    with pytest.raises(ValueError, match="no room for 2 cells"):
+        draw_field(("monocyte", "monocyte"), width=120, height=110)

@@ -13,7 +13,7 @@ from app.api.negotiation import choose
 from app.api.openapi import Document, answer, body, ref, refusals, text_field
 from app.api.routes.examples import CELLS, DIFFERENTIAL
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
-from app.api.routes.parameters import Context, Loaded
+from app.api.routes.parameters import Cells, Context, Loaded
 from app.api.uploads import media_type, parse_texts, read_images
 from app.inference.threads import SHORT
 from app.reports import fhir, hl7
@@ -47,7 +47,8 @@ the cells that a person must look at; `warnings` lists limits of the count that 
 `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
 `bundle=transaction` returns a Bundle that a FHIR server stores as a transaction; `subject`,
 `effectiveDateTime` and `performer` are put into FHIR reports. Send `model` with earlier predictions, so that
-the report names the model that made them. Not for diagnosis.
+the report names the model that made them. With `cells=all` every leukocyte of each image is counted;
+images without any are listed in `empty`. Not for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
 """
@@ -67,6 +68,7 @@ async def differential(
     request: Request,
     service: Loaded,
     context: Context,
+    cells: Cells = "one",
     bundle_type: Annotated[
         Literal["collection", "transaction"] | None,
         Query(
@@ -87,15 +89,17 @@ async def differential(
         with service.stage("receive", context.stages):
             upload = await read_images(request, image_limit(service), TEXTS)
         specimen = parse_texts(Specimen, upload.texts)
-        classified = await classify(service, upload.images, context)
+        classified = await classify(service, upload.images, context, all_cells=cells == "all")
         if isinstance(classified, Response):
             return classified
-        cells = {prediction.index: prediction for prediction in classified.predictions}
-        faults = classified.faults
+        found, faults, empty = classified.predictions, classified.faults, classified.empty
 
         def count() -> Finished:
             model = responses.model_reference(bundle)
-            counted = responses.differential(context.request_id, bundle, specimen, cells, faults, model)
+            cells = dict(enumerate(found))
+            counted = responses.differential(
+                context.request_id, bundle, specimen, cells, faults, model, empty=empty
+            )
             return render_count(counted, kind, settings.loinc_method, bundle_type, bundle.codes)
 
         finished = await SHORT.run(count, context)

@@ -227,6 +227,7 @@ MODEL_CARD = {
         "max_pixels": 25_000_000,
         "max_side": 12_000,
         "max_files": 256,
+        "max_cells": 256,
         "max_archive_entries": 200_000,
         "deadline_s": 30.0,
         "evaluate_deadline_s": 1800.0,

@@ -13,16 +13,17 @@ from app import errors
 from app.api import problem_responses
 from app.api.openapi import BINARY, BODY_ERRORS, Document, form
 from app.api.uploads import Limit, Part
-from app.errors import LeukoError
+from app.errors import LeukoError, TooLarge
 from app.inference.fair_queue import Caller
-from app.inference.pipeline import Answer
+from app.inference.pipeline import Answer, Result
 from app.inference.service import Service
 from app.inference.threads import SHORT
 from app.observability.request_context import RequestContext
 from app.units import MIB
 from app.wire import problems
 from app.wire.responses import prediction
-from app.wire.schemas import ImageProblem, Prediction
+from app.wire.schemas import EmptyImage, ImageProblem, Prediction
+from app.wire.specimen import MAX_CELLS
 
 MEDIA_TYPES = (
     *(f"image/{kind}" for kind in ("jpeg", "png", "webp", "tiff", "bmp", "gif")),
@@ -39,9 +40,10 @@ IMAGE_ERRORS = (
 
 @dataclass(frozen=True)
 class Classified:
-    """predictions: at least one; faults: the problems of the images that could not be classified."""
+    """predictions: at least one, unless all images are empty; faults: of images that cannot be classified."""
 
     predictions: list[Prediction]
+    empty: list[EmptyImage]
     faults: list[ImageProblem]
 
 
@@ -57,13 +59,26 @@ def image_limit(service: Service) -> Limit:
 
 
 async def classify(
-    service: Service, parts: Sequence[Part], context: RequestContext, *, cam: bool = False
+    service: Service,
+    parts: Sequence[Part],
+    context: RequestContext,
+    *,
+    cam: bool = False,
+    all_cells: bool = False,
 ) -> Classified | Response:
-    """Classify uploaded images. If all fail, return the first image's problem, which lists all problems."""
+    """Classify uploaded images. If all fail, return the first image's problem, which lists all problems.
+
+    all_cells: classify all leukocytes of each image. Raise TooLarge for over `MAX_CELLS`.
+    """
     images = [part.data for part in parts]
     deadline = context.arrived + service.settings.deadline_s
     caller = Caller.of(context)
-    answers = await service.classify(images, caller=caller, cam=cam, deadline=deadline, stages=context.stages)
+    answers = await service.classify(
+        images, caller=caller, cam=cam, all_cells=all_cells, deadline=deadline, stages=context.stages
+    )
+    count = sum(len(answer.cells) for answer in answers if not isinstance(answer, LeukoError))
+    if count > MAX_CELLS:
+        raise TooLarge(f"the images have {count} leukocytes; at most {MAX_CELLS} in one request are accepted")
     bundle = service.classifier.bundle
     context.findings.update(await findings(images, answers, bundle.sha256, context))
     faults = [
@@ -74,17 +89,24 @@ async def classify(
     if len(faults) == len(parts):
         first = next(answer for answer in answers if isinstance(answer, LeukoError))
         return problem_responses.render(first, context.request_id, faults)
-    predictions = [
-        prediction(index, part.filename, answer, bundle.labels)
+    good = [
+        (index, part.filename, answer.cells)
         for index, (part, answer) in enumerate(zip(parts, answers, strict=True))
-        if isinstance(answer, Answer)
+        if not isinstance(answer, LeukoError)
     ]
-    return Classified(predictions, faults)
+
+    def predictions() -> list[Prediction]:
+        return [prediction(index, name, cell, bundle.labels) for index, name, cells in good for cell in cells]
+
+    # In a thread, since making thousands would block the event loop.
+    made = await SHORT.run(predictions, context) if count > len(parts) else predictions()
+    empty = [EmptyImage(index=index, filename=filename) for index, filename, cells in good if not cells]
+    return Classified(made, empty, faults)
 
 
 async def findings(
     images: Sequence[bytes],
-    answers: Sequence[Answer | LeukoError],
+    answers: Sequence[Result | LeukoError],
     model_sha256: str,
     context: RequestContext,
 ) -> dict[str, Any]:
@@ -92,10 +114,14 @@ async def findings(
     failed = [image for image, answer in zip(images, answers, strict=True) if isinstance(answer, LeukoError)]
     # In a thread, since hashing up to hundreds of MiB would block the event loop.
     hashes = iter(await SHORT.run(lambda: _hash_all(failed), context) if failed else ())
-    entries = [
-        {"sha256": next(hashes), "error": answer.code} if isinstance(answer, LeukoError) else _entry(answer)
-        for answer in answers
-    ]
+    entries: list[dict[str, Any]] = []
+    for answer in answers:
+        if isinstance(answer, LeukoError):
+            entries.append({"sha256": next(hashes), "error": answer.code})
+        elif answer.cells:
+            entries += map(_entry, answer.cells)
+        else:
+            entries.append({"sha256": answer.image_sha256, "cells": 0})
     return {"model_sha256": model_sha256, "images": entries}
 
 
@@ -105,8 +131,10 @@ def _hash_all(images: Sequence[bytes]) -> list[str]:
 
 def _entry(answer: Answer) -> dict[str, Any]:
     prediction = answer.prediction
+    number = {} if answer.cell is None else {"cell": answer.cell}
     return {
         "sha256": answer.image_sha256,
+        **number,
         "label": prediction.label,
         "confidence": round(prediction.confidence, 4),
         "ood_score": round(prediction.ood_score, 4),

@@ -57,6 +57,7 @@ def _limits(service: Service) -> Limits:
         max_pixels=images.max_pixels,
         max_side=images.max_side,
         max_files=settings.images_per_request,
+        max_cells=settings.max_cells,
         max_archive_entries=settings.max_archive_entries,
         deadline_s=settings.deadline_s,
         evaluate_deadline_s=settings.evaluate_deadline_s,

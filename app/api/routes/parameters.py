@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Depends, Query, Request
 
@@ -40,6 +40,10 @@ async def _context(request: Request) -> RequestContext:
     return context
 
 
+Cells = Annotated[
+    Literal["one", "all"],
+    Query(description="`all`: classify every leukocyte of each image; `one`: an image is one cell"),
+]
 Current = Annotated[Lifecycle, Depends(_lifecycle)]
 Loaded = Annotated[Service, Depends(_service)]  # by the query; 503 until the model is loaded
 Named = Annotated[Service, Depends(_named)]  # the model in the path

@@ -19,7 +19,6 @@ from app.api.uploads import read_body
 from app.edge.content_encoding import CODINGS, compress, expand
 from app.errors import LeukoError
 from app.inference.fair_queue import Caller
-from app.inference.pipeline import Answer
 from app.inference.service import Service
 from app.inference.threads import SHORT
 from app.observability.request_context import RequestContext
@@ -73,10 +72,12 @@ async def infer(request: Request, service: Named, context: Context) -> Response:
     )
     bundle = service.classifier.bundle
     context.findings.update(await findings(inference.images, answers, bundle.sha256, context))
-    predictions = [answer.prediction for answer in answers if isinstance(answer, Answer)]
     for index, answer in enumerate(answers):
         if isinstance(answer, LeukoError):  # the protocol has no partial responses
             raise type(answer)(f"image {index}: {answer.detail}")
+    predictions = [
+        cell.prediction for answer in answers if not isinstance(answer, LeukoError) for cell in answer.cells
+    ]
     encoded = oip.encode(
         inference, predictions, name=bundle.name, version=bundle.version, labels=bundle.labels
     )

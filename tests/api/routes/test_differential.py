@@ -48,6 +48,7 @@ def test_cells_for_review_are_listed_with_their_reasons(client: TestClient) -> N
     (first, _) = upload(client, image, png(GREYS[0])).json()["review"]
     assert first == {
         "index": 0,
+        "cell": None,
         "filename": "0.png",
         "image_sha256": sha256(image).hexdigest(),
         "label": "monocyte",

@@ -538,6 +538,7 @@ function insertCard(cell) {
 
 const REASONS = {
   no_cell: "no cell was found in the picture",
+  several_cells: "there are several leukocytes in the picture",
   cut_off: "the cell is cut off by the edge of the picture",
   blurred: "the picture is blurred",
   exposure: "the picture is too dark, too bright or without contrast",

@@ -1,0 +1,130 @@
+"""All leukocytes of drawn fields, and of real ones where they are."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from app.imaging.leukocytes import count_leukocytes, in_reading_order
+from app.imaging.nucleus import Nucleus, find_nucleus
+from app.imaging.thumbnail import Thumbnail
+from app.samples.smear import LEUKOCYTES, draw_smear
+from benchmarks import fields as benchmark
+from tests.fields import FOUR, field, find, hits
+from tests.pictures import real
+
+
+def nucleus(x: float, y: float, extent: float = 20) -> Nucleus:
+    return Nucleus(x, y, extent, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_leukocyte_of_a_field_is_found_once_and_nothing_else(seed: int) -> None:
+    image, cells = field(FOUR, seed)
+    assert hits(find(image), cells) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 2.0])
+def test_the_magnification_does_not_matter(scale: float) -> None:
+    size = {"width": round(640 * scale), "height": round(480 * scale)}
+    image, cells = field(FOUR, 2, scale=scale, **size)
+    assert hits(find(image), cells) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("turn", [Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180])
+def test_the_orientation_does_not_matter(turn: Image.Transpose) -> None:
+    image, _ = field(FOUR, 1)
+    assert len(find(image.transpose(turn))) == 4
+
+
+def test_thirty_cells_are_thirty() -> None:
+    image, cells = field(("lymphocyte", "neutrophil", "monocyte") * 10, 3, width=960, height=720, scale=0.75)
+    assert hits(find(image), cells) == [1] * 30
+
+
+# Not yet those of which one has several lobes and the other is round, where the lobes lie next to it.
+@pytest.mark.parametrize("pair", [*[*combinations(FOUR, 2)][1:-1], ("lymphocyte", "lymphocyte")])
+def test_cells_in_touch_are_two(pair: tuple[str, str]) -> None:
+    image, cells = field(pair, 4, width=320, height=240, touching=True)
+    assert hits(find(image), cells) == [1, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_field_without_leukocytes_has_none(seed: int) -> None:
+    assert find(field((), seed)[0]) == []
+
+
+@pytest.mark.parametrize("label", LEUKOCYTES)
+def test_of_a_picture_of_one_cell_the_nucleus_is_that_of_one_cell(label: str) -> None:
+    image = draw_smear(label, seed=5)
+    [found] = find(image)
+    one = find_nucleus(Thumbnail.of(image))
+    assert one is not None
+    assert (found.x, found.y) == pytest.approx((one.x, one.y), abs=0.15 * one.extent)
+    assert found.extent == pytest.approx(one.extent, rel=0.12)
+
+
+def test_a_cell_at_the_edge_is_found_and_known_as_cut() -> None:
+    image, cells = field(("lymphocyte",), 6, width=320, height=240)
+    half = image.crop((round(cells[0].x), 0, image.width, image.height))
+    [found] = find(half)
+    assert found.cut > 1.2
+
+
+def test_a_scale_bar_and_its_text_are_not_cells() -> None:
+    image = field(FOUR, 1)[0].copy()
+    draw = ImageDraw.Draw(image)
+    for colour, y in (((90, 60, 170), 200), ((0, 0, 0), 225), ((40, 40, 200), 250)):
+        draw.rectangle((250, y, 390, y + 9), fill=colour)
+        draw.text((270, y - 12), "10 um", fill=colour)
+    assert len(find(image)) == 4
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "grey", (120, 60, 180), (200, 120, 130)])
+def test_a_picture_of_one_colour_has_no_cells(colour: str | tuple[int, int, int]) -> None:
+    assert find(Image.new("RGB", (320, 240), colour)) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (8, 8), (2000, 20)])
+def test_pictures_of_any_shape_can_be_searched(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    for image in (Image.new("RGB", size, "white"), Image.fromarray(noise)):
+        assert len(find(image)) <= size[0] * size[1]
+
+
+def test_noise_of_nuclear_colour_is_searched_in_bounded_time() -> None:
+    """Thousands of specks near each other: joining each with each other would take minutes."""
+    rng = np.random.default_rng(0)
+    specks = np.kron(rng.random((300, 300)) < 0.3, np.ones((3, 3)))[..., None]
+    image = Image.fromarray(np.where(specks, (95, 60, 170), (225, 220, 225)).astype(np.uint8))
+    assert len(find(image)) < 20_000
+
+
+@pytest.mark.parametrize("gain", [(1.0, 0.85, 0.7), (0.7, 0.9, 1.0), (0.6, 0.6, 0.6)])
+def test_the_lamp_and_the_white_balance_do_not_matter(gain: tuple[float, float, float]) -> None:
+    image, cells = field(FOUR, 1)
+    tinted = image.point([round(level * share) for share in gain for level in range(256)])
+    assert hits(find(tinted), cells) == [1, 1, 1, 1]
+
+
+def test_reading_order_is_by_lines() -> None:
+    lines = [[nucleus(30, 12), nucleus(100, 8), nucleus(180, 15)], [nucleus(20, 62), nucleus(90, 58)]]
+    expected = [*lines[0], *lines[1]]
+    assert in_reading_order(expected[::-1]) == expected
+
+
+def test_one_cell_is_counted_as_one_and_four_as_four() -> None:
+    for image, expected in ((draw_smear("neutrophil", seed=1), 1), (field(FOUR, 1)[0], 4)):
+        thumbnail = Thumbnail.of(image)
+        assert count_leukocytes(image, thumbnail, find_nucleus(thumbnail)) == expected
+
+
+def test_real_fields_have_their_cells_and_hardly_anything_else() -> None:
+    """Three of the 103 boxes hold no leukocyte that one could see."""
+    real("draaslan-fields.zip")
+    tally = benchmark.measure(benchmark.draaslan())
+    assert tally.found >= 99
+    assert tally.false + tally.twice <= 5
