@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import errno
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
