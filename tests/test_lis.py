@@ -17,6 +17,7 @@ from hl7apy.parser import parse_message
 from app.wire.problems import GENERIC, STATUS
 from tests.fake_classifier import png
 from tests.fakes import GREYS
+from tests.fields import field_png
 from tests.running import Running
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,7 +44,9 @@ def shell(script: str, service: Running, folder: Path) -> str:
 
 
 def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folder: Path) -> None:
-    plain, fhir, hl7 = (shell(script, service, folder) for script in examples("sh"))
+    for number in (1, 2):
+        (folder / f"field{number}.jpg").write_bytes(field_png())
+    plain, fhir, hl7, fields = (shell(script, service, folder) for script in examples("sh"))
     (script,) = examples("shell")
     shell(script, service, folder)
     transaction = (folder / "transaction.json").read_text()
@@ -51,6 +54,8 @@ def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folde
     assert json.loads(transaction)["entry"][0]["request"]["ifNoneExist"].startswith("identifier=")
     assert json.loads(plain)["counts"] == {"eosinophil": 1, "lymphocyte": 0, "monocyte": 1, "neutrophil": 0}
     assert json.loads(plain)["specimen"] == "S-1001"
+    # The fake frames whole images, so each is one cell; tests/api/routes/test_cells.py has the others.
+    assert (json.loads(fields)["n"], json.loads(fields)["empty"]) == (2, [])
     assert Bundle.model_validate_json(fhir).type == "collection"
     assert parse_message(hl7, find_groups=False).obr.obr_3.to_er7() == "A-77"
 
