@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.imaging import nucleus as single
-from app.imaging.nucleus import BORDER, LOGARITHMS, Nucleus
+from app.imaging.nucleus import BORDER, Nucleus
 from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions
 from app.imaging.resize import resize
-from app.imaging.thumbnail import Thumbnail
+from app.imaging.thumbnail import LOGARITHMS, Thumbnail
+from app.imaging.thumbnail import UNIT as COLOUR_UNIT
 
 LEAST, MOST = 80_000, 1_000_000  # pixels of the copy; between them, a quarter of the image's
 UNIT = 100  # of an optical density of 1
@@ -147,8 +147,8 @@ def count_leukocytes(image: Image.Image, thumbnail: Thumbnail, nucleus: Nucleus 
 
 def _has_others(thumbnail: Thumbnail, nucleus: Nucleus) -> bool:
     """Return whether a thumbnail has nuclear colour beside a nucleus, of more than a platelet."""
-    colour = single.nuclear_colour(thumbnail)
-    rows, columns = np.nonzero(colour > OTHERS * nucleus.contrast * single.UNIT)
+    least = OTHERS * nucleus.contrast * COLOUR_UNIT
+    rows, columns = np.nonzero(thumbnail.nuclear_colour > least)
     x, y, extent = (length / thumbnail.scale for length in (nucleus.x, nucleus.y, nucleus.extent))
     away = np.hypot(columns + 0.5 - x, rows + 0.5 - y) > extent
     return bool(np.count_nonzero(away) > OTHERS_AREA * extent**2)

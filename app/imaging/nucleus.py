@@ -13,10 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from app.imaging.thumbnail import Thumbnail
+from app.imaging.thumbnail import UNIT, Colour, Thumbnail
 
-UNIT = 1024  # of an optical density of 1 (natural logarithm), in integers
-DARKEST = 2.5  # optical density; darker pixels count as this
 REACH = 5  # pixels on each side of a place whose colour is averaged; debris and platelets are smaller
 CENTRING = 2.0  # how much a place far from the middle counts less: exp(−CENTRING · (dx² + dy²)), in sides
 CORE = 80.0  # percentile around the best place that is the nucleus's own colour
@@ -24,9 +22,7 @@ BORDER = 0.5  # share of that colour at the nucleus's border
 FAINTEST = 0.08  # colour of the palest nucleus that is looked at
 MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ image, by area
 STEPS = 8  # of the mean shift
-LOGARITHMS = -np.log(np.maximum(np.arange(256), 1) / 255)
 
-Colour = NDArray[np.int32]  # [h, w]
 Mask = NDArray[np.bool_]  # [h, w]
 
 
@@ -47,7 +43,7 @@ class Nucleus:
 
 def find_nucleus(thumbnail: Thumbnail) -> Nucleus | None:
     """Find the densest patch of nuclear colour; None if there is none."""
-    colour = nuclear_colour(thumbnail)
+    colour = thumbnail.nuclear_colour
     height, width = colour.shape
     y, x = divmod(int((box_sum(colour, REACH) * preference(height, width)).argmax()), width)
     core = colour[max(0, y - REACH) : y + REACH + 1, max(0, x - REACH) : x + REACH + 1].ravel()
@@ -62,21 +58,6 @@ def find_nucleus(thumbnail: Thumbnail) -> Nucleus | None:
     return Nucleus(
         (x_mean + 0.5) * scale, (y_mean + 0.5) * scale, extent * scale, contrast / UNIT, cut / extent
     )
-
-
-def nuclear_colour(thumbnail: Thumbnail) -> Colour:
-    """Return green + red − 2·blue, at least 0 [h, w]: densities against the background, times `UNIT`."""
-    white = np.maximum(thumbnail.white, 1) / 255
-    tables = np.clip(LOGARITHMS + np.log(white)[:, None], 0, DARKEST) * UNIT
-    tables[2] *= 2
-    red, green, blue = (
-        table.take(channel) for table, channel in zip(tables.astype(np.int32), thumbnail.pixels, strict=True)
-    )
-    red += green
-    red -= blue
-    np.maximum(red, 0, out=red)
-    colour: Colour = red * thumbnail.lit
-    return colour
 
 
 @lru_cache(maxsize=64)

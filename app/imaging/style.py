@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.imaging.thumbnail import LOGARITHMS
+
 LENGTH = 30  # numbers of a description
 STEP = 3  # every third pixel in both directions is enough for the colours
 BLACK = 5  # of 255; darker pixels are padding outside the image
-DENSITY = (-np.log(np.maximum(np.arange(256), 1) / 255)).astype(np.float32)  # optical density of each level
+DENSITY = LOGARITHMS.astype(np.float32)
 DENSITY_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.97)
 DETAIL_SHARES = (0.1, 0.25, 0.5, 0.75, 0.95)
 

@@ -13,7 +13,13 @@ from app.imaging.resize import resize
 
 SIDE = 96  # longer side in pixels; a nucleus is then 8 to 60 pixels wide
 BLACK = 40  # darker pixels are the fill around a rotated image, not background
+UNIT = 1024  # of an optical density of 1 (natural logarithm), in integers
+DARKEST = 2.5  # optical density; darker pixels count as this
+LOGARITHMS = -np.log(np.maximum(np.arange(256), 1) / 255)  # optical density of each level
 LOW, HIGH = 5.0, 95.0  # percentiles; the background of a smear lies at the higher one
+
+
+Colour = NDArray[np.int32]  # [h, w]
 
 
 class Thumbnail:
@@ -51,6 +57,21 @@ class Thumbnail:
         """The background's red, green and blue [3]."""
         white: NDArray[np.float32] = self.levels[1]
         return white
+
+    @cached_property
+    def nuclear_colour(self) -> Colour:
+        """Green + red − 2·blue, at least 0 [h, w]: densities against the background, times `UNIT`."""
+        white = np.maximum(self.white, 1) / 255
+        tables = np.clip(LOGARITHMS + np.log(white)[:, None], 0, DARKEST) * UNIT
+        tables[2] *= 2
+        red, green, blue = (
+            table.take(channel) for table, channel in zip(tables.astype(np.int32), self.pixels, strict=True)
+        )
+        red += green
+        red -= blue
+        np.maximum(red, 0, out=red)
+        colour: Colour = red * self.lit
+        return colour
 
 
 def percentiles(rows: NDArray[np.uint8], shares: tuple[float, ...]) -> NDArray[np.float32]:

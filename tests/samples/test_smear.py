@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.imaging.nucleus import UNIT, find_nucleus, nuclear_colour
-from app.imaging.thumbnail import Thumbnail
+from app.imaging.nucleus import find_nucleus
+from app.imaging.thumbnail import UNIT, Thumbnail
 from app.samples.smear import LEAST_SIDE, LEUKOCYTES, draw_field, draw_smear
 
 LABELS = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
@@ -18,7 +18,7 @@ def pixels(label: str, seed: int = 0) -> NDArray[np.float32]:
 
 
 def nucleus(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
-    colour = nuclear_colour(Thumbnail(rgb.transpose(2, 0, 1).astype(np.uint8), scale=1.0))
+    colour = Thumbnail(rgb.transpose(2, 0, 1).astype(np.uint8), scale=1.0).nuclear_colour
     return np.asarray(colour > 0.5 * UNIT)
 
 
