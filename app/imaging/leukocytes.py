@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.imaging.nucleus import BORDER, Nucleus
-from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions
+from app.imaging.regions import Mask, Regions, dilate, erode, fill, find_regions, slimness_of
 from app.imaging.resize import resize
 from app.imaging.thumbnail import LOGARITHMS, Thumbnail
 from app.imaging.thumbnail import UNIT as COLOUR_UNIT
@@ -93,7 +93,6 @@ class RedCells:
 
     diameter: float
     nuclear: float = 0.0
-    red: float = 0.0
     green: float = 0.0
 
 
@@ -115,8 +114,6 @@ class Candidate:
     slimness: float
     edge: float  # length along the picture's edges
     inner: float
-    red: float
-    green: float
     covered: float = 1.0  # share of what is just around it that is stained; 1 if it was not measured
 
 
@@ -193,8 +190,7 @@ def find_candidates(field: Field) -> tuple[RedCells, list[Candidate]]:
     if not pieces.regions.count:
         return red_cells, []
     groups = join_lobes(pieces, diameter)
-    levels = np.stack([pieces.inner, mean_level(field.red, pieces), mean_level(field.green, pieces)])
-    candidates = [describe(pieces.regions, np.array(group), levels) for group in groups]
+    candidates = [describe(pieces, np.array(group)) for group in groups]
     numbers = pieces.regions.numbers()
     for place, candidate in enumerate(candidates):
         if candidate.extent < SMALL * diameter and is_leukocyte(candidate, red_cells):
@@ -225,11 +221,6 @@ def cover_around(
         outside = dilate(outside, diagonal=step % 2 == 1)
     rim = outside & ~inside
     return float((green[rows, columns][rim] >= FAINT).mean()) if rim.any() else 1.0
-
-
-def mean_level(values: Density, pieces: Pieces) -> Real:
-    """Return the mean of the values over each piece."""
-    return pieces.regions.sums(values) / pieces.regions.area
 
 
 def nuclear_level(nuclear: Density) -> float:
@@ -281,7 +272,7 @@ def _measure_every(step: int, field: Field, level: float) -> RedCells:
     body = other & (green >= max(FAINT, PALLOR * threshold))
     if np.count_nonzero(stained) < 0.02 * stained.size:
         return RedCells(0.0)
-    levels = [float(np.median(plane[stained])) for plane in (nuclear, red, green)]
+    levels = [float(np.median(plane[stained])) for plane in (nuclear, green)]
     gaps = find_regions(~body)
     most = PALE * diameter_by_erosion(body) ** 2  # larger ones are background that red cells enclose
     pale = (gaps.at_edges == 0) & (gaps.slimness < ROUND) & (gaps.area <= most)
@@ -326,7 +317,7 @@ def find_pieces(field: Field, level: float) -> Pieces:
 def inner_level(plane: Density, regions: Regions) -> Real:
     """Return the mean of each region's pixels that are above its mean, or equal to it."""
     values, owners = regions.values(plane).astype(np.float64), regions.owners
-    mean = np.bincount(owners, values, regions.count) / regions.area
+    mean = regions.sums(plane) / regions.area
     above = values >= mean[owners]
     inner: Real = np.bincount(owners[above], values[above], regions.count) / np.bincount(
         owners[above], minlength=regions.count
@@ -515,26 +506,22 @@ def _nearest_pairs(x: Real, y: Real, area: Real, most: float) -> list[tuple[int,
     return [*zip(one[order].tolist(), other[order].tolist(), strict=True)]
 
 
-def describe(regions: Regions, members: NDArray[np.int64], levels: Real) -> Candidate:
-    """Return the measures of pieces together. levels [3, count]: inner, red and green of each piece."""
+def describe(pieces: Pieces, members: NDArray[np.int64]) -> Candidate:
+    """Return the measures of some of the pieces together."""
+    regions = pieces.regions
     area = regions.area[members]
     total = float(area.sum())
     x, y = float(regions.x[members] @ area) / total, float(regions.y[members] @ area) / total
     xx, yy, xy = (moments[members] for moments in regions.moments)
     across, down = regions.x[members] - x, regions.y[members] - y
-    wide, high = float((xx + across**2) @ area) / total, float((yy + down**2) @ area) / total
-    mixed = float((xy + across * down) @ area) / total
-    middle, spread = (wide + high) / 2, float(np.hypot((wide - high) / 2, mixed))
-    inner, red, green = (levels[:, members] @ area / total).tolist()
+    moments = (xx + across**2, yy + down**2, xy + across * down)
     return Candidate(
         x=x,
         y=y,
         extent=total**0.5,
-        slimness=((middle + spread) / max(middle - spread, 1 / 12)) ** 0.5,
+        slimness=float(slimness_of(*(moment @ area / total for moment in moments))),
         edge=float(regions.at_edges[members].sum()),
-        inner=inner,
-        red=red,
-        green=green,
+        inner=float(pieces.inner[members] @ area) / total,
     )
 
 

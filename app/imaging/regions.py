@@ -84,11 +84,8 @@ class Regions:
 
     @cached_property
     def slimness(self) -> Real:
-        """Length ÷ breadth of the ellipse with the moments of each region; at least 1."""
-        xx, yy, xy = self.moments
-        middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
-        slimness: Real = np.sqrt((middle + spread) / np.maximum(middle - spread, 1 / 12))
-        return slimness
+        """`slimness_of` each region."""
+        return slimness_of(*self.moments)
 
     @cached_property
     def pixels(self) -> Whole:
@@ -125,6 +122,13 @@ class Regions:
     def _total(self, values: NDArray[Any]) -> Real:
         """Return the sum of values [runs] over each region."""
         return np.bincount(self.region, values, self.count).astype(np.float64)
+
+
+def slimness_of(xx: Real, yy: Real, xy: Real) -> Real:
+    """Return length ÷ breadth of the ellipses with these second moments; at least 1."""
+    middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+    slimness: Real = np.sqrt((middle + spread) / np.maximum(middle - spread, 1 / 12))
+    return slimness
 
 
 def find_regions(mask: Mask) -> Regions:
