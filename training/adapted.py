@@ -37,9 +37,9 @@ from training.adapt import (
 )
 from training.calibration import temperature_for
 from training.errors import DataError
-from training.export import known_answer, round_to_half, save_weights
+from training.export import known_answer, save_weights
 from training.graph import export_graph, quantise
-from training.network import Network, load_network
+from training.network import Network, load_network, round_to_half
 
 RECALL_FALLS = 0.05  # most that a class may lose
 UNCHANGED = Candidate(0, 0.0)  # the bundle as it is

@@ -435,7 +435,6 @@ def run_adapt(args: argparse.Namespace) -> int:
     site = check_site(args.site)
     if args.out.exists():
         raise DataError(f"{args.out} exists already: name another folder with --out")
-    began = time.monotonic()
     bundle = load_bundle(args.bundle)
 
     def noted(read: tuple[T, str], *paths: Path) -> T:
@@ -475,7 +474,6 @@ def run_adapt(args: argparse.Namespace) -> int:
         )
     for line in lines(adaptation):
         print(printable(line))
-    print(f"took {duration(time.monotonic() - began)}")
     if adaptation.written is None:
         return 3
     print(f"wrote {printable(str(args.out))}")

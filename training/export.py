@@ -23,7 +23,6 @@ from app.imaging.decode import decode
 from app.imaging.framing import Preprocessing, frame_cell
 from app.imaging.quality import QualityLimits
 from app.samples.smear import draw_smear
-from training.calibration import temperature_for
 from training.config import TrainConfig, read_config
 from training.data import Row, classes_of
 from training.drafts import draft_of_folder, recover_folder
@@ -33,9 +32,9 @@ from training.graph import export_graph, quantise
 from training.laboratories import judge
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
-from training.network import Network
+from training.network import Network, round_to_half
 from training.paper import PAPER_RECIPE
-from training.review import RIGHT_WHEN_KEPT, familiar_rule, limits_at_home, limits_elsewhere
+from training.review import RIGHT_WHEN_KEPT, calibrate_elsewhere, limits_at_home, temperature_of
 from training.rows import FOLDED, choose_rows, other_cells
 from training.scored import (
     HeldOut,
@@ -142,14 +141,6 @@ def export(
     return agreed
 
 
-def round_to_half(network: Network) -> None:
-    """Round every weight to half precision, so that all stored forms have equal values."""
-    with torch.no_grad():
-        for tensor in network.trunk.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half().float())
-
-
 def write_parts(
     draft: Path, network: Network, train: Sequence[Row], others: Sequence[Row], config: TrainConfig
 ) -> References:
@@ -197,14 +188,13 @@ def describe(
     seen: the scores of the network itself, trained on these images if laboratories were left out. distance:
     see `References`.
     """
-    temperature = round(temperature_for(held_out.logits, held_out.labels, held_out.weights), 4)
-    right = softmax(held_out.logits / temperature).argmax(1) == held_out.labels
     unseen = config.select_on == "laboratories"
-    review = (
-        limits_elsewhere(held_out, temperature, right_when_kept, familiar_rule(seen, temperature, distance))
-        if unseen
-        else limits_at_home(held_out, temperature)
-    )
+    if unseen:
+        temperature, review = calibrate_elsewhere(held_out, seen, distance, right_when_kept)
+    else:
+        temperature = temperature_of(held_out)
+        review = limits_at_home(held_out, temperature)
+    right = held_out.logits.argmax(1) == held_out.labels
     figures = [asdict(figure) for figure in judge(held_out, temperature, review)] if unseen else None
     return {
         "format": FORMAT,

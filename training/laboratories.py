@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibration import temperature_for
 from training.config import read_config
 from training.data import Row
 from training.fit import read_facts
 from training.laboratory import Interval, Laboratory
 from training.module import BEST, load_checkpoint
-from training.review import ReviewLimits, familiar_rule, laboratories_of, limits_elsewhere
+from training.network import round_to_half
+from training.review import ReviewLimits, calibrate_elsewhere, laboratories_of
 from training.rows import choose_rows, other_cells
 from training.scored import HeldOut, find_references, score_folds, score_rows
 from training.selection import check_archives
@@ -37,12 +37,11 @@ def leave_out(rows: Sequence[Row], run: Path, right_when_kept: float) -> list[La
     read_facts(run, train, validation)
     others = other_cells(rows)
     held_out = score_folds(run, train, validation, others, config)
-    temperature = temperature_for(held_out.logits, held_out.labels, held_out.weights)
     network = load_checkpoint(run / BEST, config)
+    round_to_half(network)  # as in the bundle
     references = find_references(network, train, others, config)
     seen = score_rows(network, validation, references, config)
-    rule = familiar_rule(seen, temperature, references.distance)
-    return judge(held_out, temperature, limits_elsewhere(held_out, temperature, right_when_kept, rule))
+    return judge(held_out, *calibrate_elsewhere(held_out, seen, references.distance, right_when_kept))
 
 
 def judge(held_out: HeldOut, temperature: float, limits: ReviewLimits) -> list[Laboratory]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -42,6 +43,14 @@ def reset_statistics(network: Network) -> None:
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
             layer.momentum = None  # a plain mean over the batches
+
+
+def round_to_half(network: Network) -> None:
+    """Round every weight to half precision, so that all stored forms have equal values."""
+    with torch.no_grad():
+        for tensor in network.trunk.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half().float())
 
 
 def load_network(bundle: Bundle) -> Network:

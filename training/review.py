@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from app.engine.bundle import FamiliarRule
 from app.engine.classifier import softmax
-from app.evaluation.review_thresholds import Cells, propose
-from training.calibration import weighted_quantile
+from app.evaluation.review_thresholds import Cells, Thresholds, propose
+from training.calibration import temperature_for, weighted_quantile
 from training.errors import ExportError
 from training.scored import HeldOut
 
@@ -33,12 +33,10 @@ class ReviewLimits:
     familiar: FamiliarRule | None = None
 
     def keep(self, held_out: HeldOut, temperature: float) -> Flags:
-        confidence = softmax(held_out.logits / temperature).max(1)
-        kept: Flags = (confidence >= self.confidence) & (held_out.ood_scores <= self.ood_score)
+        cells = cells_of(held_out, temperature)
+        kept = cells.keep(Thresholds(self.confidence, self.ood_score))
         if self.familiar is not None:
-            rule = self.familiar
-            also = (confidence >= rule.confidence) & (held_out.ood_scores <= rule.ood_score)
-            kept |= held_out.familiar & also
+            kept |= held_out.familiar & cells.keep(self.familiar.thresholds)
         return kept
 
 
@@ -73,6 +71,22 @@ def limits_elsewhere(
         )
     limits = ReviewLimits(best.confidence, best.ood_score, 0.0, familiar)
     return replace(limits, share=round(1 - cells.share(limits.keep(held_out, temperature)), 4))
+
+
+def calibrate_elsewhere(
+    held_out: HeldOut, seen: HeldOut, distance: float, target: float
+) -> tuple[float, ReviewLimits]:
+    """Return the temperature and the thresholds of a bundle with `select_on = "laboratories"`.
+
+    seen: the scores of the bundle's own network. distance: see `References`. target: see `limits_elsewhere`.
+    """
+    temperature = temperature_of(held_out)
+    rule = familiar_rule(seen, temperature, distance)
+    return temperature, limits_elsewhere(held_out, temperature, target, rule)
+
+
+def temperature_of(held_out: HeldOut) -> float:
+    return round(temperature_for(held_out.logits, held_out.labels, held_out.weights), 4)
 
 
 def familiar_rule(seen: HeldOut, temperature: float, distance: float) -> FamiliarRule:

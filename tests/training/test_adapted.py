@@ -24,8 +24,8 @@ from tests.fakes import caller
 from tests.laboratory import REREAD_S, Laboratory, on_a_loop
 from training import adapt, adapted
 from training.cli import main
-from training.export import known_answer, round_to_half, save_weights
-from training.network import Network
+from training.export import known_answer, save_weights
+from training.network import Network, round_to_half
 
 SIZE = 32
 COLOURS = ((220, 60, 60), (60, 60, 220), (60, 200, 60), (200, 60, 200))
