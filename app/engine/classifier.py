@@ -114,27 +114,23 @@ class Classifier:
         output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), exclusive=exclusive)
         probabilities = softmax(output.logits / self.bundle.temperature)
         scores = self._neighbours.score(output.features)
-        familiar = self._familiar(pixels)
+        thresholds = self._thresholds(pixels)
         answers: list[Prediction | EngineError] = []
         for i, cell in enumerate(cells):
             if not (np.isfinite(output.logits[i]).all() and np.isfinite(scores[i])):
                 answers.append(EngineError("the network's output for this image is not finite"))
                 continue
             maps = output.maps[i] if cell.cam and output.maps is not None else None
-            thresholds = self.bundle.thresholds
-            if familiar[i] and self.bundle.familiar:
-                thresholds = self.bundle.familiar.thresholds
-            answers.append(self._predict(cell, probabilities[i], float(scores[i]), thresholds, maps))
+            answers.append(self._predict(cell, probabilities[i], float(scores[i]), thresholds[i], maps))
         return answers
 
-    def _familiar(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return which framed cells [n, size, size, 3] look like a known laboratory's."""
-        if self.bundle.familiar is None or self._styles is None:
-            return np.zeros(len(pixels), bool)
-        near: NDArray[np.bool_] = (
-            self._styles.distances(describe_all(pixels)) <= self.bundle.familiar.distance
-        )
-        return near
+    def _thresholds(self, pixels: NDArray[np.uint8]) -> list[Thresholds]:
+        """Return the review thresholds of each framed cell [n, size, size, 3]."""
+        strict, rule = self.bundle.thresholds, self.bundle.familiar
+        if rule is None or self._styles is None:
+            return [strict] * len(pixels)
+        near = self._styles.distances(describe_all(pixels)) <= rule.distance
+        return [rule.thresholds if one else strict for one in near]
 
     def _predict(
         self,

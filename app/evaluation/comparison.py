@@ -19,7 +19,7 @@ from app.evaluation.intervals import (
 )
 from app.evaluation.report import number_units
 from app.evaluation.review_thresholds import Thresholds
-from app.evaluation.verification import Answers, Marks, cautions, count_classes, own_marks
+from app.evaluation.verification import Answers, Marks, cautions, cells_of, count_classes, marks_of
 
 BOTH, ONLY_FIRST, ONLY_SECOND, NEITHER = range(4)  # which model is right about a cell
 NOT_INDEPENDENT = (
@@ -100,7 +100,10 @@ def compare(
     warnings = cautions(count_classes(labels, names), sources)
     if sources is None or sources < len(labels):
         warnings.append(NOT_INDEPENDENT)
-    marks = [own_marks(labels, one, limits) for one, limits in zip(answers, thresholds, strict=True)]
+    marks = [
+        marks_of(cells_of(labels, one), limits, one.reviewed)
+        for one, limits in zip(answers, thresholds, strict=True)
+    ]
     return Comparison(
         cells=len(labels),
         groups=sources,

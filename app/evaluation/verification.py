@@ -119,7 +119,7 @@ def verify(
         unit="image" if groups is None else "group",
         interval=balanced_interval(tables),
         target=target,
-        current=own_marks(labels, answers, current),
+        current=marks_of(cells, current, answers.reviewed),
         proposed=None if thresholds is None else marks_of(cells, thresholds),
         curve=curve(cells, (chosen or thresholds or current).ood_score),
         warnings=warnings,
@@ -138,17 +138,9 @@ def cells_of(labels: Ints, answers: Answers) -> Cells:
     )
 
 
-def own_marks(labels: Ints, answers: Answers, thresholds: Thresholds) -> Marks:
-    """Return what the model's own review marks do; thresholds: those of pictures that are not familiar."""
-    cells = cells_of(labels, answers)
-    if answers.reviewed is None:
-        return marks_of(cells, thresholds)
-    kept = ~answers.reviewed
-    return Marks(thresholds, 1 - cells.share(kept), cells.right_share(kept))
-
-
-def marks_of(cells: Cells, thresholds: Thresholds) -> Marks:
-    kept = cells.keep(thresholds)
+def marks_of(cells: Cells, thresholds: Thresholds, reviewed: Flags | None = None) -> Marks:
+    """Return what thresholds do. reviewed: which cells the model itself sent to review, whatever they say."""
+    kept = cells.keep(thresholds) if reviewed is None else ~reviewed
     return Marks(thresholds, 1 - cells.share(kept), cells.right_share(kept))
 
 
