@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from app.engine.classifier import Classifier
 
 KEY = "LEUKO_KEY"  # not a flag: other users of the machine can read the arguments of a process
-# The settings that each command offers; `serve` has all of them.
 CELLS = ("one", "all")
+# The settings that each command offers; `serve` has all of them.
 LOCAL = (
     "bundle",
     "cache",

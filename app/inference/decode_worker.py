@@ -38,9 +38,8 @@ REQUEST = struct.Struct("=I?")  # length of the image that follows; whether all 
 # Kind of the reply; whether it is the decoder's last; the fields of Frame; those of Quality; length of what
 # follows.
 REPLY = struct.Struct("=B?4d?6dI")
-MEASURES = struct.Struct(
-    "=4d?6d"
-)  # the fields of Frame and Quality, before the pixels of each of several cells
+# The fields of Frame and Quality, before the pixels of each of several cells.
+MEASURES = struct.Struct("=4d?6d")
 HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where the kernel has them
 READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -197,11 +196,8 @@ def answer(
     try:
         image = decode(data, config.limits)
         if all_cells:
-            return (
-                CELLS,
-                NOTHING,
-                b"".join(map(dump, frame_cells(image, config.preprocessing, config.max_cells))),
-            )
+            cells = frame_cells(image, config.preprocessing, config.max_cells)
+            return CELLS, NOTHING, b"".join(map(dump, cells))
         cell = frame_cell(image, config.preprocessing)
     except ERRORS as error:
         return 1 + ERRORS.index(type(error)), NOTHING, ascii(error.detail)[1:-1][:MOST_TEXT].encode()

@@ -79,10 +79,8 @@ class Shadow:
             return
         labels, shadow_labels = _labels(answer), _labels(shadow_answer)
         self._count("agreed" if labels == shadow_labels else "disagreed")
-        if len(labels) != len(
-            shadow_labels
-        ):  # their preprocessing differs, so that no cell has its counterpart
-            return
+        if len(labels) != len(shadow_labels):
+            return  # their preprocessing differs, so that no cell has its counterpart
         bundle = self._runner.bundle
         for label, shadow_label in zip(labels, shadow_labels, strict=True):
             if label != shadow_label:
