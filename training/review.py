@@ -15,6 +15,7 @@ from training.errors import ExportError
 from training.scored import HeldOut
 
 SHARE = 0.05  # of validation images sent to review at home, half by confidence, half by OOD score
+MOST_MISTAKEN = 0.2  # share of images of laboratories left out that may look like known ones
 RIGHT_WHEN_KEPT = 0.95  # in laboratories that were left out, each weighing the same
 
 Flags = NDArray[np.bool_]
@@ -79,9 +80,11 @@ def calibrate_elsewhere(
     """Return the temperature and the thresholds of a bundle with `select_on = "laboratories"`.
 
     seen: the scores of the bundle's own network. distance: see `References`. target: see `limits_elsewhere`.
+    Where too many images of laboratories left out look like known ones, all have the same thresholds.
     """
     temperature = temperature_of(held_out)
-    rule = familiar_rule(seen, temperature, distance)
+    mistaken = float(np.average(held_out.familiar, weights=held_out.weights))
+    rule = familiar_rule(seen, temperature, distance) if mistaken <= MOST_MISTAKEN else None
     return temperature, limits_elsewhere(held_out, temperature, target, rule)
 
 

@@ -16,7 +16,7 @@ from training.errors import ExportError
 from training.export import export
 from training.laboratories import judge
 from training.laboratory import lines_of, table_of
-from training.review import ReviewLimits, familiar_rule, limits_elsewhere
+from training.review import ReviewLimits, calibrate_elsewhere, familiar_rule, limits_elsewhere
 from training.scored import HeldOut
 
 IGNORED = pytest.mark.filterwarnings(
@@ -117,6 +117,15 @@ def test_the_rule_for_familiar_images_sends_a_twentieth_of_them_to_review() -> N
     assert kept.mean() == pytest.approx(0.95, abs=0.02)
 
 
+def test_where_laboratories_look_alike_all_images_have_the_same_thresholds() -> None:
+    scores = held_out({"bad": (0.97, 0.5), "good": (1.0, 0.99)})
+    seen = held_out({"home": (1.0, 1.0)})
+    few, many = (replace(scores, familiar=np.arange(len(scores.rows)) % 10 < n) for n in (1, 5))
+    assert calibrate_elsewhere(few, seen, 7.0, 0.95)[1].familiar is not None
+    temperature, limits = calibrate_elsewhere(many, seen, 7.0, 0.95)
+    assert limits == limits_elsewhere(many, temperature, 0.95)
+
+
 def test_where_no_threshold_keeps_cells_that_are_right_often_enough_nothing_is_exported() -> None:
     with pytest.raises(ExportError, match="95% are right in laboratories left out"):
         limits_elsewhere(held_out({"bad": (0.8, 0.8), "good": (1.0, 1.0)}), 1.0, 0.95)
@@ -165,9 +174,10 @@ def test_one_command_trains_without_each_laboratory_and_its_run_can_be_exported(
     arguments = ["--manifest", str(manifest), "--run", str(run)]
     options = ["--right-when-kept", "0", *(part for one in settings for part in ("--set", one))]
     assert main(["laboratories", *arguments, *options]) == 0
-    shown = capsys.readouterr().out
-    assert [" ".join(line.split()[:3]) for line in shown.splitlines()[-4:-2]] == ["other 8 8", "slides 8 8"]
-    assert max(map(len, shown.splitlines()[-5:])) <= 80
+    *shown, took = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()[:3]) for line in shown[-4:-2]] == ["other 8 8", "slides 8 8"]
+    assert max(map(len, shown[-5:])) <= 80
+    assert took.startswith("took ")
     assert sorted(path.name for path in run.glob("fold-*")) == ["fold-1", "fold-2"]
 
     export(both, run, bundle, name="elsewhere", version="0", int8_agreement=0.0, right_when_kept=0.0)
