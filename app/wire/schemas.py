@@ -255,6 +255,9 @@ class Model(BaseModel):
     version: str
     sha256: str
     labels: list[str]
+    codes: dict[str, str | None] = Field(
+        description="LOINC code of each label in reports; null: it is reported as text"
+    )
     preprocessing: dict[str, Any]
     temperature: float
     review: ReviewThresholds

@@ -328,6 +328,7 @@ class Model:
     service_version: str
     limits: Limits
     site: Site | None = None  # None: not verified for a laboratory
+    codes: dict[str, str | None] | None = None  # label → LOINC code; None: an older service
 
 
 def build(kind: type[Document], value: object) -> Document:

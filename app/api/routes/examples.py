@@ -198,6 +198,12 @@ OUTCOMES = {
 MODEL_CARD = {
     **MODEL,
     "labels": LABELS,
+    "codes": {
+        "eosinophil": "26450-7",
+        "lymphocyte": "26478-8",
+        "monocyte": "26485-3",
+        "neutrophil": "26511-6",
+    },
     "preprocessing": {"size": 112, "framing": "nucleus", "margin": 2.6},
     "temperature": 1.3,
     "review": {
