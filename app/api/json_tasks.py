@@ -23,7 +23,7 @@ from app.evaluation import report
 from app.reports import fhir, hl7
 from app.reports.loinc import NO_CODES, Codes
 from app.validation import Fault
-from app.wire import responses
+from app.wire.differential import differential
 from app.wire.schemas import Outcomes, Report
 from app.wire.specimen import MAX_CELLS, ClassifiedCells, Differential
 
@@ -33,7 +33,9 @@ JSON = "application/json"
 
 _ERRORS = {kind.code: kind for kind in (BadLabels, TooLarge, Unusable)}
 _LENGTHS = Struct("<QQ")  # of the task and of the body
-_VALUES_OF_A_CELL = 120  # at most, with an activation map, besides its probabilities; see `most_values`
+_VALUES_OF_A_CELL = (
+    160  # at most, with an activation map and a former report, besides its probabilities; see `most_values`
+)
 _VALUES_OF_A_ROW = 8  # at most, besides its probabilities
 
 
@@ -123,13 +125,14 @@ class CountCells:
 
     def __call__(self, body: bytes) -> Finished:
         specimen = parse(ClassifiedCells, body)
-        count = responses.differential(
+        count = differential(
             self.request_id,
             self.bundle,
             specimen,
             dict(enumerate(specimen.predictions)),
             specimen.errors,
             specimen.model,
+            sign_off=specimen,
         )
         return render_count(count, self.media_type, self.loinc_method, self.bundle_type, self.bundle.codes)
 

@@ -1,4 +1,4 @@
-"""A differential count as FHIR R4: a Bundle with a preliminary DiagnosticReport (https://hl7.org/fhir/R4).
+"""A differential count as FHIR R4: a Bundle with a DiagnosticReport (https://hl7.org/fhir/R4).
 
 With `subject` and `effectiveDateTime` it also has what US Core requires of laboratory results
 (https://hl7.org/fhir/us/core).
@@ -14,7 +14,6 @@ from app.reports.loinc import (
     LOINC,
     METHOD,
     NO_CODES,
-    NOTICE,
     PANEL,
     PANEL_NAME,
     Codes,
@@ -25,6 +24,7 @@ from app.reports.loinc import (
     identify,
     name,
     note,
+    notice,
     remarks,
 )
 from app.wire.specimen import Differential
@@ -113,7 +113,7 @@ def _create(resource: Resource, differential: Differential, software: str) -> Re
 def _report(differential: Differential, issued: str) -> Resource:
     return _resource(differential, "DiagnosticReport") | {
         "meta": {"security": [_ASSERTED_BY_AI]},
-        "status": "preliminary",
+        "status": differential.status,
         "category": _SECTIONS,
         "code": _code(PANEL, PANEL_NAME),
         "issued": issued,
@@ -127,13 +127,16 @@ def _report(differential: Differential, issued: str) -> Resource:
 def _observation(differential: Differential, label: str, code: str | None, issued: str) -> Resource:
     return _resource(differential, "Observation", label) | {
         "meta": {"security": [_ASSERTED_BY_AI]},
-        "status": "preliminary",
+        "status": differential.status,
         "category": [_LABORATORY],
         "code": _code(code, name(label)),
         "issued": issued,
         **_value(differential, label),
         "method": {"text": METHOD},
-        "note": [{"text": text} for text in (note(differential, label), NOTICE, *about_site(differential))],
+        "note": [
+            {"text": text}
+            for text in (note(differential, label), notice(differential), *about_site(differential))
+        ],
         "device": _reference(differential, "Device"),
         **_context(differential),
         **_of_specimen(differential),

@@ -1,4 +1,4 @@
-"""A differential count as HL7 v2.5.1: an ORU^R01 message whose results are all preliminary."""
+"""A differential count as HL7 v2.5.1: an ORU^R01 message."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from app.wire.specimen import Differential
 MEDIA_TYPE = "application/hl7-v2"
 LOCAL = "99LEU"  # the coding system of labels without a LOINC code; 99zzz is a local one (table 0396)
 
+STATUS = {"preliminary": "P", "final": "F", "corrected": "C"}  # tables 0085 and 0123
+
 _ESCAPES = str.maketrans(
     {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
     | {"\r": "\\X0D\\", "\n": "\\X0A\\"}
@@ -48,7 +50,7 @@ def message(differential: Differential, *, method: str, at: datetime, own: Codes
         + "||||||UNICODE UTF-8",
         _segment("OBR", 1, "", escape(differential.accession or ""), _code(PANEL, PANEL_NAME), "", "", when)
         + "|" * 15
-        + f"{when}|||P",
+        + f"{when}|||{STATUS[differential.status]}",
         *_notes(remarks(differential)),
     ]
     for number, (label, code) in enumerate(codes(differential.counts, method, own).items(), 1):
@@ -72,7 +74,7 @@ def _result(differential: Differential, number: int, label: str, code: str | Non
     value, unit, ucum = amount(differential, label)
     units = f"{ucum}^{'percent' if unit == '%' else unit}^UCUM"
     # Without leukocytes there is no percentage: X says that the result cannot be obtained (table 0085).
-    text, status = ("", "X") if value is None else (_number(value), "P")
+    text, status = ("", "X") if value is None else (_number(value), STATUS[differential.status])
     start = _segment("OBX", number, "NM", what, "", text)
     return f"{start}|{units}|||||{status}|||{when}|||^{escape(METHOD)}|{equipment}"
 

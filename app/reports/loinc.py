@@ -84,7 +84,6 @@ CODES = {
 }
 PANEL_NAME = "Differential panel - Blood"
 METHOD = "Automated classification of images by a neural network"
-NOTICE = "Made by artificial intelligence and not reviewed: a person must review it. Not for diagnosis."
 
 _NAMESPACE = UUID("c4f6d8f0-6a57-5d1c-9b0e-2f0f3a7a6f6e")
 _ABOUT = {
@@ -163,6 +162,22 @@ def note(differential: Differential, label: str) -> str:
     return f"{text}; {level} {low:.1f} to {high:.1f} (Wilson), {least:.1f} to {most:.1f} (exact)"
 
 
+def notice(differential: Differential) -> str:
+    """Return in a sentence who made the report, and whether a person has reviewed it."""
+    reviewed = differential.agreement.reviewed
+    if differential.status != "preliminary":
+        return (
+            f"Made by artificial intelligence; a person reviewed {reviewed} of its cells and signed it:"
+            f" {differential.reviewer}. Not for diagnosis."
+        )
+    if reviewed:
+        return (
+            "Made by artificial intelligence and not reviewed to the end: a person must finish the review."
+            " Not for diagnosis."
+        )
+    return "Made by artificial intelligence and not reviewed: a person must review it. Not for diagnosis."
+
+
 def about_site(differential: Differential) -> list[str]:
     """Return in a sentence whether the model was verified for this laboratory; nothing if that is unknown."""
     if differential.site:
@@ -173,7 +188,7 @@ def about_site(differential: Differential) -> list[str]:
 
 def remarks(differential: Differential) -> list[str]:
     """Return the notes on the whole report."""
-    notes = [NOTICE, *(caution.detail for caution in differential.warnings)]
+    notes = [notice(differential), *(caution.detail for caution in differential.warnings)]
     if differential.site:
         notes += about_site(differential)
     if differential.review:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from app.wire.responses import differential
+from app.wire.differential import differential
 from app.wire.specimen import ClassifiedCell, Differential, Specimen
 from tests.fake_classifier import FakeClassifier
 
