@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 
 from app.errors import Unusable
 from app.reports.loinc import (
-    METHOD,
     NO_CODES,
     PANEL,
     PANEL_NAME,
     Codes,
     amount,
+    changes,
     codes,
+    earlier,
     identify,
+    method_text,
     name,
     note,
     remarks,
@@ -50,12 +52,13 @@ def message(differential: Differential, *, method: str, at: datetime, own: Codes
         + "||||||UNICODE UTF-8",
         _segment("OBR", 1, "", escape(differential.accession or ""), _code(PANEL, PANEL_NAME), "", "", when)
         + "|" * 15
-        + f"{when}|||{STATUS[differential.status]}",
-        *_notes(remarks(differential)),
+        + f"{when}|||{STATUS[differential.status]}"
+        + (f"|||||||&{escape(differential.reviewer)}" if differential.reviewer else ""),  # OBR-32
+        *_notes([*remarks(differential), *(f"{cell}: {labels}." for cell, labels in changes(differential))]),
     ]
     for number, (label, code) in enumerate(codes(differential.counts, method, own).items(), 1):
         segments.append(_result(differential, number, label, code, when))
-        segments += _notes([note(differential, label)])
+        segments += _notes([note(differential, label), *earlier(differential, label)])
     if differential.specimen is not None:
         segments.append(
             _segment("SPM", 1, f"{escape(differential.specimen)}", "", "119297000^Blood specimen^SCT")
@@ -76,7 +79,9 @@ def _result(differential: Differential, number: int, label: str, code: str | Non
     # Without leukocytes there is no percentage: X says that the result cannot be obtained (table 0085).
     text, status = ("", "X") if value is None else (_number(value), STATUS[differential.status])
     start = _segment("OBX", number, "NM", what, "", text)
-    return f"{start}|{units}|||||{status}|||{when}|||^{escape(METHOD)}|{equipment}"
+    observer = f"^{escape(differential.reviewer)}" if differential.reviewer else ""
+    how = escape(method_text(differential))
+    return f"{start}|{units}|||||{status}|||{when}||{observer}|^{how}|{equipment}"
 
 
 def _number(value: float) -> str:

@@ -106,7 +106,7 @@ class ClassifiedCell(BaseModel):
     filename: str | None = None
     review_reasons: Annotated[list[Reason], Field(fail_fast=True)] = []
     reviewed: str | None = Field(
-        None,
+        default=None,
         description="what a person says of the cell, which is then counted instead of `label`: a label of the"
         " model, `unidentified` (counted in a row of its own) or `not_a_cell` (not counted)",
     )
@@ -172,10 +172,8 @@ class SignOff(BaseModel):
     def _is_replaced(cls, former: FormerReport | None, info: ValidationInfo) -> FormerReport | None:
         if former and info.data.get("replaces", former.fingerprint) != former.fingerprint:
             raise ValueError("must be the report whose fingerprint is in replaces")
-        if former and former.status == "preliminary":
-            raise ValueError(
-                "is preliminary: only a signed report is corrected; leave out replaces and former"
-            )
+        if former and (former.status == "preliminary" or former.reviewer is None):
+            raise ValueError("was not signed: leave out replaces and former, and this report is final")
         return former
 
 

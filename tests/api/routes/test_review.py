@@ -12,7 +12,7 @@ from tests.fake_classifier import png
 from tests.fakes import GREYS
 
 HASHES = [f"{number:064x}" for number in range(8)]
-MARKED = {"review_reasons": ["low_confidence"]}
+MARKED: dict[str, Any] = {"review_reasons": ["low_confidence"]}
 
 
 def cell(number: int, label: str, reviewed: str | None = None, **others: Any) -> dict[str, Any]:
@@ -235,6 +235,7 @@ def former(**others: Any) -> dict[str, Any]:
             ({"reviewer": "A. Smith", "replaces": EARLIER, "former": former(**wrong)}, f"former{place}")
             for wrong, place in (
                 ({"status": "preliminary"}, ""),
+                ({"reviewer": None}, ""),
                 ({"status": "Doe"}, ".status"),
                 ({"fingerprint": None}, ".fingerprint"),
                 ({"counts": {"monocyte": -1}}, ".counts.monocyte"),
