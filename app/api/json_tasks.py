@@ -149,7 +149,7 @@ def render_count(
     codes: LOINC codes of the model's bundle. Raise Unusable for what the caller gave and the format cannot
     hold.
     """
-    findings = {"model_sha256": count.model.sha256, "n": count.n}
+    findings = {"model_sha256": count.model.sha256, "n": count.n, **_report(count)}
     now = datetime.now(UTC)
     if media_type == fhir.MEDIA_TYPE:
         bundle = fhir.bundle(
@@ -160,6 +160,22 @@ def render_count(
         message = hl7.message(count, method=loinc_method, at=now, own=codes)
         return Finished(message.encode(), f"{media_type}; charset=utf-8", findings)
     return Finished(render(count), media_type, findings)
+
+
+def _report(count: Differential) -> dict[str, Any]:
+    """Return what the audit log says of a review: never the name of the reviewer, nor the labels of cells."""
+    agreement = count.agreement
+    if count.reviewer is None and not agreement.reviewed:
+        return {}
+    return {
+        "report": {
+            "status": count.status,
+            "fingerprint": count.fingerprint,
+            "replaces": count.replaces,
+            "reviewed": agreement.reviewed,
+            "kept": agreement.kept,
+        }
+    }
 
 
 def parse(schema: type[Schema], body: bytes) -> Schema:
