@@ -154,6 +154,9 @@ class Caution(BaseModel):
         "images_left_out",
         "duplicate_images",
         "files_left_out",
+        "cells_unidentified",
+        "review_incomplete",
+        "former_values_missing",
     ]
     detail: str
 

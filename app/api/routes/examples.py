@@ -42,13 +42,44 @@ PREDICTIONS = {
     ],
 }
 
-CELLS = {
-    "predictions": [
-        {"label": "neutrophil", "confidence": 0.97, "image_sha256": SHA256},
-        {"label": "eosinophil", "confidence": 0.61, "review_reasons": ["low_confidence"]},
-    ],
+_SURE = {"label": "neutrophil", "confidence": 0.97, "image_sha256": SHA256}
+_UNSURE = {
+    "label": "eosinophil",
+    "confidence": 0.61,
+    "image_sha256": SHA256[::-1],
+    "review_reasons": ["low_confidence"],
+}
+PREDICTED = {"predictions": [_SURE, _UNSURE], "specimen": "S-1", "accession": "A-1"}
+SIGNED = {
+    "predictions": [_SURE, _UNSURE | {"reviewed": "neutrophil"}],
     "specimen": "S-1",
     "accession": "A-1",
+    "reviewer": "A. Smith",
+}
+CHANGED = {
+    "index": 1,
+    "filename": "2.jpg",
+    "image_sha256": SHA256[::-1],
+    "label": "eosinophil",
+    "reviewed": "neutrophil",
+}
+FORMER = {
+    "fingerprint": SHA256,
+    "status": "final",
+    "reviewer": "A. Smith",
+    "counts": {"eosinophil": 0, "lymphocyte": 0, "monocyte": 0, "neutrophil": 2, "unidentified": 0},
+    "changes": [CHANGED],
+}
+CORRECTED = SIGNED | {
+    "predictions": [_SURE, _UNSURE | {"reviewed": "unidentified"}],
+    "reviewer": "B. Jones",
+    "replaces": SHA256,
+    "former": FORMER,
+}
+CELLS = {
+    "predicted": {"summary": "earlier predictions: a preliminary report", "value": PREDICTED},
+    "signed": {"summary": "reviewed and signed: a final report", "value": SIGNED},
+    "corrected": {"summary": "a correction of a signed report", "value": CORRECTED},
 }
 
 DIFFERENTIAL = {
@@ -57,10 +88,16 @@ DIFFERENTIAL = {
     "site": {"name": "Haematology, General Hospital", "verified_at": "2026-11-30T09:00:00+00:00"},
     "specimen": "S-1",
     "accession": "A-1",
+    "status": "preliminary",
     "fingerprint": SHA256,
+    "unreviewed_fingerprint": SHA256,
     "n": 2,
     "leukocytes": 2,
     "counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
+    "model_counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
+    "not_a_cell": 0,
+    "agreement": {"reviewed": 0, "kept": 0},
+    "changes": [],
     "percent": {"eosinophil": 50.0, "lymphocyte": 0.0, "monocyte": 0.0, "neutrophil": 50.0},
     "per_100_leukocytes": {},
     "intervals": {
