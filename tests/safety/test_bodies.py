@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from app.api.json_bodies import PROCESS_MIB
 from app.edge.body_cost import cost
+from app.edge.content_encoding import EXPANSION, compress
 from app.units import MIB
 from app.validation import MOST_ERRORS
 from benchmarks.client import BOUNDARY, MULTIPART
@@ -159,6 +161,23 @@ def test_36_a_body_takes_no_more_memory_than_it_reserves(
     reserved = cost(path, media_type, len(body)) / MIB
     with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
         send(client, path, body, media_type)
+
+
+@linux
+def test_36_a_compressed_body_takes_no_more_memory_than_it_reserves(service: Running) -> None:
+    image = os.urandom(5 * MIB // 2) + bytes(
+        25 * MIB // 2
+    )  # as much shorter when compressed as is allowed, nearly
+    text = base64.b64encode(image)
+    head = TENSOR.replace(b'"shape":[1]', b'"shape":[12]')
+    body = head + b",".join([b'"%s"' % text] * 12) + b"]}]}"
+    packed = compress(body, "gzip")
+    assert len(body) < EXPANSION * len(packed)
+    reserved = (len(packed) + cost(INFER, JSON, EXPANSION * len(packed))) / MIB
+    headers = {"content-type": JSON, "content-encoding": "gzip"}
+    with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
+        answer = client.post(INFER, content=packed, headers=headers)
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (415, "image 0"), answer.text
 
 
 def rows(count: int, name: str, text: str) -> bytes:
