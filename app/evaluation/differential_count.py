@@ -84,6 +84,9 @@ def exact(n: int, of: int, level: float = LEVEL) -> Interval:
     return low, high
 
 
-def fingerprint(model_sha256: str, images: Sequence[str]) -> str:
-    """Return a hash of the model and the images, independent of their order. images: their SHA-256."""
-    return hashlib.sha256("\n".join([model_sha256, *sorted(images)]).encode()).hexdigest()
+def fingerprint(model_sha256: str, images: Sequence[str], review: Sequence[str] = ()) -> str:
+    """Return a hash of the model and the images, independent of their order. images: their SHA-256.
+
+    review: lines about the review, if there was one.
+    """
+    return hashlib.sha256("\n".join([model_sha256, *sorted(images), *review]).encode()).hexdigest()

@@ -32,6 +32,7 @@ from tests.safety.memory import growing_less_than
 JSON, BYTES = "application/json", "application/octet-stream"
 INFER = "/v2/models/fake/infer"
 TENSOR = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":['
+FORMER = b'{"predictions":[{"label":"monocyte"}],"former":{'
 REASONS = b'{"predictions":[{"label":"monocyte","review_reasons":['
 UTF_8 = 0x800  # flag of an entry of a ZIP
 SMALL_MIB = 64  # what a service may take beside the reservations: small bodies, responses, imports
@@ -65,6 +66,11 @@ MANY_ERRORS = {
     "a long unknown field": ("/evaluate/predictions", b'{"' + b"x" * MIB + b'":0}'),
     "bad reasons": ("/differential", filled(REASONS, b"1,", b"]}]}", 1_000_000)),
     "bad cells": ("/differential", filled(b'{"predictions":[', b'{"label":1,"filename":1},', b"]}", 240_000)),
+    "bad changes": ("/differential", filled(FORMER + b'"changes":[', b'{"label":1},', b"]}}", 400_000)),
+    "bad classes": (
+        "/differential",
+        FORMER + b'"counts":{' + b",".join(b'"%d":1' % number for number in range(400_000)) + b"}}}",
+    ),
     "whole numbers for images": (INFER, filled(TENSOR, b"1,", b"]}]}", 8_000_000)),
     "a few whole numbers for images": (INFER, filled(TENSOR, b"1,", b"]}]}", 8000)),
     "endless outputs": (INFER, filled(b'{"outputs":[', b"{},", b"]}", 9000)),
