@@ -23,13 +23,15 @@ import pytest
 import app
 from app.samples.smear import draw_smear
 from app.units import MIB
+from benchmarks.client import MULTIPART
+from benchmarks.stalls import pattern
 from tests.containers import Container, call, contained, engine, hardened, image
 from tests.ops.test_swap import SHIPPED, renamed, write
 from tests.pictures import encode
 from tests.running import ROOT, wait_until
 from tests.safety.intruder import ERRORS, FOLDER, INTRUDED, KILLED, SECRET, SECRETS, attack
 from tests.safety.sending import alone
-from tests.safety.test_bodies import JSON, MANY_ERRORS, WORST
+from tests.safety.test_bodies import JSON, MANY_ERRORS, NAMES, WORST
 from tests.safety.test_decoders import WORST as WORST_IMAGES
 
 pytestmark = [
@@ -302,24 +304,29 @@ def test_json_made_to_be_expensive_does_not_end_it_within_a_gigabyte() -> None:
 
 
 def test_the_worst_requests_together_stay_within_the_limit_and_it_is_never_killed() -> None:
-    with contained(*hardened()) as container, ThreadPoolExecutor(12) as pool:
+    large = ("WebP", "TIFF of 16 bits", "PNG of 12 bits", "DICOM palette", "JPEG CMYK")
+    images = [WORST_IMAGES[name][1]() for name in large]
+    with contained(*hardened()) as container, ThreadPoolExecutor(12) as pool, container.client() as client:
+        decoded = [pool.submit(decode, container, data) for _ in range(3) for data in images]
+        cases = {name: (path, JSON, body) for name, (path, body) in MANY_ERRORS.items()} | WORST
+        statuses = {name: post(client, *case).status_code for name, case in cases.items()}
+        for name, (make, _) in NAMES.items():
+            statuses[name] = post(client, "/evaluate", MULTIPART, make()).status_code
         over = threading.Event()
-        with container.client() as client:
-            held = pool.submit(upload, container, 480 * MIB, over)
-            images = [
-                pool.submit(decode, container, WORST_IMAGES[name][1]())
-                for name in ("WebP", "TIFF of 16 bits", "PNG of 12 bits", "DICOM palette", "JPEG CMYK")
-                for _ in range(3)
-            ]
-            cases = {name: (path, JSON, body) for name, (path, body) in MANY_ERRORS.items()} | WORST
-            bodies = {name: post(client, *case).status_code for name, case in cases.items()}
-        decoded = Counter(each.result() for each in images)
+        held = pool.submit(upload, container, 480 * MIB, over)
+        slow = pattern()
+        others = [pool.submit(post, client, slow.path, slow.media_type, slow.body) for _ in range(2)]
+        decoded += [pool.submit(decode, container, data) for data in images]
+        statuses["rows beside an archive"] = post(client, *WORST["rows"]).status_code
+        codes = Counter(each.result() for each in decoded)
+        patterns = [each.result().status_code for each in others]
         over.set()
-        last = held.result()
-        print(f"peak {peak_mib(container)} MiB; images {decoded}; the large body {last}; {bodies}")
+        statuses["an archive"] = held.result()
+        print(f"peak {peak_mib(container)} MiB; images {codes}; patterns {patterns}; {statuses}")
         still_runs(container)
-    assert 200 in decoded
-    assert not {status for status in (*bodies.values(), *decoded, last) if status >= 500 and status != 504}
+    assert 200 in codes  # others may have passed their deadline, on a busy machine
+    assert set(codes) <= {200, 504}
+    assert set(statuses.values()) | {*patterns} <= {200, 400, 413, 415, 422, 429, 504}
 
 
 def post(client: httpx.Client, path: str, media_type: str, body: bytes) -> httpx.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 
 from app.edge.keys import make_key
 from tests.certificates import OPENSSL, self_signed
-from tests.containers import COMPOSE, Container, call, contained, engine, hardened, image
+from tests.containers import COMPOSE, STARTING_S, Container, call, contained, engine, hardened, image
 from tests.ops.test_image import cell, metric, predict, shared
 from tests.ops.test_kubernetes import CONTAINER, POD, environ
 from tests.ops.test_prometheus import Prometheus, hasten
@@ -152,6 +153,22 @@ def test_an_alert_fires_when_it_is_gone_and_ends_when_it_is_back(project: Projec
     wait_until(lambda: "LeukoDown" in prometheus.firing())
     project.compose("start", "leuko")
     wait_until(lambda: "LeukoDown" not in prometheus.firing())
+
+
+def test_a_service_that_hangs_is_unhealthy_until_it_goes_on(project: Project) -> None:
+    if os.geteuid() != 0:
+        pytest.skip(
+            "only root can halt a container's process but not its health checks"
+        )
+    container = project.container("leuko")
+    container.wait_until_healthy()
+    os.kill(container.state["Pid"], signal.SIGSTOP)
+    try:
+        wait_until(lambda: container.health["Status"] == "unhealthy", STARTING_S)
+    finally:
+        os.kill(container.state["Pid"], signal.SIGCONT)
+    container.wait_until_healthy()
+    assert container.restarts == 0
 
 
 # --- behind nginx -----------------------------------------------------------------------------------
