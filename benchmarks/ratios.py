@@ -255,7 +255,8 @@ async def wrong_answers(port: int, images: Sequence[bytes], rounds: int = 4) -> 
 
 
 def ratio(value: float, base: float) -> str:
-    return f"{value / base:.2f}"
+    """Return a ratio; nothing to compare with on a machine too busy to answer at all."""
+    return f"{value / base:.2f}" if base else "–"
 
 
 def table(lines: Sequence[Line], ceiling: Ceiling, before: Before) -> Table:

@@ -153,9 +153,17 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _verify(path: Path, files: Mapping[str, str]) -> None:
     for name, expected in files.items():
-        sha256 = hashlib.sha256(_read(path / name)).hexdigest()
+        sha256 = _hash(path / name)
         if sha256 != expected:
             raise BundleError(f"{path / name} has sha256 {sha256}, {CONFIG} says {expected}: it was changed")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -47,7 +47,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Bank:
-    """Features [m, 512] of cells, and which of the nearest counts."""
+    """Features [m, 512] of cells, and which of the nearest counts.
+
+    BLAS is three times as fast with features in Fortran's order, as `read_neighbours` makes them.
+    """
 
     features: Floats
     k: int
@@ -55,14 +58,10 @@ class Bank:
     def distances(self, features: Floats) -> Floats:
         """features [n, 512] → Euclidean distances [n] to the k-th nearest cell of the bank."""
         norms = np.square(features).sum(1)[:, None] + self._squared_norms
-        squared = norms - 2 * features @ self._columns
+        squared = norms - 2 * features @ self.features.T
         nearest = np.partition(squared, self.k - 1, axis=1)[:, self.k - 1]
         distances: Floats = np.sqrt(np.maximum(nearest, 0))
         return distances
-
-    @cached_property
-    def _columns(self) -> Floats:
-        return np.ascontiguousarray(self.features.T)  # BLAS is three times as fast as with a view
 
     @cached_property
     def _squared_norms(self) -> Floats:
@@ -227,14 +226,18 @@ def read_neighbours(path: Path) -> Neighbours:
     """Read the bundle's banks of features. Raises BundleError."""
     arrays = _read_arrays(path / OOD, ("bank", "k", "scale"), ("others", "others_k"))
     scale = float(arrays["scale"].item())
-    known = Bank(arrays["bank"], int(arrays["k"].item()))
-    others = Bank(arrays["others"], int(arrays["others_k"].item())) if "others_k" in arrays else None
+    known = _bank(arrays, "bank", "k")
+    others = _bank(arrays, "others", "others_k") if "others_k" in arrays else None
     for bank in filter(None, (known, others)):
         if not (0 < bank.k <= len(bank.features) and scale > 0):
             raise BundleError(
                 f"{path / OOD}: k = {bank.k} and scale = {scale} do not fit {len(bank.features)} cells"
             )
     return Neighbours(known, scale, others)
+
+
+def _bank(arrays: Mapping[str, Floats], features: str, k: str) -> Bank:
+    return Bank(np.asfortranarray(arrays[features]), int(arrays[k].item()))
 
 
 def read_styles(path: Path) -> Styles:

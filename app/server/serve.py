@@ -21,7 +21,7 @@ from app.errors import SettingsError, StartupError
 from app.inference.confinement import weaknesses
 from app.inference.fork_server import shared
 from app.observability.logs import configure_logging
-from app.private import keep_private
+from app.private import keep_private, share_arena
 from app.server.listener import bind, url, without_brackets
 from app.server.signals import ignore_meaningless
 from app.settings import NONE, Settings, strangers
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings, load: Load) -> int:
     """Serve until a signal, then return 0; return 1 if the application fails. Raise StartupError."""
     keep_private()
+    share_arena()
     ignore_meaningless()
     check_exposure(settings)
     configure_logging(settings)

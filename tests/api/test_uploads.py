@@ -13,7 +13,17 @@ from starlette.types import Message
 
 from app.api import uploads
 from app.api.turns import Turns
-from app.api.uploads import Form, Limit, Part, Upload, read_body, read_form, read_images
+from app.api.uploads import (
+    MOST_FREED,
+    Form,
+    Limit,
+    Part,
+    Upload,
+    dropping,
+    read_body,
+    read_form,
+    read_images,
+)
 from app.errors import LeukoError, MalformedRequest, TooLarge, UnsupportedFormat, Unusable
 from app.observability.request_context import RequestContext
 
@@ -222,3 +232,16 @@ def test_nothing_is_written_to_the_temporary_folder(monkeypatch: pytest.MonkeyPa
     body = part('name="files"; filename="a.png"', data) + b"--line--"
     form = asyncio.run(read_form(request([body]), limits))
     assert form["files"][0].data == data
+
+
+def test_the_bytes_of_parts_are_dropped_afterwards_also_after_an_error() -> None:
+    parts = [Part("a.png", bytes(MOST_FREED + 1)), Part(None, b"b")]
+
+    async def use() -> None:
+        async with dropping(parts):
+            assert parts[1].data == b"b"
+            raise TooLarge("too many cells")
+
+    with pytest.raises(TooLarge):
+        asyncio.run(use())
+    assert parts == [Part("a.png", b""), Part(None, b"")]

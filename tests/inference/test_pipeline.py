@@ -41,6 +41,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone() -> None:
     first, bad, last = pipeline(FakeClassifier()).run(items(png(10), png(10)[:40], png(70)))
     assert (label(first), label(last)) == ("eosinophil", "lymphocyte")
     assert isinstance(bad, UndecodableImage)
+    assert bad.__traceback__ is None  # it would keep the image in memory
 
 
 def test_an_image_over_the_limits_or_unreadable_has_its_error_in_its_place() -> None:
