@@ -100,7 +100,7 @@ async function saveLabelled() {
     if (!cells.length) continue;
     try {
       for (const { cell, blob, suffix } of await picturesOf(picture, cells)) {
-        const name = `${cell.reviewed}/${sourceName()}/${safe(picture.name)}${suffix}`;
+        const name = `${cell.reviewed}/${sourceName()}/${nameOf(picture)}${suffix}`;
         const { label, confidence, image_sha256: sha256 } = cell.prediction;
         files.push({ name, blob });
         table.push([name, cell.reviewed, label, confidence, picture.name, cell.prediction.cell, sha256]);
@@ -126,10 +126,13 @@ async function saveLabelled() {
 }
 
 const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+// Names of pictures may be equal once they are safe; their numbers are not.
+const nameOf = ({ name, order }) => `${String(order + 1).padStart(3, "0")}-${safe(name.replace(SUFFIX, ""))}`;
+const SUFFIX = /\.\w+$/;
 const sourceName = () => safe(specimen.ids.specimen) || "specimen"; // a folder: the group for intervals
 
 async function picturesOf(picture, cells) {
-  if (picture.mode === "one") return [{ cell: cells[0], blob: picture.file, suffix: suffixOf(picture.file.name) }];
+  if (picture.mode === "one") return [{ cell: cells[0], blob: picture.file, suffix: picture.name.match(SUFFIX)?.[0] ?? "" }];
   const bitmap = await createImageBitmap(picture.file);
   try {
     return await Promise.all(
@@ -143,8 +146,6 @@ async function picturesOf(picture, cells) {
     bitmap.close();
   }
 }
-
-const suffixOf = (name) => (/\.\w+$/.test(name) ? "" : ".img");
 
 // --- print ----------------------------------------------------------------------------------------------
 

@@ -355,7 +355,7 @@ export function listenToGalleries({ confirm, open }) {
   // The focus may come by Tab: then the cell is selected that has it.
   $("galleries").addEventListener("focusin", (event) => {
     const tile = event.target.closest(".tile");
-    if (tile && !selection().length) chooseAlone(tile);
+    if (tile?.matches(":focus-visible") && !selection().length) chooseAlone(tile);
   });
   $("pick").addEventListener("click", () => {
     isPicking = !isPicking;

@@ -62,7 +62,8 @@ function showFrames() {
           dataset: isOpen(cell) ? markOf(labelOf(cell), Object.keys(cell.prediction.probabilities)) : {},
           style: placement(cell.prediction.frame, { width, height }),
         },
-        element("span", { textContent: isOpen(cell) ? `${cell.number + 1} ${nameOf(labelOf(cell))}` : cell.number + 1 }),
+        element("span", { textContent: cell.number + 1 }),
+        element("span", { className: "label", textContent: isOpen(cell) ? nameOf(labelOf(cell)) : "" }),
       );
       if (cell === shown) frame.setAttribute("aria-current", "true");
       frame.addEventListener("click", () => move(cell));
