@@ -168,6 +168,7 @@ def test_the_curl_command_unpacks_the_zip(page: Page, image: bytes, tmp_path: Pa
     (tmp_path / "S 1.zip").write_bytes(pack({"cells/a.png": image, "cells/b.png": image}))
     give(page, tmp_path, "S 1.zip")
     classified(page, 2)
+    page.locator("#summary summary").click()
     page.locator("#copy-curl").click()
     expect(page.locator("#status")).to_have_text("Copied.")
     command = page.evaluate("navigator.clipboard.readText()")

@@ -43,9 +43,10 @@ export async function send(pictures, signal) {
   // Last, so that all results are on the page when a screen reader announces this.
   const failed = pictures.filter(({ problem }) => problem).length,
     cells = pictures.reduce((sum, picture) => sum + picture.cells.length, 0),
-    images = pictures.length - failed;
+    images = pictures.length - failed,
+    areSingle = pictures.every((picture) => picture.problem || picture.cells.length === 1);
   setStatus(
-    `${plural(images, "image")} classified${cells === images ? "" : `: ${plural(cells, "cell")}`}` +
+    `${plural(images, "image")} classified${areSingle ? "" : `: ${plural(cells, "cell")}`}` +
       `${failed ? `, ${failed} failed` : ""}.`,
   );
 }

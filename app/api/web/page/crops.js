@@ -1,6 +1,7 @@
 // Pictures of single cells: each picture is decoded once, and its cells are cut out by their frames.
 
 import { element } from "./dom.js";
+import { encodePng } from "./png.js";
 
 export const SIDE = 144; // pixels of a crop on the page
 
@@ -40,13 +41,30 @@ function drawCell(image, { left, top, width, height }, canvas) {
   );
 }
 
-// Return a frame of a picture as a PNG of its own pixels, or null if the browser cannot show the picture.
-export async function cutOut(bitmap, { left, top, width, height }) {
-  const [x, y] = [Math.floor(left), Math.floor(top)];
-  const canvas = new OffscreenCanvas(
-    Math.max(1, Math.min(Math.ceil(left + width), bitmap.width) - x),
-    Math.max(1, Math.min(Math.ceil(top + height), bitmap.height) - y),
-  );
-  canvas.getContext("2d").drawImage(bitmap, -x, -y);
-  return canvas.convertToBlob({ type: "image/png" });
+const ROOM = 1.5; // side of what is cut out ÷ side of the frame: what is around a cell helps to find it again
+
+// Return the frame of a cell with some room around it, as far as no other cell's middle comes into it.
+export function withRoom(cell) {
+  const { frame } = cell.prediction,
+    side = Math.max(frame.width, frame.height),
+    [x, y] = middle(frame);
+  const distances = cell.picture.cells
+    .filter((other) => other !== cell)
+    .map(({ prediction }) => middle(prediction.frame))
+    .map(([across, down]) => Math.max(Math.abs(across - x), Math.abs(down - y)));
+  const half = Math.max(side / 2, Math.min((ROOM * side) / 2, ...distances)),
+    [left, top] = [Math.max(x - half, 0), Math.max(y - half, 0)];
+  return { left, top, width: x + half - left, height: y + half - top };
+}
+
+const middle = ({ left, top, width, height }) => [left + width / 2, top + height / 2];
+
+// Return a part of a picture as a PNG of its own pixels.
+export function cutOut(bitmap, { left, top, width, height }) {
+  const [x, y] = [Math.floor(left), Math.floor(top)],
+    across = Math.max(1, Math.min(Math.ceil(left + width), bitmap.width) - x),
+    down = Math.max(1, Math.min(Math.ceil(top + height), bitmap.height) - y);
+  const context = new OffscreenCanvas(across, down).getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, -x, -y);
+  return encodePng(context.getImageData(0, 0, across, down));
 }

@@ -1,12 +1,12 @@
 // What leaves the page: reports, tables, a print, and labelled cells that teach the next model.
 
-import { cutOut } from "./crops.js";
+import { cutOut, withRoom } from "./crops.js";
 import { copy, curlCommand, formOption, quote } from "./curl.js";
 import { countOf, differentialOptions, updateDifferential } from "./differential.js";
 import { $, Failure, listen, plural, save, saveCsv, saveJson, setStatus, showMessage } from "./dom.js";
 import { fileName, safe } from "./naming.js";
 import { request } from "./service.js";
-import { reportBody } from "./signing.js";
+import { checkReport, reportBody } from "./signing.js";
 import { labelOf, NOT_A_CELL, specimen, UNIDENTIFIED } from "./specimen.js";
 import { pack } from "./zip_writer.js";
 
@@ -25,19 +25,20 @@ async function saveReportJson() {
   saveJson(fileName("report.json"), { differential, predictions, errors, empty, reviewer, replaces });
 }
 
-// Return the columns that say what a row is of, with their values.
-function about(differential) {
-  const { specimen: id, accession, model, status = "preliminary" } = differential;
+// Return the columns that say what a row is of, with their values. model: undefined for a picture without cells.
+function about(model) {
+  const { ids, signature } = specimen;
   return {
-    ...{ specimen: id ?? "", accession: accession ?? "", status },
-    reviewer: specimen.isSigned ? specimen.signature.reviewer : "",
-    ...{ model: model.name, model_version: model.version, model_sha256: model.sha256 },
+    ...ids,
+    status: signature?.status ?? "preliminary",
+    reviewer: signature?.reviewer ?? "",
+    ...{ model: model?.name, model_version: model?.version, model_sha256: model?.sha256 },
   };
 }
 
 async function saveCounts() {
   const differential = await countOf(reportBody()),
-    common = about(differential);
+    common = about(differential.model);
   const { counts, percent, per_100_leukocytes: ratios, intervals, n, leukocytes } = differential;
   const bounds = (method, label) => intervals[method][label] ?? ["", ""];
   saveCsv(fileName("counts.csv"), [
@@ -55,8 +56,8 @@ async function saveCounts() {
   ]);
 }
 
-async function saveCells() {
-  const common = about(await countOf(reportBody()));
+function saveCells() {
+  checkReport();
   // Models that were switched meanwhile may have other classes: those of all cells are columns.
   const classes = [...new Set(specimen.cells.flatMap(({ prediction }) => Object.keys(prediction.probabilities)))];
   const head = [
@@ -66,13 +67,10 @@ async function saveCells() {
   ];
   const rows = specimen.pictures.flatMap(({ name, cells, problem, empty }) =>
     cells.length
-      ? cells.map((cell) => [...rowOf(cell, classes), ""])
-      : [[name, ...Array(head.length - 1).fill(""), empty ? empty.join(" ") : problem?.detail]],
+      ? cells.map((cell) => [...Object.values(about(cell.model)), ...rowOf(cell, classes), ""])
+      : [[...Object.values(about()), name, ...Array(head.length - 1), empty ? empty.join(" ") : problem?.detail]],
   );
-  saveCsv(fileName("cells.csv"), [
-    [...Object.keys(common), ...head, "error"],
-    ...rows.map((row) => [...Object.values(common), ...row]),
-  ]);
+  saveCsv(fileName("cells.csv"), [[...Object.keys(about()), ...head, "error"], ...rows]);
 }
 
 function rowOf(cell, classes) {
@@ -89,7 +87,7 @@ function rowOf(cell, classes) {
 // --- labelled cells -------------------------------------------------------------------------------------
 
 // Save the cells that a person judged, in a folder for each class: what `leuko verify` and `leuko-train adapt`
-// take. A picture of one cell is in it as it is, a cell of a field as the part of it that was classified.
+// take. A picture of one cell is in it as it is, a cell of a field as its frame and what is around it.
 async function saveLabelled() {
   const isLabelled = ({ reviewed }) => reviewed !== null && ![UNIDENTIFIED, NOT_A_CELL].includes(reviewed);
   const files = [],
@@ -138,7 +136,7 @@ async function picturesOf(picture, cells) {
     return await Promise.all(
       cells.map(async (cell) => ({
         cell,
-        blob: await cutOut(bitmap, cell.prediction.frame),
+        blob: await cutOut(bitmap, withRoom(cell)),
         suffix: `-cell-${cell.number + 1}.png`,
       })),
     );
@@ -150,7 +148,7 @@ async function picturesOf(picture, cells) {
 // --- print ----------------------------------------------------------------------------------------------
 
 function print() {
-  reportBody(); // refuses what may not leave the page
+  checkReport();
   window.print();
 }
 

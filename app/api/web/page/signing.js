@@ -11,8 +11,8 @@ const STATUS = {
   corrected: "Corrected",
 };
 
-// Return the body of a report as it may leave the page: signed, or preliminary. Throws Failure.
-export function reportBody() {
+// Throw Failure if no report may leave the page now.
+export function checkReport() {
   if (specimen.blind && specimen.waiting.length)
     throw new Failure(
       "Not all cells are labelled.",
@@ -24,6 +24,12 @@ export function reportBody() {
       "The report changed after it was signed.",
       "Sign the correction first, or undo the change.",
     );
+}
+
+// Return the body of a report: signed, or preliminary. Throws Failure.
+export function reportBody() {
+  checkReport();
+  const { signature } = specimen;
   return differentialBody(signature ? signed(signature) : {});
 }
 
