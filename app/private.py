@@ -59,6 +59,12 @@ def prctl(option: int, value: int) -> None:
         check(libc().prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
 
 
+def release_memory() -> None:
+    """Return memory that was freed to the system; glibc keeps it otherwise."""
+    if sys.platform == "linux" and hasattr(libc(), "malloc_trim"):
+        libc().malloc_trim(0)
+
+
 def libc() -> ctypes.CDLL:
     """Return the C library, for calls that Python does not have."""
     return ctypes.CDLL(None, use_errno=True)

@@ -134,10 +134,20 @@ class Running:
 
 
 def runs_decoder(pid: int) -> bool:
+    return b"app.inference.decode_worker" in command_of(pid)
+
+
+def services(supervisor: int) -> set[int]:
+    """The processes that a supervisor has forked to serve: they have its command line; Linux."""
+    return {pid for pid in family(supervisor)[1:] if command_of(pid) == command_of(supervisor)}
+
+
+def command_of(pid: int) -> bytes:
+    """The command line; nothing if the process has ended."""
     try:
-        return b"app.inference.decode_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has ended
-        return False
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @contextmanager

@@ -37,8 +37,9 @@ from training.adapt import (
 )
 from training.calibration import temperature_for
 from training.errors import DataError
-from training.export import known_answer, save_weights
+from training.export import save_weights
 from training.graph import export_graph, quantise
+from training.known_answers import known_answer, save_known_answer
 from training.network import Network, load_network, round_to_half
 
 RECALL_FALLS = 0.05  # most that a class may lose
@@ -216,11 +217,11 @@ def _weights(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_weights(network, framed, folder, bundle.preprocessing.size)
+        picture = folder / KNOWN_ANSWER
+        save_known_answer(network, bundle.preprocessing, picture)
         config = {
             "temperature": temperature,
-            "known_answer": known_answer(
-                network, bundle.preprocessing, bundle.path / KNOWN_ANSWER, temperature
-            ),
+            "known_answer": known_answer(network, bundle.preprocessing, picture, temperature),
             "training": dict(bundle.training) | {"adapted": described},
         }
         yield Adapted(folder, config)

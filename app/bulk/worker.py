@@ -51,7 +51,11 @@ class Scorer:
         self._max_bytes = limits.max_bytes
         self._all_cells = max_cells is not None
         config = DecoderConfig(
-            limits, classifier.bundle.preprocessing, decode_timeout_s, max_cells=max_cells or 1
+            limits,
+            classifier.bundle.preprocessing,
+            decode_timeout_s,
+            max_cells=max_cells or 1,
+            style=classifier.bundle.familiar is not None,
         )
         self._decoders = DecodePool(classifier.engine.workers, config)
         self._decoders.open()

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from app.engine.bundle import KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
 from app.engine.interface import Engine, Floats
-from app.engine.laboratories import Styles, describe_all
+from app.engine.laboratories import Styles
 from app.errors import BundleError, EngineError
 from app.evaluation.review_thresholds import Thresholds
 from app.imaging import quality, style
@@ -114,7 +114,7 @@ class Classifier:
         output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), exclusive=exclusive)
         probabilities = softmax(output.logits / self.bundle.temperature)
         scores = self._neighbours.score(output.features)
-        thresholds = self._thresholds(pixels)
+        thresholds = self._thresholds(cells)
         answers: list[Prediction | EngineError] = []
         for i, cell in enumerate(cells):
             if not (np.isfinite(output.logits[i]).all() and np.isfinite(scores[i])):
@@ -124,12 +124,13 @@ class Classifier:
             answers.append(self._predict(cell, probabilities[i], float(scores[i]), thresholds[i], maps))
         return answers
 
-    def _thresholds(self, pixels: NDArray[np.uint8]) -> list[Thresholds]:
-        """Return the review thresholds of each framed cell [n, size, size, 3]."""
+    def _thresholds(self, cells: Sequence[Cell]) -> list[Thresholds]:
+        """Return the review thresholds of each cell."""
         strict, rule = self.bundle.thresholds, self.bundle.familiar
         if rule is None or self._styles is None:
-            return [strict] * len(pixels)
-        near = self._styles.distances(describe_all(pixels)) <= rule.distance
+            return [strict] * len(cells)
+        described = [style.describe(cell.pixels) if cell.style is None else cell.style for cell in cells]
+        near = self._styles.distances(np.stack(described)) <= rule.distance
         return [rule.thresholds if one else strict for one in near]
 
     def _predict(

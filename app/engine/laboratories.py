@@ -35,4 +35,4 @@ class Styles:
 
 def describe_all(cells: Iterable[Pixels]) -> Floats:
     """Return the descriptions [n, 30] of framed cells, RGB [n, size, size, 3]."""
-    return np.stack([describe(pixels) for pixels in cells]).astype(np.float32)
+    return np.stack([describe(pixels) for pixels in cells])

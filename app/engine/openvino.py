@@ -2,114 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from queue import SimpleQueue
-from threading import Condition
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import openvino
+from openvino import opset13
 
 from app.engine.bundle import GRAPH, Bundle
 from app.engine.interface import Output
 from app.errors import BundleError
 from app.imaging.framing import Pixels
 
-BATCH = 4  # within 3 % of the throughput of 32; every batch size takes memory
+BATCH = 4  # images that a worker takes from the queue: what passing them on costs is then shared
 MOST_STREAMS = 8  # Python can hardly supply more
 OUTPUTS = ("logits", "features", "maps")
+# f32: what is not int8 stays float32. On processors with AMX the default is bfloat16, for which OpenVINO
+# 2026.4 cannot compile an int8 graph of any batch size.
+OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 class OpenVinoEngine:
-    """An exclusive call uses all threads; concurrent calls get one stream of threads each.
+    """One stream of threads per call; an exclusive call of several images uses all streams.
 
-    A call on all threads ends with the slowest of them, so decoding beside it would delay every core.
+    Each image goes through the network alone: at 112 pixels a batch is no faster, an answer cannot depend on
+    what else is in a batch, and a single shape takes the least memory and time to prepare.
     """
 
     name = "openvino"
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        self._core = openvino.Core()
-        path = bundle.path / GRAPH
+        core = openvino.Core()
+        path, size = bundle.path / GRAPH, bundle.preprocessing.size
+        options = OPTIONS | ({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
         try:
-            model = self._core.read_model(path)
-            single = self._compile(model, 1, threads)
-            streams = min(MOST_STREAMS, int(single.get_property("INFERENCE_NUM_THREADS")))
-            self._streams = _Requests(self._compile(model, streams, threads), streams)
+            streams = min(MOST_STREAMS, suitable_threads(core, options))
+            model = core.read_model(path)
+            model.reshape([1, size, size, 3])
+            compiled = core.compile_model(model, "CPU", options | {"NUM_STREAMS": str(streams)})
         except RuntimeError as error:
             raise BundleError(f"{path} is not a graph that OpenVINO can run: {error}") from error
-        self._all_threads = _Requests(single, 1)
-        self._changed = Condition()
-        self._calls = 0
-        self._exclusive = False
+        self._streams = streams
+        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(streams):
+            self._free.put(compiled.create_infer_request())
         self.batch = BATCH
         self.workers = streams + 1  # one thread decodes while the streams are busy
-        self.device = f"cpu ({self._core.get_property('CPU', 'FULL_DEVICE_NAME')})"
+        self.device = f"cpu ({core.get_property('CPU', 'FULL_DEVICE_NAME')})"
 
     def infer(self, pixels: Pixels, *, maps: bool = False, exclusive: bool = True) -> Output:
-        with self._turn(exclusive) as requests, requests.take() as request:
-            request.infer([pixels], share_inputs=True, share_outputs=True)
-            logits, features, last = (request.get_tensor(name).data for name in OUTPUTS)
-            return Output(logits.copy(), features.copy(), last.copy() if maps else None)
+        images = [pixels[i : i + 1] for i in range(len(pixels))]
+        rows: list[list[np.ndarray]] = []
+        with self._take(min(len(images), self._streams) if exclusive else 1) as requests:
+            for start in range(0, len(images), len(requests)):
+                running = _run(requests, images[start : start + len(requests)])
+                rows += [
+                    [one.get_tensor(name).data.copy() for name in OUTPUTS[: 2 + maps]] for one in running
+                ]
+        logits, features, *last = map(np.concatenate, zip(*rows, strict=True))
+        return Output(logits, features, last[0] if maps else None)
 
-    def warm_up(self, batch: int, size: int) -> None:
-        self._all_threads.run(np.zeros((1, size, size, 3), np.uint8))
-        for n in range(1, batch + 1):
-            self._streams.run(np.zeros((n, size, size, 3), np.uint8))
-
-    def _compile(self, model: openvino.Model, streams: int, threads: int) -> openvino.CompiledModel:
-        # f32: what is not int8 stays float32. On processors with AMX the default is bfloat16, for which
-        # OpenVINO 2026.4 cannot compile an int8 graph of any batch size.
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": str(streams),
-        }
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = str(threads)
-        return self._core.compile_model(model, "CPU", options)
+    def warm_up(self, batch: int, size: int) -> None:  # noqa: ARG002 (one shape)
+        self.infer(np.zeros((self._streams, size, size, 3), np.uint8))
 
     @contextmanager
-    def _turn(self, exclusive: bool) -> Iterator[_Requests]:
-        """Wait for an exclusive call to end; be exclusive only if no other call is running."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._exclusive)
-            exclusive = self._exclusive = exclusive and not self._calls
-            self._calls += 1
+    def _take(self, count: int) -> Iterator[list[openvino.InferRequest]]:
+        """Wait for a free request, and take up to `count` if more are free."""
+        requests = [self._free.get()]
         try:
-            yield self._all_threads if exclusive else self._streams
-        finally:
-            with self._changed:
-                self._calls -= 1
-                if exclusive:
-                    self._exclusive = False
-                    self._changed.notify_all()
-
-
-class _Requests:
-    """A pool with one inference request per stream; callers wait for a free one."""
-
-    def __init__(self, compiled: openvino.CompiledModel, count: int) -> None:
-        self._count = count
-        self._free: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(compiled.create_infer_request())
-
-    @contextmanager
-    def take(self) -> Iterator[openvino.InferRequest]:
-        request = self._free.get()
+            while len(requests) < count:
+                requests.append(self._free.get_nowait())
+        except Empty:
+            pass
         try:
-            yield request
+            yield requests
         finally:
-            self._free.put(request)
+            for request in requests:
+                self._free.put(request)
 
-    def run(self, pixels: Pixels) -> None:
-        """Run the pixels on every stream at once."""
 
-        def infer(_: int) -> None:
-            with self.take() as request:
-                request.infer([pixels], share_inputs=True)
+def _run(requests: Sequence[openvino.InferRequest], images: Sequence[Pixels]) -> list[openvino.InferRequest]:
+    """Run one image on each request at once, and return the requests that had one."""
+    running = [request for request, _ in zip(requests, images, strict=False)]
+    try:
+        for request, image in zip(running, images, strict=True):
+            request.start_async([image], share_inputs=True)
+    finally:
+        for request in running:  # also after an error: a request that runs cannot be used again
+            request.wait()
+    return running
 
-        with ThreadPoolExecutor(self._count) as pool:
-            list(pool.map(infer, range(self._count)))
+
+def suitable_threads(core: openvino.Core, options: dict[str, str]) -> int:
+    """Return how many threads OpenVINO uses on this machine; only a compiled model tells."""
+    node = opset13.parameter([1], np.float32)
+    smallest = openvino.Model([opset13.relu(node)], [node], "smallest")
+    return int(core.compile_model(smallest, "CPU", options).get_property("INFERENCE_NUM_THREADS"))

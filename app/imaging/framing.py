@@ -55,12 +55,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Cell:
-    """The engine's input for one cell: RGB uint8 [size, size, 3]; cam: return a class-activation map."""
+    """The engine's input for one cell: RGB uint8 [size, size, 3]; cam: return a class-activation map.
+
+    style: `style.describe` of the pixels, float32, where a decoder has computed it.
+    """
 
     pixels: Pixels
     frame: Frame
     quality: Quality
     cam: bool = False
+    style: NDArray[np.float32] | None = None
 
 
 def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:

@@ -20,16 +20,16 @@ Floats = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
 
 
-def describe(pixels: Pixels) -> Floats:
+def describe(pixels: Pixels) -> NDArray[np.float32]:
     """Return the description [30] of a framed cell, RGB [size, size, 3].
 
     Quantiles of the channels' optical densities, their standard deviations and correlations, and quantiles of
     the fine detail in green.
     """
     sample = np.ascontiguousarray(pixels[::STEP, ::STEP].reshape(-1, 3).T)  # [3, n]
-    lit = sample[:, sample.max(0) >= BLACK]
-    if lit.shape[1] < LENGTH:  # nothing but padding
-        lit = sample
+    bright = sample.max(0) >= BLACK
+    # Nearly all pictures have no padding, and some have nothing else.
+    lit = sample if bright.all() or np.count_nonzero(bright) < LENGTH else sample[:, bright]
     n = lit.shape[1]
     density = DENSITY[lit]
     centred = density - density.mean(1, keepdims=True)
@@ -38,8 +38,9 @@ def describe(pixels: Pixels) -> Floats:
     correlation = covariance / np.outer(spread, spread)
     places = [round(share * (n - 1)) for share in DENSITY_SHARES]
     quantiles = DENSITY[np.sort(lit, axis=1)[:, places]]
-    return np.concatenate(
-        [quantiles.ravel(), spread, correlation[[0, 0, 1], [1, 2, 2]], np.log1p(detail(pixels[..., 1]))]
+    pairs = correlation[[0, 0, 1], [1, 2, 2]]
+    return np.concatenate([quantiles.ravel(), spread, pairs, np.log1p(detail(pixels[..., 1]))]).astype(
+        np.float32
     )
 
 
@@ -50,9 +51,8 @@ def detail(channel: Pixels) -> Floats:
     inner = rows[:, 1:-1]
     beside = rows[:, :-2] + rows[:, 2:] + levels[:-2:2, 1:-1] + levels[2::2, 1:-1]
     laplacian = np.abs(4 * inner - beside)
-    found = laplacian[inner >= BLACK]
-    if not len(found):
-        found = laplacian.ravel()
+    bright = inner >= BLACK
+    found = laplacian.ravel() if bright.all() or not bright.any() else laplacian[bright]
     counts = np.bincount(found)
     quantiles = np.searchsorted(counts.cumsum(), np.multiply(DETAIL_SHARES, len(found)))
     return np.append(quantiles, found.mean())

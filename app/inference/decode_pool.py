@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
-import atexit
 import builtins
 import logging
 import math
-import os
 import re
 import select
-import signal
 import socket
 import struct
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Condition, Lock, Thread
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from app import private
 from app.errors import NotReady, StartupError, UndecodableImage
-from app.imaging.framing import Cell, Frame, Pixels
+from app.imaging.framing import Cell, Frame
 from app.imaging.limits import check_bytes
 from app.imaging.quality import Quality
+from app.imaging.style import LENGTH
 from app.inference.decode_worker import (
     CELL,
     CELLS,
     DEFECT,
     ERRORS,
     FRAME,
-    HELLO,
     MEASURES,
     MOST_FRAMES,
     MOST_TEXT,
     PACKAGE,
-    READY,
     REPLY,
     REQUEST,
     DecoderConfig,
 )
+from app.inference.fork_server import ForkServer, end, shared
 from app.inference.threads import Heartbeat
 
-Buffer = TypeVar("Buffer", bytearray, memoryview)
 Framed = TypeVar("Framed", Cell, list[Cell])
 
 logger = logging.getLogger(__name__)
 
-START_S = 30.0  # for the fork server to import everything
 SLICE_S = 1.0  # between two heartbeats while an image is decoded or waits for a decoder
 MARGIN_S = 1.0  # beyond the decoder's own time limit, if it cannot end itself
 ATTEMPTS = 2  # a decoder may also be killed for reasons other than its image
 RETRY_S = 1.0  # between two attempts to start a decoder while none can be started
-FORK_S = 3.0  # for the fork server to fork a decoder, which takes milliseconds
 WAIT_S = 8.0  # of an image for a decoder; a fork server starts in 1 or 2
+STYLE_BYTES = 4 * LENGTH
 TEXTS = (*range(1, 1 + len(ERRORS)), DEFECT)  # kinds of replies that a text follows
 
 
@@ -92,7 +86,7 @@ class DecodePool:
         self._count = count
         self._config = config
         self._on_loss = on_loss
-        self._fork_server = fork_server or _fork_server
+        self._fork_server = fork_server or shared
         self._wait_s = wait_s
         self._idle: deque[Decoder] = deque()
         lock = Lock()  # of what follows
@@ -108,7 +102,7 @@ class DecodePool:
         # Started now: where no process can be started, no thread can be either.
         Thread(target=self._restore, name="decoders", daemon=True).start()
         for _ in range(self._count):
-            self._return(self._fork_server.start_decoder(self._config))
+            self._return(self._start())
 
     @property
     def obstacle(self) -> str | None:
@@ -229,7 +223,7 @@ class DecodePool:
                 if self._closed:
                     return
             try:
-                decoder = self._fork_server.start_decoder(self._config)
+                decoder = self._start()
             except StartupError as error:
                 with self._wanted:
                     self._meet(error.detail)
@@ -241,6 +235,10 @@ class DecodePool:
                     logger.warning("decoder processes can be started again")
                 self._obstacle = None
             self._return(decoder)
+
+    def _start(self) -> Decoder:
+        """Start a decoder. Raise StartupError."""
+        return Decoder(*self._fork_server.fork(self._config.dump()), self._config)
 
     def _return(self, decoder: Decoder) -> None:
         with self._changed:
@@ -261,6 +259,7 @@ class Decoder:
         self._connection = connection
         self._process = process
         self._size = config.preprocessing.size
+        self._content_bytes = 3 * self._size**2 + STYLE_BYTES * config.style
         self._max_cells = config.max_cells
         self._patience_s = config.patience_s
         self._slice_s = _slice_s(config)
@@ -286,10 +285,10 @@ class Decoder:
             self._send(data, all_cells, until, heartbeat)
             head = self._receive(bytearray(REPLY.size), until, heartbeat)
             kind, self.ended, *measures, length = REPLY.unpack(head)
+            _check_finite(measures)
             if kind == CELL and not all_cells:
-                cell = _cell(np.empty((self._size, self._size, 3), np.uint8), measures)
-                self._receive(cell.pixels.data.cast("B"), until, heartbeat)
-                return [cell]
+                content = self._receive(bytearray(self._content_bytes), until, heartbeat)
+                return [self._cell(np.frombuffer(content, np.uint8), measures)]
             if kind == CELLS and all_cells and length <= self._max_cells * self._cell_bytes:
                 return self._unpack(self._receive(bytearray(length), until, heartbeat))
             if kind not in TEXTS or length > MOST_TEXT:
@@ -306,7 +305,7 @@ class Decoder:
     @property
     def _cell_bytes(self) -> int:
         """Return the bytes of one of several cells."""
-        return MEASURES.size + 3 * self._size**2
+        return MEASURES.size + self._content_bytes
 
     def _unpack(self, body: bytearray) -> list[Cell]:
         """Return what `decode_worker.dump` made of cells. Raise EOFError if it is not that."""
@@ -314,8 +313,16 @@ class Decoder:
         if rest:
             raise EOFError("no cells of ours")
         rows = np.frombuffer(body, np.uint8).reshape(count, self._cell_bytes)
-        pixels = rows[:, MEASURES.size :].reshape(count, self._size, self._size, 3)
-        return [_cell(pixels[i], MEASURES.unpack_from(rows[i])) for i in range(count)]
+        return [self._cell(row[MEASURES.size :], MEASURES.unpack_from(row.data)) for row in rows]
+
+    def _cell(self, content: NDArray[np.uint8], measures: Sequence[float]) -> Cell:
+        """Return a cell. measures: the fields of Frame and Quality. Raise EOFError if they cannot be it."""
+        pixels, rest = content[: 3 * self._size**2], content[3 * self._size**2 :]
+        style = np.frombuffer(rest.tobytes(), np.float32) if len(rest) else None
+        _check_finite(measures if style is None else [*measures, *style])
+        left, top, width, height, nucleus, *quality = measures
+        frame = Frame(left, top, width, height, bool(nucleus))
+        return Cell(pixels.reshape(self._size, self._size, 3), frame, Quality(*quality), style=style)
 
     def _send(self, data: bytes, all_cells: bool, until: float, heartbeat: Heartbeat) -> None:
         """Send an image, however slowly it is read. Raise TimeoutError.
@@ -337,7 +344,7 @@ class Decoder:
                 raise TimeoutError
             heartbeat()
 
-    def _receive(self, into: Buffer, until: float, heartbeat: Heartbeat) -> Buffer:
+    def _receive(self, into: bytearray, until: float, heartbeat: Heartbeat) -> bytearray:
         view, done = memoryview(into), 0
         while done < len(view):
             with suppress(BlockingIOError):
@@ -356,106 +363,14 @@ class Decoder:
         """End the process, whatever it does."""
         self._connection.close()
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            os.close(self._process)
+            end(self._process)
             self._process = None
 
 
-class ForkServer:
-    """The process that forks decoders; started when first needed, and again if it ended."""
-
-    def __init__(self, command: Sequence[str] = ()) -> None:
-        self._command = command or private.command("app.inference.decode_worker")
-        self._lock = Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-
-    def start(self) -> None:
-        """Start the process, if it does not run. Raise StartupError."""
-        with self._lock, self._starting():
-            if self._control is None:
-                self._start()
-
-    def start_decoder(self, config: DecoderConfig) -> Decoder:
-        """Fork a decoder. Raise StartupError."""
-        with self._lock, self._starting():
-            if self._control is not None:
-                try:
-                    return self._fork(self._control, config)
-                except (OSError, EOFError) as error:
-                    logger.warning("replacing the process that forks decoders: %s", error)
-                    self._end()
-            return self._fork(self._start(), config)
-
-    @contextmanager
-    def _starting(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, EOFError) as error:
-            self._end()
-            raise StartupError(f"no decoder process can be started: {error}") from error
-
-    def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=private.environment(OPENBLAS_NUM_THREADS="1"),
-                start_new_session=True,
-            )
-        self._control = ours
-        _await(ours, READY, START_S)
-        ours.settimeout(FORK_S)
-        atexit.unregister(self._end)  # of an earlier process
-        atexit.register(self._end)
-        return ours
-
-    def _fork(self, control: socket.socket, config: DecoderConfig) -> Decoder:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                socket.send_fds(control, [config.dump()], [theirs.fileno()])
-            descriptors = _await(ours, HELLO, FORK_S)
-            decoder = Decoder(ours, descriptors[0] if descriptors else None, config)
-        except BaseException:
-            ours.close()
-            raise
-        try:
-            _await(ours, READY, FORK_S)
-        except BaseException:
-            decoder.close()
-            raise
-        return decoder
-
-    def _end(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()  # it has nothing to finish, and may be stopped or stuck
-            process.wait()
-
-
-def _cell(pixels: Pixels, measures: Sequence[float]) -> Cell:
-    """Return a cell. measures: the fields of Frame and Quality. Raise EOFError if they cannot be these."""
+def _check_finite(measures: Sequence[float]) -> None:
+    """Raise EOFError if these cannot be measures of a decoder of ours."""
     if not all(map(math.isfinite, measures)):
         raise EOFError("no measures of ours")
-    left, top, width, height, nucleus, *quality = measures
-    return Cell(pixels, Frame(left, top, width, height, bool(nucleus)), Quality(*quality))
-
-
-def _await(connection: socket.socket, message: bytes, seconds: float) -> list[int]:
-    """Wait for a message of a process that starts; return its descriptors. Raise OSError or EOFError."""
-    connection.settimeout(seconds)
-    received, descriptors, _, _ = socket.recv_fds(connection, len(message), 1)
-    if received != message:
-        raise EOFError("the process ended at once")
-    connection.settimeout(None)
-    return descriptors
 
 
 def _slice_s(config: DecoderConfig) -> float:
@@ -481,7 +396,3 @@ def _is_ours(frame: str) -> bool:
 
 def _timeval(seconds: float) -> bytes:
     return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
-
-
-_fork_server = ForkServer()
-prepare = _fork_server.start  # importing the codecs takes a second: call it while the model loads

@@ -27,25 +27,25 @@ from PIL import Image
 
 import app
 from app.errors import LeukoError, TooLarge, UndecodableImage, UnsupportedFormat
-from app.imaging import dicom, dicom_writer
+from app.imaging import dicom, dicom_writer, small_pydicom
 from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell, frame_cells
 from app.imaging.limits import NO_MEMORY, ImageLimits
+from app.imaging.style import describe as describe_style
 from app.inference import confinement
+from app.inference.fork_server import HELLO, READY
+from app.private import release_memory
 
 CONFIG_BYTES = 4096  # largest message with a DecoderConfig
 REQUEST = struct.Struct("=I?")  # length of the image that follows; whether all of its leukocytes are wanted
 # Kind of the reply; whether it is the decoder's last; the fields of Frame; those of Quality; length of what
 # follows.
 REPLY = struct.Struct("=B?4d?6dI")
-# The fields of Frame and Quality, before the pixels of each of several cells.
+# The fields of Frame and Quality, before the content of each of several cells.
 MEASURES = struct.Struct("=4d?6d")
-HELLO = b"\1"  # from a decoder, with a descriptor of its process (pidfd), where the kernel has them
-READY = b"\0"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
-# Kinds: RGB pixels [size, size, 3] follow; any number of MEASURES with such pixels follow; what `describe`
-# returns follows.
+# Kinds: `content` follows; any number of cells as by `dump` follow; what `describe` returns follows.
 CELL, CELLS, DEFECT = 0, 254, 255
 MOST_TEXT = 200  # printable ASCII characters of a text that follows: as much as a decoder can tell the client
 PACKAGE = Path(app.__file__).parent
@@ -61,6 +61,7 @@ class DecoderConfig:
 
     patience_s: time limit for one image, after which the decoder ends.
     max_cells: leukocytes of one image.
+    style: describe the style of each cell.
     lives: time limits' worth of processor time after which it is replaced.
     """
 
@@ -69,6 +70,7 @@ class DecoderConfig:
     patience_s: float
     lives: int = 20
     max_cells: int = 256
+    style: bool = False
 
     @property
     def life_s(self) -> float:
@@ -82,7 +84,7 @@ class DecoderConfig:
     def load(cls, text: bytes) -> DecoderConfig:
         document = json.loads(text)
         limits, preprocessing = ImageLimits(**document["limits"]), Preprocessing(**document["preprocessing"])
-        return cls(limits, preprocessing, document["patience_s"], document["lives"], document["max_cells"])
+        return cls(**{**document, "limits": limits, "preprocessing": preprocessing})
 
 
 def main() -> int:
@@ -90,7 +92,10 @@ def main() -> int:
     for sig in IGNORED:
         signal.signal(sig, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    small_pydicom.prepare()
     rehearse()
+    gc.collect()
+    release_memory()
     gc.freeze()  # else garbage collection in the children would write to pages that they share
     size = confinement.address_space()
     devnull = os.open(os.devnull, os.O_WRONLY)
@@ -153,7 +158,8 @@ def rehearse() -> None:
         file = io.BytesIO()
         white.save(file, kind)
         frame_cell(decode(file.getvalue()), Preprocessing())
-    frame_cells(field(), Preprocessing(), most=9)
+    for cell in frame_cells(field(), Preprocessing(), most=9):
+        describe_style(cell.pixels)
     if dicom.installed():
         for syntax in (*dicom.NATIVE, *dicom.ENCODED):
             decode(dicom_writer.write(white, syntax))
@@ -191,13 +197,13 @@ def serve(connection: socket.socket, config: DecoderConfig) -> None:
 
 def answer(
     data: bytes, config: DecoderConfig, *, all_cells: bool = False
-) -> tuple[int, tuple[float, ...], bytes | memoryview]:
+) -> tuple[int, tuple[float, ...], bytes]:
     """Decode an image and return the reply's kind, the fields of frame and quality, and the body."""
     try:
         image = decode(data, config.limits)
         if all_cells:
             cells = frame_cells(image, config.preprocessing, config.max_cells)
-            return CELLS, NOTHING, b"".join(map(dump, cells))
+            return CELLS, NOTHING, b"".join(dump(cell, config) for cell in cells)
         cell = frame_cell(image, config.preprocessing)
     except ERRORS as error:
         return 1 + ERRORS.index(type(error)), NOTHING, ascii(error.detail)[1:-1][:MOST_TEXT].encode()
@@ -205,16 +211,21 @@ def answer(
         return 1 + ERRORS.index(TooLarge), NOTHING, NO_MEMORY.encode()
     except Exception as error:  # a defect of ours: the service raises it
         return DEFECT, NOTHING, describe(error)[:MOST_TEXT].encode()
-    return CELL, measures_of(cell), np.ascontiguousarray(cell.pixels).data.cast("B")
+    return CELL, measures_of(cell), content(cell, config)
 
 
 def measures_of(cell: Cell) -> tuple[float, ...]:
     return (*astuple(cell.frame), *astuple(cell.quality))
 
 
-def dump(cell: Cell) -> bytes:
-    """Return a cell as bytes: MEASURES and pixels."""
-    return MEASURES.pack(*measures_of(cell)) + cell.pixels.tobytes()
+def dump(cell: Cell, config: DecoderConfig) -> bytes:
+    """Return one of several cells as bytes: MEASURES and content."""
+    return MEASURES.pack(*measures_of(cell)) + content(cell, config)
+
+
+def content(cell: Cell, config: DecoderConfig) -> bytes:
+    """Return a cell's pixels as bytes, then the 30 float32 of its style if the config asks for that."""
+    return cell.pixels.tobytes() + (describe_style(cell.pixels).tobytes() if config.style else b"")
 
 
 def describe(error: Exception) -> str:

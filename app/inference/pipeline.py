@@ -162,7 +162,10 @@ class Pipeline:
             with self._timed("decode"), item.stages.time("decode") if item.stages else nullcontext():
                 cells = self._frame_cells(item, data, heartbeat)
         except LeukoError as error:
-            return error
+            error.__context__ = None
+            return error.with_traceback(
+                None
+            )  # else the image stays in memory, with the frames of its decoding
         sha256 = hashlib.sha256(data).hexdigest()
         return _Framed(item, sha256, [replace(cell, cam=item.cam) for cell in cells])
 

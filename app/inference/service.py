@@ -66,6 +66,7 @@ class Service:
             classifier.bundle.preprocessing,
             settings.engine_timeout_s,
             max_cells=settings.max_cells,
+            style=classifier.bundle.familiar is not None,
         )
         decoders = DecodePool(workers, config, telemetry.count_decoder_loss)
         pipeline = Pipeline(

@@ -32,8 +32,8 @@ from prometheus_client.registry import Collector
 
 from app.evaluation.answer_profile import CONFIDENCE_EDGES, OOD_EDGES, AnswerProfile
 from app.observability import shared_values
+from app.observability.shared_folder import SHARED
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
 REFRESH_S = 1.0  # maximum age of another process's gauges
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 PREFIX = "leuko-metrics-"
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # its path, for prometheus_client, which reads this when it is imported
 
 logger = logging.getLogger(__name__)
 

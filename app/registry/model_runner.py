@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from app.engine.bundle import Bundle
 from app.engine.classifier import Classifier
 from app.errors import BundleError, NotReady, StartupError
-from app.inference.decode_pool import prepare
+from app.inference.fork_server import prepare
 from app.inference.runtime import Runtime
 from app.inference.service import OnAnswer, Service, batch_size, ignore_answer
 from app.inference.threads import in_thread

@@ -28,13 +28,14 @@ from app.inference.runtime import Load
 from app.inference.service import Service
 from app.observability.metrics import Telemetry
 from app.printable import printable
+from app.private import release_memory
+from app.server.listener import BACKLOG
 from app.server.signals import insists, stopping
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 1.0  # time between not ready and no new connections
-BACKLOG = 2048  # connections that may wait to be accepted
 KEEP_ALIVE_S = 65  # longer than a load balancer's usual 60, which would else reuse closed connections
 
 
@@ -65,6 +66,7 @@ def run(launch: Launch, on_ready: Callable[[Service], object], *, accept_when_re
     def ready() -> None:
         # Exclude what is loaded by now from garbage collection, whose pauses would delay requests.
         gc.collect()
+        release_memory()
         gc.freeze()
         on_ready(lifecycle.service)
 

@@ -1,23 +1,33 @@
-"""`leuko serve`: refuse accidental exposure, bind the port, run one process or several."""
+"""`leuko serve`: refuse accidental exposure, bind the port, run one process or several.
+
+What takes time is imported last: meanwhile the process that forks decoders starts, and the model is loaded.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.edge.keys import Keys
 from app.errors import SettingsError, StartupError
 from app.inference.confinement import weaknesses
-from app.inference.runtime import Load
+from app.inference.fork_server import shared
 from app.observability.logs import configure_logging
 from app.private import keep_private
-from app.server.run import BACKLOG, Launch, announce, run
+from app.server.listener import bind, url, without_brackets
 from app.server.signals import ignore_meaningless
-from app.server.supervisor import supervise
 from app.settings import NONE, Settings, strangers
+
+if TYPE_CHECKING:
+    from app.inference.runtime import Load
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +39,54 @@ def serve(settings: Settings, load: Load) -> int:
     check_exposure(settings)
     configure_logging(settings)
     with bind(settings.host, settings.port) as listener:
-        launch, address = Launch(settings, load, listener), url(listener)
+        with suppress(StartupError):  # the model's runner tries again and reports it
+            shared.launch()
         for stranger in strangers(os.environ):
             logger.warning("%s", stranger)
         for weakness in weaknesses():
             logger.warning("%s", weakness)
-        if settings.processes > 1:
-            return supervise(launch, address)
-        return run(launch, lambda service: announce(service, address))
+        spare_imports()
+        run = run_several if settings.processes > 1 else run_one
+        return run(settings, load, listener)
+
+
+def run_one(settings: Settings, load: Load, listener: socket.socket) -> int:
+    with quick_imports():
+        from app.server.ahead import LoadAhead
+
+        ahead = LoadAhead(load, settings)
+        from app.server.run import Launch, announce, run
+
+    return run(Launch(settings, ahead, listener), lambda service: announce(service, url(listener)))
+
+
+def run_several(settings: Settings, load: Load, listener: socket.socket) -> int:
+    from app.observability.shared_folder import SHARED, shared_folder
+
+    with shared_folder() as folder:
+        os.environ[SHARED] = folder
+        with quick_imports():
+            from app.server.run import Launch
+            from app.server.supervisor import Supervisor
+
+        return Supervisor(Launch(settings, load, listener), url(listener), folder).run()
+
+
+def spare_imports() -> None:
+    """Leave out what libraries would import for nothing; only in a process that serves."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it reads the metadata of every package
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would compete with the engine's
+    sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]  # FastAPI imports it to refuse it
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Leave garbage alone meanwhile: there is hardly any, and looking for it takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def check_exposure(settings: Settings) -> None:
@@ -58,34 +108,3 @@ def is_loopback(host: str) -> bool:
         return host.lower().rstrip(".") == "localhost"
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_loopback
-
-
-def without_brackets(host: str) -> str:
-    """Return an IPv6 address as a socket takes it; in URLs it has brackets."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket, bound early to report a taken port before the weights are loaded.
-
-    port: 0 for a free one. Raise StartupError.
-    """
-    host = without_brackets(host)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except (OSError, TypeError) as error:  # TypeError: a name that cannot be encoded
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) else "it is not the name of a machine"
-        raise StartupError(f"cannot listen on {host} port {port}: {reason}") from None
-    return listener
-
-
-def url(listener: socket.socket) -> str:
-    """Return the URL of the service for a browser on this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

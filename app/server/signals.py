@@ -10,8 +10,6 @@ from types import FrameType
 
 # SIGHUP: the terminal was closed. SIGQUIT: Ctrl-\, and what nginx and others drain on.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# A terminal sends these to all processes of its foreground job, also to those that the supervisor stops.
-FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 MEANINGLESS = (signal.SIGUSR1, signal.SIGUSR2)
 
 Handler = Callable[[int, FrameType | None], object]
@@ -50,10 +48,18 @@ def insists(sig: int) -> bool:
 
 
 @contextmanager
-def without_terminal() -> Iterator[None]:
-    """Block the terminal's signals, also in processes started inside: the supervisor stops them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
+def without_stopping() -> Iterator[None]:
+    """Block the signals that stop a service, also in processes started inside: the supervisor stops them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_by_default() -> None:
+    """Drop the supervisor's handlers in a process that it has forked, then let SIGTERM in."""
+    for sig in STOPPING:
+        if signal.getsignal(sig) != signal.SIG_IGN:
+            signal.signal(sig, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

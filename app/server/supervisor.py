@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -9,24 +10,31 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import connection, get_context, parent_process, resource_tracker
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from threading import Thread
 from types import FrameType
+from typing import Literal
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from app.errors import StartupError
+from app.inference.fork_server import prepare
 from app.observability.logs import configure_logging
-from app.observability.metrics import SHARED
-from app.observability.shared_folder import hold, restore, shared_folder
+from app.observability.shared_folder import SHARED, hold, restore
 from app.observability.shared_values import forget
 from app.private import Private, environment
+from app.server.ahead import LoadAhead
 from app.server.run import Launch, print_address, run
-from app.server.signals import insists, stopping, without_terminal
+from app.server.signals import end_by_default, insists, stopping, without_stopping
+from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+METHOD: Literal["fork", "spawn"] = "fork" if sys.platform == "linux" else "spawn"
 POLL_S = 0.2  # between checks whether all processes are ready
 
 
@@ -34,20 +42,16 @@ POLL_S = 0.2  # between checks whether all processes are ready
 class ServerProcess:
     """ready: set by the process once it serves."""
 
-    process: SpawnProcess
+    process: BaseProcess
     ready: Event
 
 
-def supervise(launch: Launch, address: str) -> int:
-    """Serve until a signal, then return 0; return 1 if a process fails to start while none is ready."""
-    with shared_folder() as folder:
-        # Each server process reads this when it imports prometheus_client: /metrics sums over processes.
-        os.environ[SHARED] = folder
-        return Supervisor(launch, address, folder).run()
-
-
 class Supervisor:
-    """The first signal that stops the service makes all processes drain and stop; a second kills them."""
+    """The first signal that stops the service makes all processes drain and stop; a second kills them.
+
+    folder: of the processes' metrics; `SHARED` must name it in the environment. On Linux the processes are
+    forked: they share the memory of what this process has imported. It must have no other thread.
+    """
 
     def __init__(self, launch: Launch, address: str, folder: str) -> None:
         self._launch = launch
@@ -59,6 +63,9 @@ class Supervisor:
         self._status = 0
 
     def run(self) -> int:
+        """Serve until a signal, then return 0; return 1 if a process fails to start while none is ready."""
+        if METHOD == "fork":
+            share_memory(self._launch.settings)
         with stopping(self._on_signal):
             return self._run()
 
@@ -94,13 +101,14 @@ class Supervisor:
         return all(server.ready.is_set() for server in self._processes.values())
 
     def _start(self, slot: int, *, accept_when_ready: bool = False) -> None:
-        spawn = get_context("spawn")
+        context = get_context("fork") if METHOD == "fork" else get_context("spawn")
         share = cores_of(slot, self._launch.settings.processes)
-        with without_terminal():
-            _start_tracker()
-            ready = spawn.Event()
+        with without_stopping():
+            if METHOD == "spawn":
+                _start_tracker()
+            ready = context.Event()
             arguments = (self._launch, ready, share, accept_when_ready)
-            process = spawn.Process(target=Private(run_server), args=arguments, name=f"service-{slot}")
+            process = context.Process(target=Private(run_server), args=arguments, name=f"service-{slot}")
             process.start()
         self._processes[slot] = ServerProcess(process, ready)
         if self._stopping:  # a signal arrived while the process was being started
@@ -140,6 +148,7 @@ class Supervisor:
 
 def run_server(launch: Launch, ready: Event, share: Sequence[int], accept_when_ready: bool) -> None:
     """Serve in this process, on the cores of `share`; set `ready` once the application is ready."""
+    end_by_default()
     Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share)
@@ -148,7 +157,18 @@ def run_server(launch: Launch, ready: Event, share: Sequence[int], accept_when_r
     configure_logging(launch.settings)
     with suppress(OSError):  # a folder that was deleted: the supervisor has said so
         hold(os.environ[SHARED])  # until this process ends, which may be after its supervisor was killed
+    launch = replace(launch, load=LoadAhead(launch.load, launch.settings))
     sys.exit(run(launch, lambda _: ready.set(), accept_when_ready=accept_when_ready))
+
+
+def share_memory(settings: Settings) -> None:
+    """Import what each process needs, once, and have the fork server of the decoders ready for all."""
+    if settings.engine != "torch" and not Path("/dev/nvidiactl").exists():
+        import_module("app.engine.openvino")  # torch cannot be used on a GPU by forked processes
+    with suppress(StartupError):  # each process tries again and reports it
+        prepare()
+    gc.collect()
+    gc.freeze()  # else garbage collection in the processes would write to pages that they share
 
 
 def cores_of(slot: int, processes: int) -> list[int]:

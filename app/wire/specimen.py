@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -120,6 +120,13 @@ class NamedModel(ModelReference):
     sha256: Sha256
 
 
+def _few(counts: Any) -> Any:
+    """Refuse too many classes before each is looked at: pydantic keeps an error for every bad one."""
+    if isinstance(counts, dict) and len(counts) > MAX_LABELS + 1:
+        raise ValueError(f"must have at most {MAX_LABELS + 1} classes")
+    return counts
+
+
 class ChangedCell(BaseModel):
     """A cell to which a person gave another label than the model."""
 
@@ -137,7 +144,9 @@ class FormerReport(BaseModel):
     fingerprint: Sha256
     status: Status
     reviewer: Printable | None
-    counts: dict[Label, Annotated[int, Field(ge=0)]] = Field(max_length=MAX_LABELS + 1)
+    counts: Annotated[
+        dict[Label, Annotated[int, Field(ge=0)]], Field(max_length=MAX_LABELS + 1), BeforeValidator(_few)
+    ]
     changes: list[ChangedCell] = Field(max_length=MAX_CELLS, fail_fast=True)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -23,20 +24,20 @@ from app.errors import LeukoError, NotReady, StartupError, TooLarge, Undecodable
 from app.imaging.decode import ACCEPTED, decode
 from app.imaging.framing import Cell, Preprocessing, frame_cell, frame_cells
 from app.imaging.limits import ImageLimits
-from app.inference.decode_pool import DecodePool, Decoder, DecoderFailed, DecoderLost, ForkServer
+from app.imaging.style import describe
+from app.inference.decode_pool import DecodePool, Decoder, DecoderFailed, DecoderLost
 from app.inference.decode_worker import (
     CELL,
     CELLS,
     DEFECT,
-    HELLO,
     MEASURES,
     MOST_TEXT,
-    READY,
     REPLY,
     REQUEST,
     DecoderConfig,
     receive,
 )
+from app.inference.fork_server import HELLO, READY, ForkServer
 from app.samples.smear import draw_smear
 from benchmarks.server import family
 from tests import tiffs
@@ -136,7 +137,11 @@ def test_a_defect_is_raised_with_its_place_and_its_decoder_is_replaced() -> None
 
 def test_a_fork_server_that_does_not_start_is_a_startup_error() -> None:
     with pytest.raises(StartupError, match="no decoder process can be started"):
-        ForkServer(["false"]).start_decoder(CONFIG)
+        ForkServer(["false"]).fork(CONFIG.dump())
+
+
+def start(server: ForkServer) -> Decoder:
+    return Decoder(*server.fork(CONFIG.dump()), CONFIG)
 
 
 class Obstructed(ForkServer):
@@ -148,12 +153,12 @@ class Obstructed(ForkServer):
         self.free.set()
         self._stuck = stuck
 
-    def start_decoder(self, config: DecoderConfig) -> Decoder:
+    def fork(self, config: bytes) -> tuple[socket.socket, int | None]:
         if self._stuck:
             self.free.wait()
         if not self.free.is_set():
             raise StartupError("no decoder process can be started: out of memory")
-        return super().start_decoder(config)
+        return super().fork(config)
 
 
 @pytest.mark.parametrize("stuck", [False, True])
@@ -202,20 +207,45 @@ def test_an_image_that_waits_for_a_decoder_ends_when_the_pool_is_closed() -> Non
 @linux
 def test_a_fork_server_that_is_stopped_is_replaced() -> None:
     server = ForkServer()
-    server.start_decoder(CONFIG).close()
+    start(server).close()
     stopped = server._process
     assert stopped is not None
     stopped.send_signal(signal.SIGSTOP)
-    server.start_decoder(CONFIG).close()
+    start(server).close()
     assert stopped.returncode == -signal.SIGKILL
     server._end()
+
+
+@linux
+def test_a_forked_child_uses_the_same_fork_server_and_ends_only_what_it_started() -> None:
+    code = f"""
+import os
+from app.inference.fork_server import ForkServer, end
+def start():
+    connection, process = server.fork({CONFIG.dump()!r})
+    connection.close()
+    end(process)
+server = ForkServer()
+server.launch()
+server.start()
+process = server._process
+if (child := os.fork()) == 0:
+    start()
+    server._end()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+start()
+assert server._process is process and process.poll() is None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @linux
 def test_a_package_named_app_in_the_working_folder_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app/__init__.py").write_text("raise SystemExit('the wrong app')\n")
-    code = "from app.inference.decode_pool import ForkServer; ForkServer().start()"
+    code = "from app.inference.fork_server import ForkServer; ForkServer().start()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         cwd=tmp_path,
@@ -433,3 +463,15 @@ def test_a_decoder_whose_reply_was_not_awaited_is_not_used_again() -> None:
 
 def decoding() -> set[int]:
     return set(filter(runs_decoder, family(os.getpid())))
+
+
+def test_a_decoder_describes_the_style_of_its_cells_if_asked() -> None:
+    data = field_png()
+    decoders = DecodePool(1, replace(CONFIG, limits=ImageLimits(), style=True))
+    decoders.open()
+    cells = [decoders.frame(data), *decoders.frame_all(data)]
+    decoders.close()
+    assert len(cells) > 2
+    for cell in cells:
+        assert cell.style is not None
+        assert cell.style == pytest.approx(describe(cell.pixels), abs=1e-5)

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import NoReturn
 
-from app.inference import decode_pool, decode_worker
+from app.inference import decode_worker, fork_server
 from app.inference.decode_worker import CELL, DEFECT, ERRORS, NOTHING, REPLY, REQUEST, DecoderConfig, receive
 from tests.fake_classifier import png
 from tests.safety.intruder import MARK, NOBODY, UID, fork_decoders
@@ -86,5 +86,5 @@ def serve_images() -> None:
     from app.cli.main import main as leuko
     from tests.fake_classifier import load
 
-    decode_pool._fork_server._command = (sys.executable, "-c", DECODER)
+    fork_server.shared._command = (sys.executable, "-c", DECODER)
     sys.exit(leuko(load=load))

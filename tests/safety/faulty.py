@@ -21,7 +21,7 @@ from app.cli.main import main
 from app.engine.classifier import Classifier, Prediction
 from app.errors import BundleError, EngineError
 from app.imaging.framing import Cell
-from app.inference import decode_pool
+from app.inference import fork_server
 from app.settings import Settings
 from tests.fake_classifier import FakeClassifier
 from tests.running import Running, running, wait_until
@@ -107,7 +107,7 @@ DECODER = "import sys, app.inference.decode_worker, tests.safety.halting_decoder
 
 
 def serve(load: Callable[[Settings], Classifier] = load) -> None:
-    decode_pool._fork_server._command = (sys.executable, "-c", DECODER, str(_folder()))
+    fork_server.shared._command = (sys.executable, "-c", DECODER, str(_folder()))
     sys.exit(main(load=load))
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from app.errors import UndecodableImage
 from app.imaging.decode import decode
 from app.imaging.limits import DEFAULT_LIMITS, ImageLimits
-from app.inference import decode_pool, decode_worker
+from app.inference import decode_worker, fork_server
 from tests.fake_classifier import png
 
 FOLDER, UID = "LEUKO_TEST_FOLDER", "LEUKO_TEST_UID"  # UID: decoders run as this user
@@ -239,7 +239,7 @@ def serve() -> None:
 
     # Decoders do not get such variables.
     needed = (f"{name}={os.environ[name]}" for name in (FOLDER, UID) if name in os.environ)
-    decode_pool._fork_server._command = (sys.executable, "-c", DECODER, *needed)
+    fork_server.shared._command = (sys.executable, "-c", DECODER, *needed)
     sys.exit(leuko(load=load))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import FAKE, Running, linux, running, wait_until
+from tests.running import FAKE, linux, running, services, wait_until
 
 
 def metrics_folders(temporary: Path) -> set[Path]:
@@ -18,11 +18,6 @@ def metrics_folders(temporary: Path) -> set[Path]:
 
 def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}/task").exists()
-
-
-def services(service: Running) -> list[int]:
-    """Return the processes that the supervisor started to serve."""
-    return [pid for pid in service.processes if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @linux
@@ -34,7 +29,7 @@ def test_56_the_next_start_deletes_the_folders_of_a_killed_supervisor_and_no_oth
     with start() as killed:
         [left] = metrics_folders(tmp_path) - {tmp_path / "leuko-metrics-link"}
         family = killed.processes[1:]
-        [survivor, *_] = services(killed)
+        [survivor, *_] = services(killed.process.pid)
         os.kill(survivor, signal.SIGSTOP)  # it has not noticed yet that its supervisor is gone
         killed.process.kill()
         killed.process.wait()

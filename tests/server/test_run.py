@@ -12,8 +12,9 @@ import uvicorn
 
 from app.cli.main import main
 from app.errors import SettingsError, StartupError
+from app.server.listener import bind, url
 from app.server.run import Server, print_address
-from app.server.serve import bind, check_exposure, is_loopback, url
+from app.server.serve import check_exposure, is_loopback
 from app.settings import Settings
 from tests.fake_classifier import load
 from tests.running import FAKE, REAL, ROOT, serving, wait_until_ready

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 import urllib.request
 from functools import partial
@@ -15,19 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.server.supervisor import cores_of
 from benchmarks.client import MULTIPART, form
 from tests.fake_classifier import png
-from tests.running import FAKE, linux, serves, serving, wait_until, wait_until_ready
-
-
-def services(process: subprocess.Popen[str]) -> set[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return {int(pid) for pid in children if "spawn_main" in command_of(int(pid))}
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
+from tests.running import FAKE, command_of, linux, serves, services, serving, wait_until, wait_until_ready
 
 
 def is_gone(pid: int) -> bool:
@@ -53,7 +40,7 @@ def test_metrics_are_sums_over_processes_including_dead_ones() -> None:
         address = wait_until_ready(process)
         wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
         assert [predict(address) for _ in range(12)] == [200] * 12
-        first = services(process)
+        first = services(process.pid)
         assert len(first) == 2
         for pid in first:
             os.kill(pid, signal.SIGKILL)
@@ -63,7 +50,7 @@ def test_metrics_are_sums_over_processes_including_dead_ones() -> None:
             )  # the other process responds, or the request waits for the replacement
         wait_until(lambda: scrape(address)["leuko_queue_capacity"] == 512)
         wait_until(lambda: scrape(address)["leuko_model_ready"] == 1)  # the minimum of all processes
-        assert len(services(process) - first) == 2
+        assert len(services(process.pid) - first) == 2
         for _ in range(8):
             metrics = scrape(address)
             assert metrics["leuko_images_total"] == metrics["leuko_batch_size_sum"] == 14
@@ -80,7 +67,7 @@ def test_metrics_are_sums_over_processes_including_dead_ones() -> None:
 def test_a_second_signal_ends_all_processes_at_once() -> None:
     with serving(FAKE, "--processes", "2") as process:
         wait_until_ready(process)
-        pids = services(process)
+        pids = services(process.pid)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)  # the processes are draining, for GRACE_S
         process.send_signal(signal.SIGINT)
@@ -93,7 +80,7 @@ def test_a_second_signal_ends_all_processes_at_once() -> None:
 def test_processes_do_not_outlive_the_supervisor() -> None:
     with serving(FAKE, "--processes", "2") as process:
         wait_until_ready(process)
-        pids = services(process)
+        pids = services(process.pid)
         process.kill()
         wait_until(lambda: all(map(is_gone, pids)))
 
@@ -108,7 +95,7 @@ def test_a_process_is_replaced_after_the_folder_of_metrics_was_deleted(
     folder.mkdir()
     with serving(FAKE, "--processes", "2", environ={"TMPDIR": str(folder)}) as process:
         address = wait_until_ready(process)
-        first = services(process)
+        first = services(process.pid)
         shutil.rmtree(next(folder.glob("leuko-metrics-*")) if temporary == "stays" else folder)
         for pid in first:
             os.kill(pid, signal.SIGKILL)

@@ -154,6 +154,14 @@ def test_statistics_are_renewed_from_pictures_without_labels(network: Network) -
     assert not renewed.training
 
 
+def test_statistics_go_three_quarters_of_the_way(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = own_cells()
+    before, renewed = network.trunk.bn1.running_mean, adapt.renew_statistics(network, cells.framed)
+    monkeypatch.setattr(adapt, "RENEWED", 1.0)
+    whole = adapt.renew_statistics(network, cells.framed).trunk.bn1.running_mean
+    assert torch.allclose(renewed.trunk.bn1.running_mean, torch.lerp(before, whole, 0.75))
+
+
 def test_too_few_cells_of_a_class_are_refused_by_name() -> None:
     with pytest.raises(DataError, match=r"at least 5 cells .* neutrophil: 2"):
         adapt.check_cells(own_cells(6).take(range(20)), CLASSES)

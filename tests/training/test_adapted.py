@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.numpy import save_file as save_arrays
 
 from app.api.application import create_app
+from app.engine import site_bundle
 from app.engine.bundle import CLASSES, FILES, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
+from app.errors import BundleError
 from app.imaging.framing import Preprocessing
 from app.registry.fetch import load
 from app.samples.smear import draw_smear
@@ -24,11 +26,27 @@ from tests.fakes import caller
 from tests.laboratory import REREAD_S, Laboratory, on_a_loop
 from training import adapt, adapted
 from training.cli import main
-from training.export import known_answer, save_weights
-from training.network import Network, round_to_half
+from training.export import save_weights
+from training.known_answers import known_answer
+from training.network import Network, load_network, round_to_half
 
 SIZE = 32
 COLOURS = ((220, 60, 60), (60, 60, 220), (60, 200, 60), (200, 60, 200))
+
+
+class Unquantised:
+    """A classifier of a bundle whose graph is none: it answers as the weights do."""
+
+    def __init__(self, folder: Path, _engine: str) -> None:
+        self.bundle = load_bundle(folder)
+
+    def check(self) -> None:
+        network = load_network(self.bundle)
+        answer = known_answer(
+            network, self.bundle.preprocessing, self.bundle.path / KNOWN_ANSWER, self.bundle.temperature
+        )
+        if answer != pytest.approx(self.bundle.known_answer, abs=1e-4):
+            raise BundleError("this engine does not compute the bundle's network here")
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapted, "expected_seconds", lambda *_: 61.0)
     monkeypatch.setattr(adapted, "export_graph", lambda *_: b"")
     monkeypatch.setattr(adapted, "quantise", lambda _, images: b"a graph of %d images" % len(images))
+    monkeypatch.setattr(site_bundle, "load_classifier", Unquantised)
 
 
 @pytest.fixture
@@ -114,6 +133,19 @@ def test_an_adapted_bundle_is_whole_and_says_what_it_is(
     report = json.loads((out / "adaptation.json").read_text())
     assert report["before"]["balanced_accuracy"] == 0.25
     assert (out / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_bundle_with_which_the_service_would_not_start_is_not_written(
+    bundle: Bundle,
+    cells: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapted, "known_answer", lambda *_: [1.0, 0.0, 0.0, 0.0])
+    assert main(arguments(bundle, tmp_path / "mine", str(cells), "--force")) != 0
+    assert "does not compute the bundle's network" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
 
 
 def test_what_is_not_better_is_not_written(

@@ -5,6 +5,8 @@ No required field is null, since FastAPI omits nulls from the document.
 
 from __future__ import annotations
 
+from typing import Any
+
 from app.api.openapi import REQUEST_ID
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -76,7 +78,7 @@ CORRECTED = SIGNED | {
     "replaces": SHA256,
     "former": FORMER,
 }
-CELLS = {
+CELLS: dict[str, dict[str, Any]] = {
     "predicted": {"summary": "earlier predictions: a preliminary report", "value": PREDICTED},
     "signed": {"summary": "reviewed and signed: a final report", "value": SIGNED},
     "corrected": {"summary": "a correction of a signed report", "value": CORRECTED},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,6 +30,7 @@ MEDIA_TYPES = (
     *(f"image/{kind}" for kind in ("jpeg", "png", "webp", "tiff", "bmp", "gif")),
     "application/dicom",
 )
+MOST_FREED = 32 * MIB  # bytes that are freed in one turn of the event loop
 IMAGE_ERRORS = (
     *BODY_ERRORS,
     errors.Unusable,
@@ -60,7 +62,7 @@ def image_limit(service: Service) -> Limit:
 
 async def classify(
     service: Service,
-    parts: Sequence[Part],
+    parts: list[Part],
     context: RequestContext,
     *,
     cam: bool = False,
@@ -68,8 +70,29 @@ async def classify(
 ) -> Classified | Response:
     """Classify uploaded images. If all fail, return the first image's problem, which lists all problems.
 
-    all_cells: classify all leukocytes of each image. Raise TooLarge for over `MAX_CELLS`.
+    all_cells: classify all leukocytes of each image. Raise TooLarge for over `MAX_CELLS`. The bytes of
+    `parts` are dropped.
     """
+    try:
+        return await _classify(service, parts, context, cam=cam, all_cells=all_cells)
+    finally:
+        await release(parts)
+
+
+async def release(parts: list[Part]) -> None:
+    """Drop the bytes of parts, a few at a time: to free all of a large request at once takes 20 ms."""
+    held = 0
+    for index, part in enumerate(parts):
+        held += len(part.data)
+        parts[index] = Part(part.filename, b"")
+        if held > MOST_FREED:
+            held = 0
+            await asyncio.sleep(0)
+
+
+async def _classify(
+    service: Service, parts: Sequence[Part], context: RequestContext, *, cam: bool, all_cells: bool
+) -> Classified | Response:
     images = [part.data for part in parts]
     deadline = context.arrived + service.settings.deadline_s
     caller = Caller.of(context)

@@ -188,6 +188,20 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_the_cells(client: TestCli
     )
 
 
+def test_cells_of_one_image_are_told_apart(client: TestClient) -> None:
+    first, second = cell(0, "monocyte", cell=0), cell(0, "monocyte", cell=1)
+    said = {"reviewed": "lymphocyte"}
+    one, other = count(client, [first | said, second]), count(client, [first, second | said])
+    assert one["counts"] == other["counts"]
+    assert one["fingerprint"] != other["fingerprint"]
+    assert one["unreviewed_fingerprint"] == other["unreviewed_fingerprint"]
+    assert ([made["cell"] for made in one["changes"]], [made["cell"] for made in other["changes"]]) == (
+        [0],
+        [1],
+    )
+    assert "duplicate_images" not in warnings(one)
+
+
 def test_without_hashes_there_is_no_fingerprint(client: TestClient) -> None:
     made = count(client, [DONE[0], {"label": "monocyte", "reviewed": "monocyte"}], reviewer="A. Smith")
     assert (made["fingerprint"], made["unreviewed_fingerprint"]) == (None, None)
