@@ -132,6 +132,7 @@ class CountCells:
             dict(enumerate(specimen.predictions)),
             specimen.errors,
             specimen.model,
+            specimen.empty,
             sign_off=specimen,
         )
         return render_count(count, self.media_type, self.loinc_method, self.bundle_type, self.bundle.codes)

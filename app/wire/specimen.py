@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from app.engine.bundle import MAX_LABEL, MAX_LABELS
-from app.wire.schemas import Caution, EmptyImages, ImageProblem, ModelReference, Probability, Reason
+from app.wire.schemas import (
+    Caution,
+    EmptyImage,
+    EmptyImages,
+    ImageProblem,
+    ModelReference,
+    Probability,
+    Reason,
+)
 
 MAX_CELLS = 10_000  # predictions in one request
 # What a person may say of a cell beside the labels of the bundle.
@@ -200,6 +208,9 @@ class ClassifiedCells(Specimen, SignOff):
         max_length=MAX_CELLS,
         fail_fast=True,
         description="`errors` of the same `/predict` responses: every report says how many images it lacks",
+    )
+    empty: list[EmptyImage] = Field(
+        [], max_length=MAX_CELLS, fail_fast=True, description="`empty` of the same `/predict` responses"
     )
 
 

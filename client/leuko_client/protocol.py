@@ -208,7 +208,7 @@ def differential_of(
 
     Raise ValueError for several models, or if `replaces` has no fingerprint.
     """
-    predictions, errors, models = [], [], []
+    predictions, errors, empty, models = [], [], [], []
     for index, cell in enumerate(cells):
         for prediction in _predicted(cell):
             model = prediction.model
@@ -216,12 +216,20 @@ def differential_of(
             predictions.append(asdict(replace(prediction, model=None)))
         if isinstance(cell, Outcome) and cell.error is not None:
             errors.append({**_problem(cell.error), "index": index, "filename": cell.name})
+        elif isinstance(cell, Outcome) and not _predicted(cell):
+            empty.append({"index": index, "filename": cell.name})
     if len(models) > 1:
         names = ", ".join(f"{model.name} {model.version}" for model in models)
         raise ValueError(f"the predictions are of several models ({names}): predict all images with one")
     if transaction and format != "fhir":
         raise ValueError("a transaction is a FHIR report")
-    document: dict[str, Any] = {"predictions": predictions, "errors": errors, **about, **_former(replaces)}
+    document: dict[str, Any] = {
+        "predictions": predictions,
+        "errors": errors,
+        "empty": empty,
+        **about,
+        **_former(replaces),
+    }
     if models:
         document["model"] = asdict(models[0])
     has_review = bool(about.get("reviewer")) or any(one["reviewed"] for one in predictions)

@@ -31,6 +31,7 @@ from leuko_client import (
     Prediction,
     Progress,
     Retries,
+    protocol,
 )
 from leuko_client.models import build
 from leuko_client.progress import Bar
@@ -608,6 +609,9 @@ def test_an_image_may_have_any_number_of_cells(kind: Any) -> None:
         outcomes = list(client.predict_many([b"a", b"b", b"c"], cells="all"))
         assert client.predict_cells(b"d") == []
     assert [[cell.cell for cell in outcome.cells] for outcome in outcomes] == [[0, 1], [], [0]]
+    document = protocol.differential_of(outcomes, {}, "json", None).options["json"]
+    assert [one["cell"] for one in document["predictions"]] == [0, 1, 0]
+    assert (document["empty"], document["errors"]) == ([{"index": 1, "filename": "image"}], [])
     assert all(outcome.error is None for outcome in outcomes)
 
 
