@@ -15,7 +15,12 @@ from app.samples.smear import draw_field  # noqa: E402
 
 FOLDER = ROOT / "app/api/web/page/examples"
 FIELDS = 10
-SHARES = {"neutrophil": 60, "lymphocyte": 30, "monocyte": 8, "eosinophil": 6}  # cells, dealt out to the fields
+SHARES = {
+    "neutrophil": 60,
+    "lymphocyte": 30,
+    "monocyte": 8,
+    "eosinophil": 6,
+}  # cells, dealt out to the fields
 SCALE = 0.8
 
 

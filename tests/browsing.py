@@ -64,9 +64,7 @@ def tiles(page: Page, place: str | None = None) -> Locator:
 
 def names(page: Page) -> list[str]:
     """Return the names of the cells' pictures, sorted."""
-    return sorted(
-        re.sub(r" · \d+$", "", text) for text in page.locator(".tile .name").all_text_contents()
-    )
+    return sorted(re.sub(r" · \d+$", "", text) for text in page.locator(".tile .name").all_text_contents())
 
 
 def text(page: Page, selector: str) -> str:

@@ -38,7 +38,9 @@ from tests.fakes import zipped
 from tests.pictures import encode
 from tests.running import REAL, Running, running
 
-COLOURS = """canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"""
+COLOURS = (
+    """canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"""
+)
 ACTIVE = "(({ id, className, textContent }) => id || className || textContent)(document.activeElement)"
 
 
