@@ -1,4 +1,4 @@
-"""Draw the example fields that the page offers: `python .ci/examples.py`. A test compares the files with these."""
+"""Draw the example fields of the page: `python .ci/examples.py`. A test compares the files with these."""
 
 from __future__ import annotations
 

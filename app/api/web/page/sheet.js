@@ -30,6 +30,8 @@ function fill() {
     const place = isOpen(cell) ? nameOf(labelOf(cell)) : "not labelled";
     classes.set(place, [...(classes.get(place) ?? []), cell]);
   }
+  const order = Object.keys(cells[0].prediction.probabilities).map(nameOf);
+  const rank = ([place]) => (order.indexOf(place) + order.length + 1) % (order.length + 1); // others are last
   const table = $("differential").cloneNode(true);
   table.removeAttribute("id");
   const waiting = specimen.waiting.map(titleOf);
@@ -51,7 +53,7 @@ function fill() {
     ...(waiting.length
       ? [element("p", {}, element("strong", { textContent: `Not reviewed: ` }), waiting.join("; "))]
       : []),
-    ...[...classes].map(([place, some]) =>
+    ...[...classes].sort((a, b) => rank(a) - rank(b)).map(([place, some]) =>
       element(
         "section",
         {},

@@ -19,7 +19,8 @@ let shown = null, // the cell
 
 export function openViewer(cell) {
   if (!$("viewer").open) {
-    zoom = 1;
+    setZoom(1);
+    $("viewer-done").textContent = "";
     $("viewer").showModal();
   }
   show(cell);
