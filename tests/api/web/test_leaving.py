@@ -265,6 +265,20 @@ def test_a_kept_session_has_an_age_and_is_deleted_by_a_button_or_with_the_specim
     expect(page.locator("#kept")).to_be_hidden()
 
 
+def test_a_kept_session_is_not_lost_to_the_next_specimen(eight: Page, fields: Path) -> None:
+    page = eight
+    page.locator("#keep").check()
+    expect(page.locator("#kept-text")).to_contain_text("A session of 8 cells is kept")
+    page.reload()
+    expect(page.locator("#kept-text")).to_contain_text("A session of 8 cells is kept")
+    give(page, fields, "field-1.png")
+    expect(page.locator("#kept-text")).to_contain_text("What is on the page is not kept")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.locator("#clear").click()
+    page.get_by_role("button", name="Open it").click()
+    expect(tiles(page)).to_have_count(8)
+
+
 def test_a_kept_session_that_is_too_old_is_deleted(eight: Page) -> None:
     page = eight
     page.locator("#keep").check()

@@ -80,8 +80,7 @@ def classified(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
 def test_cells_and_table_name_every_label(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
     classified(page, folder, labels)
     for label in labels:
-        tile = tiles(page).filter(has_text=f"{label}.png").last
-        tile.dblclick()
+        tiles(page).filter(has=page.get_by_text(f"{label}.png", exact=True)).dblclick()
         bars = page.locator("#viewer-bars li span:first-child").all_text_contents()
         if labels == FIVE:
             assert bars == list(labels)

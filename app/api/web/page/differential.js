@@ -180,7 +180,8 @@ export function listenToDifferential() {
   listen("goal", "input", showCounter);
   listen("other-interval", "click", () => {
     method = method === "exact" ? "wilson" : "exact";
-    $("other-interval").textContent = method === "exact" ? "Show Wilson’s interval" : "Show the exact interval";
+    $("other-interval").textContent =
+      method === "exact" ? "Show Wilson’s interval" : "Show the exact interval";
     if (counted) showDifferential(counted);
   });
 }

@@ -1,4 +1,4 @@
-// Drawn fields, so that a newcomer sees the whole page in one click. They are made by `make docs`.
+// Drawn fields, so that a newcomer sees the whole page in one click. `.ci/examples.py` draws them.
 
 import { classify } from "./classify.js";
 import { $, Failure, listen } from "./dom.js";

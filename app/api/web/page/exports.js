@@ -59,7 +59,9 @@ async function saveCounts() {
 function saveCells() {
   checkReport();
   // Models that were switched meanwhile may have other classes: those of all cells are columns.
-  const classes = [...new Set(specimen.cells.flatMap(({ prediction }) => Object.keys(prediction.probabilities)))];
+  const classes = [
+    ...new Set(specimen.cells.flatMap(({ prediction }) => Object.keys(prediction.probabilities))),
+  ];
   const head = [
     ...["filename", "cell", "label", "model_label", "reviewed", "confidence"],
     ...classes,
@@ -68,7 +70,14 @@ function saveCells() {
   const rows = specimen.pictures.flatMap(({ name, cells, problem, empty }) =>
     cells.length
       ? cells.map((cell) => [...Object.values(about(cell.model)), ...rowOf(cell, classes), ""])
-      : [[...Object.values(about()), name, ...Array(head.length - 1), empty ? empty.join(" ") : problem?.detail]],
+      : [
+          [
+            ...Object.values(about()),
+            name,
+            ...Array(head.length - 1),
+            empty ? empty.join(" ") : problem?.detail,
+          ],
+        ],
   );
   saveCsv(fileName("cells.csv"), [[...Object.keys(about()), ...head, "error"], ...rows]);
 }
@@ -77,7 +86,14 @@ function rowOf(cell, classes) {
   const { prediction, reviewed } = cell,
     { frame } = prediction;
   return [
-    ...[prediction.filename, prediction.cell, labelOf(cell), prediction.label, reviewed, prediction.confidence],
+    ...[
+      prediction.filename,
+      prediction.cell,
+      labelOf(cell),
+      prediction.label,
+      reviewed,
+      prediction.confidence,
+    ],
     ...classes.map((label) => prediction.probabilities[label]),
     ...[prediction.ood_score, prediction.review, prediction.review_reasons.join(" ")],
     ...[frame.left, frame.top, frame.width, frame.height, prediction.image_sha256],
@@ -118,7 +134,10 @@ async function saveLabelled() {
       `${plural(hidden.length, "picture")} could not be cut: this browser cannot show the format.`,
       hidden.map(({ name }) => name).join(", "),
     );
-  files.push({ name: "cells.csv", blob: new Blob([table.map((row) => `${row.map(quoted).join(",")}\r\n`).join("")]) });
+  files.push({
+    name: "cells.csv",
+    blob: new Blob([table.map((row) => `${row.map(quoted).join(",")}\r\n`).join("")]),
+  });
   save(fileName("labelled.zip"), await pack(files));
   setStatus(`${plural(files.length - 1, "labelled cell")} saved.`);
 }
@@ -130,7 +149,8 @@ const SUFFIX = /\.\w+$/;
 const sourceName = () => safe(specimen.ids.specimen) || "specimen"; // a folder: the group for intervals
 
 async function picturesOf(picture, cells) {
-  if (picture.mode === "one") return [{ cell: cells[0], blob: picture.file, suffix: picture.name.match(SUFFIX)?.[0] ?? "" }];
+  if (picture.mode === "one")
+    return [{ cell: cells[0], blob: picture.file, suffix: picture.name.match(SUFFIX)?.[0] ?? "" }];
   const bitmap = await createImageBitmap(picture.file);
   try {
     return await Promise.all(

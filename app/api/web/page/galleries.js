@@ -90,7 +90,12 @@ function makeTile(cell) {
   cell.canvas = cropCanvas();
   cell.tile = element(
     "li",
-    { className: "tile", draggable: true, tabIndex: -1, attributes: { role: "option", "aria-selected": "false" } },
+    {
+      className: "tile",
+      draggable: true,
+      tabIndex: -1,
+      attributes: { role: "option", "aria-selected": "false" },
+    },
     element("span", { className: "crop" }, cell.canvas),
     element("span", { className: "badge", attributes: { "aria-hidden": "true" } }),
     element("span", { className: "said" }),
@@ -119,8 +124,7 @@ function showCell(cell) {
   tile.title = isOpen(cell) ? [titleOf(cell), ...reasonsOf(cell)].join("\n") : titleOf(cell);
   tile.setAttribute("aria-label", describe(cell));
   for (const key of ["class", "hue", "pattern"]) delete tile.dataset[key];
-  if (isOpen(cell) && place === TO_REVIEW)
-    Object.assign(tile.dataset, markOf(prediction.label, labels()));
+  if (isOpen(cell) && place === TO_REVIEW) Object.assign(tile.dataset, markOf(prediction.label, labels()));
   if (tile.parentElement !== list) {
     tile.tabIndex = -1;
     list.insertBefore(tile, nextTile(list, cell));
@@ -162,10 +166,11 @@ export function applyFilter(cells = specimen.cells) {
   const chosen = document.querySelector("#filter input:checked").value,
     picture = $("filter-picture").value;
   for (const cell of cells)
-    cell.tile.hidden =
-      !FILTERS[chosen](cell) || (picture !== "" && String(cell.picture.order) !== picture);
+    cell.tile.hidden = !FILTERS[chosen](cell) || (picture !== "" && String(cell.picture.order) !== picture);
   for (const input of document.querySelectorAll("#filter input"))
-    input.parentElement.querySelector("output").textContent = specimen.cells.filter(FILTERS[input.value]).length;
+    input.parentElement.querySelector("output").textContent = specimen.cells.filter(
+      FILTERS[input.value],
+    ).length;
 }
 
 function listPictures() {

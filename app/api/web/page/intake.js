@@ -3,7 +3,15 @@
 import { classify } from "./classify.js";
 import { $, Failure, MIB, setStatus, showMessage, showProblem, showProgress } from "./dom.js";
 import { evaluate } from "./evaluation.js";
-import { classOf, droppedItems, isArchive, leftOutLines, listArchive, selectImages, unpack } from "./files.js";
+import {
+  classOf,
+  droppedItems,
+  isArchive,
+  leftOutLines,
+  listArchive,
+  selectImages,
+  unpack,
+} from "./files.js";
 import { describeModel, labels, model } from "./model.js";
 import { isSession, openSession } from "./sessions.js";
 import { enqueue, supervise } from "./work.js";
@@ -103,10 +111,7 @@ function askForPurpose({ name }, classes) {
 // Return the images of a ZIP; those that cannot be unpacked have a flaw.
 async function unpackCells(archive, { candidates, leftOut }, signal) {
   if (candidates.length > MAX_PICTURES)
-    throw new Failure(
-      "Too many images for one specimen.",
-      `${archive.name} has over ${MAX_PICTURES} files.`,
-    );
+    throw new Failure("Too many images for one specimen.", `${archive.name} has over ${MAX_PICTURES} files.`);
   const cells = [];
   let done = 0;
   try {
@@ -124,7 +129,6 @@ async function unpackCells(archive, { candidates, leftOut }, signal) {
   if (!cells.length) showProblem(new Failure(`${archive.name} holds no images.`, ""));
   return cells;
 }
-
 
 // --- events ---------------------------------------------------------------------------------------------
 

@@ -4,7 +4,16 @@ import { $, element, listen, plural } from "./dom.js";
 import { cellsInOrder, goTo, keepingPlace, select, selection } from "./galleries.js";
 import { markOf } from "./marks.js";
 import { labels } from "./model.js";
-import { HIDDEN, isChanged, labelOf, nameOf, NOT_A_CELL, specimen, TO_REVIEW, UNIDENTIFIED } from "./specimen.js";
+import {
+  HIDDEN,
+  isChanged,
+  labelOf,
+  nameOf,
+  NOT_A_CELL,
+  specimen,
+  TO_REVIEW,
+  UNIDENTIFIED,
+} from "./specimen.js";
 import { titleOf } from "./words.js";
 
 const KEYED = 9; // labels that have a key of their own
@@ -103,7 +112,11 @@ export function labelButtons(pick) {
   return all.map(([label, key]) => {
     const button = element(
       "button",
-      { type: "button", className: "label", dataset: labels().includes(label) ? markOf(label, labels()) : {} },
+      {
+        type: "button",
+        className: "label",
+        dataset: labels().includes(label) ? markOf(label, labels()) : {},
+      },
       ...(key ? [element("kbd", { textContent: key })] : []),
       nameOf(label),
     );
@@ -177,7 +190,8 @@ function listenToDrag() {
 
 // --- keys -----------------------------------------------------------------------------------------------
 
-const isWriting = ({ target }) => target.matches?.("input:not([type=radio], [type=checkbox]), select, textarea");
+const isWriting = ({ target }) =>
+  target.matches?.("input:not([type=radio], [type=checkbox]), select, textarea");
 
 // Do what a key says to cells; return whether it means anything.
 export function pressOn(cells, event) {

@@ -24,14 +24,26 @@ function rowOf(picture) {
   const image = picture.url
     ? element("img", { src: picture.url, alt: "", loading: "lazy", decoding: "async", className: "thumb" })
     : element("span", { className: "thumb" });
-  image.addEventListener("error", () => image.replaceWith(element("span", { className: "thumb" })), { once: true });
+  image.addEventListener("error", () => image.replaceWith(element("span", { className: "thumb" })), {
+    once: true,
+  });
   const words = problem ? [`${problem.title}: ${problem.detail}`] : flaws.map(inWords);
   const text = element(
     "div",
     {},
-    element("p", {}, element("strong", { textContent: name }), cells.length ? ` (${plural(cells.length, "cell")})` : ""),
+    element(
+      "p",
+      {},
+      element("strong", { textContent: name }),
+      cells.length ? ` (${plural(cells.length, "cell")})` : "",
+    ),
     element("p", { className: kind === "failed" ? "failed" : "review" }, sentence(words)),
-    element("p", { className: "small", textContent: advice(flaws).map((text) => `${text}.`).join(" ") }),
+    element("p", {
+      className: "small",
+      textContent: advice(flaws)
+        .map((text) => `${text}.`)
+        .join(" "),
+    }),
   );
   if (empty && picture.mode === "all") {
     const button = element("button", { type: "button", textContent: "Take it as one cell" });

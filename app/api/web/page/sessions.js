@@ -100,7 +100,8 @@ export async function isSession(file) {
 }
 
 export async function openSession(file) {
-  if (specimen.isUnsaved && !window.confirm("The results are not saved. Open the session all the same?")) return;
+  if (specimen.isUnsaved && !window.confirm("The results are not saved. Open the session all the same?"))
+    return;
   const entries = new Map((await readDirectory(file)).map((entry) => [entry.name, entry]));
   let data;
   try {
@@ -125,6 +126,7 @@ const WRITE_AFTER_MS = 500;
 const SWITCH = "leuko-keep"; // in localStorage: the user wants it
 
 let writing = 0; // the timer of the next write
+let isMine = false; // the session that is kept is the one on the page
 
 const promised = (asked) =>
   new Promise((resolve, reject) => {
@@ -145,6 +147,7 @@ const readKept = async () => promised((await store("readonly")).get(KEY));
 
 async function forget() {
   clearTimeout(writing);
+  isMine = false;
   await promised((await store("readwrite")).delete(KEY));
   await showKept();
 }
@@ -158,7 +161,13 @@ async function keepNow() {
       `Not kept: the pictures have ${Math.ceil(size / MIB)} MiB, the limit is ${MOST_KEPT / MIB}. Save a file.`;
     return;
   }
+  if (!isMine && (await readKept())) {
+    await showKept();
+    $("kept-text").textContent += " What is on the page is not kept: open or delete that session first.";
+    return;
+  }
   await promised((await store("readwrite")).put({ at: Date.now(), data, files }, KEY));
+  isMine = true;
   await showKept();
 }
 
@@ -198,6 +207,7 @@ async function openKept() {
   if (!kept) throw new Failure("Nothing is kept in this browser.", "");
   const files = new Map(kept.files.map(({ order, file }) => [order, file]));
   await restore(kept.data, (index) => files.get(index) ?? null);
+  isMine = true;
   await showKept();
 }
 
@@ -224,5 +234,7 @@ export function listenToSessions() {
   setInterval(() => showKept().catch(showKeepProblem), 60_000);
 }
 
-// Delete what this browser keeps, as the user clears the specimen.
-export const forgetKept = () => forget().catch(showKeepProblem);
+// Delete what this browser keeps of the specimen that is cleared; another session stays.
+export async function forgetKept() {
+  await (isMine ? forget() : showKept()).catch(showKeepProblem);
+}

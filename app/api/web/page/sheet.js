@@ -13,10 +13,16 @@ const fact = (name, value) =>
 function cellFigure(cell) {
   const canvas = element("canvas", { width: SIDE, height: SIDE });
   canvas.getContext("2d").drawImage(cell.canvas, 0, 0, SIDE, SIDE);
-  return element("figure", { className: "small-cell" }, canvas, element("figcaption", { textContent: caption(cell) }));
+  return element(
+    "figure",
+    { className: "small-cell" },
+    canvas,
+    element("figcaption", { textContent: caption(cell) }),
+  );
 }
 
-const caption = ({ picture, number }) => `${picture.order + 1}${picture.mode === "all" ? `·${number + 1}` : ""}`;
+const caption = ({ picture, number }) =>
+  `${picture.order + 1}${picture.mode === "all" ? `·${number + 1}` : ""}`;
 
 function fill() {
   const cells = specimen.cells;
@@ -48,24 +54,31 @@ function fill() {
       fact("Printed", new Date().toLocaleString()),
     ),
     ...($("counted").hidden ? [] : [table]),
-    element("p", { textContent: `95 % intervals: ${$("interval-method").textContent}. ${$("agreement").textContent}` }),
+    element("p", {
+      textContent: `95 % intervals: ${$("interval-method").textContent}. ${$("agreement").textContent}`,
+    }),
     element("ul", {}, ...[...$("warnings").children].map((row) => row.cloneNode(true))),
     ...(waiting.length
       ? [element("p", {}, element("strong", { textContent: `Not reviewed: ` }), waiting.join("; "))]
       : []),
-    ...[...classes].sort((a, b) => rank(a) - rank(b)).map(([place, some]) =>
-      element(
-        "section",
-        {},
-        element("h3", { textContent: `${place} (${some.length})` }),
-        element("div", { className: "small-cells" }, ...some.map(cellFigure)),
+    ...[...classes]
+      .sort((a, b) => rank(a) - rank(b))
+      .map(([place, some]) =>
+        element(
+          "section",
+          {},
+          element("h3", { textContent: `${place} (${some.length})` }),
+          element("div", { className: "small-cells" }, ...some.map(cellFigure)),
+        ),
       ),
-    ),
     element("p", {
       className: "small",
       textContent: `Pictures: ${specimen.pictures.map(({ name: file, order }) => `${order + 1} ${file}`).join(", ")}.`,
     }),
-    element("p", { className: "small", textContent: "Not for diagnosis. A person must review every result." }),
+    element("p", {
+      className: "small",
+      textContent: "Not for diagnosis. A person must review every result.",
+    }),
     element("p", { className: "signature", textContent: "Date, signature" }),
   );
 }

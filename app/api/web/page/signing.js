@@ -34,7 +34,10 @@ export function reportBody() {
 }
 
 // former: the signed report that this one replaces, as `former` of POST /differential; undefined for the first.
-const signed = ({ reviewer, former }) => ({ reviewer, ...(former && { replaces: former.fingerprint, former }) });
+const signed = ({ reviewer, former }) => ({
+  reviewer,
+  ...(former && { replaces: former.fingerprint, former }),
+});
 
 export function showStatus() {
   const { signature, isSigned } = specimen;
@@ -48,7 +51,8 @@ export function showStatus() {
   $("sign").disabled = Boolean(signature) && isSigned;
 }
 
-export const timeOf = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+export const timeOf = (iso) =>
+  new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 // Ask for the name of the person who signs, once nothing waits for review.
 function askToSign() {

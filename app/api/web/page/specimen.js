@@ -109,7 +109,9 @@ class Specimen extends EventTarget {
 
   // Give each cell the model's label.
   confirm(cells) {
-    return this.#label(cells.filter(({ reviewed }) => reviewed === null).map((cell) => [cell, labelOf(cell)]));
+    return this.#label(
+      cells.filter(({ reviewed }) => reviewed === null).map((cell) => [cell, labelOf(cell)]),
+    );
   }
 
   #label(pairs) {

@@ -105,7 +105,9 @@ function showText() {
   const crop = cropCanvas();
   crop.getContext("2d").drawImage(canvas, 0, 0);
   $("viewer-crop").replaceChildren(crop);
-  $("viewer-model").textContent = isShown ? `${prediction.label} ${percent(prediction.confidence)}` : "hidden";
+  $("viewer-model").textContent = isShown
+    ? `${prediction.label} ${percent(prediction.confidence)}`
+    : "hidden";
   $("viewer-own").textContent = reviewed === null ? "none yet" : nameOf(reviewed);
   $("viewer-own").dataset.changed = isChanged(shown);
   $("viewer-reasons").replaceChildren(
@@ -135,9 +137,10 @@ function barsOf(probabilities) {
       ),
       element("span", { textContent: percent(share) }),
     );
-  const shares = names.length <= MOST_BARS
-    ? names
-    : [...names].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST_BARS - 1);
+  const shares =
+    names.length <= MOST_BARS
+      ? names
+      : [...names].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST_BARS - 1);
   const rest = names.filter((name) => !shares.includes(name)),
     sum = rest.reduce((total, name) => total + probabilities[name], 0);
   return [
