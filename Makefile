@@ -3,6 +3,7 @@
 PYTHON ?= python3
 EXTRAS ?=
 RECIPE ?= laboratories
+TARGETS ?= cpu
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
 # Processes that run tests, each with one thread of torch's: tests wait for the services that they start.
@@ -61,7 +62,7 @@ NETWORK := numpy pillow safetensors threadpoolctl openvino torch python-multipar
 SERVING := $(if $(wildcard $(FULL)),$(FULL),$(BASE))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install serve test check docs ops container fuzz soak audit train bundle bench bench-peers format lock
+.PHONY: help setup install serve test check docs ops image fuzz soak audit train bundle bench bench-peers format lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{ line = sprintf("%-18s", $$1); n = split($$2, words, " "); \
@@ -87,18 +88,18 @@ check: $(FULL) ## what continuous integration runs: format, lint, types, documen
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/python .ci/docs.py --check
 	@$(BIN)/hadolint Dockerfile
-	@$(BIN)/shellcheck .ci/run
+	@$(BIN)/shellcheck .ci/run .ci/engine .ci/base-image .ci/image
 	@$(BIN)/yamllint --strict --config-data $(YAML_STYLE) docker-compose.yml .pre-commit-config.yaml ops
 	@$(MAKE) --no-print-directory test
 
 docs: $(FULL) ## write the tables of the documentation that come from the code
 	@$(BIN)/python .ci/docs.py
 
-ops: $(FULL) ## long tests: Ray and replicas killed, torchrun, alerts, the paper's recipe, the container's steps
+ops: $(FULL) ## long tests: Ray and replicas killed, torchrun, alerts, the paper's recipe, the image
 	@$(BIN)/python -m pytest -q -m ops $(ARGS)
 
-container: $(FULL) ## run the Dockerfile's steps for the image `cpu` in a clean folder without Docker, then start and query the service
-	@$(BIN)/python .ci/container.py $(ARGS)
+image: ## build the images with the container engine that is there; TARGETS="cpu cuda"
+	@.ci/image $(TARGETS)
 
 fuzz: $(FULL) ## fuzz decoding and archive reading; ARGS="--seconds 600"
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -50,7 +50,7 @@ class Settings:
     engine: str = _setting(
         "auto", "inference engine; auto: torch with a GPU, else OpenVINO", choices="auto openvino torch"
     )
-    threads: int = _setting(0, "engine threads; 0: the engine's default", "threads")
+    threads: int = _setting(0, "engine threads; 0: by the cores, or by a container's CPU limit", "threads")
     processes: int = _setting(
         1,
         "service processes that share the port; each gets a share of the cores",

@@ -29,9 +29,9 @@ from app.evaluation.intervals import Ints
 from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import Answers, Verification, cells_of, marks_of
 from app.imaging.framing import Preprocessing
-from training import adapt
-from training.adapt import OwnCells, cross_validate, run
-from training.adapted import UNCHANGED, Parent, answers, compare, follow, recalls
+from training import adapt, head
+from training.adapt import OwnCells, cross_validate, follow, run
+from training.adapted import UNCHANGED, Parent, answers, compare, recalls
 from training.config import TrainConfig, read_config
 from training.data import Row, read_manifest
 from training.images import ImageArchive
@@ -169,12 +169,11 @@ def key_of(laboratory: Laboratory, most: int) -> str:
     """Return what a result depends on besides the number of cells and the draw."""
     settings = (
         most,
-        adapt.STEPS,
-        adapt.BATCH,
-        adapt.LEARNING_RATE,
-        adapt.HELD,
-        adapt.WAYS,
+        adapt.VIEWS,
+        adapt.RIDGES,
         adapt.FOLDS,
+        head.KNOWN,
+        head.SMOOTHING,
         TARGET,
     )
     facts = [laboratory.network, settings, asdict(adapt.VARIATION)]
@@ -225,10 +224,11 @@ def split(labels: Ints, n: int, draw: int, most: int) -> tuple[list[int], list[i
 
 def judge(parent: Parent, given: OwnCells, rest: OwnCells) -> Figures:
     """Adapt to the given cells and return the figures of the rest, of what `adapt` would write or leave."""
-    comparison = compare(parent, given, cross_validate([parent.network], given), TARGET)
+    starts = parent.starts(given)
+    comparison = compare(parent, given, cross_validate(starts, given), TARGET)
     before = run(parent.network, rest.framed)
     written = comparison.recommended and comparison.chosen != UNCHANGED
-    after = run(follow(comparison.chosen, [parent.network], given), rest.framed) if written else before
+    after = run(follow(comparison.chosen, starts, given), rest.framed) if written else before
     old, new = (recalls(outputs, rest, parent.labels) for outputs in (before, after))
     temperature = comparison.temperature if written else parent.temperature
     verification = comparison.after if written else comparison.before

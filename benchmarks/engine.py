@@ -117,7 +117,7 @@ def judgeable(
 ) -> tuple[Thumbnail, Nucleus | None, Image.Image]:
     """Return what a picture's quality is measured on."""
     thumbnail = Thumbnail.of(image)
-    nucleus = find_nucleus(thumbnail)
+    nucleus = find_nucleus(image, thumbnail)
     size = (preprocessing.size, preprocessing.size)
     frame = choose_frame(image.size, nucleus, preprocessing)
     return thumbnail, nucleus, resize(image, size, Image.Resampling.BILINEAR, frame.box)

@@ -1,7 +1,9 @@
-"""How many leukocytes of a field are found, how many frames hold none, and how long the search takes.
+"""How many leukocytes of a field are found, how many frames hold none, whether the classes of cells found in
+fields are as right as those of single cells, and how long the search takes.
 
 python -m benchmarks.fields                 # the data in LEUKO_DATA, default ../shared/data
 python -m benchmarks.fields --misses FOLDER # also write pictures of misses and false alarms
+python -m benchmarks.fields --only mosaics  # some of the sets
 """
 
 from __future__ import annotations
@@ -9,34 +11,49 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from threadpoolctl import threadpool_limits
 
+from app.engine.classifier import Classifier, load_classifier
+from app.errors import EngineError
 from app.imaging.decode import decode
+from app.imaging.framing import Frame, frame_cell, frame_cells
 from app.imaging.leukocytes import find_leukocytes
 from app.imaging.nucleus import Nucleus
 from app.imaging.thumbnail import Thumbnail
+from training.fields.scenes import (
+    DATA,
+    Box,
+    Scene,
+    bccd,
+    crops,
+    draaslan,
+    mosaics,
+    pasted,
+    restained,
+    turned,
+    white_of,
+)
 
-DATA = Path(os.environ.get("LEUKO_DATA", Path(__file__).parents[1] / "../shared/data"))
-MOSAICS = 30
-WHITE = (235, 232, 236)
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-@dataclass(frozen=True)
-class Scene:
-    name: str
-    image: Image.Image
-    boxes: list[Box]
+BUNDLE = Path(__file__).parents[1] / "models" / "wbc-resnet18"
+MOSAICS = 12
+RED_CELL, NUCLEUS = (0.12, 0.33, 0.27), (0.75, 0.95, 0.30)  # optical densities, typical of both laboratories
+STAINS = {  # what they become
+    "red cells blue": ((0.42, 0.42, 0.15), (0.95, 1.00, 0.30)),
+    "red cells grey": ((0.28, 0.34, 0.20), (0.75, 0.95, 0.30)),
+    "stain weak": ((0.05, 0.14, 0.11), (0.32, 0.41, 0.13)),
+    "stain strong": ((0.19, 0.53, 0.43), (1.20, 1.52, 0.48)),
+}
+SAME = 1.0  # pixels by which equal frames may differ
+ROUNDS = 20  # of each time, the least of which counts
 
 
 @dataclass
@@ -68,97 +85,12 @@ def inside(nucleus: Nucleus, box: Box) -> bool:
     return left <= nucleus.x <= right and top <= nucleus.y <= bottom
 
 
-def bccd(held_out: bool) -> Iterator[Scene]:
-    """Yield the photos with boxes of one half, by the hash of their names."""
-    boxes: dict[str, list[Box]] = {}
-    with (DATA / "bccd-boxes.csv").open() as file:
-        for row in csv.DictReader(file):
-            left, top, right, bottom = (float(row[side]) for side in ("left", "top", "right", "bottom"))
-            boxes.setdefault(row["photo"], []).append((left, top, right, bottom))
-    with zipfile.ZipFile(DATA / "bccd-originals.zip") as archive:
-        paths = {Path(name).name: name for name in archive.namelist()}
-        for photo, cells in boxes.items():
-            if (sha256(photo.encode()).digest()[0] % 2 == 1) == held_out:
-                yield Scene(photo, decode(archive.read(paths[photo])), cells)
-
-
-def draaslan() -> Iterator[Scene]:
-    with zipfile.ZipFile(DATA / "draaslan-fields.zip") as archive:
-        rows = list(csv.DictReader(io.StringIO(archive.read("draaslan-fields/boxes.csv").decode())))
-        for name in sorted(name for name in archive.namelist() if name.endswith(".jpg")):
-            image = decode(archive.read(name))
-            width, height = image.size
-            cells = [
-                (
-                    float(row["left"]) * width,
-                    float(row["top"]) * height,
-                    float(row["right"]) * width,
-                    float(row["bottom"]) * height,
-                )
-                for row in rows
-                if row["image"] == Path(name).name
-            ]
-            yield Scene(Path(name).name, image, cells)
-
-
-def crops(archive: str, part: str = "", *, cells: bool = True, every: int = 1) -> Iterator[Scene]:
-    """Yield pictures of one centred cell, or of something else. part: of their paths."""
-    with zipfile.ZipFile(DATA / archive) as file:
-        names = sorted(
-            name
-            for name in file.namelist()
-            if part in name and name.lower().endswith((".jpg", ".png", ".jpeg"))
-        )
-        for name in names[::every]:
-            image = decode(file.read(name))
-            width, height = image.size
-            box = (0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height)
-            yield Scene(Path(name).name, image, [box] if cells else [])
-
-
-def mosaics(scenes: list[Scene], count: int = MOSAICS) -> Iterator[Scene]:
-    """Yield pictures made of fields, each turned by a quarter and scaled, with 2 to 60 cells."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        wanted = int(rng.integers(2, 61))
-        scale = float(2 ** rng.uniform(-1, 1))
-        columns = max(1, round((wanted * 0.8) ** 0.5))
-        tiles: list[Scene] = []
-        while sum(len(tile.boxes) for tile in tiles) < wanted:
-            tiles.append(turned(scenes[int(rng.integers(len(scenes)))], int(rng.integers(4)), scale))
-        width = max(tile.image.width for tile in tiles)
-        height = max(tile.image.height for tile in tiles)
-        rows = -(-len(tiles) // columns)
-        ground = tuple(Thumbnail.of(tiles[0].image).white.astype(int).tolist())
-        mosaic = Image.new("RGB", (columns * width, rows * height), ground)
-        boxes: list[Box] = []
-        for place, tile in enumerate(tiles):
-            x, y = place % columns * width, place // columns * height
-            mosaic.paste(tile.image, (x, y))
-            boxes += [(box[0] + x, box[1] + y, box[2] + x, box[3] + y) for box in tile.boxes]
-        if mosaic.width * mosaic.height <= 25_000_000:
-            yield Scene(f"mosaic-{number}", mosaic, boxes)
-
-
 def at_edge(scene: Scene) -> bool:
-    return any(min(box[0], box[1]) < 20 or box[2] > 620 or box[3] > 460 for box in scene.boxes)
+    width, height = scene.image.size
+    return any(min(box[0], box[1]) < 20 or box[2] > width - 20 or box[3] > height - 20 for box in scene.boxes)
 
 
-def turned(scene: Scene, quarters: int, scale: float) -> Scene:
-    image, boxes = scene.image, scene.boxes
-    for _ in range(quarters):
-        height = image.height
-        image = image.transpose(Image.Transpose.ROTATE_270)  # clockwise
-        boxes = [(height - bottom, left, height - top, right) for left, top, right, bottom in boxes]
-    size = round(image.width * scale), round(image.height * scale)
-    return Scene(
-        scene.name,
-        image.resize(size, Image.Resampling.BICUBIC),
-        [(box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale) for box in boxes],
-    )
-
-
-def measure(scenes: Iterator[Scene], folder: Path | None = None) -> Tally:
+def measure(scenes: Iterable[Scene], folder: Path | None = None) -> Tally:
     tally = Tally()
     for scene in scenes:
         thumbnail = Thumbnail.of(scene.image)
@@ -167,16 +99,20 @@ def measure(scenes: Iterator[Scene], folder: Path | None = None) -> Tally:
         nuclei = find_leukocytes(scene.image, thumbnail)
         missed, alarms = tally.add(scene.boxes, nuclei, time.perf_counter() - began)
         if folder is not None and (missed or alarms):
-            drawn = scene.image.copy()
-            draw = ImageDraw.Draw(drawn)
-            for box in scene.boxes:
-                draw.rectangle(box, outline=(255, 160, 0) if box in missed else (0, 160, 0), width=2)
-            for nucleus in nuclei:
-                side = nucleus.extent
-                corners = (nucleus.x - side, nucleus.y - side, nucleus.x + side, nucleus.y + side)
-                draw.rectangle(corners, outline=(255, 0, 0) if nucleus in alarms else (0, 0, 255), width=1)
-            drawn.save(folder / f"{Path(scene.name).stem}.png")
+            draw_misses(scene, nuclei, missed, alarms).save(folder / f"{Path(scene.name).stem}.png")
     return tally
+
+
+def draw_misses(scene: Scene, nuclei: list[Nucleus], missed: list[Box], alarms: list[Nucleus]) -> Image.Image:
+    drawn = scene.image.copy()
+    draw = ImageDraw.Draw(drawn)
+    for box in scene.boxes:
+        draw.rectangle(box, outline=(255, 160, 0) if box in missed else (0, 160, 0), width=2)
+    for nucleus in nuclei:
+        side = nucleus.extent
+        corners = (nucleus.x - side, nucleus.y - side, nucleus.x + side, nucleus.y + side)
+        draw.rectangle(corners, outline=(255, 0, 0) if nucleus in alarms else (0, 0, 255), width=1)
+    return drawn
 
 
 def line(name: str, tally: Tally) -> str:
@@ -191,47 +127,197 @@ def line(name: str, tally: Tally) -> str:
 def large(scenes: list[Scene]) -> Iterator[Scene]:
     """Yield pictures of 12 megapixels: one field many times, and one field blown up."""
     scene = scenes[0]
-    tiled = Image.new("RGB", (4000, 3000), WHITE)
+    tiled = Image.new("RGB", (4000, 3000), white_of(scene.image))
     boxes: list[Box] = []
-    for y in range(0, 3000, scene.image.height):
-        for x in range(0, 4000, scene.image.width):
+    for y in range(0, 3000 - scene.image.height + 1, scene.image.height):
+        for x in range(0, 4000 - scene.image.width + 1, scene.image.width):
             tiled.paste(scene.image, (x, y))
             boxes += [(box[0] + x, box[1] + y, box[2] + x, box[3] + y) for box in scene.boxes]
     yield Scene("tiled", tiled, boxes)
-    factor = 4000 / scene.image.width
-    blown = scene.image.resize((4000, round(scene.image.height * factor)), Image.Resampling.BICUBIC)
-    yield Scene("blown up", blown, [tuple(side * factor for side in box) for box in scene.boxes])  # type: ignore[misc]
+    yield turned(scene, 0, 4000 / scene.image.width)
+
+
+def scaled(scenes: Iterable[Scene], scale: float) -> Iterator[Scene]:
+    return (turned(scene, 0, scale) for scene in scenes)
+
+
+def stained(scenes: Iterable[Scene], name: str) -> Iterator[Scene]:
+    pairs = [*zip((RED_CELL, NUCLEUS), STAINS[name], strict=True)]
+    return (restained(scene, pairs) for scene in scenes)
+
+
+def with_pasted(
+    scenes: Iterable[Scene], part: str, count: int, *, cells: bool, ratio: float
+) -> Iterator[Scene]:
+    donors = [*crops("pbc-others.zip", part, every=20)]
+    for seed, scene in enumerate(scenes):
+        yield pasted(scene, donors, count, cells=cells, seed=seed, ratio=ratio)
+
+
+SETS: dict[str, Callable[[], Iterable[Scene]]] = {
+    "BCCD, half used": lambda: bccd(held_out=False),
+    "BCCD, half held out": lambda: bccd(held_out=True),
+    "draaslan": draaslan,
+    "LISC, one cell": lambda: crops("lisc-cells.zip"),
+    "Raabin, one cell": lambda: crops("raabin-cells.zip"),
+    "PBC, one cell, every 20th": lambda: crops("pbc-cells.zip", every=20),
+    "PBC basophils": lambda: crops("pbc-others.zip", "basophil", every=5),
+    "PBC immature granulocytes": lambda: crops("pbc-others.zip", "/ig/", every=5),
+    "PBC erythroblasts": lambda: crops("pbc-others.zip", "erythroblast", every=5),
+    "PBC platelets, none to be found": lambda: crops("pbc-others.zip", "platelet", cells=False, every=5),
+    **{
+        f"BCCD held out, {name}": lambda name=name: stained(bccd(held_out=True), name)  # type: ignore[misc]
+        for name in STAINS
+    },
+    **{f"draaslan, {name}": lambda name=name: stained(draaslan(), name) for name in STAINS},  # type: ignore[misc]
+    "BCCD held out, 6 large platelets pasted": lambda: with_pasted(
+        bccd(held_out=True), "platelet", 6, cells=False, ratio=75 / 36
+    ),
+    "BCCD held out, 6 erythroblasts pasted": lambda: with_pasted(
+        bccd(held_out=True), "erythroblast", 6, cells=True, ratio=75 / 36
+    ),
+    "BCCD held out, scaled by 0.3": lambda: scaled(bccd(held_out=True), 0.3),
+    "BCCD held out, scaled by 3": lambda: scaled(bccd(held_out=True), 3),
+    "BCCD held out, mosaics": lambda: mosaics([*bccd(held_out=True)], MOSAICS),
+    "BCCD held out, mosaics at any angle": lambda: mosaics([*bccd(held_out=True)], MOSAICS, any_angle=True),
+    "draaslan, mosaics": lambda: mosaics([*draaslan()], MOSAICS),
+    "12 megapixels": lambda: large([scene for scene in bccd(held_out=True) if not at_edge(scene)][:1]),
+}
+
+
+def labels_of_bccd() -> dict[str, str]:
+    """Return the class of each photo that has one of the four."""
+    with zipfile.ZipFile(DATA / "bccd-originals.zip") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("labels.csv"))
+        rows = list(csv.reader(io.StringIO(archive.read(name).decode())))
+    number, kind = rows[0].index("Image"), rows[0].index("Category")
+    return {f"BloodImage_{int(row[number]):05}.jpg": row[kind].strip().lower() for row in rows[1:]}
+
+
+def compare_classes(classifier: Classifier, scenes: Iterable[Scene], labels: dict[str, str]) -> str:
+    """Return how many cells of photos with one box get the right class, found and cropped by their boxes."""
+    preprocessing = classifier.bundle.preprocessing
+    right = {"found in the field": 0, "cells=one of the photo": 0, "cropped by the box": 0}
+    count = same = 0
+    for scene in scenes:
+        label = labels.get(scene.name, scene.label)
+        if len(scene.boxes) != 1 or label not in classifier.bundle.labels:
+            continue
+        (box,) = scene.boxes
+        found = [
+            cell for cell in frame_cells(scene.image, preprocessing, 256) if frame_meets(cell.frame, box)
+        ]
+        one = frame_cell(scene.image, preprocessing)
+        cropped = frame_cell(scene.image.crop(tuple(round(side) for side in box)), preprocessing)  # type: ignore[arg-type]
+        count += 1
+        if found:
+            same += all(abs(a - b) <= SAME for a, b in zip(found[0].frame.box, one.frame.box, strict=True))
+        for name, cell in zip(right, (found[0] if found else None, one, cropped), strict=True):
+            answer = classifier.classify([cell])[0] if cell else None
+            right[name] += (
+                answer is not None and not isinstance(answer, EngineError) and answer.label == label
+            )
+    ratio = right["found in the field"] / max(1, right["cropped by the box"])
+    shares = ", ".join(f"{name} {value / count:.4f}" for name, value in right.items())
+    return (
+        f"{count} cells; right: {shares}; ratio {ratio:.4f}; frames equal to cells=one's {same / count:.4f}"
+    )
+
+
+def frame_meets(frame: Frame, box: Box) -> bool:
+    left, top, right, bottom = frame.box
+    return left <= (box[0] + box[2]) / 2 <= right and top <= (box[1] + box[3]) / 2 <= bottom
+
+
+def off_centre(frame: Frame, box: Box) -> float:
+    left, top, right, bottom = frame.box
+    return float(np.hypot(left + right - box[0] - box[2], top + bottom - box[1] - box[3]))
+
+
+def share_of_several(scenes: Iterable[Scene], classifier: Classifier) -> str:
+    """Return the share of pictures, sent as one cell, that are marked `several_cells`."""
+    marks = [
+        frame_cell(scene.image, classifier.bundle.preprocessing).quality.leukocytes > 1 for scene in scenes
+    ]
+    return f"{sum(marks)} of {len(marks)}: {sum(marks) / len(marks):.4f}"
+
+
+def pairs(scenes: list[Scene], count: int) -> Iterator[Scene]:
+    """Yield two fields beside each other."""
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        one, other = (scenes[int(i)] for i in rng.choice(len(scenes), 2, replace=False))
+        image = Image.new("RGB", (one.image.width + other.image.width, one.image.height))
+        image.paste(one.image, (0, 0))
+        image.paste(other.image, (one.image.width, 0))
+        yield Scene(f"pair-{number}", image, [])
+
+
+def times(scene: Scene, classifier: Classifier) -> str:
+    """Return milliseconds on this machine, now, and beside decoding the picture as a JPEG."""
+    file = io.BytesIO()
+    scene.image.save(file, "JPEG", quality=90)
+    image, preprocessing = scene.image, classifier.bundle.preprocessing
+    works: dict[str, Callable[[], object]] = {
+        "decoding": lambda: decode(file.getvalue()),
+        "cells=one": lambda: frame_cell(image, preprocessing),
+        "cells=all": lambda: frame_cells(image, preprocessing, 256),
+        "of that the search": lambda: find_leukocytes(image, Thumbnail.of(image)),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            taken[name].append(1000 * (time.perf_counter() - began))
+    decoding = min(taken["decoding"])
+    return ", ".join(
+        f"{name} {min(all_):.2f} ms ({min(all_) / decoding:.2f})" for name, all_ in taken.items()
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--misses", type=Path, help="folder for pictures of misses and false alarms")
     parser.add_argument("--only", default="", help="part of the names of the sets to measure")
     arguments = parser.parse_args()
+    threadpool_limits(1, "blas")  # as in a decoder
 
-    sets: dict[str, Callable[[], Iterator[Scene]]] = {
-        "BCCD, half used": lambda: bccd(False),
-        "BCCD, half held out": lambda: bccd(True),
-        "draaslan": draaslan,
-        "LISC, one cell": lambda: crops("lisc-cells.zip"),
-        "Raabin, one cell": lambda: crops("raabin-cells.zip"),
-        "PBC, one cell, every 20th": lambda: crops("pbc-cells.zip", every=20),
-        "PBC basophils": lambda: crops("pbc-others.zip", "basophil", every=5),
-        "PBC immature granulocytes": lambda: crops("pbc-others.zip", "/ig/", every=5),
-        "PBC erythroblasts": lambda: crops("pbc-others.zip", "erythroblast", every=5),
-        "PBC platelets, none to be found": lambda: crops("pbc-others.zip", "platelet", cells=False, every=5),
-        "BCCD held out, mosaics": lambda: mosaics(list(bccd(True))),
-        "draaslan, mosaics": lambda: mosaics(list(draaslan())),
-        "12 megapixels": lambda: large([scene for scene in bccd(True) if not at_edge(scene)][:1]),
-    }
     print("| Set | fields | cells | found | false alarms a field | twice | right count | ms |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, scenes in sets.items():
+    for name, scenes in SETS.items():
         if arguments.only in name:
-            folder = arguments.misses and arguments.misses / name.split(",")[0].replace(" ", "-")
+            folder = arguments.misses and arguments.misses / name.replace(",", "").replace(" ", "-")
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
             print(line(name, measure(scenes(), folder)), flush=True)
+    classifier = load_classifier(BUNDLE)
+    further: dict[str, Callable[[], str]] = {
+        "classes, BCCD": lambda: compare_classes(
+            classifier, chain(bccd(held_out=True), bccd(held_out=False)), labels_of_bccd()
+        ),
+        "classes, LISC": lambda: compare_classes(classifier, crops("lisc-cells.zip"), {}),
+        "classes, Raabin": lambda: compare_classes(classifier, crops("raabin-cells.zip"), {}),
+        "several_cells, pairs of draaslan": lambda: share_of_several(
+            pairs([scene for scene in draaslan() if len(scene.boxes) == 1], 100), classifier
+        ),
+        "several_cells, pairs of BCCD": lambda: share_of_several(
+            pairs([*bccd(held_out=True)], 100), classifier
+        ),
+        "several_cells, crops of LISC": lambda: share_of_several(crops("lisc-cells.zip"), classifier),
+        "several_cells, crops of Raabin": lambda: share_of_several(crops("raabin-cells.zip"), classifier),
+        "several_cells, crops of PBC": lambda: share_of_several(crops("pbc-cells.zip", every=20), classifier),
+        "times, 640 × 480": lambda: times(next(bccd(held_out=True)), classifier),
+        "times, 12 megapixels": lambda: times(turned(next(bccd(held_out=True)), 0, 6.25), classifier),
+        "times, 12 megapixels, small cells": lambda: times(
+            next(large([next(bccd(held_out=True))])), classifier
+        ),
+    }
+    for name, report in further.items():
+        if arguments.only in name:
+            print(f"{name}: {report()}", flush=True)
 
 
 if __name__ == "__main__":

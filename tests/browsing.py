@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 
 from app.engine.bundle import CLASSES
 
@@ -49,6 +50,21 @@ def give_labelled(page: Page, folder: Path, name: str, purpose: str = "A labelle
     """Give a ZIP that has class folders, and answer what it is."""
     give(page, folder, name)
     page.get_by_role("button", name=purpose).click()
+
+
+def one_cell_each(page: Page) -> None:
+    """Have the page take pictures given from now on as one cell each."""
+    page.get_by_label("one cell a picture").check()
+
+
+def tiles(page: Page, place: str | None = None) -> Locator:
+    """Return the cells, or those of one gallery, such as `neutrophil` or `to review`."""
+    return page.locator(".tile" if place is None else f'.gallery[data-place="{place}"] .tile')
+
+
+def names(page: Page) -> list[str]:
+    """Return the names of the cells' pictures, sorted."""
+    return sorted(re.sub(r" · \d+$", "", text) for text in page.locator(".tile .name").all_text_contents())
 
 
 def text(page: Page, selector: str) -> str:

@@ -58,7 +58,7 @@ class Proxy:
         )
 
     def trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.folder / "leuko.crt"))
+        return trusting(self.folder)
 
     @contextmanager
     def connected(self, name: str = NAME) -> Iterator[ssl.SSLSocket]:
@@ -67,6 +67,10 @@ class Proxy:
             self.trust().wrap_socket(plain, server_hostname=name) as client,
         ):
             yield client
+
+
+def trusting(folder: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(folder / "leuko.crt"))
 
 
 class Named(httpx.HTTPTransport):

@@ -60,6 +60,29 @@ def test_curl_gets_a_differential_a_bundle_and_a_message(service: Running, folde
     assert parse_message(hl7, find_groups=False).obr.obr_3.to_er7() == "A-77"
 
 
+def test_curl_takes_a_report_from_preliminary_to_corrected(service: Running, folder: Path) -> None:
+    if shutil.which("jq") is None:
+        pytest.skip("jq is absent")
+    (script,) = examples("bash")
+    shell(script, service, folder)
+    preliminary, final, corrected = (
+        json.loads((folder / f"{status}.json").read_text())
+        for status in ("preliminary", "final", "corrected")
+    )
+    assert [one["status"] for one in (preliminary, final, corrected)] == ["preliminary", "final", "corrected"]
+    assert (preliminary["counts"]["monocyte"], final["counts"]["monocyte"]) == (1, 0)
+    assert (final["counts"]["lymphocyte"], corrected["counts"]["unidentified"]) == (1, 1)
+    assert final["agreement"] == {"reviewed": 2, "kept": 1}
+    assert (final["reviewer"], corrected["reviewer"]) == ("A. Smith", "B. Jones")
+    assert corrected["former"]["counts"] == final["counts"]
+    bundle = json.loads((folder / "corrected.fhir.json").read_text())
+    assert Bundle.model_validate(bundle).type == "collection"
+    assert bundle["entry"][0]["resource"]["status"] == "corrected"
+    message = parse_message((folder / "corrected.hl7").read_bytes().decode(), find_groups=False)
+    assert message.obr.obr_25.to_er7() == "C"
+    assert final["fingerprint"] in message.to_er7()
+
+
 def test_python_counts_more_images_than_a_request_takes(
     service: Running, folder: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,34 +25,29 @@ from training.adapt import (
     Outputs,
     OwnCells,
     Pixels,
+    Start,
     Trial,
-    balanced_weights,
-    between,
+    begin,
     check_cells,
     cross_validate,
-    expected_seconds,
+    follow,
     renew_statistics,
-    tune,
     undivided,
 )
 from training.calibration import temperature_for
 from training.errors import DataError
-from training.export import known_answer, save_weights
+from training.export import save_weights
 from training.graph import export_graph, quantise
+from training.head import balanced_weights
+from training.known_answers import known_answer, save_known_answer
 from training.network import Network, load_network, round_to_half
 
-RECALL_FALLS = 0.05  # most that a class may lose
-UNCHANGED = Candidate(0, 0.0)  # the bundle as it is
+RECALL_FALLS = 0.05  # most that a class may lose, but for
+CHANCE = 1  # cell of it, which says nothing
+UNCHANGED = Candidate(0, None)  # the bundle as it is
 LEAST_UNLABELLED = 50  # pictures, for batch statistics
 REPORT = "adaptation.json"
 RANGES = 160  # cells for the int8 ranges
-
-Announce = Callable[[float], None]  # of seconds
-
-
-def ignore(_seconds: float) -> None:
-    pass
-
 
 Floats = NDArray[np.floating[Any]]
 
@@ -70,11 +65,12 @@ class Comparison:
 
     @property
     def fallen(self) -> list[str]:
-        """Return the classes whose recall falls by more than `RECALL_FALLS`."""
+        """Return the classes whose recall falls, by more than `RECALL_FALLS` and more than `CHANCE`."""
         return [
             name
-            for name, recall in self.recalls_before.items()
-            if self.recalls_after[name] < recall - RECALL_FALLS
+            for name, n in self.before.by_class.items()
+            if round(n * (self.recalls_before[name] - self.recalls_after[name]))
+            > max(CHANCE, RECALL_FALLS * n)
         ]
 
     @property
@@ -99,14 +95,30 @@ class Parent:
         neighbours = read_neighbours(bundle.path)
         return cls(load_network(bundle), bundle.labels, neighbours, bundle.temperature, bundle.thresholds)
 
+    def starts(
+        self, cells: OwnCells, unlabelled: Pixels | None = None, replay: OwnCells | None = None
+    ) -> list[Start]:
+        """Return the network as it is, and with unlabelled pictures one with batch statistics of theirs."""
+        networks = [self.network]
+        if unlabelled is not None:
+            networks.append(renew_statistics(self.network, np.concatenate([unlabelled, cells.framed])))
+        return [begin(network, cells, self.neighbours.known.features, replay) for network in networks]
+
 
 def compare(parent: Parent, cells: OwnCells, trial: Trial, target: float) -> Comparison:
-    """Compare the network with its best adaptation on the cells that each fold held out."""
-    chosen = trial.best(cells.labels)
+    """Compare the network with its best adaptation on the cells that each fold held out.
+
+    The best has the least log loss among those that are recommended, else among all.
+    """
+    compared = [judge(parent, cells, trial, one, target) for one in trial.ranked(cells.labels)]
+    return next((one for one in compared if one.recommended), compared[0])
+
+
+def judge(parent: Parent, cells: OwnCells, trial: Trial, chosen: Candidate, target: float) -> Comparison:
     before, after = trial.outputs[UNCHANGED], trial.outputs[chosen]
     temperature = round(temperature_for(after.logits, cells.labels, balanced_weights(cells.labels)), 4)
 
-    def judge(outputs: Outputs, temperature: float) -> Verification:
+    def verified(outputs: Outputs, temperature: float) -> Verification:
         return verify(
             cells.labels,
             answers(outputs, temperature, parent.neighbours),
@@ -119,8 +131,8 @@ def compare(parent: Parent, cells: OwnCells, trial: Trial, target: float) -> Com
     return Comparison(
         chosen,
         temperature,
-        judge(before, parent.temperature),
-        judge(after, temperature),
+        verified(before, parent.temperature),
+        verified(after, temperature),
         recalls(before, cells, parent.labels),
         recalls(after, cells, parent.labels),
     )
@@ -160,25 +172,20 @@ def adapt_with_labels(
     unlabelled: Pixels | None = None,
     replay: OwnCells | None = None,
     force: bool = False,
-    announce: Announce = ignore,
 ) -> Adaptation:
     """Adapt a bundle to a laboratory's labelled cells, and write it if held-out cells are better for it.
 
     unlabelled uint8 [n, size, size, 3]: pictures of the same laboratory. replay: cells of others that must
-    not be forgotten. force: write it anyway. announce: is told before the work how many seconds it will take.
-    Raise DataError or BundleError.
+    not be forgotten. force: write it anyway. Raise DataError or BundleError.
     """
     check_cells(cells, bundle.labels)
     parent = Parent.of(bundle)
-    starts = [parent.network]
-    if unlabelled is not None:
-        starts.append(renew_statistics(parent.network, np.concatenate([unlabelled, cells.framed])))
-    announce(expected_seconds(parent.network, cells, len(starts)))
-    comparison = compare(parent, cells, cross_validate(starts, cells, replay), target)
+    starts = parent.starts(cells, unlabelled, replay)
+    comparison = compare(parent, cells, cross_validate(starts, cells), target)
     single = [bundle.labels[label] for label in undivided(cells)]
     if not (comparison.recommended or force):
         return Adaptation(comparison, single, None)
-    adapted = follow(comparison.chosen, starts, cells, replay)
+    adapted = follow(comparison.chosen, starts, cells)
     after, marks = comparison.after, comparison.after.recommended
     site_record = record(bundle, after, marks, site, datetime.now(UTC), adapted=True)
     described = facts(cells, comparison, bundle)
@@ -186,14 +193,6 @@ def adapt_with_labels(
     with _weights(bundle, adapted, cells.framed, comparison.temperature, described) as parts:
         written = write(bundle, out, site, site_record, marks, reports, parts)
     return Adaptation(comparison, single, written)
-
-
-def follow(
-    chosen: Candidate, starts: Sequence[Network], cells: OwnCells, replay: OwnCells | None = None
-) -> Network:
-    """Return the network of a candidate, adapted to all cells."""
-    start = starts[chosen.start]
-    return between(start, tune(start, cells, 0, replay), chosen.way)
 
 
 def adapt_without_labels(bundle: Bundle, unlabelled: Pixels, out: Path, *, site: str) -> Adaptation:
@@ -216,11 +215,11 @@ def _weights(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_weights(network, framed, folder, bundle.preprocessing.size)
+        picture = folder / KNOWN_ANSWER
+        save_known_answer(network, bundle.preprocessing, picture)
         config = {
             "temperature": temperature,
-            "known_answer": known_answer(
-                network, bundle.preprocessing, bundle.path / KNOWN_ANSWER, temperature
-            ),
+            "known_answer": known_answer(network, bundle.preprocessing, picture, temperature),
             "training": dict(bundle.training) | {"adapted": described},
         }
         yield Adapted(folder, config)
@@ -236,7 +235,8 @@ def facts(cells: OwnCells, comparison: Comparison, bundle: Bundle) -> dict[str, 
     """Return what the bundle records of its adaptation."""
     return {
         "cells": comparison.after.by_class,
-        "way": comparison.chosen.way,
+        "ridge": comparison.chosen.ridge,
+        "statistics_renewed": comparison.chosen.start > 0,
         "balanced_accuracy": {
             "before": comparison.before.balanced_accuracy,
             "after": comparison.after.balanced_accuracy,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.bundle import CLASSES, WEIGHTS
+from app.imaging.quality import REASONS
 from training import paper
 from training.laboratory import Laboratory, table_of
 from training.markdown import bullets, listed, number, paragraphs, percent, table, toml
@@ -172,7 +173,7 @@ def review(config: Table, report: Table) -> str:
     return (
         f"`review` is set if the confidence is below {limit['confidence']:.3g} (`low_confidence`)"
         f" or the `ood_score` is above {limit['ood_score']:.3g} (`out_of_distribution`), {chosen}.{known} It"
-        " is also set if the picture cannot be judged (`no_cell`, `cut_off`, `blurred`, `exposure`). On"
+        f" is also set if the picture cannot be judged ({', '.join(f'`{reason}`' for reason in REASONS)}). On"
         f" `{report['split']}` it is set for {percent(sent['share'], 1)} ({sent['n']:,} images: {reasons})."
         f" Among them are {sent['wrong']:,} of the {misclassified(report):,} misclassified images; accuracy"
         f" on the rest is {number(sent['accuracy_of_the_rest'])}."

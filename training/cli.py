@@ -445,12 +445,6 @@ def run_adapt(args: argparse.Namespace) -> int:
     def labelled(path: Path, groups: Path | str | None) -> OwnCells:
         return noted(read_labelled(path, bundle, groups, progress), path)
 
-    def announce(seconds: float) -> None:
-        print(
-            f"this takes about {duration(seconds)} here, and writing the bundle up to a minute more",
-            flush=True,
-        )
-
     pictures = (
         noted(read_unlabelled(args.unlabelled, bundle, progress), *args.unlabelled)
         if args.unlabelled
@@ -470,7 +464,6 @@ def run_adapt(args: argparse.Namespace) -> int:
             unlabelled=pictures,
             replay=labelled(args.replay, None) if args.replay else None,
             force=args.force,
-            announce=announce,
         )
     for line in lines(adaptation):
         print(printable(line))

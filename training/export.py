@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from app.engine.bundle import FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, load_bundle
-from app.engine.classifier import Bank, load_engine, softmax
-from app.imaging.decode import decode
-from app.imaging.framing import Preprocessing, frame_cell
+from app.engine.bundle import FILES, FORMAT, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS
+from app.engine.classifier import Bank, load_classifier, softmax
 from app.imaging.quality import QualityLimits
-from app.samples.smear import draw_smear
 from training.config import TrainConfig, read_config
 from training.data import Row, classes_of
 from training.drafts import draft_of_folder, recover_folder
 from training.errors import ExportError
 from training.fit import read_facts
 from training.graph import export_graph, quantise
+from training.known_answers import known_answer, save_known_answer
 from training.laboratories import judge
 from training.loading import Batch, evaluation_loader
 from training.module import BEST, load_checkpoint
@@ -156,7 +153,7 @@ def write_parts(
     if neighbours.others is not None:
         arrays |= stored(neighbours.others, "others", "others_k")
     save_arrays(arrays, draft / OOD)
-    draw_smear("neutrophil", seed=1).save(draft / KNOWN_ANSWER)
+    save_known_answer(network, config.preprocessing, draft / KNOWN_ANSWER)
     for file in FILES:
         (draft / file).chmod(READABLE)
     return references
@@ -221,16 +218,6 @@ def describe(
     }
 
 
-def known_answer(
-    network: Network, preprocessing: Preprocessing, image: Path, temperature: float
-) -> list[float]:
-    """Return the probabilities of the known-answer image, which the service checks when it starts."""
-    cell = frame_cell(decode(image.read_bytes()), preprocessing)
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(cell.pixels[None].copy()))[0].numpy()
-    return [round(float(p), 6) for p in softmax(logits / temperature)[0]]
-
-
 def agreement(
     draft: Path,
     unrounded: Scored,
@@ -238,9 +225,13 @@ def agreement(
     loader: DataLoader[Batch],
     laboratories: Sequence[str],
 ) -> Agreement:
-    """Compare with float32 on the validation images; laboratories: of each image."""
-    bundle = load_bundle(draft)
-    engine = load_engine(bundle, "openvino", 0)
+    """Compare with float32 on the validation images; laboratories: of each image.
+
+    Raise BundleError if the service would not start with the draft.
+    """
+    classifier = load_classifier(draft, "openvino")
+    classifier.check()
+    bundle, engine = classifier.bundle, classifier.engine
     logits = np.concatenate([engine.infer(pixels.numpy()).logits for pixels, _, _ in loader])
     drift = np.abs(softmax(logits / bundle.temperature) - softmax(scored.logits / bundle.temperature)).max(1)
     labels = scored.logits.argmax(1)

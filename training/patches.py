@@ -44,7 +44,7 @@ def cut_patch(image: Image.Image, preprocessing: Preprocessing, side: int, room:
     It is black outside the image.
     """
     thumbnail = Thumbnail.of(image)
-    frame = choose_frame(image.size, find_nucleus(thumbnail), preprocessing)
+    frame = choose_frame(image.size, find_nucleus(image, thumbnail), preprocessing)
     width, height = room * frame.width, room * frame.height
     left, top = frame.left + (frame.width - width) / 2, frame.top + (frame.height - height) / 2
     reduction = max(1, int(min(width, height) / side))  # averages pixels that bilinear sampling would skip

@@ -23,7 +23,7 @@ from app.evaluation import report
 from app.reports import fhir, hl7
 from app.reports.loinc import NO_CODES, Codes
 from app.validation import Fault
-from app.wire import responses
+from app.wire.differential import differential
 from app.wire.schemas import Outcomes, Report
 from app.wire.specimen import MAX_CELLS, ClassifiedCells, Differential
 
@@ -33,7 +33,9 @@ JSON = "application/json"
 
 _ERRORS = {kind.code: kind for kind in (BadLabels, TooLarge, Unusable)}
 _LENGTHS = Struct("<QQ")  # of the task and of the body
-_VALUES_OF_A_CELL = 120  # at most, with an activation map, besides its probabilities; see `most_values`
+_VALUES_OF_A_CELL = (
+    160  # at most, with an activation map and a former report, besides its probabilities; see `most_values`
+)
 _VALUES_OF_A_ROW = 8  # at most, besides its probabilities
 
 
@@ -123,13 +125,15 @@ class CountCells:
 
     def __call__(self, body: bytes) -> Finished:
         specimen = parse(ClassifiedCells, body)
-        count = responses.differential(
+        count = differential(
             self.request_id,
             self.bundle,
             specimen,
             dict(enumerate(specimen.predictions)),
             specimen.errors,
             specimen.model,
+            specimen.empty,
+            sign_off=specimen,
         )
         return render_count(count, self.media_type, self.loinc_method, self.bundle_type, self.bundle.codes)
 
@@ -146,7 +150,7 @@ def render_count(
     codes: LOINC codes of the model's bundle. Raise Unusable for what the caller gave and the format cannot
     hold.
     """
-    findings = {"model_sha256": count.model.sha256, "n": count.n}
+    findings = {"model_sha256": count.model.sha256, "n": count.n, **_report(count)}
     now = datetime.now(UTC)
     if media_type == fhir.MEDIA_TYPE:
         bundle = fhir.bundle(
@@ -157,6 +161,22 @@ def render_count(
         message = hl7.message(count, method=loinc_method, at=now, own=codes)
         return Finished(message.encode(), f"{media_type}; charset=utf-8", findings)
     return Finished(render(count), media_type, findings)
+
+
+def _report(count: Differential) -> dict[str, Any]:
+    """Return what the audit log says of a review: never the name of the reviewer, nor the labels of cells."""
+    agreement = count.agreement
+    if count.reviewer is None and not agreement.reviewed:
+        return {}
+    return {
+        "report": {
+            "status": count.status,
+            "fingerprint": count.fingerprint,
+            "replaces": count.replaces,
+            "reviewed": agreement.reviewed,
+            "kept": agreement.kept,
+        }
+    }
 
 
 def parse(schema: type[Schema], body: bytes) -> Schema:

@@ -62,6 +62,6 @@ class PageFiles(StaticFiles):
         return response
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _content(path: str, modified_ns: int) -> bytes:  # noqa: ARG001 (a key of the cache)
     return Path(path).read_bytes()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.bundle import CONFIG, MAX_SITE, Bundle, SiteRecord, load_bundle
+from app.engine.classifier import load_classifier
 from app.errors import BundleError, SettingsError
 from app.evaluation.verification import Marks, Verification
 from app.new_folder import new_folder
@@ -75,7 +76,7 @@ def write(
 
     name: of the laboratory. site: None if it was not verified. marks: the review thresholds; None: those of
     `bundle`. reports: texts of further files, by name. adapted: other weights. Raise BundleError if `out`
-    exists or cannot be written.
+    exists or cannot be written, or if the service would not start with other weights.
     """
     config = json.loads((bundle.path / CONFIG).read_bytes())
     config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}"
@@ -99,7 +100,10 @@ def write(
                 shutil.copyfile(folder / file, draft / file)
             for file, text in {**reports, CONFIG: json.dumps(config, indent=2) + "\n"}.items():
                 (draft / file).write_text(text, encoding="utf-8")
-            load_bundle(draft)
+            if adapted is None:
+                load_bundle(draft)
+            else:
+                load_classifier(draft, "openvino").check()
     except FileExistsError:
         raise BundleError(f"{out} exists already: name another folder with --out") from None
     except OSError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from app.evaluation.cell_types import Role, role_of
+from app.evaluation.distributions import beta_quantile
 
 LEVEL = 0.95  # of the confidence intervals
 
@@ -77,14 +78,15 @@ def wilson(n: int, of: int, level: float = LEVEL) -> Interval:
 
 def exact(n: int, of: int, level: float = LEVEL) -> Interval:
     """Return the interval of Clopper and Pearson (1934), in percent; its coverage is at least `level`."""
-    from scipy.special import betaincinv  # imported late: takes 0.25 s, and only a differential needs it
-
     tail = (1 - level) / 2
-    low = 0.0 if n == 0 else 100 * float(betaincinv(n, of - n + 1, tail))
-    high = 100.0 if n == of else 100 * float(betaincinv(n + 1, of - n, 1 - tail))
+    low = 0.0 if n == 0 else 100 * beta_quantile(tail, n, of - n + 1)
+    high = 100.0 if n == of else 100 * beta_quantile(1 - tail, n + 1, of - n)
     return low, high
 
 
-def fingerprint(model_sha256: str, images: Sequence[str]) -> str:
-    """Return a hash of the model and the images, independent of their order. images: their SHA-256."""
-    return hashlib.sha256("\n".join([model_sha256, *sorted(images)]).encode()).hexdigest()
+def fingerprint(model_sha256: str, images: Sequence[str], review: Sequence[str] = ()) -> str:
+    """Return a hash of the model and the images, independent of their order. images: their SHA-256.
+
+    review: lines about the review, if there was one.
+    """
+    return hashlib.sha256("\n".join([model_sha256, *sorted(images), *review]).encode()).hexdigest()

@@ -8,6 +8,7 @@ for each leukocyte of a field.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import hypot
 from typing import Literal
 
 import numpy as np
@@ -70,11 +71,17 @@ class Cell:
 def frame_cell(image: Image.Image, preprocessing: Preprocessing) -> Cell:
     """Crop and normalise an RGB image of any size, and measure its quality."""
     thumbnail = Thumbnail.of(image)
-    nucleus = find_nucleus(thumbnail)
-    frame = choose_frame(image.size, nucleus, preprocessing)
-    framed = cut_out(image, frame, preprocessing.size)
-    leukocytes = count_leukocytes(image, thumbnail, nucleus) if frame.nucleus else 1
-    return _cell(framed, frame, measure(thumbnail, nucleus, framed, leukocytes), thumbnail, preprocessing)
+    nucleus, leukocytes = find_nucleus(image, thumbnail), 1
+    if preprocessing.framing == "nucleus":
+        if nucleus is not None:
+            leukocytes = count_leukocytes(image, thumbnail, nucleus)
+        elif nuclei := find_leukocytes(image, thumbnail):  # too small for the thumbnail
+            nucleus, leukocytes = nearest_to_middle(image, nuclei), len(nuclei)
+    return _frame(image, thumbnail, nucleus, preprocessing, leukocytes)
+
+
+def nearest_to_middle(image: Image.Image, nuclei: list[Nucleus]) -> Nucleus:
+    return min(nuclei, key=lambda nucleus: hypot(nucleus.x - image.width / 2, nucleus.y - image.height / 2))
 
 
 def frame_cells(image: Image.Image, preprocessing: Preprocessing, most: int) -> list[Cell]:
@@ -89,44 +96,20 @@ def frame_cells(image: Image.Image, preprocessing: Preprocessing, most: int) -> 
     nuclei = find_leukocytes(image, thumbnail)
     if len(nuclei) > most:
         raise TooLarge(f"the image has {len(nuclei)} leukocytes; at most {most} are accepted")
-    return [_frame_leukocyte(image, nucleus, thumbnail, preprocessing) for nucleus in nuclei]
+    return [_frame(image, thumbnail, nucleus, preprocessing) for nucleus in nuclei]
 
 
-def _frame_leukocyte(
-    image: Image.Image, nucleus: Nucleus, thumbnail: Thumbnail, preprocessing: Preprocessing
+def _frame(
+    image: Image.Image,
+    thumbnail: Thumbnail,
+    nucleus: Nucleus | None,
+    preprocessing: Preprocessing,
+    leukocytes: int = 1,
 ) -> Cell:
-    if nucleus.cut > 0:
-        frame, framed = frame_cut(image, nucleus, thumbnail, preprocessing)
-    else:
-        frame = choose_frame(image.size, nucleus, preprocessing)
-        framed = cut_out(image, frame, preprocessing.size)
-    return _cell(framed, frame, measure(thumbnail, nucleus, framed), thumbnail, preprocessing)
-
-
-def frame_cut(
-    image: Image.Image, nucleus: Nucleus, thumbnail: Thumbnail, preprocessing: Preprocessing
-) -> tuple[Frame, Image.Image]:
-    """Return the part of the image in the square around a nucleus that the edge cuts, and the square's
-    pixels.
-
-    The square is not shifted into the image, where it would be around another cell; outside it is background.
-    """
-    side = min(nucleus.extent * preprocessing.margin, *image.size)
-    x, y = nucleus.x - side / 2, nucleus.y - side / 2
-    left, top = max(x, 0.0), max(y, 0.0)
-    width, height = min(x + side, image.width) - left, min(y + side, image.height) - top
-    frame = Frame(left, top, width, height, nucleus=True)
-    scale = preprocessing.size / side
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    framed = Image.new("RGB", (preprocessing.size,) * 2, tuple(thumbnail.white.astype(int).tolist()))
-    place = (0 if x >= 0 else preprocessing.size - size[0], 0 if y >= 0 else preprocessing.size - size[1])
-    framed.paste(resize(image, size, Image.Resampling.BILINEAR, frame.box), place)
-    return frame, framed
-
-
-def _cell(
-    framed: Image.Image, frame: Frame, quality: Quality, thumbnail: Thumbnail, preprocessing: Preprocessing
-) -> Cell:
+    """Frame the nucleus, or the image without one. leukocytes: in the image."""
+    frame = choose_frame(image.size, nucleus, preprocessing)
+    framed = cut_out(image, frame, preprocessing.size)
+    quality = measure(thumbnail, nucleus, framed, leukocytes)
     if preprocessing.white_point:
         framed = whiten(framed, thumbnail)
     return Cell(np.asarray(framed), frame, quality)

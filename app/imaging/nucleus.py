@@ -7,11 +7,13 @@ stain's strength, the lamp and the camera's white balance only scale the colour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.imaging.thumbnail import UNIT, Colour, Thumbnail
 
@@ -22,8 +24,12 @@ BORDER = 0.5  # share of that colour at the nucleus's border
 FAINTEST = 0.08  # colour of the palest nucleus that is looked at
 MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ image, by area
 STEPS = 8  # of the mean shift
+FINE = 8  # pixels of a thumbnail: a smaller nucleus is measured in one of its surroundings
+SURROUNDINGS = 8.0  # side of those ÷ extent
+WITHIN = 0.9  # the densest place ÷ extent, at most this far from where the nucleus was found
 
 Mask = NDArray[np.bool_]  # [h, w]
+Place = tuple[float, float, float]  # x, y and extent of a nucleus that was found, in the image's pixels
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,80 @@ class Nucleus:
     cut: float
 
 
-def find_nucleus(thumbnail: Thumbnail) -> Nucleus | None:
+def find_nucleus(image: Image.Image, thumbnail: Thumbnail) -> Nucleus | None:
     """Find the densest patch of nuclear colour; None if there is none."""
     colour = thumbnail.nuclear_colour
-    height, width = colour.shape
-    y, x = divmod(int((box_sum(colour, REACH) * preference(height, width)).argmax()), width)
+    weight = box_sum(colour, REACH) * preference(*colour.shape)
+    nucleus = _measure(thumbnail, weight, None)
+    if nucleus is None or nucleus.extent >= FINE * thumbnail.scale:
+        return nucleus
+    return _in_surroundings(image, thumbnail, (nucleus.x, nucleus.y, nucleus.extent), [])
+
+
+def nucleus_at(
+    image: Image.Image, thumbnail: Thumbnail, place: Place, others: Sequence[Place]
+) -> Nucleus | None:
+    """Measure the nucleus at a place as `find_nucleus` does; None if there is no nuclear colour.
+
+    What is nearer to others is not its own.
+    """
+    if place[2] >= FINE / 2 * thumbnail.scale:
+        nucleus = _measure_at(thumbnail, (0.0, 0.0), place, others)
+        if nucleus is None or nucleus.extent >= FINE * thumbnail.scale:
+            return nucleus
+        place = nucleus.x, nucleus.y, nucleus.extent
+    return _in_surroundings(image, thumbnail, place, others)
+
+
+def _in_surroundings(
+    image: Image.Image, thumbnail: Thumbnail, place: Place, others: Sequence[Place]
+) -> Nucleus | None:
+    """Measure a nucleus that is small in the thumbnail in one of the part of the image around it."""
+    x, y, extent = place
+    reach = SURROUNDINGS / 2 * extent
+    left, top = max(0.0, x - reach), max(0.0, y - reach)
+    part = thumbnail.of_part(image, (left, top, min(image.width, x + reach), min(image.height, y + reach)))
+    return _measure_at(part, (left, top), place, others)
+
+
+def _measure_at(
+    thumbnail: Thumbnail, corner: tuple[float, float], place: Place, others: Sequence[Place]
+) -> Nucleus | None:
+    """Measure the nucleus at a place in a thumbnail of the part of the image at `corner`."""
+    left, top = corner
+    height, width = thumbnail.nuclear_colour.shape
+    rows, columns = np.ogrid[:height, :width]
+
+    def distance(to: Place) -> NDArray[np.float64]:
+        """Return the distance of each pixel [h, w], in extents."""
+        x, y, extent = (
+            (to[0] - left) / thumbnail.scale,
+            (to[1] - top) / thumbnail.scale,
+            to[2] / thumbnail.scale,
+        )
+        distances: NDArray[np.float64] = np.hypot(columns + 0.5 - x, rows + 0.5 - y) / extent
+        return distances
+
+    own = distance(place)
+    mine = np.ones(own.shape, np.bool_)
+    for other in others:
+        mine &= own <= distance(other)
+    weight = box_sum(thumbnail.nuclear_colour, REACH) * preference(height, width)
+    nucleus = _measure(thumbnail, np.where(mine & (own <= WITHIN), weight, -1), mine)
+    return nucleus and replace(nucleus, x=nucleus.x + left, y=nucleus.y + top)
+
+
+def _measure(thumbnail: Thumbnail, weight: NDArray[np.float32], mine: Mask | None) -> Nucleus | None:
+    """Measure the nucleus around the place of the greatest weight, within `mine`; None if there is none."""
+    colour = thumbnail.nuclear_colour
+    y, x = divmod(int(weight.argmax()), colour.shape[1])
     core = colour[max(0, y - REACH) : y + REACH + 1, max(0, x - REACH) : x + REACH + 1].ravel()
     place = int(CORE / 100 * (core.size - 1))
     contrast = int(np.partition(core, place)[place])
     if contrast < FAINTEST * UNIT:
         return None
-    x_mean, y_mean, area, cut = settle(colour > BORDER * contrast, x, y)
+    mask = colour > BORDER * contrast
+    x_mean, y_mean, area, cut = settle(mask if mine is None else mask & mine, x, y)
     if not MIN_SHARE < area / colour.size < MAX_SHARE:
         return None
     scale, extent = thumbnail.scale, area**0.5

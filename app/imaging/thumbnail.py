@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.imaging.resize import resize
+from app.imaging.resize import Box, resize
 
 SIDE = 96  # longer side in pixels; a nucleus is then 8 to 60 pixels wide
 BLACK = 40  # darker pixels are the fill around a rotated image, not background
@@ -29,16 +29,22 @@ class Thumbnail:
     of the image in one of the thumbnail.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], scale: float) -> None:
+    def __init__(
+        self, pixels: NDArray[np.uint8], scale: float, levels: NDArray[np.float32] | None = None
+    ) -> None:
+        """levels: of the whole image, if this is a part of it."""
         self.pixels = pixels
         self.scale = scale
+        if levels is not None:
+            self.levels = levels
 
     @classmethod
     def of(cls, image: Image.Image) -> Self:
-        scale = max(image.size) / SIDE
-        size = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
-        pixels = np.asarray(resize(image, size, Image.Resampling.BOX))
-        return cls(np.ascontiguousarray(pixels.transpose(2, 0, 1)), scale)
+        return cls(*_shrink(image, (0.0, 0.0, *image.size)))
+
+    def of_part(self, image: Image.Image, box: Box) -> Thumbnail:
+        """Return a thumbnail of a part of the image, against the background of the whole."""
+        return Thumbnail(*_shrink(image, box), self.levels)
 
     @cached_property
     def lit(self) -> NDArray[np.bool_]:
@@ -72,6 +78,15 @@ class Thumbnail:
         np.maximum(red, 0, out=red)
         colour: Colour = red * self.lit
         return colour
+
+
+def _shrink(image: Image.Image, box: Box) -> tuple[NDArray[np.uint8], float]:
+    """Return the pixels [3, h, w] of a part of an image whose longer side is `SIDE` pixels, and the scale."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = max(width, height) / SIDE
+    size = (max(1, round(width / scale)), max(1, round(height / scale)))
+    pixels = np.asarray(resize(image, size, Image.Resampling.BOX, box))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), scale
 
 
 def percentiles(rows: NDArray[np.uint8], shares: tuple[float, ...]) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from app.engine.classifier import REASONS
 from app.errors import BundleError, Unusable
 from app.evaluation.answer_profile import AnswerProfile, Histogram, Seen, parse
+from app.evaluation.distributions import chi_square_quantile
 from app.units import MIB
 
 SHIFTED = 0.1  # stability index above which a measure is "shifted"; credit scoring convention (Siddiqi 2006)
@@ -174,9 +175,7 @@ def chance(bins: int, expected: int, observed: int) -> float:
 
     The index is then distributed as about (1/n + 1/m) χ²(bins − 1) (Yurdakul 2018).
     """
-    from scipy.special import chdtri
-
-    return float(chdtri(bins - 1, CHANCE)) * (1 / expected + 1 / observed)
+    return chi_square_quantile(CHANCE, bins - 1) * (1 / expected + 1 / observed)
 
 
 def read_reference(path: Path) -> AnswerProfile:

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 import app
+from app.cores import threads_within_limit
 from app.engine.bundle import CONFIG, FILES, parse_files
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import BundleError
@@ -42,7 +43,8 @@ BOUNDS = Bounds()
 
 def load(settings: Settings) -> Classifier:
     """Find the bundle of `settings.bundle` and load it; raise BundleError."""
-    return load_classifier(locate(settings), settings.engine, settings.threads)
+    threads = settings.threads or threads_within_limit(settings.processes)
+    return load_classifier(locate(settings), settings.engine, threads)
 
 
 def locate(settings: Settings, bounds: Bounds = BOUNDS) -> Path:

@@ -1,4 +1,4 @@
-"""A differential count as FHIR R4: a Bundle with a preliminary DiagnosticReport (https://hl7.org/fhir/R4).
+"""A differential count as FHIR R4: a Bundle with a DiagnosticReport (https://hl7.org/fhir/R4).
 
 With `subject` and `effectiveDateTime` it also has what US Core requires of laboratory results
 (https://hl7.org/fhir/us/core).
@@ -6,26 +6,30 @@ With `subject` and `effectiveDateTime` it also has what US Core requires of labo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from app.errors import Unusable
 from app.reports.loinc import (
     LOINC,
-    METHOD,
     NO_CODES,
-    NOTICE,
     PANEL,
     PANEL_NAME,
     Codes,
     about_site,
     amount,
+    changes,
     codes,
     derive,
+    earlier,
     identify,
+    method_text,
     name,
     note,
+    notice,
     remarks,
+    replaced,
 )
 from app.wire.specimen import Differential
 
@@ -50,6 +54,8 @@ _SECTIONS = [
 ]
 _BLOOD = {"coding": [{"system": "http://snomed.info/sct", "code": "119297000", "display": "Blood specimen"}]}
 _ABSENT = "http://terminology.hl7.org/CodeSystem/data-absent-reason"
+_REPLACES = "http://hl7.org/fhir/StructureDefinition/{}-replaces"  # extensions of R4
+_CHANGES = "Changes"  # no label: these are in small letters
 _URI = "urn:ietf:rfc:3986"  # the system of identifiers that are URIs
 
 
@@ -75,9 +81,10 @@ def bundle(
     device = _device(differential, software)
     specimen = _specimen(differential)
     found = codes(differential.counts, method, own)
-    cells = [_observation(differential, label, code, issued) for label, code in found.items()]
-    report = _report(differential, issued)
-    resources = [report, *cells, device, *([specimen] if specimen else [])]
+    observations = [_observation(differential, label, code, issued) for label, code in found.items()]
+    observations += _changes(differential, issued)
+    report = _report(differential, observations, issued)
+    resources = [report, *observations, device, *([specimen] if specimen else [])]
     return {
         "resourceType": "Bundle",
         "meta": {"security": [_ASSERTED_BY_AI]},
@@ -110,48 +117,103 @@ def _create(resource: Resource, differential: Differential, software: str) -> Re
     return {"resource": content, "request": request}
 
 
-def _report(differential: Differential, issued: str) -> Resource:
+def _report(differential: Differential, observations: Sequence[Resource], issued: str) -> Resource:
+    fingerprint, former = differential.fingerprint, replaced(differential)
     return _resource(differential, "DiagnosticReport") | {
         "meta": {"security": [_ASSERTED_BY_AI]},
-        "status": "preliminary",
+        **({"identifier": [_fingerprint(fingerprint)]} if fingerprint else {}),
+        **(_replaces("DiagnosticReport", _fingerprint(former)) if former else {}),
+        "status": differential.status,
         "category": _SECTIONS,
         "code": _code(PANEL, PANEL_NAME),
         "issued": issued,
-        "result": [_reference(differential, f"Observation {label}") for label in differential.counts],
+        "result": [{"reference": f"urn:uuid:{one['id']}"} for one in observations],
         "conclusion": " ".join(remarks(differential)),
         **_context(differential),
+        **({"resultsInterpreter": reviewer} if (reviewer := _reviewer(differential)) else {}),
         **_of_specimen(differential, several=True),
     }
 
 
 def _observation(differential: Differential, label: str, code: str | None, issued: str) -> Resource:
-    return _resource(differential, "Observation", label) | {
-        "meta": {"security": [_ASSERTED_BY_AI]},
-        "status": "preliminary",
-        "category": [_LABORATORY],
-        "code": _code(code, name(label)),
-        "issued": issued,
+    notes = (note(differential, label), *earlier(differential, label), notice(differential))
+    return {
+        **_result(differential, label, _code(code, name(label)), issued),
+        **_former(differential, label),
         **_value(differential, label),
-        "method": {"text": METHOD},
-        "note": [{"text": text} for text in (note(differential, label), NOTICE, *about_site(differential))],
+        "note": [{"text": text} for text in (*notes, *about_site(differential))],
+    }
+
+
+def _changes(differential: Differential, issued: str) -> list[Resource]:
+    """Return an Observation that lists the cells to which a person gave another label; none without any."""
+    cells = changes(differential)
+    if not cells:
+        return []
+    code = _code(None, "Cells that a person labelled otherwise than the model")
+    return [
+        {
+            **_result(differential, _CHANGES, code, issued),
+            "valueQuantity": _quantity(len(differential.changes), "cells", "{cells}"),
+            "component": [{"code": {"text": cell}, "valueString": labels} for cell, labels in cells],
+        }
+    ]
+
+
+def _result(differential: Differential, which: str, code: Resource, issued: str) -> Resource:
+    """Return what all Observations have. which: a label, or _CHANGES."""
+    context = _context(differential)
+    performers = [*context.get("performer", []), *_reviewer(differential)]
+    return _resource(differential, "Observation", which) | {
+        "meta": {"security": [_ASSERTED_BY_AI]},
+        "status": differential.status,
+        "category": [_LABORATORY],
+        "code": code,
+        "issued": issued,
+        "method": {"text": method_text(differential)},
         "device": _reference(differential, "Device"),
-        **_context(differential),
+        **context,
+        **({"performer": performers} if performers else {}),
         **_of_specimen(differential),
     }
+
+
+def _reviewer(differential: Differential) -> list[Resource]:
+    """Return who signed: a name, since Leuko knows no resource of this person."""
+    return [{"type": "Practitioner", "display": differential.reviewer}] if differential.reviewer else []
+
+
+def _former(differential: Differential, label: str) -> Resource:
+    """Return the extension for the Observation of a label in the replaced report, if it has one."""
+    fingerprint, former = replaced(differential), differential.former
+    if fingerprint is None or label not in (former.counts if former else differential.model_counts):
+        return {}
+    urn = identify(differential, f"Observation {label}", fingerprint).urn
+    return _replaces("Observation", {"system": _URI, "value": urn})
+
+
+def _replaces(kind: str, identifier: Resource) -> Resource:
+    """Return the extension that names a replaced resource: by its identifier, since the receiver may not have
+    it.
+    """
+    name = kind[0].lower() + kind[1:]
+    former = {"type": kind, "identifier": identifier}
+    return {"extension": [{"url": _REPLACES.format(name), "valueReference": former}]}
+
+
+def _fingerprint(sha256: str) -> Resource:
+    return {"type": {"text": "Fingerprint"}, "value": sha256}
 
 
 def _value(differential: Differential, label: str) -> Resource:
     value, unit, code = amount(differential, label)
     if value is None:  # 0 of 0 leukocytes
         return {"dataAbsentReason": {"coding": [{"system": _ABSENT, "code": "not-a-number"}]}}
-    return {
-        "valueQuantity": {
-            "value": round(value, 2),
-            "unit": unit,
-            "system": "http://unitsofmeasure.org",
-            "code": code,
-        }
-    }
+    return {"valueQuantity": _quantity(round(value, 2), unit, code)}
+
+
+def _quantity(value: float, unit: str, code: str) -> Resource:
+    return {"value": value, "unit": unit, "system": "http://unitsofmeasure.org", "code": code}
 
 
 def _device(differential: Differential, software: str) -> Resource:

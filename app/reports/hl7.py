@@ -1,4 +1,4 @@
-"""A differential count as HL7 v2.5.1: an ORU^R01 message whose results are all preliminary."""
+"""A differential count as HL7 v2.5.1: an ORU^R01 message."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 
 from app.errors import Unusable
 from app.reports.loinc import (
-    METHOD,
     NO_CODES,
     PANEL,
     PANEL_NAME,
     Codes,
     amount,
+    changes,
     codes,
+    earlier,
     identify,
+    method_text,
     name,
     note,
     remarks,
@@ -23,6 +25,8 @@ from app.wire.specimen import Differential
 
 MEDIA_TYPE = "application/hl7-v2"
 LOCAL = "99LEU"  # the coding system of labels without a LOINC code; 99zzz is a local one (table 0396)
+
+STATUS = {"preliminary": "P", "final": "F", "corrected": "C"}  # tables 0085 and 0123
 
 _ESCAPES = str.maketrans(
     {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
@@ -48,12 +52,13 @@ def message(differential: Differential, *, method: str, at: datetime, own: Codes
         + "||||||UNICODE UTF-8",
         _segment("OBR", 1, "", escape(differential.accession or ""), _code(PANEL, PANEL_NAME), "", "", when)
         + "|" * 15
-        + f"{when}|||P",
-        *_notes(remarks(differential)),
+        + f"{when}|||{STATUS[differential.status]}"
+        + (f"|||||||&{escape(differential.reviewer)}" if differential.reviewer else ""),  # OBR-32
+        *_notes([*remarks(differential), *(f"{cell}: {labels}." for cell, labels in changes(differential))]),
     ]
     for number, (label, code) in enumerate(codes(differential.counts, method, own).items(), 1):
         segments.append(_result(differential, number, label, code, when))
-        segments += _notes([note(differential, label)])
+        segments += _notes([note(differential, label), *earlier(differential, label)])
     if differential.specimen is not None:
         segments.append(
             _segment("SPM", 1, f"{escape(differential.specimen)}", "", "119297000^Blood specimen^SCT")
@@ -72,9 +77,11 @@ def _result(differential: Differential, number: int, label: str, code: str | Non
     value, unit, ucum = amount(differential, label)
     units = f"{ucum}^{'percent' if unit == '%' else unit}^UCUM"
     # Without leukocytes there is no percentage: X says that the result cannot be obtained (table 0085).
-    text, status = ("", "X") if value is None else (_number(value), "P")
+    text, status = ("", "X") if value is None else (_number(value), STATUS[differential.status])
     start = _segment("OBX", number, "NM", what, "", text)
-    return f"{start}|{units}|||||{status}|||{when}|||^{escape(METHOD)}|{equipment}"
+    observer = f"^{escape(differential.reviewer)}" if differential.reviewer else ""
+    how = escape(method_text(differential))
+    return f"{start}|{units}|||||{status}|||{when}||{observer}|^{how}|{equipment}"
 
 
 def _number(value: float) -> str:

@@ -13,7 +13,15 @@ from types import MappingProxyType
 from uuid import UUID, uuid5
 
 from app.evaluation.cell_types import Role, find_type, role_of
-from app.wire.specimen import Differential, Proportions, Ratios
+from app.wire.specimen import (
+    NOT_A_CELL,
+    UNIDENTIFIED,
+    ChangedCell,
+    Differential,
+    FormerReport,
+    Proportions,
+    Ratios,
+)
 
 LOINC = "http://loinc.org"
 PANEL = "69738-3"  # differential panel, method unspecified, blood
@@ -84,7 +92,6 @@ CODES = {
 }
 PANEL_NAME = "Differential panel - Blood"
 METHOD = "Automated classification of images by a neural network"
-NOTICE = "Made by artificial intelligence and not reviewed: a person must review it. Not for diagnosis."
 
 _NAMESPACE = UUID("c4f6d8f0-6a57-5d1c-9b0e-2f0f3a7a6f6e")
 _ABOUT = {
@@ -122,6 +129,8 @@ def _choose(by_method: Mapping[str, str], method: str) -> str | None:
 
 def name(label: str) -> str:
     """Return what is reported of a label: LOINC's name of its type, with the label itself if it differs."""
+    if label == UNIDENTIFIED:
+        return f"Unidentified cells{_ABOUT[Role.LEUKOCYTE]}"
     cell_type = find_type(label)
     if cell_type is None:
         return label.capitalize() + _ABOUT[role_of(label)]
@@ -145,22 +154,102 @@ def note(differential: Differential, label: str) -> str:
     """Return the count of a class and the confidence intervals of what is reported of it."""
     count, of = differential.counts[label], differential.leukocytes
     level = f"{100 * differential.intervals.level:g} % interval"
-    whole = "classified cells" if of == differential.n else "classified leukocytes"
+    counted = "counted" if differential.agreement.reviewed else "classified"
+    whole = f"{counted} cells" if of == differential.n else f"{counted} leukocytes"
     intervals: Proportions | Ratios
     if label in differential.percent:
         text, intervals = f"{count} of {of} {whole}", differential.intervals
     elif label in differential.per_100_leukocytes:
         text, intervals = (
-            f"{count} beside {of} classified leukocytes",
+            f"{count} beside {of} {counted} leukocytes",
             differential.intervals_per_100_leukocytes,
         )
     else:
-        return f"{count} of {differential.n} classified cells; no leukocytes, and in no percentage"
+        return f"{count} of {differential.n} {counted} cells; no leukocytes, and in no percentage"
     wilson, exact = intervals.wilson[label], intervals.exact[label]
     if wilson is None or exact is None:
         return text
     (low, high), (least, most) = wilson, exact
     return f"{text}; {level} {low:.1f} to {high:.1f} (Wilson), {least:.1f} to {most:.1f} (exact)"
+
+
+def notice(differential: Differential) -> str:
+    """Return who made the report, and whether a person has reviewed it."""
+    agreement, cells = differential.agreement, differential.n + differential.not_a_cell
+    by_person = (
+        f"Cells that a person labelled: {agreement.reviewed} of {cells}, of which {agreement.kept} kept the"
+        " model's label."
+    )
+    if differential.status != "preliminary":
+        made = f"Made by artificial intelligence, reviewed and signed by {differential.reviewer}. {by_person}"
+    elif agreement.reviewed or differential.reviewer:
+        made = (
+            f"Made by artificial intelligence, and the review is not complete: a person must finish and sign"
+            f" it. {by_person}"
+        )
+    else:
+        made = "Made by artificial intelligence and not reviewed: a person must review it."
+    return f"{made} Not for diagnosis."
+
+
+def method_text(differential: Differential) -> str:
+    """Return how the cells were told apart."""
+    return METHOD + (", reviewed by a person" if differential.agreement.reviewed else "")
+
+
+def replaced(differential: Differential) -> str | None:
+    """Return the fingerprint of the report that this one replaces.
+
+    That of a correction is named by its sender; a final report replaces the one that the model made alone.
+    """
+    if differential.replaces is None and differential.status == "final":
+        return differential.unreviewed_fingerprint
+    return differential.replaces
+
+
+def earlier(differential: Differential, label: str) -> list[str]:
+    """Return the earlier values of a class: by the model alone, and in the replaced report."""
+    found, former = [], differential.former
+    if differential.agreement.reviewed and label in differential.model_counts:
+        cells = sum(differential.model_counts.values())
+        found.append(f"By the model alone: {differential.model_counts[label]} of {cells} cells.")
+    if former is not None:
+        found.append(f"In the replaced report: {_former_value(former, label)}.")
+    return found
+
+
+def _former_value(former: FormerReport, label: str) -> str:
+    if label not in former.counts:
+        return "not reported"
+    n, role = former.counts[label], role_of(label)
+    of = sum(number for name, number in former.counts.items() if role_of(name) is Role.LEUKOCYTE)
+    if role is Role.COUNTED or not of:
+        return f"cells: {n}"
+    if role is Role.PER_100:
+        return f"{100 * n / of:.2f} per 100 leukocytes, {n} beside {of}"
+    return f"{100 * n / of:.2f} %, {n} of {of}"
+
+
+def changes(differential: Differential) -> list[tuple[str, str]]:
+    """Return the cells that a person labelled otherwise than the model, here and in the replaced report.
+
+    Each is the cell and its labels. File names, which may name a patient, are in no report.
+    """
+    former = differential.former.changes if differential.former else []
+    return [
+        *((_cell(one), _labels(one)) for one in differential.changes),
+        *((f"In the replaced report, {_cell(one)}", _labels(one)) for one in former),
+    ]
+
+
+def _cell(changed: ChangedCell) -> str:
+    number = "" if changed.cell is None else f", cell {changed.cell}"
+    return f"position {changed.index}{number}, SHA-256 of the image {changed.image_sha256 or 'unknown'}"
+
+
+def _labels(changed: ChangedCell) -> str:
+    by_person = "no cell" if changed.reviewed == NOT_A_CELL else changed.reviewed
+    return f"{by_person}; by the model {changed.label}"
 
 
 def about_site(differential: Differential) -> list[str]:
@@ -173,16 +262,25 @@ def about_site(differential: Differential) -> list[str]:
 
 def remarks(differential: Differential) -> list[str]:
     """Return the notes on the whole report."""
-    notes = [NOTICE, *(caution.detail for caution in differential.warnings)]
+    notes = [notice(differential), *(caution.detail for caution in differential.warnings)]
     if differential.site:
         notes += about_site(differential)
+    if differential.not_a_cell:
+        notes.append(f"Not counted, since a person found no cell there: {differential.not_a_cell}.")
     if differential.review:
         notes.append(f"{len(differential.review)} of {differential.n} cells are marked for review.")
+    if differential.status != "preliminary" and differential.fingerprint:
+        notes.append(f"Fingerprint of this report: {differential.fingerprint}.")
+    if differential.replaces:
+        notes.append(f"This report replaces the one with the fingerprint {differential.replaces}.")
+    if former := differential.former:
+        counts = ", ".join(f"{label} {n}" for label, n in former.counts.items())
+        notes.append(f"The replaced report was {former.status}, signed by {former.reviewer}: {counts}.")
     return notes
 
 
-def identify(differential: Differential, part: str) -> UUID:
-    """Return the identifier of a part of the report.
+def identify(differential: Differential, part: str, fingerprint: str | None = None) -> UUID:
+    """Return the identifier of a part of the report. fingerprint: of a former report of the same specimen.
 
     It is the same if the same images of a specimen are reported again; without hashes of the images, each
     request has identifiers of its own.
@@ -191,7 +289,7 @@ def identify(differential: Differential, part: str) -> UUID:
     return derive(
         differential.specimen or "",
         differential.accession or "",
-        differential.fingerprint or differential.request_id,
+        fingerprint or differential.fingerprint or differential.request_id,
         part,
         # A report of another patient is another one. Without these, identifiers are as they were before.
         *(text or "" for text in context if any(context)),

@@ -1,8 +1,8 @@
-"""Results → wire schemas: predictions, differential counts, evaluations."""
+"""Results → wire schemas: predictions and evaluations; `differential` has the counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from pydantic import BaseModel
@@ -10,37 +10,18 @@ from pydantic import BaseModel
 from app.archives.image_files import LeftOut, left_out_line
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
-from app.errors import BadLabels, Unusable
-from app.evaluation.cell_types import Role, lacking, role_of
-from app.evaluation.differential_count import LEVEL, Count, fingerprint
-from app.evaluation.differential_count import count as count_labels
 from app.inference.pipeline import Answer
 from app.inference.scoring import Progress, Scored
 from app.lazy_sequence import LazySequence
 from app.wire.problems import image_problem
 from app.wire.schemas import (
     Caution,
-    EmptyImage,
     Evaluation,
     ImageProblem,
     Mistake,
     ModelReference,
     Prediction,
 )
-from app.wire.specimen import (
-    Bounds,
-    ClassifiedCell,
-    Differential,
-    Proportions,
-    Ratios,
-    ReviewedCell,
-    Specimen,
-    VerifiedSite,
-)
-
-ENOUGH_CELLS = 100  # fewer leukocytes give a warning
-NOT_VERIFIED = Caution(code="not_verified", detail="The model was not verified for this laboratory.")
-_RATIOS = (Role.LEUKOCYTE, Role.PER_100)  # those of which a differential count has a ratio
 
 
 def model_reference(bundle: Bundle) -> ModelReference:
@@ -68,119 +49,6 @@ def prediction(index: int, filename: str | None, answer: Answer, labels: Sequenc
             else {"shape": predicted.cam.shape, "values": predicted.cam.tolist()},
         }
     )
-
-
-def differential(
-    request_id: str,
-    bundle: Bundle,
-    specimen: Specimen,
-    cells: Mapping[int, Prediction | ClassifiedCell],
-    faults: Sequence[ImageProblem] = (),
-    model: ModelReference | None = None,
-    empty: Sequence[EmptyImage] = (),
-) -> Differential:
-    """Return the differential count of classified cells. Raise BadLabels for a label unknown to the bundle.
-
-    cells: by position in the request; faults: the images that could not be classified; empty: those in which
-    no leukocyte was found. model: that made the predictions; None: unknown, and the bundle is named. Only if
-    it is the bundle, it is known whether the model was verified. Raise Unusable if there are no cells.
-    """
-    if not cells:
-        raise Unusable("no leukocyte was found in the images, so there is nothing to count")
-    known = model is not None and model.sha256 == bundle.sha256
-    site = bundle.site if known else None
-    model = model or model_reference(bundle)
-    for index, cell in cells.items():
-        if cell.label not in bundle.labels:
-            raise BadLabels(f"the label of prediction {index} is none of {', '.join(bundle.labels)}")
-    counts = count_labels([cell.label for cell in cells.values()], bundle.labels)
-    among, beside = ({one: counts[one] for one in bundle.labels if role_of(one) is role} for role in _RATIOS)
-    leukocytes = sum(count.n for count in among.values())
-    hashes = [
-        _identity(cell.image_sha256, cell.cell) for cell in cells.values() if cell.image_sha256 is not None
-    ]
-    return Differential(
-        request_id=request_id,
-        model=ModelReference(**dict(model)),
-        site=VerifiedSite(name=site.name, verified_at=site.verified_at) if site else None,
-        specimen=specimen.specimen,
-        accession=specimen.accession,
-        subject=specimen.subject,
-        effectiveDateTime=specimen.effectiveDateTime,
-        performer=specimen.performer,
-        fingerprint=fingerprint(model.sha256, hashes) if len(hashes) == len(cells) else None,
-        n=len(cells),
-        leukocytes=leukocytes,
-        counts={label: count.n for label, count in counts.items()},
-        percent={label: count.value for label, count in among.items()},
-        per_100_leukocytes={label: count.value for label, count in beside.items()},
-        intervals=Proportions(level=LEVEL, unit="percent", **_bounds(among)),
-        intervals_per_100_leukocytes=Ratios(level=LEVEL, unit="per 100 leukocytes", **_bounds(beside)),
-        review=[
-            ReviewedCell(
-                index=cell.index if isinstance(cell, Prediction) else index,
-                cell=cell.cell,
-                filename=cell.filename,
-                image_sha256=cell.image_sha256,
-                label=cell.label,
-                confidence=cell.confidence,
-                reasons=cell.review_reasons,
-            )
-            for index, cell in cells.items()
-            if cell.review_reasons
-        ],
-        warnings=[
-            *_cautions(bundle.labels, leukocytes, len(cells), len(faults), len(hashes) - len(set(hashes))),
-            *([NOT_VERIFIED] if known and site is None else []),
-        ],
-        empty=list(empty),
-        errors=list(faults),
-    )
-
-
-def _identity(image_sha256: str, cell: int | None) -> str:
-    """Return what tells a cell from others: several may be of one image."""
-    return image_sha256 if cell is None else f"{image_sha256}#{cell}"
-
-
-def _bounds(counts: Mapping[str, Count]) -> dict[str, dict[str, Bounds]]:
-    return {
-        "wilson": {label: count.wilson for label, count in counts.items()},
-        "exact": {label: count.exact for label, count in counts.items()},
-    }
-
-
-def _cautions(labels: Sequence[str], leukocytes: int, n: int, left_out: int, repeated: int) -> list[Caution]:
-    cautions = [Caution(code="classified_cells_only", detail=_limits(labels))]
-    if leukocytes < ENOUGH_CELLS:
-        counted = "Cells" if all(role_of(label) is Role.LEUKOCYTE for label in labels) else "Leukocytes"
-        detail = f"{counted} classified: {leukocytes}. A differential count needs at least {ENOUGH_CELLS}."
-        cautions.insert(0, Caution(code="few_cells", detail=detail))
-    if left_out:
-        detail = f"{left_out} of {n + left_out} images could not be classified and are not counted."
-        cautions.append(Caution(code="images_left_out", detail=detail))
-    if repeated:
-        detail = f"{repeated} of {n} images were sent more than once and are counted each time."
-        cautions.append(Caution(code="duplicate_images", detail=detail))
-    return cautions
-
-
-def _limits(labels: Sequence[str]) -> str:
-    """Return what a reader must know of the model's classes."""
-    missing = lacking(labels)
-    classes = f"the model knows {len(labels)} classes"
-    if missing:
-        classes += f", no {_enumerate(missing)}"
-    others = [label for label in labels if role_of(label) is not Role.LEUKOCYTE]
-    whole = f"leukocytes, without {_enumerate(others, 'and')}" if others else "cells"
-    return (
-        f"Percentages are of classified {whole}: {classes}. Any other cell is counted as one of its classes."
-    )
-
-
-def _enumerate(names: Sequence[str], conjunction: str = "or") -> str:
-    *first, last = names
-    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def evaluation(

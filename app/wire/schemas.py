@@ -154,6 +154,9 @@ class Caution(BaseModel):
         "images_left_out",
         "duplicate_images",
         "files_left_out",
+        "cells_unidentified",
+        "review_incomplete",
+        "former_values_missing",
     ]
     detail: str
 
@@ -255,6 +258,9 @@ class Model(BaseModel):
     version: str
     sha256: str
     labels: list[str]
+    codes: dict[str, str | None] = Field(
+        description="LOINC code of each label in reports; null: it is reported as text"
+    )
     preprocessing: dict[str, Any]
     temperature: float
     review: ReviewThresholds

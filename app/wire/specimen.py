@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
-from app.wire.schemas import Caution, EmptyImages, ImageProblem, ModelReference, Probability, Reason
+from app.engine.bundle import MAX_LABEL, MAX_LABELS
+from app.wire.schemas import (
+    Caution,
+    EmptyImage,
+    EmptyImages,
+    ImageProblem,
+    ModelReference,
+    Probability,
+    Reason,
+)
 
 MAX_CELLS = 10_000  # predictions in one request
+# What a person may say of a cell beside the labels of the bundle.
+UNIDENTIFIED = "unidentified"  # a leukocyte, but which? It is counted, in a row of its own
+NOT_A_CELL = "not_a_cell"  # not counted
 
 
 def _printable(text: str) -> str:
@@ -74,6 +86,8 @@ DateTime = Annotated[
     Annotated[str, Field(max_length=64), AfterValidator(_date_time)] | None, _EMPTY_IS_ABSENT
 ]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Label = Annotated[str, Field(pattern="^[a-z][a-z0-9 _-]*$", max_length=MAX_LABEL)]
+Status = Literal["preliminary", "final", "corrected"]
 
 
 class Specimen(BaseModel):
@@ -99,6 +113,11 @@ class ClassifiedCell(BaseModel):
     cell: Annotated[int, Field(ge=0)] | None = None
     filename: str | None = None
     review_reasons: Annotated[list[Reason], Field(fail_fast=True)] = []
+    reviewed: str | None = Field(
+        default=None,
+        description="what a person says of the cell, which is then counted instead of `label`: a label of the"
+        " model, `unidentified` (counted in a row of its own) or `not_a_cell` (not counted)",
+    )
 
 
 class NamedModel(ModelReference):
@@ -109,7 +128,73 @@ class NamedModel(ModelReference):
     sha256: Sha256
 
 
-class ClassifiedCells(Specimen):
+def _few(counts: Any) -> Any:
+    """Refuse too many classes before each is looked at: pydantic keeps an error for every bad one."""
+    if isinstance(counts, dict) and len(counts) > MAX_LABELS + 1:
+        raise ValueError(f"must have at most {MAX_LABELS + 1} classes")
+    return counts
+
+
+class ChangedCell(BaseModel):
+    """A cell to which a person gave another label than the model."""
+
+    index: int = Field(description="position in the request, from 0")
+    cell: int | None = Field(None, description="with `cells=all`: number of the cell in its image, from 0")
+    filename: str | None = None
+    image_sha256: Sha256 | None = None
+    label: Label = Field(description="the model's")
+    reviewed: Label = Field(description="the person's")
+
+
+class FormerReport(BaseModel):
+    """A report that another one replaces: these fields of the former response, which may be sent whole."""
+
+    fingerprint: Sha256
+    status: Status
+    reviewer: Printable | None
+    counts: Annotated[
+        dict[Label, Annotated[int, Field(ge=0)]], Field(max_length=MAX_LABELS + 1), BeforeValidator(_few)
+    ]
+    changes: list[ChangedCell] = Field(max_length=MAX_CELLS, fail_fast=True)
+
+
+class SignOff(BaseModel):
+    """Who signs a report, and which former report it replaces."""
+
+    reviewer: Printable | None = Field(
+        default=None,
+        description="name of the person who signs. The report is then `final`, unless cells that are marked"
+        " for review lack `reviewed`",
+    )
+    replaces: Sha256 | None = Field(
+        default=None,
+        description="`fingerprint` of the signed report that this one corrects; needs `reviewer`. The report"
+        " is then `corrected` instead of `final`",
+    )
+    former: FormerReport | None = Field(
+        default=None,
+        description="the response that `replaces` names, so that the corrected report holds the former values"
+        " too; without it, `warnings` has `former_values_missing`",
+    )
+
+    @field_validator("replaces")
+    @classmethod
+    def _is_signed(cls, replaces: str | None, info: ValidationInfo) -> str | None:
+        if replaces and info.data.get("reviewer", "wrong") is None:
+            raise ValueError("needs a reviewer: a correction must be signed")
+        return replaces
+
+    @field_validator("former")
+    @classmethod
+    def _is_replaced(cls, former: FormerReport | None, info: ValidationInfo) -> FormerReport | None:
+        if former and info.data.get("replaces", former.fingerprint) != former.fingerprint:
+            raise ValueError("must be the report whose fingerprint is in replaces")
+        if former and (former.status == "preliminary" or former.reviewer is None):
+            raise ValueError("was not signed: leave out replaces and former, and this report is final")
+        return former
+
+
+class ClassifiedCells(Specimen, SignOff):
     """A specimen, the predictions of its cells, and the images that could not be classified."""
 
     model: NamedModel | None = Field(
@@ -123,6 +208,9 @@ class ClassifiedCells(Specimen):
         max_length=MAX_CELLS,
         fail_fast=True,
         description="`errors` of the same `/predict` responses: every report says how many images it lacks",
+    )
+    empty: list[EmptyImage] = Field(
+        [], max_length=MAX_CELLS, fail_fast=True, description="`empty` of the same `/predict` responses"
     )
 
 
@@ -147,8 +235,15 @@ class Ratios(BaseModel):
     exact: dict[str, Bounds]
 
 
+class Agreement(BaseModel):
+    """How far a person agreed with the model."""
+
+    reviewed: int = Field(description="cells with `reviewed`")
+    kept: int = Field(description="those of them that kept the model's label")
+
+
 class ReviewedCell(BaseModel):
-    """A cell that a person must look at."""
+    """A cell that a person must look at, and that has no `reviewed` yet."""
 
     index: int = Field(description="position in the request, from 0")
     cell: int | None = Field(None, description="with `cells=all`: number of the cell in its image, from 0")
@@ -179,14 +274,34 @@ class Differential(BaseModel):
     subject: str | None = None
     effectiveDateTime: str | None = None  # noqa: N815 (FHIR's name)
     performer: str | None = None
-    fingerprint: Sha256 | None = Field(
-        description="equal for the same images in any order and the same model; null if hashes are missing"
+    status: Status = Field(
+        description="`preliminary`: not signed, or cells marked for review lack `reviewed`; `final`: signed;"
+        " `corrected`: signed, and it replaces a former report"
     )
-    n: int = Field(description="number of classified cells, of every class")
+    reviewer: str | None = Field(None, description="who signed")
+    replaces: Sha256 | None = Field(None, description="fingerprint of the former report")
+    former: FormerReport | None = Field(None, description="the former report, if it was sent")
+    fingerprint: Sha256 | None = Field(
+        description="equal for the same images in any order, the same model and the same review; null if"
+        " hashes are missing"
+    )
+    unreviewed_fingerprint: Sha256 | None = Field(
+        description="the fingerprint that the report of these cells has without any review"
+    )
+    n: int = Field(description="number of counted cells, of every class")
     leukocytes: int = Field(
         description="those of `n` that are leukocytes: no erythroblasts, platelets, smudge cells, artefacts"
     )
-    counts: dict[str, int] = Field(description="classified cells of each class; their sum is `n`")
+    counts: dict[str, int] = Field(
+        description="counted cells of each class, by `reviewed` where a cell has it; their sum is `n`. With a"
+        " review, `unidentified` is a row too, and such cells are leukocytes"
+    )
+    model_counts: dict[str, int] = Field(description="all cells of each class by the model alone")
+    not_a_cell: int = Field(description="what a person called no cell; not counted")
+    agreement: Agreement
+    changes: list[ChangedCell] = Field(
+        description="the cells whose `reviewed` is not the model's label, with both labels"
+    )
     percent: dict[str, float | None] = Field(
         description="percent of the leukocytes, for each class of these; null without any"
     )

@@ -23,8 +23,11 @@ from leuko_client.errors import (
 )
 from leuko_client.models import (
     ActivationMap,
+    Agreement,
+    ChangedCell,
     Differential,
     Evaluation,
+    FormerReport,
     Frame,
     Model,
     ModelReference,
@@ -36,14 +39,17 @@ from leuko_client.protocol import Outcome, Retries
 
 __all__ = [
     "ActivationMap",
+    "Agreement",
     "AsyncClient",
     "BadArchive",
     "BadLabels",
+    "ChangedCell",
     "Client",
     "DeadlinePassed",
     "Differential",
     "Evaluation",
     "Forbidden",
+    "FormerReport",
     "Frame",
     "LeukoError",
     "Model",

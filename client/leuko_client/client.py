@@ -138,13 +138,18 @@ class Client:
         *,
         specimen: str | None = None,
         accession: str | None = None,
+        reviewer: str | None = None,
+        replaces: Differential | None = None,
     ) -> Differential:
         """Return the differential count of predictions, or of all outcomes of `predict_many`; sends no image.
 
-        With outcomes, it says how many images could not be classified.
+        With outcomes, it says how many images could not be classified. A prediction that has `reviewed` is
+        counted by that. reviewer: name of the person who signs, which makes it final; replaces: a signed
+        differential that this one corrects. Raise ValueError if several models made the predictions, or if
+        `replaces` has no fingerprint.
         """
-        about = {"specimen": specimen, "accession": accession}
-        count: Differential = self._call(protocol.differential_of(cells, about, "json"))
+        about = {"specimen": specimen, "accession": accession, "reviewer": reviewer}
+        count: Differential = self._call(protocol.differential_of(cells, about, "json", replaces))
         return count
 
     def report(
@@ -157,18 +162,21 @@ class Client:
         subject: str | None = None,
         effective: str | None = None,
         performer: str | None = None,
+        reviewer: str | None = None,
+        replaces: Differential | None = None,
         transaction: bool = False,
     ) -> Any:
         """Return the differential count as a report. `fhir`: a Bundle as parsed JSON; `hl7`: a str.
 
         cells: predictions, or all outcomes of `predict_many`; then it says what could not be classified.
         subject, effective, performer: FHIR's Patient, date or time, and laboratory, for FHIR only.
-        transaction: return a Bundle that a FHIR server stores. Raise ValueError if several models made the
-        predictions.
+        reviewer, replaces, and `reviewed` of predictions: as for `differential_of`. transaction: return a
+        Bundle that a FHIR server stores. Raise ValueError if several models made the predictions, or if
+        `replaces` has no fingerprint.
         """
-        about = {"specimen": specimen, "accession": accession}
+        about = {"specimen": specimen, "accession": accession, "reviewer": reviewer}
         about |= {"subject": subject, "effectiveDateTime": effective, "performer": performer}
-        call = protocol.differential_of(cells, about, format, transaction=transaction)
+        call = protocol.differential_of(cells, about, format, replaces, transaction=transaction)
         return self._call(call)
 
     def evaluate(

@@ -42,7 +42,9 @@ class ActivationMap:
 class Prediction:
     """review: a person must look at the cell. model: None only in a prediction that was made by hand.
 
-    cell: its number in its image, in reading order, if all cells were asked for.
+    cell: its number in its image, in reading order, if all cells were asked for. reviewed: what a person says
+    of the cell, for a differential: a label of the model, `unidentified` or `not_a_cell`; set it with
+    `dataclasses.replace`.
     """
 
     index: int
@@ -58,6 +60,7 @@ class Prediction:
     cam: ActivationMap | None = None
     model: ModelReference | None = None  # that made it
     cell: int | None = None
+    reviewed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,37 @@ class ReviewedCell:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """reviewed: cells that a person labelled; kept: those of them that kept the model's label."""
+
+    reviewed: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedCell:
+    """A cell to which a person gave another label than the model."""
+
+    index: int
+    label: str
+    reviewed: str
+    filename: str | None = None
+    image_sha256: str | None = None
+    cell: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FormerReport:
+    """The report that a corrected one replaces."""
+
+    fingerprint: str
+    status: str
+    reviewer: str | None
+    counts: dict[str, int]
+    changes: list[ChangedCell]
+
+
+@dataclass(frozen=True, slots=True)
 class Warning:
     code: str
     detail: str
@@ -123,10 +157,11 @@ class VerifiedSite:
 
 @dataclass(frozen=True, slots=True)
 class Differential:
-    """n: the classified cells, the sum of counts; percent: of the leukocytes among them, None without any.
+    """n: the counted cells, the sum of counts; percent: of the leukocytes among them, None without any.
 
-    per_100_leukocytes: erythroblasts and smudge cells. leukocytes and these are absent in older services.
-    site: None if the model was not verified, as `warnings` then says, or if that is unknown.
+    per_100_leukocytes: erythroblasts and smudge cells. leukocytes and these are absent in older services, as
+    is all from status on. site: None if the model was not verified, as `warnings` then says, or if that is
+    unknown. status: preliminary, final or corrected. model_counts: of all cells, by the model alone.
     """
 
     request_id: str
@@ -146,6 +181,15 @@ class Differential:
     intervals_per_100_leukocytes: Proportions | None = None
     site: VerifiedSite | None = None
     empty: list[EmptyImage] = field(default_factory=list)
+    status: str | None = None
+    reviewer: str | None = None
+    replaces: str | None = None
+    former: FormerReport | None = None
+    unreviewed_fingerprint: str | None = None
+    model_counts: dict[str, int] = field(default_factory=dict)
+    not_a_cell: int = 0
+    agreement: Agreement | None = None
+    changes: list[ChangedCell] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +372,7 @@ class Model:
     service_version: str
     limits: Limits
     site: Site | None = None  # None: not verified for a laboratory
+    codes: dict[str, str | None] | None = None  # label → LOINC code; None: an older service
 
 
 def build(kind: type[Document], value: object) -> Document:

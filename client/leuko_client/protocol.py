@@ -24,6 +24,7 @@ from leuko_client.errors import (
 from leuko_client.models import (
     Differential,
     Evaluation,
+    FormerReport,
     Model,
     Prediction,
     Predictions,
@@ -199,11 +200,15 @@ def differential_of(
     cells: Iterable[Prediction | Outcome],
     about: Mapping[str, str | None],
     format: Format,
+    replaces: Differential | None,
     *,
     transaction: bool = False,
 ) -> Call[Any]:
-    """about: specimen, accession and what else a report says. Raise ValueError for several models."""
-    predictions, errors, models = [], [], []
+    """about: specimen, accession, reviewer and what else a report says. replaces: what it corrects.
+
+    Raise ValueError for several models, or if `replaces` has no fingerprint.
+    """
+    predictions, errors, empty, models = [], [], [], []
     for index, cell in enumerate(cells):
         for prediction in _predicted(cell):
             model = prediction.model
@@ -211,20 +216,41 @@ def differential_of(
             predictions.append(asdict(replace(prediction, model=None)))
         if isinstance(cell, Outcome) and cell.error is not None:
             errors.append({**_problem(cell.error), "index": index, "filename": cell.name})
+        elif isinstance(cell, Outcome) and not _predicted(cell):
+            empty.append({"index": index, "filename": cell.name})
     if len(models) > 1:
         names = ", ".join(f"{model.name} {model.version}" for model in models)
         raise ValueError(f"the predictions are of several models ({names}): predict all images with one")
     if transaction and format != "fhir":
         raise ValueError("a transaction is a FHIR report")
-    document: dict[str, Any] = {"predictions": predictions, "errors": errors, **about}
+    document: dict[str, Any] = {
+        "predictions": predictions,
+        "errors": errors,
+        "empty": empty,
+        **about,
+        **_former(replaces),
+    }
     if models:
         document["model"] = asdict(models[0])
+    has_review = bool(about.get("reviewer")) or any(one["reviewed"] for one in predictions)
     options = {
         "json": document,
         "headers": {"Accept": ACCEPT[format]},
         "params": {"bundle": "transaction"} if transaction else {},
     }
-    return Call("POST", "/differential", _differential(format), options)
+    return Call("POST", "/differential", _differential(format, has_review=has_review), options)
+
+
+def _former(report: Differential | None) -> dict[str, Any]:
+    """Return the fields that name and hold the report that is corrected."""
+    if report is None:
+        return {}
+    if report.fingerprint is None:
+        raise ValueError("a report without a fingerprint cannot be replaced: not all its images have hashes")
+    former = FormerReport(
+        report.fingerprint, report.status or "preliminary", report.reviewer, report.counts, report.changes
+    )
+    return {"replaces": report.fingerprint, "former": asdict(former)}
 
 
 def _predicted(cell: Prediction | Outcome) -> Sequence[Prediction]:
@@ -407,12 +433,20 @@ def _files(images: Sequence[tuple[str, bytes]]) -> list[tuple[str, tuple[str, by
     return [("files", image) for image in images]
 
 
-def _differential(format: Format) -> Callable[[httpx.Response], Any]:
+def _differential(format: Format, *, has_review: bool = False) -> Callable[[httpx.Response], Any]:
+    """Return what parses a differential. has_review: one was sent; a service that ignores it is refused."""
     if format == "hl7":
         return lambda response: response.content.decode()
     if format == "fhir":
         return _json
-    return lambda response: build(Differential, _json(response))
+
+    def parse(response: httpx.Response) -> Differential:
+        count = build(Differential, _json(response))
+        if has_review and count.status is None:
+            raise UnexpectedAnswer("the service is too old for reviews: it counted the model's labels")
+        return count
+
+    return parse
 
 
 def _json(response: httpx.Response) -> Any:

@@ -31,6 +31,7 @@ from leuko_client import (
     Prediction,
     Progress,
     Retries,
+    protocol,
 )
 from leuko_client.models import build
 from leuko_client.progress import Bar
@@ -166,6 +167,58 @@ def test_a_report_of_outcomes_says_what_it_lacks(kind: Any, service: Running, tm
     assert counted.errors[1].filename == "absent.png"
     for text in (*reports, str(counted.warnings)):
         assert "2 of 4 images could not be classified" in text
+
+
+@KINDS
+def test_a_review_is_counted_signed_and_corrected(kind: Any, service: Running) -> None:
+    images = [png(GREYS[0]), CUT, png(GREYS[2])]
+    with kind(service.address) as client:
+        first, failed, second = client.predict_many(images)
+        cells = [replace(first.prediction, reviewed="eosinophil"), failed, second]
+        opened = client.differential_of(cells, reviewer="A. Smith")
+        cells[2] = replace(second.prediction, reviewed="not_a_cell")
+        final = client.differential_of(cells, specimen="S-1", reviewer="A. Smith")
+        cells[2] = replace(second.prediction, reviewed="unidentified")
+        corrected = client.differential_of(cells, specimen="S-1", reviewer="B. Jones", replaces=final)
+        fhir, hl7 = (
+            client.report(cells, form, reviewer="B. Jones", replaces=final) for form in ("fhir", "hl7")
+        )
+        with pytest.raises(leuko_client.Unusable, match="replaces"):
+            client.differential_of(cells, replaces=final)
+        with pytest.raises(leuko_client.Unusable, match="former"):
+            client.differential_of(cells, reviewer="B. Jones", replaces=opened)
+        with pytest.raises(ValueError, match="without a fingerprint"):
+            client.differential_of(cells, reviewer="B. Jones", replaces=replace(final, fingerprint=None))
+        with pytest.raises(leuko_client.BadLabels):
+            client.differential_of([replace(first.prediction, reviewed="mast cell")])
+    assert (opened.status, [one.index for one in opened.review]) == ("preliminary", [1])
+    assert (final.status, final.reviewer, final.n, final.not_a_cell) == ("final", "A. Smith", 1, 1)
+    assert final.agreement == leuko_client.Agreement(reviewed=2, kept=1)
+    (changed,) = final.changes
+    assert isinstance(changed, leuko_client.ChangedCell)
+    assert (changed.label, changed.reviewed) == ("monocyte", "not_a_cell")
+    assert [error.index for error in final.errors] == [1]
+    assert (corrected.status, corrected.replaces) == ("corrected", final.fingerprint)
+    assert corrected.former == leuko_client.FormerReport(
+        str(final.fingerprint), "final", "A. Smith", final.counts, final.changes
+    )
+    assert (corrected.counts["unidentified"], corrected.model_counts["monocyte"]) == (1, 1)
+    assert fhir["entry"][0]["resource"]["status"] == "corrected"
+    assert "|C|||||||&B. Jones" in hl7
+
+
+@KINDS
+def test_a_service_that_ignores_a_review_is_refused(kind: Any) -> None:
+    older = count(LABELS, ["monocyte"]).model_dump(mode="json")
+    del older["status"]
+    answer = httpx.Response(200, json=older)
+    cell = build(Prediction, CELL)
+    client, _ = scripted(kind, answer, answer, answer)
+    with client:
+        assert client.differential_of([cell]).status is None
+        for cells, reviewer in (([cell], "A. Smith"), ([replace(cell, reviewed="monocyte")], None)):
+            with pytest.raises(leuko_client.UnexpectedAnswer, match="too old for reviews"):
+                client.differential_of(cells, reviewer=reviewer)
 
 
 @KINDS
@@ -510,12 +563,13 @@ def test_the_readme_s_example_runs(
     (tmp_path / "cell.jpg").write_bytes(png(GREYS[0]))
     (tmp_path / "cut.jpg").write_bytes(CUT)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "client/README.md").read_text(), re.DOTALL)
-    exec(code.replace("http://127.0.0.1:8000", service.address), {})
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "client/README.md").read_text(), re.DOTALL):
+        exec(code.replace("http://127.0.0.1:8000", service.address), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("eosinophil 0.7 {")
     assert lines[1] == "cell.jpg eosinophil"
     assert lines[2].startswith("cut.jpg Image cannot be decoded (422)")
+    assert lines[-1].startswith("final Agreement(reviewed=1, kept=0) corrected {'eosinophil': 0, ")
 
 
 @pytest.mark.parametrize("labels", [FIVE, THIRTY_TWO], ids=["5 labels", "32 labels"])
@@ -555,6 +609,9 @@ def test_an_image_may_have_any_number_of_cells(kind: Any) -> None:
         outcomes = list(client.predict_many([b"a", b"b", b"c"], cells="all"))
         assert client.predict_cells(b"d") == []
     assert [[cell.cell for cell in outcome.cells] for outcome in outcomes] == [[0, 1], [], [0]]
+    document = protocol.differential_of(outcomes, {}, "json", None).options["json"]
+    assert [one["cell"] for one in document["predictions"]] == [0, 1, 0]
+    assert (document["empty"], document["errors"]) == ([{"index": 1, "filename": "image"}], [])
     assert all(outcome.error is None for outcome in outcomes)
 
 

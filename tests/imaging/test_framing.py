@@ -9,7 +9,7 @@ from app.imaging import resize
 from app.imaging.framing import Preprocessing, frame_cell, frame_cells
 from app.imaging.quality import QualityLimits
 from app.samples.smear import draw_smear
-from tests.fields import field
+from tests.fields import FOUR, field
 from tests.pictures import levels_apart
 
 SMEAR, RED_CELL, NUCLEUS = (225, 220, 225), (205, 160, 165), (95, 60, 170)
@@ -119,16 +119,19 @@ def test_more_cells_than_the_limit_are_refused() -> None:
         frame_cells(field(("neutrophil", "monocyte"), 7)[0], Preprocessing(), most=1)
 
 
-def test_the_frame_of_a_cell_that_is_cut_stays_around_it() -> None:
-    image, [cell] = field(("lymphocyte",), 6, width=320, height=240)
-    half = image.crop((round(cell.x), 0, image.width, image.height))
-    [framed] = frame_cells(half, Preprocessing(size=64), most=1)
-    left, top, right, bottom = framed.frame.box
-    assert left == 0
-    assert 0 <= top < bottom <= half.height
-    assert (left + right) / 2 < cell.radius
-    assert framed.pixels.shape == (64, 64, 3)
-    assert framed.pixels[:, 0].min() > 225  # beyond the picture's edge is background
+@pytest.mark.parametrize("cut", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [0.35, 1.0, 4.0])
+@pytest.mark.parametrize("label", FOUR)
+def test_the_frame_of_the_only_cell_of_a_field_is_that_of_one_cell(
+    label: str, scale: float, cut: float
+) -> None:
+    image, [cell] = field((label,), 6, width=320, height=240)
+    image = image.crop((round(cut * cell.x), 0, image.width, image.height))
+    image = image.resize((round(scale * image.width), round(scale * image.height)))
+    [found] = frame_cells(image, Preprocessing(), most=9)
+    one = frame_cell(image, Preprocessing())
+    assert found.frame == one.frame
+    assert np.array_equal(found.pixels, one.pixels)
 
 
 def test_a_bundle_of_whole_images_takes_each_as_one_cell() -> None:
@@ -143,3 +146,18 @@ def test_a_picture_of_several_cells_is_marked_and_one_of_one_is_not() -> None:
     assert "several_cells" in QualityLimits().reasons(several)
     assert "several_cells" not in QualityLimits().reasons(one)
     assert "several_cells" not in QualityLimits(leukocytes=4).reasons(several)
+
+
+def test_small_cells_of_a_large_picture_are_framed_and_counted_though_its_thumbnail_shows_no_nucleus() -> (
+    None
+):
+    part, [cell] = field(("lymphocyte",), 6, width=320, height=240, scale=0.5)
+    image = Image.new("RGB", (1600, 1200))
+    for place in range(25):
+        image.paste(part, (place % 5 * 320, place // 5 * 240))
+    framed = frame_cell(image, Preprocessing())
+    assert framed.quality.leukocytes == 25
+    assert "several_cells" in QualityLimits().reasons(framed.quality)
+    x, y = framed.frame.left + framed.frame.width / 2, framed.frame.top + framed.frame.height / 2
+    assert (x, y) == pytest.approx((640 + cell.x, 480 + cell.y), abs=cell.radius / 2)
+    assert framed.frame in [each.frame for each in frame_cells(image, Preprocessing(), most=25)]

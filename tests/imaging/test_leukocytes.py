@@ -15,6 +15,7 @@ from app.samples.smear import LEUKOCYTES, draw_smear
 from benchmarks import fields as benchmark
 from tests.fields import FOUR, field, find, hits
 from tests.pictures import real
+from training.fields.scenes import draaslan
 
 
 def nucleus(x: float, y: float, extent: float = 20) -> Nucleus:
@@ -45,8 +46,7 @@ def test_thirty_cells_are_thirty() -> None:
     assert hits(find(image), cells) == [1] * 30
 
 
-# Not yet those of which one has several lobes and the other is round, where the lobes lie next to it.
-@pytest.mark.parametrize("pair", [*[*combinations(FOUR, 2)][1:-1], ("lymphocyte", "lymphocyte")])
+@pytest.mark.parametrize("pair", [*combinations(FOUR, 2)])
 def test_cells_in_touch_are_two(pair: tuple[str, str]) -> None:
     image, cells = field(pair, 4, width=320, height=240, touching=True)
     assert hits(find(image), cells) == [1, 1]
@@ -61,10 +61,8 @@ def test_a_field_without_leukocytes_has_none(seed: int) -> None:
 def test_of_a_picture_of_one_cell_the_nucleus_is_that_of_one_cell(label: str) -> None:
     image = draw_smear(label, seed=5)
     [found] = find(image)
-    one = find_nucleus(Thumbnail.of(image))
-    assert one is not None
-    assert (found.x, found.y) == pytest.approx((one.x, one.y), abs=0.15 * one.extent)
-    assert found.extent == pytest.approx(one.extent, rel=0.12)
+    one = find_nucleus(image, Thumbnail.of(image))
+    assert found == one
 
 
 def test_a_cell_at_the_edge_is_found_and_known_as_cut() -> None:
@@ -119,12 +117,14 @@ def test_reading_order_is_by_lines() -> None:
 def test_one_cell_is_counted_as_one_and_four_as_four() -> None:
     for image, expected in ((draw_smear("neutrophil", seed=1), 1), (field(FOUR, 1)[0], 4)):
         thumbnail = Thumbnail.of(image)
-        assert count_leukocytes(image, thumbnail, find_nucleus(thumbnail)) == expected
+        nucleus = find_nucleus(image, thumbnail)
+        assert nucleus is not None
+        assert count_leukocytes(image, thumbnail, nucleus) == expected
 
 
 def test_real_fields_have_their_cells_and_hardly_anything_else() -> None:
     """Three of the 103 boxes hold no leukocyte that one could see."""
     real("draaslan-fields.zip")
-    tally = benchmark.measure(benchmark.draaslan())
+    tally = benchmark.measure(draaslan())
     assert tally.found >= 99
     assert tally.false + tally.twice <= 5

@@ -31,7 +31,7 @@ def smear(x: float, y: float, radius: float) -> Image.Image:
 
 
 def find(image: Image.Image) -> Nucleus:
-    nucleus = find_nucleus(Thumbnail.of(image))
+    nucleus = find_nucleus(image, Thumbnail.of(image))
     assert nucleus is not None
     return nucleus
 
@@ -87,7 +87,7 @@ def centre_inside(archive: str, boxes: dict[str, list[tuple[float, ...]]]) -> tu
             if not (known := boxes.get(name.rpartition("/")[2])):
                 continue
             image = decode(pictures.read(name))
-            nucleus = find_nucleus(Thumbnail.of(image))
+            nucleus = find_nucleus(image, Thumbnail.of(image))
             total += 1
             if nucleus is None:
                 continue

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.engine.bundle import CLASSES
 from app.evaluation.answer_profile import Seen, summarise
 from app.inference.batcher import BatchStats
-from app.observability.metrics import SHARED, Telemetry
+from app.observability.metrics import Telemetry
+from app.observability.shared_folder import SHARED
 from tests.running import ROOT
 
 LATENCIES = "0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 +Inf"

@@ -45,11 +45,7 @@ MEASURED = MEASURE["pods"]["metric"]["name"]
 
 def environ() -> dict[str, str]:
     """Return the environment of the container."""
-    limits = {f"limits.{name}": value for name, value in CONTAINER["resources"]["limits"].items()}
-    return {
-        one["name"]: one.get("value") or limits[one["valueFrom"]["resourceFieldRef"]["resource"]]
-        for one in CONTAINER["env"]
-    }
+    return {one["name"]: one["value"] for one in CONTAINER["env"]}
 
 
 SETTINGS = Settings.from_environ(environ())

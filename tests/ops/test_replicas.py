@@ -7,8 +7,8 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,17 +97,25 @@ def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Repli
             stack.close()
 
 
+def asked(proxy: Proxy) -> AbstractContextManager[Counter[str]]:
+    return asking(
+        proxy.client,
+        lambda client: [outcome(client, *cell) for cell in zip(GREYS, CLASSES, strict=True)],
+    )
+
+
 @contextmanager
-def asked(proxy: Proxy) -> Iterator[Counter[str]]:
+def asking(
+    connect: Callable[[], httpx.Client], ask_once: Callable[[httpx.Client], list[str]]
+) -> Iterator[Counter[str]]:
     """Clients that send requests until they are stopped, and the outcomes."""
     seen: Counter[str] = Counter()
     over = threading.Event()
 
     def ask() -> None:
-        with proxy.client() as client:
+        with connect() as client:
             while not over.is_set():
-                for grey, label in zip(GREYS, CLASSES, strict=True):
-                    seen[outcome(client, grey, label)] += 1
+                seen.update(ask_once(client))
 
     clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
     for client in clients:

@@ -13,7 +13,17 @@ from app.errors import Unusable
 from app.reports import fhir
 from app.wire.specimen import Differential
 from tests.own_labels import FIVE, THIRTY_TWO
-from tests.reports.examples import AT, count, made
+from tests.reports.examples import (
+    AT,
+    CORRECTED,
+    FINAL,
+    LABELS,
+    PRELIMINARY,
+    UNFINISHED,
+    count,
+    made,
+    reviewed,
+)
 
 CONTEXT = {
     "subject": "Patient?identifier=urn:oid:1.2.3|4711",
@@ -238,3 +248,157 @@ def test_without_leukocytes_there_is_no_percentage() -> None:
             assert coded([observation["dataAbsentReason"]]) == {
                 ("http://terminology.hl7.org/CodeSystem/data-absent-reason", "not-a-number")
             }
+
+
+# Reviews
+
+STATUSES = {"preliminary": PRELIMINARY, "final": FINAL, "corrected": CORRECTED}
+REPORTED = ("DiagnosticReport", "Observation")
+EXTENSIONS = {
+    "DiagnosticReport": "http://hl7.org/fhir/StructureDefinition/diagnosticReport-replaces",
+    "Observation": "http://hl7.org/fhir/StructureDefinition/observation-replaces",
+}
+
+
+def by_text(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["code"]["text"].split("/")[0]: one for one in parts(document, "Observation")}
+
+
+def notes(resource: dict[str, Any]) -> list[str]:
+    return [note["text"] for note in resource["note"]]
+
+
+def replaced(resource: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the identifier of the resource that this one replaces."""
+    if "extension" not in resource:
+        return None
+    [extension] = resource["extension"]
+    assert extension["url"] == EXTENSIONS[resource["resourceType"]]
+    reference = extension["valueReference"]
+    assert reference["type"] == resource["resourceType"]
+    identifier: dict[str, Any] = reference["identifier"]
+    return identifier
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("kind", [fhir.COLLECTION, fhir.TRANSACTION])
+def test_a_report_of_each_status_is_valid_and_names_model_and_reviewer(status: str, kind: str) -> None:
+    differential = STATUSES[status]
+    document = fhir.bundle(differential, method="none", software="1.0", at=AT, kind=kind)
+    assert Bundle.model_validate(document).type == kind
+    (one,) = parts(document, "DiagnosticReport")
+    person = [{"type": "Practitioner", "display": differential.reviewer}]
+    assert one.get("resultsInterpreter") == (person if differential.reviewer else None)
+    (device,) = parts(document, "Device")
+    assert device["deviceName"][0]["name"] == "fake"
+    (device_url,) = [
+        entry["fullUrl"] for entry in document["entry"] if entry["resource"]["resourceType"] == "Device"
+    ]
+    for resource in [one, *parts(document, "Observation")]:
+        assert resource["status"] == status
+        assert resource["meta"]["security"][0]["code"] == "AIAST"
+    for observation in parts(document, "Observation"):
+        assert observation["device"] == {"reference": device_url}
+        assert observation.get("performer") == (person if differential.reviewer else None)
+        assert observation["method"]["text"].endswith("by a person") is (status != "preliminary")
+    assert len(one["result"]) == len(parts(document, "Observation"))
+    assert set(references(document)) == {entry["fullUrl"] for entry in document["entry"][1:]}
+    assert "Doe" not in str(document)
+
+
+def test_the_laboratory_answers_beside_the_reviewer() -> None:
+    document = report(reviewed(None, "monocyte", "monocyte", performer="Organization/1"))
+    (one,) = parts(document, "DiagnosticReport")
+    assert one["performer"] == [{"reference": "Organization/1"}]
+    for observation in parts(document, "Observation"):
+        assert observation["performer"] == [*one["performer"], *one["resultsInterpreter"]]
+    assert Bundle.model_validate(document)
+
+
+def test_a_review_that_is_not_finished_is_preliminary_and_says_so() -> None:
+    (one,) = parts(report(UNFINISHED), "DiagnosticReport")
+    assert one["status"] == "preliminary"
+    assert "the review is not complete" in one["conclusion"]
+    assert "1 of 6 cells are marked for review" in one["conclusion"]
+    assert one["resultsInterpreter"][0]["display"] == "A. Smith"
+
+
+def test_values_are_those_of_the_reviewed_labels_with_the_model_s_beside_them() -> None:
+    found = by_text(report(FINAL))
+    assert found["Monocytes"]["valueQuantity"]["value"] == pytest.approx(33.33)
+    assert found["Unidentified cells"]["valueQuantity"]["value"] == pytest.approx(33.33)
+    assert "1 of 3 counted leukocytes" in notes(found["Monocytes"])[0]
+    assert "By the model alone: 1 of 6 cells." in notes(found["Lymphocytes"])
+    assert found["Lymphocytes"]["valueQuantity"]["value"] == 0
+    (one,) = parts(report(FINAL), "DiagnosticReport")
+    assert "reviewed and signed by A. Smith" in one["conclusion"]
+    assert "Cells that a person labelled: 4 of 6, of which 1 kept the model's label." in one["conclusion"]
+    assert "Not counted, since a person found no cell there: 1." in one["conclusion"]
+
+
+def test_each_changed_cell_has_the_label_of_the_model_and_of_the_person() -> None:
+    changed = by_text(report(FINAL))["Cells that a person labelled otherwise than the model"]
+    assert changed["valueQuantity"]["value"] == 3
+    cells = {one["code"]["text"]: one["valueString"] for one in changed["component"]}
+    assert cells == {
+        f"position 1, SHA-256 of the image {1:064x}": "monocyte; by the model lymphocyte",
+        f"position 2, SHA-256 of the image {2:064x}": "unidentified; by the model monocyte",
+        f"position 3, SHA-256 of the image {3:064x}": "no cell; by the model neutrophil",
+    }
+
+
+def test_a_review_that_changes_nothing_lists_no_cells() -> None:
+    document = report(reviewed(*LABELS))
+    assert len(parts(document, "Observation")) == len(LABELS) + 1  # and the unidentified
+
+
+def test_a_correction_holds_the_values_and_the_cells_of_the_report_that_it_replaces() -> None:
+    document = report(CORRECTED)
+    found = by_text(document)
+    assert "In the replaced report: 33.33 %, 1 of 3." in notes(found["Monocytes"])
+    assert "In the replaced report: 0.00 %, 0 of 3." in notes(found["Lymphocytes"])
+    assert "In the replaced report: cells: 1." in notes(found["Platelets among the classified cells"])
+    assert "In the replaced report: 33.33 per 100 leukocytes, 1 beside 3." in notes(
+        found["Nucleated erythrocytes"]
+    )
+    assert found["Unidentified cells"]["valueQuantity"]["value"] == 0
+    assert "In the replaced report: 33.33 %, 1 of 3." in notes(found["Unidentified cells"])
+    changed = found["Cells that a person labelled otherwise than the model"]
+    cells = {one["code"]["text"]: one["valueString"] for one in changed["component"]}
+    earlier = f"In the replaced report, position 1, SHA-256 of the image {1:064x}"
+    assert cells[earlier] == "monocyte; by the model lymphocyte"
+    assert (len(cells), changed["valueQuantity"]["value"]) == (5, 2)
+    (one,) = parts(document, "DiagnosticReport")
+    assert f"This report replaces the one with the fingerprint {FINAL.fingerprint}." in one["conclusion"]
+    assert "The replaced report was final, signed by A. Smith: eosinophil 1, " in one["conclusion"]
+
+
+def test_a_correction_without_the_former_values_says_so() -> None:
+    document = report(reviewed(*LABELS[:3], replaces=str(FINAL.fingerprint)))
+    (one,) = parts(document, "DiagnosticReport")
+    assert one["status"] == "corrected"
+    assert "whose values were not sent and are not in it" in one["conclusion"]
+    assert "In the replaced report" not in str(document)
+
+
+def test_each_report_names_the_one_that_it_replaces_as_a_server_has_it() -> None:
+    first, final, corrected = map(transaction, (PRELIMINARY, FINAL, CORRECTED))
+    assert [replaced(one) for kind in REPORTED for one in parts(first, kind)] == [None] * (1 + len(LABELS))
+    for later, earlier in ((final, first), (corrected, final)):
+        known = {one["code"]["text"]: one["identifier"] for kind in REPORTED for one in parts(earlier, kind)}
+        known.pop("Cells that a person labelled otherwise than the model", None)
+        for one in (one for kind in REPORTED for one in parts(later, kind)):
+            former = known.pop(one["code"]["text"], None)
+            assert replaced(one) == (former and former[0])
+            assert not former or not any(identifier in one["identifier"] for identifier in former)
+        assert known == {}
+
+
+def test_a_signed_report_has_its_fingerprint() -> None:
+    for differential in STATUSES.values():
+        (one,) = parts(report(differential), "DiagnosticReport")
+        assert one["identifier"] == [{"type": {"text": "Fingerprint"}, "value": differential.fingerprint}]
+    assert (
+        f"Fingerprint of this report: {FINAL.fingerprint}."
+        in parts(report(FINAL), "DiagnosticReport")[0]["conclusion"]
+    )

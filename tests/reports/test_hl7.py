@@ -14,7 +14,7 @@ from app.errors import Unusable
 from app.reports import hl7
 from app.wire.specimen import Differential
 from tests.own_labels import FIVE, THIRTY_TWO
-from tests.reports.examples import AT, count, made
+from tests.reports.examples import AT, CORRECTED, FINAL, PRELIMINARY, UNFINISHED, count, made, reviewed
 
 identifiers = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=128)
 
@@ -149,3 +149,82 @@ def test_the_bundles_codes_come_first() -> None:
     own = {"platelet": {"none": "30376-8"}}
     text = hl7.message(count(FIVE, ["platelet"]), method="manual", at=AT, own=own)
     assert segments(text, "OBX")[4][3].startswith("30376-8^Platelets")
+
+
+# Reviews
+
+
+@pytest.mark.parametrize(
+    ("differential", "status"),
+    [(PRELIMINARY, "P"), (UNFINISHED, "P"), (FINAL, "F"), (CORRECTED, "C")],
+    ids=["preliminary", "unfinished", "final", "corrected"],
+)
+def test_a_report_of_each_status_is_valid_and_names_model_and_reviewer(
+    differential: Differential, status: str
+) -> None:
+    text = written(differential)
+    message = parsed(text)
+    assert message.validate()
+    person = differential.reviewer
+    ((order),) = segments(text, "OBR")
+    assert order[25] == status
+    assert order[32:] == ([f"&{person}"] if person else [])
+    results = segments(text, "OBX")
+    assert len(results) == len(differential.counts)
+    for result in results:
+        assert result[11] == status
+        assert result[16] == (f"^{person}" if person else "")
+        assert result[18].startswith("fake 1.2^Leuko^")
+        assert result[17].endswith("reviewed by a person") is (person is not None)
+    if person:
+        obr = message.oru_r01_patient_result.oru_r01_order_observation.obr
+        assert obr.obr_32.obr_32_1.cnn_2.to_er7() == person
+    assert "Doe" not in text
+
+
+def results_with_notes(text: str) -> dict[str, list[str]]:
+    """Return the value and the notes of each result, by the name of its class."""
+    found: dict[str, list[str]] = {}
+    for line in text.split("\r"):
+        fields = line.split("|")
+        if fields[0] == "OBX":
+            name = fields[3].split("^")[1].split("/")[0]
+            found[name] = [fields[5]]
+        elif fields[0] == "NTE" and found:
+            found[name].append(fields[3])
+    return found
+
+
+def test_values_are_those_of_the_reviewed_labels_with_earlier_ones_in_notes() -> None:
+    final, corrected = results_with_notes(written(FINAL)), results_with_notes(written(CORRECTED))
+    assert final["Monocytes"][0] == "33.33"
+    assert "By the model alone: 1 of 6 cells." in final["Monocytes"]
+    assert final["Unidentified cells"][0] == "33.33"
+    assert corrected["Unidentified cells"][0] == "0.00"
+    assert "In the replaced report: 33.33 %, 1 of 3." in corrected["Unidentified cells"]
+    assert "By the model alone: 1 of 6 cells." in corrected["Monocytes"]
+
+
+def test_notes_of_the_order_have_the_changed_cells_and_the_replaced_report() -> None:
+    text = written(CORRECTED)
+    notes = [line.split("|")[3] for line in text[: text.index("\rOBX")].split("\r") if line.startswith("NTE")]
+    assert f"This report replaces the one with the fingerprint {FINAL.fingerprint}." in notes
+    assert f"Fingerprint of this report: {CORRECTED.fingerprint}." in notes
+    assert any(note.startswith("The replaced report was final, signed by A. Smith: ") for note in notes)
+    image = f"SHA-256 of the image {1:064x}"
+    assert f"In the replaced report, position 1, {image}: monocyte; by the model lymphocyte." in notes
+    assert f"position 2, SHA-256 of the image {2:064x}: neutrophil; by the model monocyte." in notes
+
+
+def test_each_status_is_another_message_of_the_same_order() -> None:
+    texts = [*map(written, (PRELIMINARY, FINAL, CORRECTED))]
+    assert len({segments(text, "MSH")[0][9] for text in texts}) == 3
+    assert {segments(text, "OBR")[0][3] for text in texts} == {"A-1"}
+
+
+def test_delimiters_in_the_reviewer_s_name_are_escaped() -> None:
+    text = written(reviewed(*["monocyte"] * 3, reviewer="A|B^C&D~E\\ Müller"))
+    assert parsed(text).validate()
+    escaped = "A\\F\\B\\S\\C\\T\\D\\R\\E\\E\\ Müller"
+    assert segments(text, "OBR")[0][32] == f"&{escaped}"
+    assert segments(text, "OBX")[0][16] == f"^{escaped}"

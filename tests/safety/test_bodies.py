@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from app.api.json_bodies import PROCESS_MIB
 from app.edge.body_cost import cost
+from app.edge.content_encoding import EXPANSION, compress
 from app.units import MIB
 from app.validation import MOST_ERRORS
 from benchmarks.client import BOUNDARY, MULTIPART
@@ -30,6 +32,7 @@ from tests.safety.memory import growing_less_than
 JSON, BYTES = "application/json", "application/octet-stream"
 INFER = "/v2/models/fake/infer"
 TENSOR = b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":['
+FORMER = b'{"predictions":[{"label":"monocyte"}],"former":{'
 REASONS = b'{"predictions":[{"label":"monocyte","review_reasons":['
 UTF_8 = 0x800  # flag of an entry of a ZIP
 SMALL_MIB = 64  # what a service may take beside the reservations: small bodies, responses, imports
@@ -63,6 +66,11 @@ MANY_ERRORS = {
     "a long unknown field": ("/evaluate/predictions", b'{"' + b"x" * MIB + b'":0}'),
     "bad reasons": ("/differential", filled(REASONS, b"1,", b"]}]}", 1_000_000)),
     "bad cells": ("/differential", filled(b'{"predictions":[', b'{"label":1,"filename":1},', b"]}", 240_000)),
+    "bad changes": ("/differential", filled(FORMER + b'"changes":[', b'{"label":1},', b"]}}", 400_000)),
+    "bad classes": (
+        "/differential",
+        FORMER + b'"counts":{' + b",".join(b'"%d":1' % number for number in range(400_000)) + b"}}}",
+    ),
     "whole numbers for images": (INFER, filled(TENSOR, b"1,", b"]}]}", 8_000_000)),
     "a few whole numbers for images": (INFER, filled(TENSOR, b"1,", b"]}]}", 8000)),
     "endless outputs": (INFER, filled(b'{"outputs":[', b"{},", b"]}", 9000)),
@@ -159,6 +167,23 @@ def test_36_a_body_takes_no_more_memory_than_it_reserves(
     reserved = cost(path, media_type, len(body)) / MIB
     with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
         send(client, path, body, media_type)
+
+
+@linux
+def test_36_a_compressed_body_takes_no_more_memory_than_it_reserves(service: Running) -> None:
+    image = os.urandom(5 * MIB // 2) + bytes(
+        25 * MIB // 2
+    )  # as much shorter when compressed as is allowed, nearly
+    text = base64.b64encode(image)
+    head = TENSOR.replace(b'"shape":[1]', b'"shape":[12]')
+    body = head + b",".join([b'"%s"' % text] * 12) + b"]}]}"
+    packed = compress(body, "gzip")
+    assert len(body) < EXPANSION * len(packed)
+    reserved = (len(packed) + cost(INFER, JSON, EXPANSION * len(packed))) / MIB
+    headers = {"content-type": JSON, "content-encoding": "gzip"}
+    with service.client() as client, growing_less_than(reserved + SMALL_MIB, service):
+        answer = client.post(INFER, content=packed, headers=headers)
+    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (415, "image 0"), answer.text
 
 
 def rows(count: int, name: str, text: str) -> bytes:

@@ -22,8 +22,9 @@ WATCHED = Path(__file__).parent / "watched"
 LEUKO = [sys.executable, "-m", "app"]
 # What each of our packages may import, sooner or later.
 LIBRARIES = {
-    "app.main": "huggingface_hub openvino openvino.tools.ovc pyarrow.dataset ray.data sklearn.metrics torch",
-    "training.cli": "kagglehub lightning.pytorch matplotlib.pyplot nncf onnxruntime torchvision.models",
+    "app.main": "huggingface_hub openvino openvino.tools.ovc pyarrow.dataset ray.data torch",
+    "training.cli": "kagglehub lightning.pytorch matplotlib.pyplot nncf onnxruntime scipy.optimize"
+    " sklearn.metrics torchvision.models",
 }
 FOR_SHORT = {
     "initial": "'random'",

@@ -6,6 +6,7 @@ import json
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 from PIL import Image
@@ -37,6 +38,17 @@ def marked_dicom() -> bytes:
     file = BytesIO()
     found.save_as(file)
     return file.getvalue()
+
+
+def reviewed(said: str, **signature: Any) -> dict[str, Any]:
+    """A body in which a person said something of a cell."""
+    return {"predictions": [{"label": "monocyte", "filename": f"{MARK}.jpg", "reviewed": said}], **signature}
+
+
+def former() -> dict[str, Any]:
+    changed = {"index": 0, "filename": f"{MARK}.jpg", "label": "monocyte", "reviewed": "lymphocyte"}
+    report = {"fingerprint": "e" * 64, "status": "final", "reviewer": MARK}
+    return {**report, "counts": {"monocyte": 1}, "changes": [changed]}
 
 
 def send_everything(service: Running) -> list[httpx.Response]:
@@ -72,6 +84,18 @@ def send_everything(service: Running) -> list[httpx.Response]:
             post("/differential", data={"specimen": f"{MARK}\n"}, files={"files": (name, whole)}),
             post("/differential", json={"predictions": [{"label": "monocyte", "filename": name}], **whose}),
             post("/differential", json={"predictions": [{"label": MARK}], **whose}),
+            *(
+                post("/differential", json=reviewed(said, **signature), headers={"accept": accept})
+                for accept in ("*/*", "application/fhir+json", "application/hl7-v2")
+                for said, signature in (
+                    ("lymphocyte", {"reviewer": MARK}),
+                    ("lymphocyte", {"reviewer": MARK, "replaces": "e" * 64, "former": former()}),
+                    ("lymphocyte", {"reviewer": f"{MARK}\n"}),
+                    ("lymphocyte", {"reviewer": "A", "replaces": MARK}),
+                    ("lymphocyte", {"reviewer": "A", "replaces": "e" * 64, "former": {MARK: MARK}}),
+                    (MARK, {}),
+                )
+            ),
             post("/differential", json={"predictions": [{"label": "monocyte"}], "specimen": [MARK]}),
             post("/evaluate", files={"archive": (f"{MARK}.zip", evaluated)}),
             post("/evaluate", files={"archive": (f"{MARK}.zip", zipped({f"{MARK}/a.jpg": whole}))}),
@@ -134,3 +158,27 @@ def test_the_audit_log_says_who_asked_for_what_and_what_came_out(tmp_path: Path)
     }
     assert (second["route"], second["status"], second["key"]) == ("/evaluate", 403, "lab-1")
     assert (third["status"], third["key"]) == (401, None)
+
+
+def test_the_audit_log_has_the_report_of_a_review_and_not_the_name_of_the_reviewer(tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    cells = [{"label": "monocyte", "image_sha256": f"{i:064x}", "reviewed": "monocyte"} for i in range(3)]
+    cells[0]["reviewed"] = "unidentified"
+    with running(FAKE, "--audit", str(audit)) as service:
+        with httpx.Client(base_url=service.address, timeout=30) as client:
+            signed = {"predictions": cells, "reviewer": "Jane Doe"}
+            final = client.post("/differential", json=signed).json()
+            signed |= {"replaces": final["fingerprint"], "former": final}
+            corrected = client.post("/differential", json=signed).json()
+            client.post("/differential", json={"predictions": [{"label": "monocyte"}]})
+        assert service.end() == 0
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [line.get("report") for line in lines] == [
+        {"status": status, "fingerprint": made["fingerprint"], "replaces": replaces, "reviewed": 3, "kept": 2}
+        for status, made, replaces in (
+            ("final", final, None),
+            ("corrected", corrected, final["fingerprint"]),
+        )
+    ] + [None]
+    assert [(line["status"], line["n"]) for line in lines] == [(200, 3), (200, 3), (200, 1)]
+    assert "Jane" not in audit.read_text()

@@ -79,7 +79,8 @@ def test_the_nucleus_takes_a_plausible_part_of_the_picture(label: str) -> None:
 @pytest.mark.parametrize("label", LABELS)
 def test_the_service_finds_the_drawn_nucleus(label: str) -> None:
     for seed in range(5):
-        detected = find_nucleus(Thumbnail.of(draw_smear(label, seed=seed)))
+        image = draw_smear(label, seed=seed)
+        detected = find_nucleus(image, Thumbnail.of(image))
         assert detected is not None
         rows, columns = np.nonzero(nucleus(pixels(label, seed)))
         assert np.hypot(detected.x - np.median(columns), detected.y - np.median(rows)) < 20

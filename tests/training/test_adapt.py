@@ -5,22 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from app.engine.bundle import CLASSES
 from app.imaging.framing import Preprocessing
 from training import adapt
-from training.adapt import Candidate, Outputs, OwnCells, Trial
+from training.adapt import Candidate, Outputs, OwnCells, Start, Trial
 from training.errors import DataError
+from training.head import Head, Known
 from training.network import Network
 
 SIZE = 32
 COLOURS = np.array([(220, 60, 60), (60, 60, 220), (60, 200, 60), (200, 60, 200)])
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt, "STEPS", 6)
-    monkeypatch.setattr(adapt, "BATCH", 8)
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +41,42 @@ def weights(network: Network) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
-def test_adapting_learns_the_cells_and_stays_near_the_weights(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(adapt, "STEPS", 12)
+def known(network: Network, n: int = 9) -> Known:
+    features = np.random.default_rng(1).normal(size=(n, 512)).astype(np.float32)
+    return Known.answered(features, Head.of(network))
+
+
+def test_a_start_has_the_features_of_the_cells_as_framed_and_of_other_views(network: Network) -> None:
     cells = own_cells()
-    before = adapt.log_loss(adapt.run(network, cells.framed).logits, cells.labels, np.ones(24, np.float32))
-    tuned = adapt.tune(network, cells, seed=0)
-    after = adapt.log_loss(adapt.run(tuned, cells.framed).logits, cells.labels, np.ones(24, np.float32))
-    assert after < before
-    far = (weights(tuned) - weights(network)).norm() / weights(network).norm()
-    assert 0 < far < 0.1
-    assert torch.equal(tuned.trunk.bn1.running_mean, network.trunk.bn1.running_mean)
+    start = adapt.begin(network, cells, known(network).features)
+    assert start.views.shape == (1 + adapt.VIEWS, 24, 512)
+    np.testing.assert_array_equal(start.views[0], adapt.run(network, cells.framed).features)
+    assert all((view != start.views[0]).any() for view in start.views[1:])
+    np.testing.assert_array_equal(start.views, adapt.begin(network, cells, known(network).features).views)
 
 
-def test_the_time_is_told_from_a_few_steps(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int | None] = []
-    monkeypatch.setattr(adapt, "tune", lambda *_, steps: taken.append(steps))
-    ticks = iter((10.0, 13.0))
-    monkeypatch.setattr("training.adapt.time.perf_counter", lambda: next(ticks))
-    monkeypatch.setattr(adapt, "TIMED", 3)
-    cells = own_cells(8)
-    assert adapt.expected_seconds(network, cells, starts=2) == 6 * (2 * adapt.FOLDS + 1)  # 1 s a step
-    assert taken == [1, 3]
+def test_replayed_cells_take_the_place_of_known_ones_with_their_own_labels(network: Network) -> None:
+    replay = own_cells(5, seed=3)
+    start = adapt.begin(network, own_cells(), known(network).features, replay)
+    np.testing.assert_array_equal(start.known.features, adapt.run(network, replay.framed).features)
+    np.testing.assert_array_equal(start.known.probabilities, np.eye(4)[replay.labels])
 
 
-def test_the_way_leads_from_the_weights_before_to_those_after(network: Network) -> None:
-    after = adapt.tune(network, own_cells(), seed=1)
-    assert torch.equal(weights(adapt.between(network, after, 0.0)), weights(network))
-    assert torch.allclose(weights(adapt.between(network, after, 1.0)), weights(after), atol=1e-6)
-    middle = adapt.between(network, after, 0.5)
-    assert torch.allclose(weights(middle), (weights(network) + weights(after)) / 2, atol=1e-6)
+def test_adapting_changes_the_final_layer_alone_and_learns_the_cells(network: Network) -> None:
+    cells = own_cells()
+    starts = [adapt.begin(network, cells, known(network).features)]
+    after = adapt.follow(Candidate(0, 0.001), starts, cells)
+    answers = [adapt.run(one, cells.framed).logits for one in (network, after)]
+    before, fitted = (adapt.log_loss(each, cells.labels, np.ones(24, np.float32)) for each in answers)
+    assert fitted < before / 2
+    changed = [
+        name
+        for name, tensor in after.trunk.state_dict().items()
+        if not torch.equal(tensor, network.trunk.state_dict()[name])
+    ]
+    assert changed == ["fc.weight", "fc.bias"]
+    kept = adapt.follow(Candidate(0, None), starts, cells)
+    assert torch.equal(weights(kept), weights(network))
 
 
 def test_each_slide_is_held_out_whole_and_each_cell_once() -> None:
@@ -104,46 +105,42 @@ def test_a_class_of_a_single_slide_is_split_by_cells_and_named() -> None:
     assert len(set(adapt.deal(cells, seed=0)[cells.labels == 2].tolist())) == adapt.FOLDS
 
 
-def test_every_candidate_answers_every_cell_by_a_network_that_has_not_seen_it(
+def test_every_candidate_answers_every_cell_by_a_final_layer_that_has_not_seen_it(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapt, "FOLDS", 2)
-    monkeypatch.setattr(adapt, "STEPS", 2)
     cells = own_cells(4)
-    starts = [network, adapt.renew_statistics(network, cells.framed)]
+    networks = [network, adapt.renew_statistics(network, cells.framed)]
+    starts = [adapt.begin(one, cells, known(network).features) for one in networks]
+    fitted: list[set[int]] = []
+
+    def fit(_: Start, labels: NDArray[np.int64], places: list[int], ridge: float) -> Head:
+        del labels, ridge
+        fitted.append(set(places))
+        return Head(np.full((4, 512), len(fitted), np.float32), np.zeros(4, np.float32))
+
+    monkeypatch.setattr(Start, "fit", fit)
     trial = adapt.cross_validate(starts, cells)
-    assert next(iter(trial.outputs)) == Candidate(0, 0.0)
-    assert len(trial.outputs) == 2 * len(adapt.WAYS)
-    unchanged = trial.outputs[Candidate(0, 0.0)]
-    np.testing.assert_allclose(unchanged.logits, adapt.run(network, cells.framed).logits, atol=1e-5)
-    assert all((outputs.features != 0).any(axis=1).all() for outputs in trial.outputs.values())
+    assert next(iter(trial.outputs)) == Candidate(0, None)
+    assert len(trial.outputs) == 2 * (1 + len(adapt.RIDGES))
+    unchanged = trial.outputs[Candidate(0, None)]
+    np.testing.assert_allclose(unchanged.logits, adapt.run(network, cells.framed).logits, atol=1e-4)
+    first, second = fitted[:2]
+    assert first | second == set(range(16))
+    assert not first & second
+    logits = trial.outputs[Candidate(0, adapt.RIDGES[0])].logits
+    sums = starts[0].views[0].sum(1)
+    for places, answered_by in ((second, 1), (first, 2)):  # the fit without them
+        np.testing.assert_allclose(logits[list(places), 0], answered_by * sums[list(places)], rtol=1e-4)
 
 
-def test_the_candidate_with_the_least_log_loss_is_chosen_with_equal_classes() -> None:
+def test_candidates_are_ranked_by_log_loss_with_equal_classes() -> None:
     labels = np.array([0] * 9 + [1])
     flat, sharp = np.zeros((10, 2), np.float32), np.zeros((10, 2), np.float32)
     sharp[:, 0] = 3  # right for nine, far off for the tenth
     features = np.zeros((10, 1), np.float32)
-    trial = Trial({Candidate(0, 0.0): Outputs(flat, features), Candidate(0, 1.0): Outputs(sharp, features)})
-    assert trial.best(labels) == Candidate(0, 0.0)
-
-
-def test_replayed_cells_are_half_of_each_batch(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-
-    def draw(cells: OwnCells, n: int, _: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn.append((len(cells), n))
-        return torch.from_numpy(cells.patches[:n]), torch.from_numpy(cells.labels[:n])
-
-    monkeypatch.setattr(adapt, "draw", draw)
-    adapt.tune(network, own_cells(3), seed=0, replay=own_cells(5))
-    assert set(drawn) == {(12, 4), (20, 4)}
-
-
-def test_classes_are_drawn_equally_often() -> None:
-    cells = own_cells(20).take([*range(20), 20, 21, 40, 41, 60, 61])
-    _, labels = adapt.draw(cells, 400, torch.Generator().manual_seed(0))
-    assert np.bincount(labels.numpy(), minlength=4).min() > 60
+    trial = Trial({Candidate(0, 0.1): Outputs(sharp, features), Candidate(0, None): Outputs(flat, features)})
+    assert trial.ranked(labels) == [Candidate(0, None), Candidate(0, 0.1)]
 
 
 def test_statistics_are_renewed_from_pictures_without_labels(network: Network) -> None:
@@ -152,6 +149,14 @@ def test_statistics_are_renewed_from_pictures_without_labels(network: Network) -
     assert torch.equal(weights(renewed), weights(network))
     assert not torch.equal(renewed.trunk.bn1.running_mean, network.trunk.bn1.running_mean)
     assert not renewed.training
+
+
+def test_statistics_go_three_quarters_of_the_way(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = own_cells()
+    before, renewed = network.trunk.bn1.running_mean, adapt.renew_statistics(network, cells.framed)
+    monkeypatch.setattr(adapt, "RENEWED", 1.0)
+    whole = adapt.renew_statistics(network, cells.framed).trunk.bn1.running_mean
+    assert torch.allclose(renewed.trunk.bn1.running_mean, torch.lerp(before, whole, 0.75))
 
 
 def test_too_few_cells_of_a_class_are_refused_by_name() -> None:

@@ -15,8 +15,7 @@ from tests.training.test_adapted import bundle as bundle  # a fixture
 from tests.training.test_adapted import pictures
 from tests.training.test_adapted import quick as quick  # a fixture
 from training import adapt
-from training.adapt import OwnCells, Trial
-from training.network import Network
+from training.adapt import OwnCells, Start, Trial
 
 
 def archive(folder: Path) -> Path:
@@ -35,7 +34,7 @@ def test_each_draw_is_measured_once_and_continued_by_the_same_command(
 ) -> None:
     measured: list[int] = []
 
-    def cross_validate(starts: list[Network], given: OwnCells) -> Trial:
+    def cross_validate(starts: list[Start], given: OwnCells) -> Trial:
         measured.append(len(given))
         return adapt.cross_validate(starts, given)
 

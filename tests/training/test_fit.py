@@ -17,6 +17,7 @@ import torch
 
 from app.engine.bundle import CLASSES
 from app.engine.classifier import Prediction, load_classifier
+from app.errors import BundleError
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from training.config import TrainConfig, load_recipe
@@ -256,6 +257,15 @@ def test_a_bundle_whose_graph_disagrees_is_not_written(
     monkeypatch.setattr("training.export.agreement", lambda *_: agreement({"slides": Changes(2, 4)}))
     with pytest.raises(ExportError, match=r"changes 2 of 4 validation labels of slides; .*--int8-agreement"):
         export(photos, run, tmp_path / "bad", name="bad", version="1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_with_which_the_service_would_not_start_is_not_written(
+    photos: list[Row], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.export.known_answer", lambda *_: [0.0, 0.0, 0.0, 1.0])
+    with pytest.raises(BundleError, match=r"the bundle expects \(0.0, 0.0, 0.0, 1.0\)"):
+        export(photos, run, tmp_path / "bad", name="bad", version="1", int8_agreement=0.0)
     assert list(tmp_path.iterdir()) == []
 
 

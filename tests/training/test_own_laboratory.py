@@ -50,11 +50,11 @@ def write_cells(folder: Path, first: int) -> None:
             file.write_bytes(png(grey + number))
 
 
-def cross_validate(_starts: object, cells: OwnCells, _replay: object = None) -> Trial:
-    """Say that half of the way makes every cell right, and that none is before."""
+def cross_validate(_starts: object, cells: OwnCells) -> Trial:
+    """Say that another final layer makes every cell right, and that none is before."""
     features = np.zeros((len(cells), 512), np.float32)
     right = 9 * np.eye(4, dtype=np.float32)[cells.labels]
-    outputs = {Candidate(0, 0.0): np.roll(right, 1, axis=1), Candidate(0, 0.5): right}
+    outputs = {Candidate(0, None): np.roll(right, 1, axis=1), Candidate(0, 0.001): right}
     return Trial({candidate: Outputs(logits, features) for candidate, logits in outputs.items()})
 
 

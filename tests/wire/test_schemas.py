@@ -16,7 +16,7 @@ from app.wire import schemas, specimen
 EXAMPLES: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (schemas.Predictions, examples.PREDICTIONS),
     (specimen.Differential, examples.DIFFERENTIAL),
-    (specimen.ClassifiedCells, examples.CELLS),
+    *((specimen.ClassifiedCells, example["value"]) for example in examples.CELLS.values()),
     (schemas.Report, examples.REPORT),
     (schemas.Evaluation, examples.EVALUATION),
     (schemas.Outcomes, examples.OUTCOMES),

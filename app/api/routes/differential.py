@@ -18,7 +18,8 @@ from app.api.uploads import media_type, parse_texts, read_images
 from app.inference.threads import SHORT
 from app.reports import fhir, hl7
 from app.units import MIB
-from app.wire import responses
+from app.wire.differential import differential as count_cells
+from app.wire.responses import model_reference
 from app.wire.specimen import Differential, Specimen
 
 router = APIRouter(tags=["classify"])
@@ -30,7 +31,7 @@ BODY = images_body(
     "DifferentialForm",
     {"files": ["1.jpg", "2.jpg"], "specimen": "S-1", "accession": "A-1"},
     **{name: text_field(str(field.description)) for name, field in Specimen.model_fields.items()},
-) | {JSON: {"schema": ref("ClassifiedCells"), "example": CELLS}}
+) | {JSON: {"schema": ref("ClassifiedCells"), "examples": CELLS}}
 REPORT_FORMATS: Document = {
     fhir.MEDIA_TYPE: {"schema": {"type": "object"}, "example": {"resourceType": "Bundle", "…": "…"}},
     hl7.MEDIA_TYPE: {"schema": {"type": "string"}, "example": "MSH|^~\\&|LEUKO|…"},
@@ -43,11 +44,19 @@ cells; each has a Wilson and an exact (Clopper–Pearson) 95 % interval. If the 
 smudge cells, they are counted per 100 leukocytes; platelets and artefacts are only counted. `review` lists
 the cells that a person must look at; `warnings` lists limits of the count that its reader must know.
 `specimen` and `accession` are returned unchanged and never stored or logged.
-`Accept: application/fhir+json` selects a FHIR R4 Bundle with a preliminary DiagnosticReport,
+`Accept: application/fhir+json` selects a FHIR R4 Bundle with a DiagnosticReport,
 `Accept: application/hl7-v2` an HL7 v2.5.1 ORU^R01 message.
 `bundle=transaction` returns a Bundle that a FHIR server stores as a transaction; `subject`,
 `effectiveDateTime` and `performer` are put into FHIR reports. Send `model` with earlier predictions, so that
-the report names the model that made them. With `cells=all` every leukocyte of each image is counted;
+the report names the model that made them.
+
+In JSON a person's review may follow: `reviewed` in a prediction is then counted instead of `label`, and
+`reviewer` signs. `status` is `preliminary` until that is done, then `final`; with `replaces`, the
+`fingerprint` of a signed report, it is `corrected`. Send the replaced response as `former`, so that its
+values stand in the corrected report. `agreement` and `changes` compare the person with the model. A report
+of images is always preliminary.
+
+With `cells=all` every leukocyte of each image is counted;
 images without any are listed in `empty`. Not for diagnosis.
 
     curl -F files=@1.jpg -F files=@2.jpg -F specimen=S-1 http://127.0.0.1:8000/differential
@@ -95,11 +104,9 @@ async def differential(
         found, faults, empty = classified.predictions, classified.faults, classified.empty
 
         def count() -> Finished:
-            model = responses.model_reference(bundle)
+            model = model_reference(bundle)
             cells = dict(enumerate(found))
-            counted = responses.differential(
-                context.request_id, bundle, specimen, cells, faults, model, empty=empty
-            )
+            counted = count_cells(context.request_id, bundle, specimen, cells, faults, model, empty)
             return render_count(counted, kind, settings.loinc_method, bundle_type, bundle.codes)
 
         finished = await SHORT.run(count, context)

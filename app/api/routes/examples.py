@@ -5,6 +5,8 @@ No required field is null, since FastAPI omits nulls from the document.
 
 from __future__ import annotations
 
+from typing import Any
+
 from app.api.openapi import REQUEST_ID
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -42,13 +44,44 @@ PREDICTIONS = {
     ],
 }
 
-CELLS = {
-    "predictions": [
-        {"label": "neutrophil", "confidence": 0.97, "image_sha256": SHA256},
-        {"label": "eosinophil", "confidence": 0.61, "review_reasons": ["low_confidence"]},
-    ],
+_SURE = {"label": "neutrophil", "confidence": 0.97, "image_sha256": SHA256}
+_UNSURE = {
+    "label": "eosinophil",
+    "confidence": 0.61,
+    "image_sha256": SHA256[::-1],
+    "review_reasons": ["low_confidence"],
+}
+PREDICTED = {"predictions": [_SURE, _UNSURE], "specimen": "S-1", "accession": "A-1"}
+SIGNED = {
+    "predictions": [_SURE, _UNSURE | {"reviewed": "neutrophil"}],
     "specimen": "S-1",
     "accession": "A-1",
+    "reviewer": "A. Smith",
+}
+CHANGED = {
+    "index": 1,
+    "filename": "2.jpg",
+    "image_sha256": SHA256[::-1],
+    "label": "eosinophil",
+    "reviewed": "neutrophil",
+}
+FORMER = {
+    "fingerprint": SHA256,
+    "status": "final",
+    "reviewer": "A. Smith",
+    "counts": {"eosinophil": 0, "lymphocyte": 0, "monocyte": 0, "neutrophil": 2, "unidentified": 0},
+    "changes": [CHANGED],
+}
+CORRECTED = SIGNED | {
+    "predictions": [_SURE, _UNSURE | {"reviewed": "unidentified"}],
+    "reviewer": "B. Jones",
+    "replaces": SHA256,
+    "former": FORMER,
+}
+CELLS: dict[str, dict[str, Any]] = {
+    "predicted": {"summary": "earlier predictions: a preliminary report", "value": PREDICTED},
+    "signed": {"summary": "reviewed and signed: a final report", "value": SIGNED},
+    "corrected": {"summary": "a correction of a signed report", "value": CORRECTED},
 }
 
 DIFFERENTIAL = {
@@ -57,10 +90,16 @@ DIFFERENTIAL = {
     "site": {"name": "Haematology, General Hospital", "verified_at": "2026-11-30T09:00:00+00:00"},
     "specimen": "S-1",
     "accession": "A-1",
+    "status": "preliminary",
     "fingerprint": SHA256,
+    "unreviewed_fingerprint": SHA256,
     "n": 2,
     "leukocytes": 2,
     "counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
+    "model_counts": {"eosinophil": 1, "lymphocyte": 0, "monocyte": 0, "neutrophil": 1},
+    "not_a_cell": 0,
+    "agreement": {"reviewed": 0, "kept": 0},
+    "changes": [],
     "percent": {"eosinophil": 50.0, "lymphocyte": 0.0, "monocyte": 0.0, "neutrophil": 50.0},
     "per_100_leukocytes": {},
     "intervals": {
@@ -198,6 +237,12 @@ OUTCOMES = {
 MODEL_CARD = {
     **MODEL,
     "labels": LABELS,
+    "codes": {
+        "eosinophil": "26450-7",
+        "lymphocyte": "26478-8",
+        "monocyte": "26485-3",
+        "neutrophil": "26511-6",
+    },
     "preprocessing": {"size": 112, "framing": "nucleus", "margin": 2.6},
     "temperature": 1.3,
     "review": {

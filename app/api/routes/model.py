@@ -11,6 +11,7 @@ from app.api.openapi import answer, not_found, refusals
 from app.api.routes.examples import MODEL_CARD
 from app.api.routes.parameters import Loaded
 from app.inference.service import Service, image_limits
+from app.reports import loinc
 from app.wire.schemas import FamiliarThresholds, Limits, Model, QualityThresholds, ReviewThresholds, Site
 
 router = APIRouter(tags=["operate"])
@@ -31,6 +32,7 @@ async def model(service: Loaded) -> Model:
         version=bundle.version,
         sha256=bundle.sha256,
         labels=list(bundle.labels),
+        codes=loinc.codes(bundle.labels, service.settings.loinc_method, bundle.codes),
         preprocessing=asdict(bundle.preprocessing),
         temperature=bundle.temperature,
         review=ReviewThresholds(

@@ -178,6 +178,13 @@ def test_predictions_of_predict_are_counted_without_their_images(client: TestCli
     assert counted == sent
 
 
+def test_images_without_cells_are_listed_with_the_predictions_of_others(client: TestClient) -> None:
+    empty = [{"index": 3, "filename": "c.png"}]
+    assert cells(client, {"label": "monocyte"}, empty=empty).json()["empty"] == empty
+    answer = cells(client, {"label": "monocyte"}, empty=[{"index": "c.png"}])
+    assert answer.json()["errors"][0]["field"] == "body.empty.0.index"
+
+
 def test_identifiers_come_back_as_they_were_sent(client: TestClient) -> None:
     identifiers = {"specimen": "S-1 / µ", "accession": "A|1^2"}
     for answer in (

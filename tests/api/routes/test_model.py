@@ -20,6 +20,16 @@ def test_the_versioned_path_answers_too(client: TestClient) -> None:
     assert client.get("/v1/model").json() == client.get("/model").json()
 
 
+def test_the_codes_are_those_of_reports_with_the_setting_s_method() -> None:
+    with serving(loinc_method="manual") as client:
+        assert client.get("/model").json()["codes"] == {
+            "eosinophil": "714-6",
+            "lymphocyte": "737-7",
+            "monocyte": "744-3",
+            "neutrophil": "23761-0",
+        }
+
+
 def test_the_limits_are_the_effective_ones() -> None:
     with serving(max_files=9, max_queue=5, max_pixels=77) as client:
         limits = client.get("/model").json()["limits"]

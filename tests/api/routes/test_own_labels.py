@@ -122,6 +122,11 @@ def test_reports_are_valid_and_have_the_bundle_s_codes(own: Own) -> None:
         assert observation["code"]["text"] == result[3].split("^")[1]
     platelets = observations[own.labels.index("platelet")]["code"]
     assert platelets["coding"] == [{"system": "http://loinc.org", "code": "30376-8"}]
+    reported = {
+        label: one["code"].get("coding", [{"code": None}])[0]["code"]
+        for label, one in zip(own.labels, observations, strict=True)
+    }
+    assert own.client.get("/model").json()["codes"] == reported
 
 
 def test_predictions_with_activation_maps_are_counted_again(own: Own) -> None:

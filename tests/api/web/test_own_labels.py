@@ -13,13 +13,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.api.web.test_page import serious
-from tests.browsing import PHONE, give, give_labelled, opened, saved
+from tests.browsing import PHONE, give, give_labelled, one_cell_each, opened, saved, tiles
 from tests.fakes import zipped
 from tests.own_bundles import cell, write_bundle
 from tests.own_labels import FIVE, THIRTY_TWO
 from tests.running import REAL, Running, running
 
-BARS = 6  # on a card
+BARS = 6  # of a cell
 
 # Return the contrast of each bar's colour with the ground beside it (WCAG 2.2, relative luminance).
 CONTRASTS = """
@@ -71,21 +71,22 @@ def service(folder: Path) -> Iterator[Running]:
 
 
 def classified(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
+    one_cell_each(page)
     give(page, folder, *(f"{label}.png" for label in labels))
-    expect(page.locator(".card")).to_have_count(len(labels))
+    expect(tiles(page)).to_have_count(len(labels))
     expect(page.locator("#progress")).to_be_hidden()
 
 
-def test_cards_and_table_name_every_label(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
+def test_cells_and_table_name_every_label(page: Page, folder: Path, labels: tuple[str, ...]) -> None:
     classified(page, folder, labels)
-    for card, label in zip(page.locator(".card").all(), labels, strict=True):
-        # Browsers give no inner text of cards out of view.
-        assert (card.locator("h3").text_content() or "").startswith(label)
-        bars = card.locator(".bars li span:first-child").all_text_contents()
+    for label in labels:
+        tiles(page).filter(has=page.get_by_text(f"{label}.png", exact=True)).dblclick()
+        bars = page.locator("#viewer-bars li span:first-child").all_text_contents()
         if labels == FIVE:
             assert bars == list(labels)
         else:
             assert (len(bars), bars[0], bars[-1]) == (BARS, label, "27 others")
+        page.keyboard.press("Escape")
     assert page.locator("#differential tbody th").all_inner_texts() == list(labels)
     shares = dict(
         zip(labels, page.locator("#differential tbody tr td:nth-of-type(2)").all_inner_texts(), strict=True)

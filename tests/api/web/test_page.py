@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,14 +17,30 @@ from axe_core_python.sync_playwright import Axe
 from fhir.resources.R4B.bundle import Bundle
 from playwright.sync_api import Browser, Page, Route, expect
 
+from app.api.routes import docs
 from app.edge.keys import add_key
 from app.engine.bundle import CLASSES
 from app.samples.smear import draw_smear
-from tests.browsing import CELLS, DESK, PHONE, give, give_labelled, opened, saved, text
+from tests.browsing import (
+    CELLS,
+    DESK,
+    PHONE,
+    give,
+    give_labelled,
+    names,
+    one_cell_each,
+    opened,
+    saved,
+    text,
+    tiles,
+)
 from tests.fakes import zipped
 from tests.pictures import encode
 from tests.running import REAL, Running, running
 
+COLOURS = (
+    """canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"""
+)
 ACTIVE = "(({ id, className, textContent }) => id || className || textContent)(document.activeElement)"
 
 
@@ -49,34 +66,39 @@ def test_a_verified_model_names_its_laboratory_and_the_date(page: Page, service:
     expect(page.locator("#model-site")).to_have_text("verified for General Hospital <3> on 2026-11-30")
 
 
-def test_each_cell_gets_a_card_with_its_class_and_probabilities(
+def test_each_cell_is_in_the_gallery_of_its_class_with_its_probabilities(
     page: Page, folder: Path, service: Running
 ) -> None:
     give(page, folder, *CELLS)
-    expect(page.locator(".card")).to_have_count(4)
+    expect(tiles(page)).to_have_count(4)
     files = [("files", (name, (folder / name).read_bytes())) for name in CELLS]
-    for index, one in enumerate(httpx.post(f"{service.address}/predict", files=files).json()["predictions"]):
-        card = page.locator(".card").nth(index)
-        expect(card.locator("h3")).to_contain_text(one["label"])
-        expect(card.locator(".name")).to_have_text(one["filename"])
-        shown = card.locator(".bars span:last-child").all_inner_texts()
+    answer = httpx.post(f"{service.address}/predict?cells=all", files=files).json()
+    for one in answer["predictions"]:
+        tile = tiles(page).filter(has_text=f"{one['filename']} · 1")
+        place = tile.locator("xpath=ancestor::section[@data-place]").get_attribute("data-place")
+        assert place == ("to review" if one["review"] else one["label"])
+        assert tile.locator("canvas").evaluate(COLOURS) > 50
+        tile.dblclick()
+        expect(page.locator("#viewer-title")).to_have_text(f"{one['filename']}, cell 1")
+        shown = page.locator("#viewer-bars span:last-child").all_inner_texts()
         assert shown == [f"{100 * one['probabilities'][label]:.1f} %" for label in CLASSES]
-        assert card.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 320
+        page.keyboard.press("Escape")
 
 
 def test_the_differential_is_that_of_the_service(page: Page, folder: Path, service: Running) -> None:
     give(page, folder, *CELLS)
     expect(page.locator("#differential tbody tr")).to_have_count(4)
     files = [("files", (folder / name).read_bytes()) for name in CELLS]
-    differential = httpx.post(f"{service.address}/differential", files=files).json()
-    for row, label in zip(page.locator("#differential tbody tr").all(), CLASSES, strict=True):
-        low, high = differential["intervals"]["wilson"][label]
-        count, share, wilson, *_ = row.locator("td").all_inner_texts()
-        assert (int(count), share) == (
-            differential["counts"][label],
-            f"{differential['percent'][label]:.1f} %",
-        )
-        assert wilson == f"{low:.1f} – {high:.1f}"
+    differential = httpx.post(f"{service.address}/differential?cells=all", files=files).json()
+    for method in ("exact", "wilson"):
+        for row, label in zip(page.locator("#differential tbody tr").all(), CLASSES, strict=True):
+            low, high = differential["intervals"][method][label]
+            assert row.locator("td").all_inner_texts() == [
+                str(differential["counts"][label]),
+                f"{differential['percent'][label]:.1f} %",
+                f"{low:.1f} – {high:.1f}",
+            ]
+        page.locator("#other-interval").click()
     expect(page.locator("#warnings")).to_contain_text("needs at least 100")
 
 
@@ -85,23 +107,23 @@ def test_the_end_is_announced_after_the_differential_is_shown(page: Page, folder
     page.route("**/differential", lambda route: held.append(route))
     with page.expect_request("**/differential"):
         give(page, folder, "monocyte.png")
-    expect(page.locator(".card")).to_have_count(1)
+    expect(tiles(page)).to_have_count(1)
     assert text(page, "#status") == ""
     held[0].continue_()
     expect(page.locator("#status")).to_have_text("1 image classified.")
-    assert page.locator("#specimen").is_visible()
+    assert page.locator("#counted").is_visible()
 
 
-def test_an_activation_map_is_laid_over_the_image_and_fades(page: Page, folder: Path) -> None:
+def test_an_activation_map_is_laid_over_the_cell_on_its_field_and_fades(page: Page, folder: Path) -> None:
     give(page, folder, "monocyte.png")
-    button = page.locator(".map button")
+    tiles(page).dblclick()
+    button = page.locator("#viewer-map")
     button.click()
-    canvas = page.locator(".fit canvas")
+    canvas = page.locator("#plane canvas")
     expect(canvas).to_be_visible()
     assert button.get_attribute("aria-pressed") == "true"
-    colours = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, 224, 224).data).size"
-    assert canvas.evaluate(colours) > 50
-    page.locator(".map input").fill("20")
+    assert canvas.evaluate(COLOURS) > 50
+    page.locator("#viewer-opacity").fill("20")
     assert canvas.evaluate("canvas => canvas.style.opacity") == "0.2"
     button.click()
     expect(canvas).to_have_count(0)
@@ -109,37 +131,51 @@ def test_an_activation_map_is_laid_over_the_image_and_fades(page: Page, folder: 
 
 def test_a_cell_for_review_gives_the_reason_and_can_be_filtered(page: Page, folder: Path) -> None:
     odd = '=odd, "one".png'
+    one_cell_each(page)
     give(page, folder, *CELLS, odd, "cut.png")
-    card = page.locator(".card", has_text=odd)
-    expect(card.locator(".review")).to_contain_text("unlike those that the model was trained on")
-    page.get_by_label("to review").check()
-    expect(card).to_be_visible()
-    assert page.locator(".card:visible .review:visible").count() == page.locator(".card:visible").count()
-    page.get_by_label("failed").check()
-    expect(page.locator(".card:visible")).to_have_count(1)
+    tile = tiles(page, "to review").filter(has_text=odd)
+    reasons = "unlike those that the model was trained on"
+    expect(tile).to_have_attribute("aria-label", re.compile(f"to review: .*{reasons}"))
+    page.get_by_role("radio", name="to review").check()
+    expect(tile).to_be_visible()
+    assert page.locator(".tile:visible").count() == tiles(page, "to review").count()
+    page.locator("#filter-picture").select_option(label="monocyte.png (1)")
+    page.get_by_role("radio", name="not judged").check()
+    assert page.locator(".tile:visible .name").all_text_contents() == ["monocyte.png"]
+
+
+def test_a_picture_without_a_cell_is_named_and_can_be_taken_as_one(page: Page, folder: Path) -> None:
+    odd = '=odd, "one".png'
+    give(page, folder, odd, "monocyte.png")
+    expect(page.locator("#status")).to_have_text("2 images classified: 1 cell.")
+    row = page.locator(".empty-picture")
+    expect(row).to_contain_text(odd)
+    expect(row).to_contain_text("No cell was found in the picture")
+    expect(row).to_contain_text("Move to a place with white blood cells")
+    page.get_by_role("button", name=f"Take {odd} as one cell").click()
+    expect(tiles(page, "to review").filter(has_text=odd)).to_have_count(1)
+    expect(row).to_have_count(0)
 
 
 def test_errors_are_shown_in_plain_words(page: Page, folder: Path) -> None:
     give(page, folder, "cut.png", "text.png", "monocyte.png")
-    expect(page.locator(".card", has_text="cut.png")).to_contain_text("the PNG data is truncated")
-    expect(page.locator(".card", has_text="text.png")).to_contain_text(
+    expect(page.locator(".failed-picture", has_text="cut.png")).to_contain_text("the PNG data is truncated")
+    expect(page.locator(".failed-picture", has_text="text.png")).to_contain_text(
         "the image format is not supported; use JPEG, PNG"
     )
     expect(page.locator("#status")).to_have_text("1 image classified, 2 failed.")
 
 
-def test_if_every_image_fails_each_card_gives_the_reason(page: Page, folder: Path) -> None:
+def test_if_every_image_fails_each_has_its_reason(page: Page, folder: Path) -> None:
     give(page, folder, "cut.png", "text.png")
     expect(page.locator(".failed")).to_have_count(2)
-    expect(page.locator("#specimen")).to_be_hidden()
+    expect(page.locator("#summary")).to_be_hidden()
 
 
 def test_dicom_has_an_answer_and_no_preview(page: Page, folder: Path) -> None:
     give(page, folder, "cell.dcm")
-    expect(page.locator(".card h3")).to_contain_text("%")
-    expect(page.locator(".preview")).to_have_attribute(
-        "data-reason", "No preview: this browser cannot show this format."
-    )
+    expect(tiles(page)).to_contain_text("%")
+    expect(page.locator(".crop")).to_have_class(re.compile("unavailable"))
 
 
 def test_an_image_can_be_pasted_and_dropped(page: Page) -> None:
@@ -155,25 +191,26 @@ def test_an_image_can_be_pasted_and_dropped(page: Page) -> None:
     }"""
     for count, kind in enumerate(("paste", "drop"), 1):
         page.evaluate(give_, kind)
-        expect(page.locator(".card")).to_have_count(count)
-        expect(page.locator(".name").nth(count - 1)).to_have_text(f"{kind}.png")
+        expect(page.locator(".empty-picture")).to_have_count(count)
+        expect(page.locator(".empty-picture strong").nth(count - 1)).to_have_text(f"{kind}.png")
         expect(page.locator("#progress")).to_be_hidden()
 
 
 @pytest.mark.ops
 def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: Page, tmp_path: Path) -> None:
-    names = [f"{number:03}.png" for number in range(200)]
-    for number, name in enumerate(names):
+    given = [f"{number:03}.png" for number in range(200)]
+    for number, name in enumerate(given):
         draw_smear(CLASSES[number % 4], seed=number % 8, width=96, height=72).save(tmp_path / name)
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url) if "/predict" in request.url else None)
-    give(page, tmp_path, *names)
+    one_cell_each(page)
+    give(page, tmp_path, *given)
     expect(page.locator("#status")).to_have_text("200 images classified.", timeout=60_000)
-    assert page.locator(".card .name").all_text_contents() == names
+    assert names(page) == given
     assert len(sent) == 25
     page.once("dialog", lambda dialog: dialog.accept())
     page.locator("#clear").click()
-    expect(page.locator(".card")).to_have_count(0)
+    expect(tiles(page)).to_have_count(0)
     expect(page.locator("#cells")).to_be_hidden()
 
 
@@ -182,6 +219,7 @@ def test_two_hundred_images_are_sent_in_few_requests_and_keep_their_order(page: 
 
 def test_results_can_be_saved_in_every_format(page: Page, folder: Path) -> None:
     odd = '=odd, "one".png'
+    one_cell_each(page)
     give(page, folder, "monocyte.png", odd, "cut.png")
     expect(page.locator("#status")).to_contain_text("classified")
     page.get_by_label("Specimen").fill("S-1")
@@ -208,9 +246,11 @@ def test_results_can_be_saved_in_every_format(page: Page, folder: Path) -> None:
 def test_the_curl_command_gives_the_result_of_the_page(page: Page, folder: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is absent")
+    one_cell_each(page)
     give(page, folder, "monocyte.png", '=odd, "one".png')
     expect(page.locator("#status")).to_contain_text("2 images classified")
     page.get_by_label("Specimen").fill("S'1")
+    page.locator("#summary summary").click()
     page.locator("#copy-curl").click()
     expect(page.locator("#status")).to_have_text("Copied.")
     command = page.evaluate("navigator.clipboard.readText()")
@@ -281,11 +321,17 @@ def test_axe_finds_nothing_serious_in_any_state(
         expect(page.locator("#readiness")).to_have_text("ready")
         assert serious(page) == []
         give(page, folder, *CELLS, '=odd, "one".png', "cut.png")
-        expect(page.locator(".card")).to_have_count(6)
+        expect(tiles(page)).to_have_count(4)
         expect(page.locator("#progress")).to_be_hidden()
-        page.locator(".map button").first.click()
-        expect(page.locator("canvas")).to_be_visible()
         assert serious(page) == []
+        tiles(page).first.dblclick()
+        page.locator("#viewer-map").click()
+        expect(page.locator("#plane canvas")).to_be_visible()
+        assert serious(page) == []
+        page.locator("#viewer-close").click()
+        page.locator("#show-help").click()
+        assert serious(page) == []
+        page.keyboard.press("Escape")
         give_labelled(page, folder, "labelled.zip")
         expect(page.locator("#evaluation")).to_be_visible(timeout=60_000)
         expect(page.locator("#progress")).to_be_hidden()
@@ -309,10 +355,10 @@ def test_the_keyboard_is_enough(page: Page, folder: Path) -> None:
     give(page, folder, "monocyte.png")
     expect(page.locator("#status")).to_contain_text("1 image classified")
     reached = set()
-    for _ in range(20):
+    for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate(ACTIVE))
-    assert {"specimen-id", "accession-id", "save-fhir", "copy-curl", "clear", "Activation map"} <= reached
+    assert {"specimen-id", "accession-id", "save-fhir", "clear", "tile", "sign", "goal"} <= reached
 
 
 def test_the_page_asks_for_a_key_if_the_service_requires_one(
@@ -334,7 +380,7 @@ def test_the_page_asks_for_a_key_if_the_service_requires_one(
         page.get_by_label("Key", exact=True).fill(secret)
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#model-name")).to_have_text("wbc-resnet18")
-        expect(page.locator(".card")).to_have_count(1)
+        expect(tiles(page)).to_have_count(1)
         give_labelled(page, folder, "labelled.zip")
         expect(page.locator(".problem")).to_contain_text("The key lacks the scope evaluate.")
 
@@ -359,7 +405,7 @@ def test_browsers_revalidate_the_files_of_the_page(service: Running) -> None:
         answer = client.get("/")
         assert "script-src 'self'" in answer.headers["content-security-policy"]
         assert "unsafe" not in answer.headers["content-security-policy"]
-        for name in ("page.css", "page.js", "files.js", "marks.js", "zip.js", "icon.svg"):
+        for name in sorted(path.name for path in (docs.WEB / "page").glob("*.*")):
             first = client.get(f"/page/{name}")
             assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
             assert (

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from app import image_signatures
 from app.archives import image_files
-from tests.browsing import give, give_labelled, saved
+from tests.browsing import give, give_labelled, names, saved, tiles
 from tests.zips import DIRECTORY, LABELS, LOCAL, pack, patch
 
 RULE = """async () => {
@@ -24,7 +24,6 @@ BEGINNINGS = """async (heads) => {
     const { beginsAsImage } = await import(new URL('page/files.js', document.baseURI));
     return Promise.all(heads.map((head) => beginsAsImage(new Blob([new Uint8Array(head)]))));
 }"""
-NAMES = ".card .name"
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +51,8 @@ def test_a_zip_without_class_folders_is_cells_of_the_specimen(
     (tmp_path / "S-1.zip").write_bytes(pack({"S-1/a.png": image, "S-1/b.png": image, "S-1/": b""}))
     give(page, tmp_path, "S-1.zip")
     classified(page, 2)
-    assert page.locator(NAMES).all_text_contents() == ["S-1/a.png", "S-1/b.png"]
-    assert page.locator(".card img").first.evaluate("image => image.decode().then(() => image.naturalWidth)")
+    assert names(page) == ["S-1/a.png", "S-1/b.png"]
+    expect(page.locator(".crop.unavailable")).to_have_count(0)
     document = json.loads(saved(page, "#save-json"))
     assert [one["filename"] for one in document["predictions"]] == ["S-1/a.png", "S-1/b.png"]
     expect(page.locator("#problems")).to_be_empty()
@@ -125,7 +124,7 @@ def test_what_a_zip_holds_besides_images_is_left_out_and_said(
     (tmp_path / "mixed.zip").write_bytes(pack({"IM0001": image, "a.jfif": image, **others}))
     give(page, tmp_path, "mixed.zip")
     classified(page, 2)
-    assert page.locator(NAMES).all_text_contents() == ["IM0001", "a.jfif"]
+    assert names(page) == ["IM0001", "a.jfif"]
     lines = page.locator(".note p").all_inner_texts()
     assert [line.strip() for line in lines] == [
         "2 files were left out (hidden or left by a system): .ipynb_checkpoints/a.png, @eaDir/a.jpg",
@@ -160,7 +159,7 @@ def test_a_zip_without_images_is_said_to_have_none(page: Page, tmp_path: Path) -
     (tmp_path / "texts.zip").write_bytes(pack({"notes.txt": b"hello"}))
     give(page, tmp_path, "texts.zip")
     expect(page.locator(".problem")).to_contain_text("texts.zip holds no images.")
-    expect(page.locator(".card")).to_have_count(0)
+    expect(tiles(page)).to_have_count(0)
 
 
 def test_the_curl_command_unpacks_the_zip(page: Page, image: bytes, tmp_path: Path) -> None:
@@ -169,6 +168,7 @@ def test_the_curl_command_unpacks_the_zip(page: Page, image: bytes, tmp_path: Pa
     (tmp_path / "S 1.zip").write_bytes(pack({"cells/a.png": image, "cells/b.png": image}))
     give(page, tmp_path, "S 1.zip")
     classified(page, 2)
+    page.locator("#summary summary").click()
     page.locator("#copy-curl").click()
     expect(page.locator("#status")).to_have_text("Copied.")
     command = page.evaluate("navigator.clipboard.readText()")
@@ -224,7 +224,7 @@ def test_the_file_dialog_takes_a_folder(page: Page, image: bytes, tmp_path: Path
         (cells / name).write_bytes(data)
     page.set_input_files("#folder", cells)
     classified(page, 3)
-    assert page.locator(NAMES).all_text_contents() == ["S-1/1/a.png", "S-1/2/a.png", "S-1/2/scan"]
+    assert names(page) == ["S-1/1/a.png", "S-1/2/a.png", "S-1/2/scan"]
     expect(page.locator(".note")).to_have_count(1)
     expect(page.locator(".note")).to_contain_text("1 file was left out (not an image): S-1/2/notes.txt")
 

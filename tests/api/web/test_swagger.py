@@ -19,17 +19,21 @@ def opened(page: Page, address: str) -> list[Locator]:
     return page.locator(".opblock").all()
 
 
+def unfold(operation: Locator) -> None:
+    """Open an operation and wait for its fields: its button is there before them."""
+    operation.locator(".opblock-summary-control").click()
+    operation.locator(".responses-inner").wait_for()
+
+
 def tried(page: Page, operation: Locator, address: str) -> tuple[str, int]:
     """Execute an operation as it opens, with a file where one is required; return its path and status."""
     path = operation.locator(".opblock-summary-path").inner_text().replace("\u200b", "")
-    operation.locator(".opblock-summary-control").click()
-    execute = operation.locator("button.execute")
-    execute.wait_for()
+    unfold(operation)
     files = operation.locator("input[type=file]")
     if files.count():
         files.first.set_input_files([ARCHIVE if path == "/evaluate" else IMAGE])
     with page.expect_response(lambda response: response.url.startswith(address)) as answered:
-        execute.click()
+        operation.locator("button.execute").click()
     operation.locator(".opblock-summary-control").click()
     return path, answered.value.status
 
@@ -44,8 +48,7 @@ def test_every_route_works_as_it_opens(browser: Browser, service: Running) -> No
 def test_choices_are_lists_and_optional_texts_are_empty(browser: Browser, service: Running) -> None:
     with browser.new_page() as page:
         for operation in opened(page, service.address)[:3]:
-            operation.locator(".opblock-summary-control").click()
-            operation.locator("button.execute").wait_for()
+            unfold(operation)
         assert {field.input_value() for field in page.locator("input[type=text]").all()} == {""}
         for name, choices in {"explain": ["", "cam"], "bundle": ["", "collection", "transaction"]}.items():
             options = page.locator(f"tr[data-param-name={name}] option").all()

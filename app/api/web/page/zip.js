@@ -131,7 +131,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
 });
 
 // Return the CRC-32 of all chunks.
-function checksum(chunks) {
+export function checksum(chunks) {
   let value = 0xffffffff;
   for (const chunk of chunks) for (const byte of chunk) value = TABLE[(value ^ byte) & 255] ^ (value >>> 8);
   return ~value >>> 0;
