@@ -157,9 +157,7 @@ def test_an_alert_fires_when_it_is_gone_and_ends_when_it_is_back(project: Projec
 
 def test_a_service_that_hangs_is_unhealthy_until_it_goes_on(project: Project) -> None:
     if os.geteuid() != 0:
-        pytest.skip(
-            "only root can halt a container's process but not its health checks"
-        )
+        pytest.skip("only root can halt a container's process but not its health checks")
     container = project.container("leuko")
     container.wait_until_healthy()
     os.kill(container.state["Pid"], signal.SIGSTOP)
