@@ -381,15 +381,16 @@ def test_two_processes_serve_and_one_that_is_killed_is_replaced() -> None:
 
 
 def processes(container: Container) -> set[int]:
-    """Return the service processes' ids, as the container counts them."""
+    """Return the service processes' ids, as the container counts them: the children of the first one."""
     code = """
 import os
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
+        parent = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]
         command = open(f"/proc/{pid}/cmdline").read()
     except OSError:
         continue
-    if "spawn_main" in command and int(pid) != os.getpid():
+    if parent == "1" and not any(other in command for other in ("decode_worker", "tracker")):
         print(pid)
 """
     return {int(pid) for pid in container.python(code).split()}
