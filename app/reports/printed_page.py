@@ -7,13 +7,14 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light; font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b }
-body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; background: #fff }
+body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; background: #fff }
 h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin: 1.6rem 0 .4rem }
 table { border-collapse: collapse; margin: .4rem 0 } caption { text-align: left; color: #555 }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ccc; text-align: right }
+td + td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left } th { font-weight: 600 }
 .figures td { font-size: 1.05rem } .muted { color: #555 }
-.mono td + td { font: .8rem/1.4 ui-monospace, monospace; overflow-wrap: anywhere }
+.mono td + td { font: .8rem/1.4 ui-monospace, monospace; white-space: normal; overflow-wrap: anywhere }
 .warning { border-left: 4px solid #b26a00; padding: .2rem .8rem; background: #fff7e8 }
 .cells { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem }
 .cells figure { margin: 0; font-size: .8rem; overflow-wrap: anywhere; break-inside: avoid }
@@ -23,6 +24,7 @@ th:first-child, td:first-child { text-align: left } th { font-weight: 600 }
 svg text { font: 12px system-ui, sans-serif; fill: #333 }
 @page { margin: 18mm }
 @media print {
+  :root { font-size: 12px }
   body { margin: 0; max-width: none }
   h2 { break-after: avoid }
   table, svg, .sign { break-inside: avoid }
