@@ -17,13 +17,14 @@ from PIL import Image
 from app.imaging.cell_map import DENSEST, RED_CELL, CellMap, Real
 from app.imaging.nucleus import Nucleus, Place, nucleus_at
 from app.imaging.resize import resize
-from app.imaging.thumbnail import LOGARITHMS, SIDE, Thumbnail
+from app.imaging.thumbnail import LOGARITHMS, Thumbnail
 from app.imaging.thumbnail import UNIT as COLOUR_UNIT
 
 LEAST = 0.4  # of `CellMap.leukocyte`: a leukocyte
 MOST_PIXELS = 1_500_000  # of the copy that is searched
 SMALLEST_RED_CELL = 5.0  # pixels; smaller ones are measured on a larger copy
 ZOOM = 3  # from one copy to the next
+WINDOW = 64  # pixels of a part of a larger copy
 WINDOWS = ((0.5, 0.5), (0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8))  # where, as shares of the image
 PASSES = 3  # at most, until the copy's magnification is right
 RIGHT = 1.25  # times too large or too small is right
@@ -90,7 +91,7 @@ def measure_small(image: Image.Image, thumbnail: Thumbnail, scale: float) -> flo
     """
     while True:
         scale = max(1.0, scale / ZOOM)
-        side = min(SIDE * scale, *image.size)
+        side = min(WINDOW * scale, *image.size)
         corners = [(x * (image.width - side), y * (image.height - side)) for x, y in WINDOWS]
         size = (max(1, round(side / scale)),) * 2
         maps = [
