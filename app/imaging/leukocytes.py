@@ -17,18 +17,21 @@ from PIL import Image
 from app.imaging.cell_map import DENSEST, RED_CELL, CellMap, Real
 from app.imaging.nucleus import Nucleus, Place, nucleus_at
 from app.imaging.resize import resize
-from app.imaging.thumbnail import LOGARITHMS, SIDE, Thumbnail
+from app.imaging.thumbnail import LOGARITHMS, Thumbnail
 from app.imaging.thumbnail import UNIT as COLOUR_UNIT
 
 LEAST = 0.4  # of `CellMap.leukocyte`: a leukocyte
 MOST_PIXELS = 1_500_000  # of the copy that is searched
 SMALLEST_RED_CELL = 5.0  # pixels; smaller ones are measured on a larger copy
 ZOOM = 3  # from one copy to the next
+WINDOW = 64  # pixels of a part of a larger copy
 WINDOWS = ((0.5, 0.5), (0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8))  # where, as shares of the image
 PASSES = 3  # at most, until the copy's magnification is right
 RIGHT = 1.25  # times too large or too small is right
 AFAR = 3.0  # another nucleus ÷ sum of the extents: further ones do not matter
 APART, CELL = 0.8, 0.75  # of the mean extent of two nuclei, of a red cell: nearer ones are one
+BLUER = 1.7  # nuclear colour of a nucleus ÷ that of red cells, at least
+GREEN, STAINED, MUCH = 1, 0.85, 0.05  # channel; light of what is stained ÷ background; share of the image
 OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
 ELSEWHERE = 1.2  # distance of another nucleus from the first ÷ its extent, at least
 AS_LARGE = 0.55  # extent of another nucleus ÷ that of the first, at least
@@ -56,7 +59,22 @@ def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
         return []
     places = find_places(look(image, thumbnail))
     nuclei = [nucleus_at(image, thumbnail, place, near) for place, near in with_neighbours(places)]
-    return in_reading_order([nucleus for nucleus in nuclei if nucleus is not None])
+    found = [nucleus for nucleus in nuclei if nucleus is not None]
+    least = BLUER * colour_beside(thumbnail, found)
+    return in_reading_order([nucleus for nucleus in found if nucleus.contrast >= least])
+
+
+def colour_beside(thumbnail: Thumbnail, nuclei: list[Nucleus]) -> float:
+    """Return the median nuclear colour of what is stained beside nuclei: red cells; 0 if that is little."""
+    beside = thumbnail.pixels[GREEN] < STAINED * thumbnail.white[GREEN]
+    beside &= thumbnail.lit
+    rows, columns = np.ogrid[: beside.shape[0], : beside.shape[1]]
+    for nucleus in nuclei:
+        x, y, extent = (length / thumbnail.scale for length in (nucleus.x, nucleus.y, nucleus.extent))
+        beside &= (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 > extent**2
+    if np.count_nonzero(beside) < MUCH * beside.size:
+        return 0.0
+    return float(np.median(thumbnail.nuclear_colour[beside])) / COLOUR_UNIT
 
 
 def look(image: Image.Image, thumbnail: Thumbnail) -> View:
@@ -90,7 +108,7 @@ def measure_small(image: Image.Image, thumbnail: Thumbnail, scale: float) -> flo
     """
     while True:
         scale = max(1.0, scale / ZOOM)
-        side = min(SIDE * scale, *image.size)
+        side = min(WINDOW * scale, *image.size)
         corners = [(x * (image.width - side), y * (image.height - side)) for x, y in WINDOWS]
         size = (max(1, round(side / scale)),) * 2
         maps = [

@@ -25,7 +25,7 @@ FAINTEST = 0.08  # colour of the palest nucleus that is looked at
 MIN_SHARE, MAX_SHARE = 0.002, 0.6  # nucleus ÷ image, by area
 STEPS = 8  # of the mean shift
 FINE = 8  # pixels of a thumbnail: a smaller nucleus is measured in one of its surroundings
-SURROUNDINGS = 8.0  # side of those ÷ extent
+SURROUNDINGS = 6.0  # side of those ÷ extent
 WITHIN = 0.9  # the densest place ÷ extent, at most this far from where the nucleus was found
 
 Mask = NDArray[np.bool_]  # [h, w]

@@ -119,14 +119,15 @@ def test_more_cells_than_the_limit_are_refused() -> None:
         frame_cells(field(("neutrophil", "monocyte"), 7)[0], Preprocessing(), most=1)
 
 
-@pytest.mark.parametrize("cut", [0.0, 1.0])
+@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("scale", [0.35, 1.0, 4.0])
 @pytest.mark.parametrize("label", FOUR)
 def test_the_frame_of_the_only_cell_of_a_field_is_that_of_one_cell(
-    label: str, scale: float, cut: float
+    label: str, scale: float, cut: bool
 ) -> None:
     image, [cell] = field((label,), 6, width=320, height=240)
-    image = image.crop((round(cut * cell.x), 0, image.width, image.height))
+    left = round(cell.x - 0.4 * cell.radius) if cut else 0
+    image = image.crop((left, 0, image.width, image.height))
     image = image.resize((round(scale * image.width), round(scale * image.height)))
     [found] = frame_cells(image, Preprocessing(), most=9)
     one = frame_cell(image, Preprocessing())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from app.imaging.leukocytes import count_leukocytes, in_reading_order
+from app.imaging.leukocytes import colour_beside, count_leukocytes, in_reading_order
 from app.imaging.nucleus import Nucleus, find_nucleus
 from app.imaging.thumbnail import Thumbnail
 from app.samples.smear import LEUKOCYTES, draw_smear
@@ -128,3 +128,18 @@ def test_real_fields_have_their_cells_and_hardly_anything_else() -> None:
     tally = benchmark.measure(draaslan())
     assert tally.found >= 99
     assert tally.false + tally.twice <= 5
+
+
+def test_the_colour_beside_the_nuclei_is_that_of_red_cells() -> None:
+    image = Image.new("RGB", (192, 96), (230, 230, 230))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((20, 20, 60, 60), fill=(95, 60, 170))
+    draw.ellipse((110, 20, 170, 80), fill=(150, 150, 200))  # a red cell that stains blue
+    nuclear = [
+        float(np.log(230 / red) + np.log(230 / green) - 2 * np.log(230 / blue))
+        for red, green, blue in ((95, 60, 170), (150, 150, 200))
+    ]
+    thumbnail = Thumbnail.of(image)
+    assert colour_beside(thumbnail, [nucleus(40, 40, 36)]) == pytest.approx(nuclear[1], rel=0.05)
+    assert colour_beside(thumbnail, []) <= nuclear[0]
+    assert colour_beside(thumbnail, [nucleus(40, 40, 36), nucleus(140, 50, 60)]) == 0
