@@ -348,3 +348,16 @@ def test_a_newcomer_sees_all_of_it_in_one_click(page: Page) -> None:
         "Focus and take it again"
     )
     expect(page.locator("#examples")).to_be_hidden()
+
+
+# --- several models ---------------------------------------------------------------------------------
+
+
+def test_the_address_of_the_page_chooses_one_of_several_models(page: Page, fields: Path) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{page.url}?model=wbc-resnet18")
+    give(page, fields, "field-1.png")
+    expect(page.locator("#answered-by")).to_contain_text("Classified by wbc-resnet18 ")
+    for route in ("model", "predict", "differential"):
+        assert any(f"/{route}?" in url and "model=wbc-resnet18" in url for url in asked)
