@@ -96,7 +96,7 @@ def frame_cells(image: Image.Image, preprocessing: Preprocessing, most: int) -> 
     nuclei = find_leukocytes(image, thumbnail)
     if len(nuclei) > most:
         raise TooLarge(f"the image has {len(nuclei)} leukocytes; at most {most} are accepted")
-    return [_frame(image, thumbnail, nucleus, preprocessing) for nucleus in nuclei]
+    return [_frame(image, thumbnail, nucleus, preprocessing, found=True) for nucleus in nuclei]
 
 
 def _frame(
@@ -105,11 +105,13 @@ def _frame(
     nucleus: Nucleus | None,
     preprocessing: Preprocessing,
     leukocytes: int = 1,
+    *,
+    found: bool = False,
 ) -> Cell:
-    """Frame the nucleus, or the image without one. leukocytes: in the image."""
+    """Frame the nucleus, or the image without one. leukocytes, found: see `Quality`."""
     frame = choose_frame(image.size, nucleus, preprocessing)
     framed = cut_out(image, frame, preprocessing.size)
-    quality = measure(thumbnail, nucleus, framed, leukocytes)
+    quality = measure(thumbnail, nucleus, framed, leukocytes, found=found)
     if preprocessing.white_point:
         framed = whiten(framed, thumbnail)
     return Cell(np.asarray(framed), frame, quality)

@@ -31,7 +31,8 @@ class Quality:
     nuclear_contrast: `Nucleus.contrast`, 0 without a nucleus. cut: `Nucleus.cut`. detail: steepness of edges
     at 1/56 ÷ at 1/28 of the frame: 1 where nothing is finer than that, 4 for noise. brightness: green of the
     background. brightness_range: from there down to the 5th percentile. Levels are in 0 to 255. leukocytes:
-    in the picture, of which this is one; 1 where each is classified.
+    in the picture, of which this is one; 1 where each is classified. found: 1 for a leukocyte that the search
+    for all of them found, so that the picture is not without one.
     """
 
     nuclear_contrast: float
@@ -40,6 +41,7 @@ class Quality:
     brightness: float
     brightness_range: float
     leukocytes: float = 1
+    found: float = 0
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,27 @@ class QualityLimits:
 
     def reasons(self, quality: Quality) -> tuple[str, ...]:
         """Return why a person must look at the picture."""
+        pale = quality.nuclear_contrast < self.nuclear_contrast
+        flat = quality.brightness < self.brightness or quality.brightness_range < self.brightness_range
         checks = (
-            (NO_CELL, quality.nuclear_contrast < self.nuclear_contrast or quality.detail > self.grain),
+            (NO_CELL, (pale and not quality.found) or quality.detail > self.grain),
             (CUT_OFF, quality.cut > self.cut),
             (BLURRED, quality.detail < self.detail),
-            (
-                EXPOSURE,
-                quality.brightness < self.brightness or quality.brightness_range < self.brightness_range,
-            ),
+            (EXPOSURE, flat or (pale and bool(quality.found))),
             (SEVERAL_CELLS, quality.leukocytes > self.leukocytes),
         )
         return tuple(reason for reason, failed in checks if failed)
 
 
 def measure(
-    thumbnail: Thumbnail, nucleus: Nucleus | None, framed: Image.Image, leukocytes: int = 1
+    thumbnail: Thumbnail,
+    nucleus: Nucleus | None,
+    framed: Image.Image,
+    leukocytes: int = 1,
+    *,
+    found: bool = False,
 ) -> Quality:
-    """framed: the frame, RGB, square, before its white point is set. leukocytes: in the picture."""
+    """framed: the frame, RGB, square, before its white point is set. leukocytes, found: see `Quality`."""
     dark, bright = thumbnail.levels[:, GREEN].tolist()
     return Quality(
         nuclear_contrast=nucleus.contrast if nucleus else 0.0,
@@ -84,6 +90,7 @@ def measure(
         brightness=bright,
         brightness_range=bright - dark,
         leukocytes=leukocytes,
+        found=float(found),
     )
 
 

@@ -103,6 +103,7 @@ def test_each_cell_of_a_field_is_framed_as_if_it_were_alone() -> None:
     image, cells = field(("neutrophil", "monocyte"), 7)
     preprocessing = Preprocessing(size=112)
     framed = frame_cells(image, preprocessing, most=2)
+    assert [each.quality.found for each in framed] == [1, 1]
     assert len(framed) == 2
     for cell in framed:
         left, top, right, bottom = cell.frame.box

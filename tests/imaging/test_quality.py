@@ -46,6 +46,13 @@ def test_each_limit_has_its_reason(changes: dict[str, float], expected: str) -> 
     assert LIMITS.reasons(replace(GOOD, **changes)) == (expected,)
 
 
+def test_a_pale_leukocyte_that_was_found_is_a_matter_of_exposure() -> None:
+    pale = replace(GOOD, nuclear_contrast=0.5)
+    assert LIMITS.reasons(pale) == ("no_cell",)
+    assert LIMITS.reasons(replace(pale, found=1)) == ("exposure",)
+    assert LIMITS.reasons(replace(GOOD, found=1)) == ()
+
+
 def noise(mean: float, spread: float, channels: int) -> Image.Image:
     pixels = GENERATOR.normal(mean, spread, (240, 320, channels)).clip(0, 255).astype(np.uint8)
     return Image.fromarray(np.broadcast_to(pixels, (240, 320, 3)).copy())
