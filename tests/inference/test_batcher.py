@@ -587,7 +587,11 @@ def test_batches_of_one_take_turns_so_that_neither_lane_starves() -> None:
     run(scenario())
 
 
-def test_bulk_waits_for_room_and_runs_in_short_batches_while_interactive_items_arrive() -> None:
+def test_bulk_waits_for_room_and_runs_in_short_batches_while_interactive_items_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.inference.batcher.QUIET_S", 3600.0)  # "one" is never long ago
+
     async def scenario() -> None:
         engine = FakeEngine()
         async with serving(engine, max_batch=8, max_queue=1, short_batch=2) as batcher:

@@ -143,8 +143,8 @@ WORST: dict[str, tuple[int, Callable[[], bytes]]] = {
     "TIFF with alpha": (290, worst("LA", "TIFF", compression="tiff_lzw", exif=TURNED)),
     "TIFF of floats": (290, worst("F", "TIFF", compression="tiff_lzw", exif=TURNED)),
     "TIFF of 16 bits": (375, deep_tiff),
-    "GIF": (120, worst("P", "GIF", transparency=0)),
-    "BMP": (120, worst("1", "BMP")),
+    "GIF": (205, worst("P", "GIF", transparency=0)),
+    "BMP": (205, worst("1", "BMP")),
     "DICOM run-length": (240, lambda: dicom_writer.write(blank("RGB"), dicom.RLE)),
     "DICOM palette": (310, palette_dicom),
     # The largest that is accepted.

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
 from app.settings import Settings, parse
 from tests.fake_classifier import FakeClassifier, png
-from tests.fakes import GREYS, caller
+from tests.fakes import GREYS, caller, zipped
 from tests.laboratory import IMAGE
 from tests.training.test_adapted import bundle as bundle  # a fixture
 from tests.training.test_adapted import quick as quick  # a fixture
@@ -65,6 +66,8 @@ def folder(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copytree(bundle.path, home / "models" / "wbc-resnet18")
     write_cells(home / "cells", 0)
     write_cells(home / "more-cells", 6)
+    labelled = {f"{label}/S-1001/1.png": png(grey) for label, grey in zip(CLASSES, GREYS, strict=True)}
+    (home / "leuko-S-1001-labelled.zip").write_bytes(zipped(labelled | {"cells.csv": b"cell,label\n"}))
     monkeypatch.chdir(home)
     monkeypatch.setattr(adapted, "cross_validate", cross_validate)
     return home
@@ -107,6 +110,11 @@ def test_every_command_of_the_guide_does_what_it_says(
     (folder / "models.toml").write_text(models)
     run = []
     for program, command, *arguments in commands():
+        if program == "python3":
+            assert (command, arguments[:2]) == ("-m", ["zipfile", "-e"])
+            zipfile.main(arguments[1:])
+            assert (folder / "reviewed" / "monocyte" / "S-1001" / "1.png").is_file()
+            continue
         run.append((program, command))
         if (program, command) == ("leuko", "serve"):
             seen = served(arguments)
