@@ -6,7 +6,8 @@ import asyncio
 import re
 import shlex
 import shutil
-import zipfile
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -111,8 +112,7 @@ def test_every_command_of_the_guide_does_what_it_says(
     run = []
     for program, command, *arguments in commands():
         if program == "python3":
-            assert (command, arguments[:2]) == ("-m", ["zipfile", "-e"])
-            zipfile.main(arguments[1:])
+            subprocess.run([sys.executable, command, *arguments], check=True)
             assert (folder / "reviewed" / "monocyte" / "S-1001" / "1.png").is_file()
             continue
         run.append((program, command))
