@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fhir.resources.R4B.bundle import Bundle
+from fhir.resources.R4B.bundle import Bundle as FhirBundle
 from playwright.sync_api import Page, expect
 
 from app.archives.images import open_labelled
 from app.archives.labelled_archive import ArchiveLimits
-from app.engine.bundle import CLASSES, load_bundle
+from app.engine.bundle import CLASSES, Bundle, load_bundle
 from tests.api.web.test_review import answer, prediction
 from tests.browsing import give, saved, tiles
 from tests.fields import field_png
+from tests.pictures import real
 from tests.running import ROOT
 
 
@@ -64,7 +66,7 @@ def sign(page: Page, reviewer: str = "A. Smith") -> None:
 def report_of(page: Page) -> tuple[str, str]:
     """Return the status of the FHIR report and its text."""
     content = saved(page, "#save-fhir").decode()
-    Bundle.model_validate_json(content)
+    FhirBundle.model_validate_json(content)
     resources = [entry["resource"] for entry in json.loads(content)["entry"]]
     [status] = [one["status"] for one in resources if one["resourceType"] == "DiagnosticReport"]
     return status, content
@@ -349,6 +351,20 @@ def read_by_adapt(path: Path, least: int) -> None:
     assert "1 file" in left_out  # the table
 
 
+def adapt(labelled: Path, out: Path) -> Bundle:
+    pytest.importorskip("training.cli")
+    command = [
+        Path(sys.executable).with_name("leuko-train"),
+        "adapt",
+        labelled,
+        "--site",
+        "Ward 3",
+        "--force",
+    ]
+    subprocess.run([*command, "--bundle", ROOT / "models/wbc-resnet18", "--out", out], check=True)
+    return load_bundle(out)
+
+
 def test_a_hundred_drawn_cells_are_reviewed_by_key_alone(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Show drawn examples").focus()
     page.keyboard.press("Enter")
@@ -363,14 +379,16 @@ def test_a_hundred_drawn_cells_are_reviewed_by_key_alone(page: Page, tmp_path: P
     assert started.value.suggested_filename == "leuko-S-100-report.fhir.json"
     assert "A. Smith" in report
     expect(page.locator("#agreement")).to_contain_text(f"{count} of {count} cells that you judged")
-    read_by_adapt(reopened_corrected_and_exported(page, tmp_path), count - 1)
+    labelled = reopened_corrected_and_exported(page, tmp_path)
+    read_by_adapt(labelled, count - 1)
+    adapted = adapt(labelled, tmp_path / "mine")
+    assert adapted.site is not None
+    assert adapted.site.adapted
+    assert adapted.site.cells == count - 1
 
 
 def test_a_hundred_cells_of_real_fields_are_reviewed_by_key_alone(page: Page, tmp_path: Path) -> None:
-    data = os.environ.get("LEUKO_DATA")
-    if not data or not (path := Path(data) / "draaslan-fields.zip").exists():
-        pytest.skip("LEUKO_DATA has no draaslan-fields.zip")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(real("draaslan-fields.zip")) as archive:
         images = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[:100]
         for name in images:
             (tmp_path / Path(name).name).write_bytes(archive.read(name))
