@@ -353,15 +353,11 @@ def read_by_adapt(path: Path, least: int) -> None:
 
 def adapt(labelled: Path, out: Path) -> Bundle:
     pytest.importorskip("training.cli")
-    command = [
-        Path(sys.executable).with_name("leuko-train"),
-        "adapt",
-        labelled,
-        "--site",
-        "Ward 3",
-        "--force",
-    ]
-    subprocess.run([*command, "--bundle", ROOT / "models/wbc-resnet18", "--out", out], check=True)
+    program, bundle = Path(sys.executable).with_name("leuko-train"), ROOT / "models/wbc-resnet18"
+    subprocess.run(
+        [program, "adapt", labelled, "--site", "Ward 3", "--force", "--bundle", bundle, "--out", out],
+        check=True,
+    )
     return load_bundle(out)
 
 
