@@ -13,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from app.engine.bundle import CLASSES
 from app.imaging import dicom_writer
 from app.samples.smear import draw_smear
-from tests.browsing import opened
+from tests.browsing import give, opened
 from tests.fakes import zipped
+from tests.fields import field_png
 from tests.pictures import encode
 from tests.running import PATIENCE_S, REAL, Running, running
 
@@ -62,3 +63,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images["set/monocyte/cut.png"] = (folder / "cut.png").read_bytes()
     (folder / "labelled.zip").write_bytes(zipped(images))
     return folder
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fields")
+    for seed in (1, 2):
+        (folder / f"field-{seed}.png").write_bytes(field_png(seed=seed))
+    return folder
+
+
+@pytest.fixture
+def eight(page: Page, fields: Path) -> Page:
+    """The page with two fields of four cells each."""
+    give(page, fields, "field-1.png", "field-2.png")
+    expect(page.locator("#status")).to_have_text("2 images classified: 8 cells.")
+    return page

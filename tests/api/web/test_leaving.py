@@ -21,24 +21,14 @@ from app.archives.labelled_archive import ArchiveLimits
 from app.engine.bundle import CLASSES, Bundle, load_bundle
 from tests.api.web.test_review import answer, prediction
 from tests.browsing import give, saved, tiles
-from tests.fields import field_png
 from tests.pictures import real
 from tests.running import ROOT
 
 
-@pytest.fixture(scope="module")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fields")
-    for seed in (1, 2):
-        (folder / f"field-{seed}.png").write_bytes(field_png(seed=seed))
-    return folder
-
-
 @pytest.fixture
-def eight(page: Page, fields: Path) -> Page:
+def eight(eight: Page) -> Page:
     """The page with two fields of four cells each, all confirmed, as specimen S/1 and accession A-1."""
-    give(page, fields, "field-1.png", "field-2.png")
-    expect(page.locator("#status")).to_have_text("2 images classified: 8 cells.")
+    page = eight
     page.get_by_label("Specimen ID").fill("S/1")
     page.get_by_label("Accession").fill("A-1")
     page.get_by_label("Accession").blur()

@@ -11,26 +11,10 @@ from playwright.sync_api import Page, Route, expect
 
 from app.engine.bundle import CLASSES
 from tests.browsing import give, saved, text, tiles
-from tests.fields import FOUR, field_png
+from tests.fields import FOUR
 
 HASH = "0" * 64
 FRAME = {"left": 1, "top": 2, "width": 30, "height": 20, "nucleus": True}
-
-
-@pytest.fixture(scope="module")
-def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fields")
-    for seed in (1, 2):
-        (folder / f"field-{seed}.png").write_bytes(field_png(seed=seed))
-    return folder
-
-
-@pytest.fixture
-def eight(page: Page, fields: Path) -> Page:
-    """The page with two fields of four cells each."""
-    give(page, fields, "field-1.png", "field-2.png")
-    expect(page.locator("#status")).to_have_text("2 images classified: 8 cells.")
-    return page
 
 
 def prediction(index: int, cell: int, probabilities: tuple[float, ...], **others: Any) -> dict[str, Any]:
