@@ -110,15 +110,10 @@ def compare(parent: Parent, cells: OwnCells, trial: Trial, target: float) -> Com
 
     The best has the least log loss among those that are recommended, else among all.
     """
-    compared = [judge(parent, cells, trial, one, target) for one in trial.ranked(cells.labels)]
-    return next((one for one in compared if one.recommended), compared[0])
+    outputs, weights = trial.outputs[UNCHANGED], balanced_weights(cells.labels)
+    recalls_before = recalls(outputs, cells, parent.labels)
 
-
-def judge(parent: Parent, cells: OwnCells, trial: Trial, chosen: Candidate, target: float) -> Comparison:
-    before, after = trial.outputs[UNCHANGED], trial.outputs[chosen]
-    temperature = round(temperature_for(after.logits, cells.labels, balanced_weights(cells.labels)), 4)
-
-    def verified(outputs: Outputs, temperature: float) -> Verification:
+    def judge(outputs: Outputs, temperature: float) -> Verification:
         return verify(
             cells.labels,
             answers(outputs, temperature, parent.neighbours),
@@ -128,14 +123,19 @@ def judge(parent: Parent, cells: OwnCells, trial: Trial, chosen: Candidate, targ
             target=target,
         )
 
-    return Comparison(
-        chosen,
-        temperature,
-        verified(before, parent.temperature),
-        verified(after, temperature),
-        recalls(before, cells, parent.labels),
-        recalls(after, cells, parent.labels),
-    )
+    before = judge(outputs, parent.temperature)
+
+    def compared(chosen: Candidate) -> Comparison:
+        after = trial.outputs[chosen]
+        temperature = round(temperature_for(after.logits, cells.labels, weights), 4)
+        recalls_after = recalls(after, cells, parent.labels)
+        return Comparison(
+            chosen, temperature, before, judge(after, temperature), recalls_before, recalls_after
+        )
+
+    first, *others = trial.ranked(cells.labels)
+    best = compared(first)
+    return best if best.recommended else next((one for one in map(compared, others) if one.recommended), best)
 
 
 def answers(outputs: Outputs, temperature: float, neighbours: Neighbours) -> Answers:

@@ -1,6 +1,6 @@
 """A small convolutional network that looks for leukocytes in a field: `CellMap`.
 
-It was trained by `training/field_training.py`; its weights, `cell_map.npz`, are part of the package. It is
+It was trained by `training/fields/network.py`; its weights, `cell_map.npz`, are part of the package. It is
 written in NumPy, so that the processes that decode images need no inference engine.
 """
 
