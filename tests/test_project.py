@@ -26,6 +26,19 @@ from training.cli import build_parser as training_parser
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# What only training and bulk scoring need, by the names of imports.
+HEAVY = (
+    "kagglehub",
+    "lightning",
+    "matplotlib",
+    "nncf",
+    "onnxruntime",
+    "pyarrow",
+    "ray",
+    "torch",
+    "torchvision",
+    "tqdm",
+)
 SUFFIXES = ("", "_total", "_bucket", "_sum", "_count", "_info")
 
 
@@ -47,6 +60,25 @@ def expressions(node: Any) -> Iterator[str]:
         yield from (value for key, value in node.items() if key in {"expr", "definition"})
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from expressions(child)
+
+
+def test_the_quick_tests_import_nothing_that_their_environment_lacks() -> None:
+    """Those of another Python: `.ci/run`, and `QUICK` in the Makefile."""
+    absent = f"""
+import sys
+import pytest
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name in {HEAVY}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", absent, "--collect-only", "-q", "-m", "quick", "-p", "no:xdist"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class AuditLog:
         self._error = False  # the last attempt to write has failed
         self._reported = False
         self._closing = False
+        self._last_attempt = False  # begun after `close` was called
         self._changed = Condition()  # guards what is above; never held while the file is used
         self._thread: Thread | None = None
         try:
@@ -134,10 +135,11 @@ class AuditLog:
         """Wait for lines and return as many as go into one write; none at the end."""
         with self._changed:
             if self._error:
-                if self._closing:
+                if self._last_attempt:
                     return b""
                 self._changed.wait_for(lambda: self._closing, RETRY_S)
             self._changed.wait_for(lambda: self._pending or self._closing)
+            self._last_attempt = self._closing
             lines: list[bytes] = []
             size = 0
             for _, line in self._pending:

@@ -2,29 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from app.imaging import cell_map
-from app.imaging.cell_map import MOST_GAIN, WEIGHTS, CellMap, gain_of
-from training.fields.network import CellMapNetwork
+from app.imaging.cell_map import MOST_GAIN, CellMap, gain_of
 
 
 def density(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.random.default_rng(0).uniform(0, 1, (3, height, width)).astype(np.float32)
-
-
-@pytest.mark.parametrize("size", [(4, 4), (52, 72), (200, 332)])
-def test_the_map_is_that_of_the_network_in_torch(size: tuple[int, int]) -> None:
-    network = CellMapNetwork()
-    with np.load(WEIGHTS) as arrays:
-        network.load_state_dict({name: torch.from_numpy(arrays[name]).float() for name in arrays.files})
-    picture = density(*size)
-    with torch.inference_mode():
-        raw = network(torch.from_numpy(picture * gain_of(picture))[None])[0].numpy()
-    seen = CellMap.of(picture)
-    assert seen.leukocyte == pytest.approx(1 / (1 + np.exp(-raw[0])), abs=1e-4)
-    assert seen.extent == pytest.approx(10 * np.exp(raw[3]), rel=1e-3)
-    assert seen.red_cell == pytest.approx(10 * np.exp(raw[4]), rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (5, 300), (97, 1)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -120,6 +121,28 @@ def test_lines_of_several_threads_are_each_written_once(tmp_path: Path) -> None:
             pool.submit(audit.write, {"n": number})
     audit.close()
     assert sorted(line["n"] for line in lines(path)) == [*range(each)]
+
+
+def test_a_write_that_fails_while_the_log_closes_is_tried_once_more(tmp_path: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def write(file: int, data: bytes) -> int:
+        if not begun.is_set():
+            begun.set()
+            assert go.wait(60)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.write(file, data)
+
+    path = tmp_path / "audit.jsonl"
+    audit = AuditLog(path, write=write)
+    audit.write({"n": 1})
+    assert begun.wait(60)
+    closing = threading.Thread(target=audit.close)
+    closing.start()
+    wait_until(lambda: audit._closing)
+    go.set()
+    closing.join()
+    assert lines(path) == [{"n": 1}]
 
 
 def test_lines_that_wait_are_written_together_and_whole(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.imaging.cell_map import WEIGHTS, CellMap
+from app.imaging.cell_map import WEIGHTS, CellMap, gain_of
 from app.samples.smear import draw_field, draw_smear
 from training.fields.composer import SIDE, Composer, Sample, place, stain_of, targets
 from training.fields.network import CellMapNetwork, loss_of
@@ -153,3 +153,17 @@ def test_the_shipped_map_sees_a_drawn_leukocyte() -> None:
     source = next(source for source in sources() if source.cells)
     seen = CellMap.of(source.coarse.float().clamp(min=0).numpy())
     assert seen.leukocyte.max() > 0.4
+
+
+@pytest.mark.parametrize("size", [(4, 4), (52, 72), (200, 332)])
+def test_the_map_is_that_of_the_network_in_torch(size: tuple[int, int]) -> None:
+    network = CellMapNetwork()
+    with np.load(WEIGHTS) as arrays:
+        network.load_state_dict({name: torch.from_numpy(arrays[name]).float() for name in arrays.files})
+    picture = np.random.default_rng(0).uniform(0, 1, (3, *size)).astype(np.float32)
+    with torch.inference_mode():
+        raw = network(torch.from_numpy(picture * gain_of(picture))[None])[0].numpy()
+    seen = CellMap.of(picture)
+    assert seen.leukocyte == pytest.approx(1 / (1 + np.exp(-raw[0])), abs=1e-4)
+    assert seen.extent == pytest.approx(10 * np.exp(raw[3]), rel=1e-3)
+    assert seen.red_cell == pytest.approx(10 * np.exp(raw[4]), rel=1e-3)
