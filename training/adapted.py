@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle
-from app.engine.classifier import Neighbours, read_neighbours, softmax
+from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle, FamiliarRule
+from app.engine.classifier import Neighbours, read_neighbours, read_styles, softmax
+from app.engine.laboratories import Styles, describe_all
 from app.engine.site_bundle import Adapted, record, write
-from app.evaluation.review_thresholds import Thresholds
-from app.evaluation.verification import Answers, Marks, Verification, verify
+from app.evaluation.review_thresholds import Flags, Thresholds
+from app.evaluation.verification import Answers, Marks, Verification, cells_of, verify
 from training.adapt import (
     Candidate,
     Outputs,
@@ -88,12 +89,30 @@ class Parent:
     neighbours: Neighbours
     temperature: float
     thresholds: Thresholds
+    familiar: FamiliarRule | None = None
+    styles: Styles | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> Parent:
         """Raise BundleError."""
-        neighbours = read_neighbours(bundle.path)
-        return cls(load_network(bundle), bundle.labels, neighbours, bundle.temperature, bundle.thresholds)
+        return cls(
+            load_network(bundle),
+            bundle.labels,
+            read_neighbours(bundle.path),
+            bundle.temperature,
+            bundle.thresholds,
+            bundle.familiar,
+            read_styles(bundle.path) if bundle.familiar else None,
+        )
+
+    def reviewed(self, cells: OwnCells, found: Answers) -> Flags:
+        """Return which cells [n] the bundle's thresholds send to review: familiar pictures have their own."""
+        judged = cells_of(cells.labels, found)
+        kept = judged.keep(self.thresholds)
+        if self.familiar is not None and self.styles is not None:
+            near = self.styles.distances(describe_all(cells.framed)) <= self.familiar.distance
+            kept = np.where(near, judged.keep(self.familiar.thresholds), kept)
+        return ~kept
 
     def starts(
         self, cells: OwnCells, unlabelled: Pixels | None = None, replay: OwnCells | None = None
@@ -113,25 +132,28 @@ def compare(parent: Parent, cells: OwnCells, trial: Trial, target: float) -> Com
     outputs, weights = trial.outputs[UNCHANGED], balanced_weights(cells.labels)
     recalls_before = recalls(outputs, cells, parent.labels)
 
-    def judge(outputs: Outputs, temperature: float) -> Verification:
+    unchanged = answers(outputs, parent.temperature, parent.neighbours)
+    unchanged = replace(unchanged, reviewed=parent.reviewed(cells, unchanged))
+
+    def judge(found: Answers) -> Verification:
         return verify(
             cells.labels,
-            answers(outputs, temperature, parent.neighbours),
+            found,
             parent.thresholds,
             names=parent.labels,
             groups=cells.groups if len(set(cells.groups)) < len(cells) else None,
             target=target,
         )
 
-    before = judge(outputs, parent.temperature)
+    before = judge(unchanged)
 
     def compared(chosen: Candidate) -> Comparison:
         after = trial.outputs[chosen]
         temperature = round(temperature_for(after.logits, cells.labels, weights), 4)
+        # What the bundle did until now is what it did with its own network.
+        verified = replace(judge(answers(after, temperature, parent.neighbours)), current=before.current)
         recalls_after = recalls(after, cells, parent.labels)
-        return Comparison(
-            chosen, temperature, before, judge(after, temperature), recalls_before, recalls_after
-        )
+        return Comparison(chosen, temperature, before, verified, recalls_before, recalls_after)
 
     first, *others = trial.ranked(cells.labels)
     best = compared(first)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import APIRouter, FastAPI
@@ -60,10 +62,11 @@ def create_app(
         redoc_url=None,
         openapi_url=None,  # `routes.docs` serves it
         redirect_slashes=False,  # a redirect would contain the Host header that the client sent
-        lifespan=lambda _: lifecycle,
+        lifespan=lambda app: _lifespan(lifecycle, app.state.routes),
     )
     app.state.lifecycle = lifecycle
     app.state.turns = Turns()
+    app.state.routes = Routes(app)
     origins = origins_of(settings.cors_origins)
     access = access_rules(
         lifecycle.keys,
@@ -79,6 +82,13 @@ def create_app(
     if origins:
         app.add_middleware(allow, origins=origins)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(lifecycle: Lifecycle, routes: Routes) -> AsyncIterator[None]:
+    async with lifecycle:
+        routes.prepare()  # now, while the model loads on a thread, not at the first request
+        yield
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
@@ -106,7 +116,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _add_admission(app: FastAPI, lifecycle: Lifecycle, access: Access) -> None:
     settings = lifecycle.settings
-    routes = Routes(app)
+    routes: Routes = app.state.routes
     app.add_middleware(HeadAndOptions, methods=routes.methods)  # inside admission: for who may use the route
     app.add_middleware(
         Admission,

@@ -33,11 +33,16 @@ NOWHERE = Matched(None, None, False)
 class Routes:
     """The routes of an application, asked in its own order and by their own `matches`.
 
-    So authorization and routing cannot read a path differently. Built at the first request.
+    So authorization and routing cannot read a path differently. The table is made at the first request, or by
+    `prepare` before: it takes 30 ms.
     """
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
+
+    def prepare(self) -> None:
+        """Make the table. Call when the application has all its routes."""
+        self.match({"type": "http", "method": "GET", "path": "/", "headers": []})
 
     def match(self, scope: Scope) -> Matched:
         """Return the route that the application will choose, also if it does not have the method (405)."""

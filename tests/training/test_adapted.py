@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,18 @@ from safetensors.numpy import save_file as save_arrays
 
 from app.api.application import create_app
 from app.engine import site_bundle
-from app.engine.bundle import CLASSES, FILES, GRAPH, KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
+from app.engine.bundle import (
+    CLASSES,
+    FILES,
+    GRAPH,
+    KNOWN_ANSWER,
+    OOD,
+    WEIGHTS,
+    Bundle,
+    FamiliarRule,
+    load_bundle,
+)
+from app.engine.laboratories import Styles, describe_all
 from app.errors import BundleError
 from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import Answers, Verification, verify
@@ -27,7 +39,8 @@ from tests.engine.test_site_bundle import CONFIG
 from tests.fakes import caller
 from tests.laboratory import REREAD_S, Laboratory, on_a_loop
 from training import adapt, adapted
-from training.adapt import Candidate
+from training.adapt import Candidate, OwnCells
+from training.adapted import Parent
 from training.cli import main
 from training.export import save_weights
 from training.known_answers import known_answer
@@ -131,7 +144,25 @@ def test_an_adapted_bundle_is_whole_and_says_what_it_is(
     assert sum(written.known_answer) == pytest.approx(1, abs=1e-4)
     report = json.loads((out / "adaptation.json").read_text())
     assert report["before"]["balanced_accuracy"] == 0.25
+    assert report["after"]["current"] == report["before"]["current"]
     assert (out / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
+def test_until_now_is_judged_as_the_bundle_did_with_its_own_thresholds_for_familiar_pictures(
+    bundle: Bundle,
+) -> None:
+    familiar = draw_smear("neutrophil", seed=2).resize((SIZE, SIZE))
+    pixels = np.stack([np.asarray(familiar), np.full((SIZE, SIZE, 3), (20, 200, 20), np.uint8)])
+    parent = replace(
+        Parent.of(bundle),
+        thresholds=Thresholds(0.9, 2.0),
+        familiar=FamiliarRule(1.0, 0.6, 2.0),
+        styles=Styles(describe_all(pixels[:1]), np.eye(30, dtype=np.float32)),
+    )
+    own = OwnCells(pixels, pixels, np.array([0, 0]), ("a", "b"))
+    found = Answers(np.array([[0.7, 0.3], [0.7, 0.3]]), np.ones(2), np.zeros(2, bool))
+    assert parent.reviewed(own, found).tolist() == [False, True]
+    assert replace(parent, familiar=None).reviewed(own, found).tolist() == [True, True]
 
 
 def test_a_bundle_with_which_the_service_would_not_start_is_not_written(
