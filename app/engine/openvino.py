@@ -22,6 +22,10 @@ OUTPUTS = ("logits", "features", "maps")
 # 2026.4 cannot compile an int8 graph of any batch size.
 OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
+# OpenVINO looks for NumPy at its first use of a type. Two threads that do so at once, as when two models are
+# loaded, can wait for each other for ever (2026.4). Here one thread does it, for an import is made by one.
+openvino.Type.u8.to_dtype()
+
 
 class OpenVinoEngine:
     """One stream of threads per call; an exclusive call of several images uses all streams.

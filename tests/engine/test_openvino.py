@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import openvino
 import pytest
@@ -19,6 +22,28 @@ def test_no_processor_computes_in_bfloat16(engine: OpenVinoEngine) -> None:
     with engine._take(1) as [request]:
         hint = request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
     assert hint == openvino.Type.f32
+
+
+def test_two_threads_may_be_the_first_to_use_it() -> None:
+    threads = """
+import builtins, threading, time
+import app.engine.openvino, openvino
+
+find = builtins.__import__
+
+def slowly(name, *arguments, **options):
+    if name.startswith("numpy"):
+        time.sleep(0.3)  # lets the other thread run, as it may do at any import
+    return find(name, *arguments, **options)
+
+builtins.__import__ = slowly
+both = [threading.Thread(target=openvino.Type.u8.to_dtype) for _ in range(2)]
+for one in both:
+    one.start()
+for one in both:
+    one.join()
+"""
+    subprocess.run([sys.executable, "-c", threads], check=True, timeout=60)
 
 
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(engine: OpenVinoEngine) -> None:
