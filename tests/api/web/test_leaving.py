@@ -373,15 +373,35 @@ def test_a_hundred_drawn_cells_are_reviewed_by_key_alone(page: Page, tmp_path: P
     assert adapted.site.cells == count - 1
 
 
-def test_a_hundred_cells_of_real_fields_are_reviewed_by_key_alone(page: Page, tmp_path: Path) -> None:
-    with zipfile.ZipFile(real("draaslan-fields.zip")) as archive:
-        images = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[:100]
-        for name in images:
-            (tmp_path / Path(name).name).write_bytes(archive.read(name))
-    give(page, tmp_path, *(Path(name).name for name in images))
-    expect(page.locator("#status")).to_contain_text("100 images classified", timeout=300_000)
+def real_fields(folder: Path, archive: str, count: int) -> list[str]:
+    """Write fields of a data set into a folder; return their names."""
+    with zipfile.ZipFile(real(archive)) as fields:
+        names = sorted(name for name in fields.namelist() if name.endswith(".jpg"))[:count]
+        for name in names:
+            (folder / Path(name).name).write_bytes(fields.read(name))
+    return [Path(name).name for name in names]
+
+
+def reviewed(page: Page, folder: Path, fields: list[str]) -> int:
+    """Review and sign all cells of the fields by key alone; return how many there are."""
+    give(page, folder, *fields)
+    expect(page.locator("#status")).to_contain_text(f"{len(fields)} images classified", timeout=300_000)
     count = tiles(page).count()
     assert count >= 100
     review_by_key(page, "S-100")
     assert report_of(page)[0] == "final"
+    return count
+
+
+def test_a_hundred_cells_of_real_fields_are_reviewed_by_key_alone(page: Page, tmp_path: Path) -> None:
+    count = reviewed(page, tmp_path, real_fields(tmp_path, "draaslan-fields.zip", 100))
     read_by_adapt(reopened_corrected_and_exported(page, tmp_path), count - 1)
+
+
+@pytest.mark.ops
+def test_a_hundred_reviewed_cells_of_real_fields_adapt_a_bundle(page: Page, tmp_path: Path) -> None:
+    # The fields of draaslan have too few eosinophils.
+    count = reviewed(page, tmp_path, real_fields(tmp_path, "bccd-originals.zip", 120))
+    adapted = adapt(reopened_corrected_and_exported(page, tmp_path), tmp_path / "mine")
+    assert adapted.site is not None
+    assert (adapted.site.adapted, adapted.site.cells) == (True, count - 1)
