@@ -37,7 +37,7 @@ def describe(pixels: Pixels) -> NDArray[np.float32]:
     spread = np.sqrt(np.diagonal(covariance)) + 1e-3
     correlation = covariance / np.outer(spread, spread)
     places = [round(share * (n - 1)) for share in DENSITY_SHARES]
-    quantiles = DENSITY[np.sort(lit, axis=1)[:, places]]
+    quantiles = DENSITY[np.sort(lit, axis=1, kind="stable")[:, places]]
     pairs = correlation[[0, 0, 1], [1, 2, 2]]
     return np.concatenate([quantiles.ravel(), spread, pairs, np.log1p(detail(pixels[..., 1]))]).astype(
         np.float32
