@@ -55,5 +55,7 @@ def _cut(image: Image.Image, size: tuple[int, int], box: Box) -> tuple[Image.Ima
         ceil((bottom - top) / size[1]) + 1,
     )  # reach of the filters
     x, y = max(0, floor(left) - across), max(0, floor(top) - down)
-    part = image.crop((x, y, min(image.width, ceil(right) + across), min(image.height, ceil(bottom) + down)))
-    return part, (left - x, top - y, right - x, bottom - y)
+    part = (x, y, min(image.width, ceil(right) + across), min(image.height, ceil(bottom) + down))
+    if part == (0, 0, *image.size):  # of which Pillow would make a copy
+        return image, box
+    return image.crop(part), (left - x, top - y, right - x, bottom - y)
