@@ -30,6 +30,21 @@ RemoteError and StartupError have no HTTP status: they end a command or a proces
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name this file in an OSError of the block: a write to a full disk names none, a draft another."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+        raise
+
 
 class LeukoError(Exception):
     """Base class. `code` is stable and sent to clients; `detail` is for people."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -22,7 +23,7 @@ from app.cli import console as terminal
 from app.cli.remote import connect
 from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
-from app.errors import BadLabels, BundleError, LeukoError, Unreadable, Unusable
+from app.errors import BadLabels, BundleError, LeukoError, Unreadable, Unusable, naming
 from app.evaluation.answer_profile import dump, summarise
 from app.evaluation.review_thresholds import Thresholds
 from app.evaluation.verification import TARGET, Answers
@@ -151,7 +152,7 @@ def drift(
         )
     shifts = compare(reference, profile)
     if save is not None:
-        _replace(save, json.dumps(dump(profile), indent=2) + "\n")
+        _replace(save, f"{json.dumps(dump(profile), indent=2)}\n".encode())
     console = console or Console()
     if as_json or not console.is_terminal:
         verdicts = [asdict(shift) | {"verdict": shift.verdict} for shift in shifts]
@@ -167,19 +168,20 @@ def drift(
     return 3 if worst(shifts) == "drifted" else 0
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, data: bytes) -> None:
     """Write a file as a whole; if that fails, it is as it was. Raise OSError."""
     exists = path.exists()
     if exists and not path.is_file():  # such as /dev/stdout
-        path.write_text(text)
+        with naming(path):
+            path.write_bytes(data)
         return
     path = path.resolve()  # a link stays
     draft = path.with_name(f"{uuid4().hex}.draft")
     try:
-        with draft.open("x") as file:
+        with naming(path), draft.open("xb") as file:
             if exists:
                 draft.chmod(stat.S_IMODE(path.stat().st_mode))
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -211,9 +213,11 @@ def sample(label: str, output: str | None, *, seed: int, size: tuple[int, int]) 
 
 def _save(smear: Image.Image, path: Path) -> None:
     if path.suffix.lower() == ".dcm":
-        path.write_bytes(dicom_writer.write(smear))
+        _replace(path, dicom_writer.write(smear))
     else:
-        smear.save(path, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=92)
+        data = io.BytesIO()
+        smear.save(data, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=92)
+        _replace(path, data.getvalue())
 
 
 def _sample_path(name: str, output: Path, *, several: bool) -> Path:

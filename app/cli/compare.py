@@ -19,7 +19,7 @@ from app.cli import console as terminal
 from app.cli.commands import answers_of, assign, complain_of, failures, ready, refuse_unread, track
 from app.cli.verify import data_hash
 from app.engine.bundle import Bundle
-from app.errors import BundleError, SettingsError, Unusable
+from app.errors import BundleError, SettingsError, Unusable, naming
 from app.evaluation import comparison
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
@@ -95,7 +95,7 @@ def compare(
     )
     text = json.dumps(document(result, differences, compared), indent=2, allow_nan=False)
     if out is not None:
-        with new_folder(out) as draft:
+        with naming(out), new_folder(out) as draft:
             page = comparison_page.render(result, differences, compared)
             (draft / PAGE).write_text(page, encoding="utf-8")
             (draft / FIGURES).write_text(f"{text}\n", encoding="utf-8")

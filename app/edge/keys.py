@@ -16,7 +16,7 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from app.errors import SettingsError
+from app.errors import SettingsError, naming
 from app.regular_file import Refused
 from app.watched_file import WatchedFile
 
@@ -57,11 +57,12 @@ def make_key(id: str, scopes: Collection[str]) -> tuple[str, Key]:
 def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
     """Append a new key to a file, created readable by its owner only if missing; return the secret.
 
-    If that fails, the file is as it was. It is not replaced, so that its owner, mode and links stay.
-    Raise SettingsError or OSError.
+    If that fails, the file is as it was, or absent. One that exists is not replaced, so that its owner, mode
+    and links stay. Raise SettingsError or OSError, which names the file.
     """
     secret, key = make_key(id, scopes)
-    with open(path, "ab+", buffering=0, opener=partial(os.open, mode=0o600)) as file:
+    is_new = not path.exists()
+    with naming(path), open(path, "ab+", buffering=0, opener=partial(os.open, mode=0o600)) as file:
         size = file.seek(0, os.SEEK_END)
         begun = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
         line = f"{chr(10) if begun else ''}{key}\n".encode()
@@ -71,6 +72,8 @@ def add_key(path: Path, id: str, scopes: Collection[str]) -> str:
             with suppress(OSError):  # the first error tells more
                 if os.fstat(file.fileno()).st_size <= size + len(line):  # else another process wrote too
                     file.truncate(size)
+                    if is_new and size == 0:
+                        path.resolve().unlink()
             raise
     return secret
 

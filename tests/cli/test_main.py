@@ -17,6 +17,7 @@ from app.engine.classifier import Classifier
 from app.imaging.decode import decode
 from app.printable import printable
 from app.settings import Settings, variable
+from tests.disk import full_beyond
 from tests.fake_classifier import load, png
 from tests.fakes import GREYS
 
@@ -146,6 +147,24 @@ def test_sample_prints_no_control_characters_of_a_path(
     assert main(["sample", "monocyte", "-o", str(tmp_path / name), "--size", "64x48"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / printable(name)}\n"
     assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["cell.png", "cell.jpg", "cell.dcm"])
+def test_a_sample_that_cannot_be_written_is_named_and_not_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with full_beyond(100):
+        assert main(["sample", "monocyte", "-o", str(tmp_path / name), "--size", "64x48"]) == 1
+    assert capsys.readouterr().err == f"leuko: {tmp_path / name}: File too large\n"
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_key_on_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.txt"
+    with full_beyond(20):
+        assert main(["key", "lab-1", str(path)]) == 1
+    assert capsys.readouterr() == ("", f"leuko: {path}: File too large\n")
+    assert not path.exists()
 
 
 def test_sample_names_the_file_after_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,16 @@ def test_a_key_is_written_whole_or_not_at_all(tmp_path: Path, before: str, room:
     assert [key.id for key in parse_keys(path.read_text(errors="replace"))][-1] == "b"
 
 
+@pytest.mark.parametrize("room", [0, 20])
+def test_a_new_file_that_cannot_be_written_is_named_and_not_left(tmp_path: Path, room: int) -> None:
+    (tmp_path / "link").symlink_to("keys")
+    for name in ("keys", "link"):
+        with full_beyond(room), pytest.raises(OSError, match="File too large") as raised:
+            add_key(tmp_path / name, "a", ["predict"])
+        assert raised.value.filename == str(tmp_path / name)
+        assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_what_kept_a_key_from_being_written_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "a", "/dev/full"]) == 1
     assert "No space left on device" in capsys.readouterr().err

@@ -310,7 +310,7 @@ def test_a_reference_that_cannot_be_written_leaves_the_old_one(
     saved.chmod(0o640)
     with full_beyond(20):
         assert main(["drift", str(log), "--save", str(link)]) == 1
-    assert "File too large" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"leuko: {saved}: File too large\n"
     assert saved.read_text() == "old"
     assert [*saved.parent.iterdir()] == [saved]
     assert main(["drift", str(log), "--save", str(link)]) == 3
