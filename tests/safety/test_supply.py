@@ -248,4 +248,4 @@ def test_the_inventory_of_what_is_not_pinned_is_refused(tmp_path: Path) -> None:
 def test_57_one_argument_pins_the_base_of_every_stage_of_the_image() -> None:
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for _, name in stages}
-    assert {base for base, _ in stages} - names == {"python:${PYTHON}"}
+    assert {base for base, _ in stages} - names == {"python:${BASE_TAG}"}
