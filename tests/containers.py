@@ -102,8 +102,8 @@ class Container:
         done = subprocess.run([engine(), "logs", self.name], capture_output=True, text=True)
         return done.stdout + done.stderr
 
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=PATIENCE_S)
+    def client(self, timeout_s: float = PATIENCE_S) -> httpx.Client:
+        return httpx.Client(base_url=self.address, timeout=timeout_s)
 
     def run(self, *command: str) -> str:
         """Run a command in it, and return what it prints."""

@@ -40,7 +40,8 @@ pytestmark = [
 ]
 USER = 10001  # of the image
 CLIENTS = 4
-MOST_ADDED = 450_000_000  # bytes beside the base
+PATIENT_S = 600  # for what must end with an answer, on a busy machine too
+MOST_ADDED = 350_000_000  # bytes beside the base
 SITE = "/opt/leuko/lib/python3.*/site-packages"
 
 
@@ -133,6 +134,14 @@ print(json.dumps(sorted({one.name for one in distributions()} - used)))
     )
 
 
+def test_it_has_nothing_of_the_build_that_nobody_uses_or_that_everybody_can_write_to(
+    service: Container,
+) -> None:
+    found = "find /opt/leuko -name '*activate*' -o -name '*.bat' -o -name .lock"
+    found += " -o -path '*/numpy/*' -name tests -o -name test_files -o ! -type l -perm /022"
+    assert service.run("sh", "-c", found) == ""
+
+
 def test_a_change_of_the_code_moves_one_small_layer(tmp_path: Path) -> None:
     name = image()
     names = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
@@ -154,7 +163,7 @@ def test_a_change_of_the_code_moves_one_small_layer(tmp_path: Path) -> None:
         sizes = call("history", "--format", "{{.Size}}\t{{.CreatedBy}}", "--human=false", other).splitlines()
     finally:
         call("image", "rm", other, check=False)
-    assert (before[:-1], before[-1] != after[-1]) == (after[:-1], True)
+    assert (before[:-1], before[-1] != after[-1]) == (after[:-1], True)  # with the build's cache
     [last] = [line for line in sizes if "/layers/code" in line]
     assert int(last.split("\t")[0]) < 10 * MIB
 
@@ -306,7 +315,12 @@ def test_json_made_to_be_expensive_does_not_end_it_within_a_gigabyte() -> None:
 def test_the_worst_requests_together_stay_within_the_limit_and_it_is_never_killed() -> None:
     large = ("WebP", "TIFF of 16 bits", "PNG of 12 bits", "DICOM palette", "JPEG CMYK")
     images = [WORST_IMAGES[name][1]() for name in large]
-    with contained(*hardened()) as container, ThreadPoolExecutor(12) as pool, container.client() as client:
+    patient = [f"--env=LEUKO_{name}_S={PATIENT_S}" for name in ("DEADLINE", "BODY_TIMEOUT")]
+    with (
+        contained(*hardened(), *patient) as container,
+        ThreadPoolExecutor(12) as pool,
+        container.client(PATIENT_S) as client,
+    ):
         decoded = [pool.submit(decode, container, data) for _ in range(3) for data in images]
         cases = {name: (path, JSON, body) for name, (path, body) in MANY_ERRORS.items()} | WORST
         statuses = {name: post(client, *case).status_code for name, case in cases.items()}
@@ -324,9 +338,8 @@ def test_the_worst_requests_together_stay_within_the_limit_and_it_is_never_kille
         statuses["an archive"] = held.result()
         print(f"peak {peak_mib(container)} MiB; images {codes}; patterns {patterns}; {statuses}")
         still_runs(container)
-    assert 200 in codes  # others may have passed their deadline, on a busy machine
-    assert set(codes) <= {200, 504}
-    assert set(statuses.values()) | {*patterns} <= {200, 400, 413, 415, 422, 429, 504}
+    assert set(codes) == {200}
+    assert set(statuses.values()) | {*patterns} <= {200, 400, 413, 415, 422, 429}
 
 
 def post(client: httpx.Client, path: str, media_type: str, body: bytes) -> httpx.Response:
@@ -335,7 +348,7 @@ def post(client: httpx.Client, path: str, media_type: str, body: bytes) -> httpx
 
 
 def decode(container: Container, data: bytes) -> int:
-    with container.client() as client:
+    with container.client(PATIENT_S) as client:
         return client.post("/predict", files={"files": ("a", data)}).status_code
 
 
@@ -346,24 +359,24 @@ def upload(container: Container, size: int, over: threading.Event) -> int:
         yield b'--x\r\ncontent-disposition: form-data; name="archive"; filename="a.zip"\r\n\r\n'
         for _ in range(size // MIB - 1):
             yield bytes(MIB)
-        over.wait(40)  # less than a body may take
+        over.wait(PATIENT_S / 2)  # less than a body may take
         yield bytes(MIB) + b"\r\n--x--\r\n"
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    with container.client() as client:
+    with container.client(PATIENT_S) as client:
         return client.post("/evaluate", content=body(), headers=headers).status_code
 
 
-@pytest.mark.parametrize("cpus", [1, 2])
-def test_threads_workers_and_decoders_follow_the_container_s_share(cpus: int) -> None:
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1, 1), (1.5, 2), (3, 3)])
+def test_threads_and_decoders_follow_the_container_s_share(cpus: float, threads: int) -> None:
     cores = len(os.sched_getaffinity(0))
-    if cores < cpus:
-        pytest.skip(f"the machine has only {cores} cores")
+    if cores <= cpus:
+        pytest.skip(f"no limit below the machine's {cores} cores")
     environ = ["--env=LEUKO_HOST=0.0.0.0", "--env=LEUKO_WITHOUT_KEYS=anywhere"]
     with contained(*hardened("environment"), *environ, f"--cpus={cpus}") as container:
-        threads = container.python("from app.cores import *; print(threads_within_limit())")
-        assert int(threads) == (cpus if cpus < cores else 0)  # 0: no fewer than the cores
-        wait_until(lambda: container.decoders == cpus + 1)
+        found = container.python("from app.cores import *; print(threads_within_limit())")
+        assert int(found) == threads
+        wait_until(lambda: container.decoders == threads + 1)
 
 
 def test_two_processes_serve_and_one_that_is_killed_is_replaced() -> None:

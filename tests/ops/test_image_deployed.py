@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -44,6 +44,16 @@ USER 65534:65534
 VOLUME /prometheus
 ENTRYPOINT ["/usr/bin/prometheus"]
 """
+# It answers the health check of Grafana, whose own image is not to be had without a registry.
+GRAFANA = """
+FROM {base}
+RUN apt-get update && apt-get install -y --no-install-recommends wget
+WORKDIR /srv/api
+RUN touch health
+WORKDIR /srv
+USER 65534:65534
+CMD ["python3", "-m", "http.server", "3000"]
+"""
 NGINX = """
 FROM {base}
 RUN apt-get update && apt-get install -y --no-install-recommends nginx-light
@@ -55,17 +65,32 @@ http { include /etc/nginx/leuko.conf; }
 """
 
 
-@cache
-def built(name: str, dockerfile: str) -> str:
-    """Return the image `name`: as it is here, or else made of Debian's packages."""
+@contextmanager
+def built(name: str, dockerfile: str) -> Iterator[str]:
+    """Yield the image `name`: as it is here, or else made of Debian's packages until the block ends."""
     image()
-    if not call("image", "ls", "--quiet", name):
-        [base] = re.findall(r"^ARG PYTHON=(\S+)", (ROOT / "Dockerfile").read_text(), re.M)
+    if call("image", "ls", "--quiet", name):
+        yield name
+        return
+    try:
+        [base] = re.findall(r"^ARG BASE_TAG=(\S+)", (ROOT / "Dockerfile").read_text(), re.M)
         command = [engine(), "build", "--tag", name, "-"]
+        environ = os.environ | {"DOCKER_BUILDKIT": "1"}  # what it keeps is no image
         text = dockerfile.format(base=f"python:{base}")
-        done = subprocess.run(command, input=text, capture_output=True, text=True)
+        done = subprocess.run(command, env=environ, input=text, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return name
+        yield name
+    finally:
+        call("image", "rm", name, check=False)
+
+
+def test_an_image_that_a_test_makes_is_gone_afterwards_and_one_that_was_there_stays() -> None:
+    with built("leuko-test-none", "FROM {base}") as name:
+        assert call("image", "ls", "--quiet", name)
+        with built(name, "FROM nothing") as same:
+            assert same == name
+        assert call("image", "ls", "--quiet", name)
+    assert not call("image", "ls", "--quiet", name)
 
 
 # --- docker-compose.yml -----------------------------------------------------------------------------
@@ -79,6 +104,8 @@ class Project:
     file: Path
     leuko: int  # ports
     prometheus: int
+    grafana: int
+    first: set[str] = field(default_factory=set)  # the services that came up with Grafana
 
     def compose(self, *arguments: str) -> str:
         found = shutil.which("docker-compose")
@@ -90,13 +117,16 @@ class Project:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def has(self, service: str) -> bool:
+        return self.compose("ps", "--quiet", service).strip() != ""
+
     def container(self, service: str) -> Container:
         return Container(self.compose("ps", "--quiet", service).strip())
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """All of docker-compose.yml but Grafana, whose image is not to be had without a registry."""
+    """All of docker-compose.yml; without a registry, with stand-ins for Prometheus and Grafana."""
     folder = tmp_path_factory.mktemp("compose")
     rules = folder / "rules"
     rules.mkdir()
@@ -104,29 +134,38 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     for each in (folder, rules, *rules.iterdir()):
         each.chmod(0o755)
     project = Project(
-        f"leuko-test-{uuid4().hex[:12]}", folder / "docker-compose.yml", free_port(), free_port()
+        f"leuko-test-{uuid4().hex[:12]}",
+        folder / "docker-compose.yml",
+        free_port(),
+        free_port(),
+        free_port(),
     )
     text = (ROOT / "docker-compose.yml").read_text()
     changes = {
         "127.0.0.1:8000:": f"127.0.0.1:{project.leuko}:",
         "127.0.0.1:9090:": f"127.0.0.1:{project.prometheus}:",
+        "127.0.0.1:3000:": f"127.0.0.1:{project.grafana}:",
         "./ops/prometheus:": f"{rules}:",
     }
     for shipped, here in changes.items():
         assert shipped in text
         text = text.replace(shipped, here)
     project.file.write_text(text)
-    built(COMPOSE["services"]["prometheus"]["image"], PROMETHEUS)
-    try:
-        project.compose("up", "--detach", "--no-build", "leuko", "prometheus")
+    with ExitStack() as stack:
+        for service, dockerfile in (("prometheus", PROMETHEUS), ("grafana", GRAFANA)):
+            stack.enter_context(built(COMPOSE["services"][service]["image"], dockerfile))
+        stack.callback(project.compose, "down", "--volumes")
+        project.compose("up", "--detach", "grafana")
+        project.first.update(service for service in COMPOSE["services"] if project.has(service))
+        project.compose("up", "--detach")
         yield project
-    finally:
-        project.compose("down", "--volumes")
 
 
-def test_both_become_healthy_and_leuko_answers_on_its_published_port(project: Project) -> None:
-    for service in ("leuko", "prometheus"):
+def test_all_become_healthy_and_leuko_answers_on_its_published_port(project: Project) -> None:
+    for service in COMPOSE["services"]:
         project.container(service).wait_until_healthy()
+    for port, path in ((project.grafana, "/api/health"), (project.prometheus, "/-/ready")):
+        assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
     project.container("leuko").wait_until_ready()
     with httpx.Client(base_url=f"http://127.0.0.1:{project.leuko}", timeout=PATIENCE_S) as client:
         assert predict(client).status_code == 200
@@ -135,6 +174,12 @@ def test_both_become_healthy_and_leuko_answers_on_its_published_port(project: Pr
     assert inspected["HostConfig"]["ReadonlyRootfs"] is True
     assert inspected["HostConfig"]["Memory"] == 5 * 2**30
     assert inspected["Config"]["StopTimeout"] == 45
+
+
+def test_grafana_brings_up_prometheus_before_it_and_nothing_else(project: Project) -> None:
+    assert project.first == {"grafana", "prometheus"}
+    started = [project.container(service).state["StartedAt"] for service in ("prometheus", "grafana")]
+    assert started == sorted(started)
 
 
 def test_prometheus_scrapes_it_and_loads_all_rules(project: Project) -> None:
@@ -210,7 +255,6 @@ class Replicas:
 @contextmanager
 def proxied(folder: Path) -> Iterator[tuple[Replicas, Callable[[], httpx.Client]]]:
     """Two replicas, and how a client connects to nginx, with the shipped configuration, in a third."""
-    own = built("leuko-test-nginx", NGINX)
     self_signed(folder, NAME, "leuko")
     text = SHIPPED.read_text()
     changes = {
@@ -232,6 +276,7 @@ def proxied(folder: Path) -> Iterator[tuple[Replicas, Callable[[], httpx.Client]
     options = [*mounts, f"--network={replicas.network}", f"--ip={address}"]
     with ExitStack() as stack:
         stack.callback(call, "network", "rm", replicas.network, check=False)
+        own = stack.enter_context(built("leuko-test-nginx", NGINX))
         stack.callback(replicas.close)
         for slot in (0, 1):
             replicas.start(slot)
