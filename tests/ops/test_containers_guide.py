@@ -45,7 +45,7 @@ def test_the_guide_never_kills_what_serves() -> None:
 @pytest.mark.ops
 def test_the_guide_s_commands_build_run_limit_verify_update_and_roll_back(tmp_path: Path) -> None:
     name = image()
-    first = call("image", "inspect", "--format", "{{.Id}}", name).strip()
+    there_first = call("image", "inspect", "--format", "{{.Id}}", name).strip()
     if shutil.which("curl") is None:
         pytest.skip("curl is absent")
     there = {*call("ps", "--all", "--format", "{{.Names}}").split(), *call("volume", "ls", "--quiet").split()}
@@ -64,13 +64,13 @@ def test_the_guide_s_commands_build_run_limit_verify_update_and_roll_back(tmp_pa
         call("rm", "--force", *OURS, check=False)
         call("volume", "rm", "--force", "leuko-state", check=False)
         call("image", "rm", "leuko:before", check=False)
-        call("tag", first, name)  # of the other tests
+        call("tag", there_first, name)  # of the other tests
         call("image", "rm", *call("image", "ls", "--quiet", "--filter=label=leuko.test").split(), check=False)
         (ROOT / "inventory.json").unlink(missing_ok=True)
     predicted, updates = done.stdout.count('"label":"'), 3
     assert predicted == 1 + updates + 1  # at first, and when it was rolled back
     said = re.findall(r"^(?:now|before|runs) .+$", done.stdout, re.M)
-    one, two = (said[number].removeprefix("now ") for number in (2, 8))
+    first, one, two = (said[number].removeprefix("now ") for number in (0, 2, 8))
     assert len({first, one, two}) == 3
     expected = [(first, None, first), (one, first, one), (one, first, one), (two, one, two), (one, one, one)]
     assert said == [line for now, before, runs in expected for line in described(now, before, runs)]
