@@ -1,5 +1,5 @@
 """How many leukocytes of a field are found, how many frames hold none, whether the classes of cells found in
-fields are as right as those of single cells, and how long the search takes.
+fields are as right as those of single cells, which are marked for review, and how long the search takes.
 
 python -m benchmarks.fields                 # the data in LEUKO_DATA, default ../shared/data
 python -m benchmarks.fields --misses FOLDER # also write pictures of misses and false alarms
@@ -25,9 +25,10 @@ from threadpoolctl import threadpool_limits
 from app.engine.classifier import Classifier, load_classifier
 from app.errors import EngineError
 from app.imaging.decode import decode
-from app.imaging.framing import Frame, frame_cell, frame_cells
+from app.imaging.framing import Frame, Preprocessing, frame_cell, frame_cells
 from app.imaging.leukocytes import find_leukocytes
 from app.imaging.nucleus import Nucleus
+from app.imaging.quality import CUT_OFF, SEVERAL_CELLS, QualityLimits
 from app.imaging.thumbnail import Thumbnail
 from training.fields.scenes import (
     DATA,
@@ -52,6 +53,7 @@ STAINS = {  # what they become
     "stain weak": ((0.05, 0.14, 0.11), (0.32, 0.41, 0.13)),
     "stain strong": ((0.19, 0.53, 0.43), (1.20, 1.52, 0.48)),
 }
+CLOSE, CUT, WELL_INSIDE = 3.0, 0.7, 0.02  # see `mark`: pixels, sides of a box, share of the width
 SAME = 1.0  # pixels by which equal frames may differ
 ROUNDS = 20  # of each time, the least of which counts
 
@@ -242,6 +244,51 @@ def share_of_several(scenes: Iterable[Scene], classifier: Classifier) -> str:
     return f"{sum(marks)} of {len(marks)}: {sum(marks) / len(marks):.4f}"
 
 
+@dataclass
+class Marks:
+    """Which cells of fields are marked: `cut_off` for those that are cut plainly and those that are whole,
+    `several_cells` for those that are found twice and those found once.
+    """
+
+    cut: list[bool] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
+    twice: list[bool] = field(default_factory=list)
+    once: list[bool] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = {name: f"{sum(marks)} of {len(marks)}" for name, marks in vars(self).items()}
+        return (
+            f"cut_off: {counts['cut']} cut plainly, {counts['whole']} whole; "
+            f"several_cells: {counts['twice']} found twice, {counts['once']} once"
+        )
+
+
+def mark(scenes: Iterable[Scene]) -> Marks:
+    """Frame all cells of fields, and sort the marks of those in a box.
+
+    Plainly cut: the box is at the edge, and one of its sides is less than 0.7 of the other; whole: it ends a
+    fiftieth of the image's width before the edge. Twice: another find lies in the same box.
+    """
+    marks, limits = Marks(), QualityLimits()
+    for scene in scenes:
+        nuclei = find_leukocytes(scene.image, Thumbnail.of(scene.image))
+        cells = frame_cells(scene.image, Preprocessing(), 256)
+        boxes = [next((box for box in scene.boxes if inside(nucleus, box)), None) for nucleus in nuclei]
+        for cell, box in zip(cells, boxes, strict=True):
+            if box is None:
+                continue
+            reasons = limits.reasons(cell.quality)
+            (marks.twice if boxes.count(box) > 1 else marks.once).append(SEVERAL_CELLS in reasons)
+            width, height = scene.image.size
+            room = min(box[0], box[1], width - box[2], height - box[3])
+            least, most = sorted((box[2] - box[0], box[3] - box[1]))
+            if room <= CLOSE and least < CUT * most:
+                marks.cut.append(CUT_OFF in reasons)
+            elif room > WELL_INSIDE * width:
+                marks.whole.append(CUT_OFF in reasons)
+    return marks
+
+
 def pairs(scenes: list[Scene], count: int) -> Iterator[Scene]:
     """Yield two fields beside each other."""
     rng = np.random.default_rng(1)
@@ -300,6 +347,10 @@ def main() -> None:
         ),
         "classes, LISC": lambda: compare_classes(classifier, crops("lisc-cells.zip"), {}),
         "classes, Raabin": lambda: compare_classes(classifier, crops("raabin-cells.zip"), {}),
+        "marks, BCCD": lambda: str(mark(chain(bccd(held_out=True), bccd(held_out=False)))),
+        "marks, draaslan": lambda: str(mark(draaslan())),
+        "marks, mosaics of BCCD": lambda: str(mark(mosaics([*bccd(held_out=True)], MOSAICS))),
+        "marks, mosaics of draaslan": lambda: str(mark(mosaics([*draaslan()], MOSAICS))),
         "several_cells, pairs of draaslan": lambda: share_of_several(
             pairs([scene for scene in draaslan() if len(scene.boxes) == 1], 100), classifier
         ),

@@ -279,6 +279,7 @@ class _QualityLimits(_Table, extra="forbid"):
     brightness: float
     brightness_range: float
     leukocytes: Annotated[int, Field(ge=1)] = 1
+    outside: Annotated[float, Field(ge=0)] = QualityLimits.outside
 
 
 class _Familiar(_Table, extra="forbid"):

@@ -96,7 +96,10 @@ def frame_cells(image: Image.Image, preprocessing: Preprocessing, most: int) -> 
     nuclei = find_leukocytes(image, thumbnail)
     if len(nuclei) > most:
         raise TooLarge(f"the image has {len(nuclei)} leukocytes; at most {most} are accepted")
-    return [_frame(image, thumbnail, nucleus, preprocessing, found=True) for nucleus in nuclei]
+    return [
+        _frame(image, thumbnail, nucleus, preprocessing, 1 + nucleus.crowded, found=True)
+        for nucleus in nuclei
+    ]
 
 
 def _frame(

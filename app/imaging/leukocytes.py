@@ -7,8 +7,8 @@ A small network sees the field at one magnification, at which red cells are 10 p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ PASSES = 3  # at most, until the copy's magnification is right
 RIGHT = 1.25  # times too large or too small is right
 AFAR = 3.0  # another nucleus ÷ sum of the extents: further ones do not matter
 APART, CELL = 0.8, 0.75  # of the mean extent of two nuclei, of a red cell: nearer ones are one
+CROWDED = 1.7  # of the mean extent of two nuclei and of a red cell: nearer ones may be lobes of one
+RADIUS, LEAST_RADIUS = 0.9, 1.1  # of a leukocyte ÷ extent of its nucleus, ÷ a red cell's diameter
 BLUER = 1.7  # nuclear colour of a nucleus ÷ that of red cells, at least
 GREEN, STAINED, MUCH = 1, 0.85, 0.05  # channel; light of what is stained ÷ background; share of the image
 OTHERS, OTHERS_AREA = 0.4, 0.1  # colour and area of something beside a nucleus ÷ the nucleus's
@@ -57,11 +59,35 @@ def find_leukocytes(image: Image.Image, thumbnail: Thumbnail) -> list[Nucleus]:
     """Return the nuclei of an RGB image's leukocytes, in reading order; lengths are in the image's pixels."""
     if not thumbnail.lit.any():
         return []
-    places = find_places(look(image, thumbnail))
-    nuclei = [nucleus_at(image, thumbnail, place, near) for place, near in with_neighbours(places)]
-    found = [nucleus for nucleus in nuclei if nucleus is not None]
+    view = look(image, thumbnail)
+    places = find_places(view)
+    measured = [nucleus_at(image, thumbnail, place, near) for place, near in with_neighbours(places)]
+    found = [nucleus for nucleus in measured if nucleus is not None]
     least = BLUER * colour_beside(thumbnail, found)
-    return in_reading_order([nucleus for nucleus in found if nucleus.contrast >= least])
+    nuclei = [nucleus for nucleus in found if nucleus.contrast >= least]
+    nuclei = mark_crowded(nuclei, view.red_cell)
+    return in_reading_order([mark_cut(nucleus, view.red_cell, image.size) for nucleus in nuclei])
+
+
+def mark_crowded(nuclei: Sequence[Nucleus], red_cell: float) -> list[Nucleus]:
+    """Mark those that may be lobes of one nucleus. red_cell: diameter of a red cell in the image's pixels.
+
+    Two lobes of one lie within a leukocyte, two nuclei in touch are farther apart.
+    """
+    places = np.array([(nucleus.x, nucleus.y, nucleus.extent) for nucleus in nuclei]).reshape(-1, 3)
+    crowded = []
+    for place in places:
+        reach = CROWDED * np.minimum((places[:, 2] + place[2]) / 2, red_cell)
+        crowded.append(bool(np.count_nonzero(np.hypot(*(places[:, :2] - place[:2]).T) < reach) > 1))
+    return [replace(nucleus, crowded=mark) for nucleus, mark in zip(nuclei, crowded, strict=True)]
+
+
+def mark_cut(nucleus: Nucleus, red_cell: float, size: tuple[int, int]) -> Nucleus:
+    """Estimate how much of a nucleus's cell lies beyond the image's nearest edge. size: width and height."""
+    width, height = size
+    inside = min(nucleus.x, nucleus.y, width - nucleus.x, height - nucleus.y)
+    radius = max(RADIUS * nucleus.extent, LEAST_RADIUS * red_cell)
+    return replace(nucleus, outside=max(0.0, radius - inside) / (2 * radius))
 
 
 def colour_beside(thumbnail: Thumbnail, nuclei: list[Nucleus]) -> float:

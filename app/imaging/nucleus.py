@@ -38,6 +38,8 @@ class Nucleus:
 
     contrast: how much more green and red than blue it absorbs, in optical density. cut: length along the
     image's edges ÷ extent; above about 1 much of it lies outside.
+    What only a search of the whole field knows: crowded: another nucleus is so near that both may be lobes of
+    one; outside: share of the cell's width that lies beyond the image's edge, as estimated.
     """
 
     x: float  # of the centre
@@ -45,6 +47,8 @@ class Nucleus:
     extent: float  # square root of the area
     contrast: float
     cut: float
+    crowded: bool = False
+    outside: float = 0.0
 
 
 def find_nucleus(image: Image.Image, thumbnail: Thumbnail) -> Nucleus | None:

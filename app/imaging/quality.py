@@ -31,8 +31,9 @@ class Quality:
     nuclear_contrast: `Nucleus.contrast`, 0 without a nucleus. cut: `Nucleus.cut`. detail: steepness of edges
     at 1/56 ÷ at 1/28 of the frame: 1 where nothing is finer than that, 4 for noise. brightness: green of the
     background. brightness_range: from there down to the 5th percentile. Levels are in 0 to 255. leukocytes:
-    in the picture, of which this is one; 1 where each is classified. found: 1 for a leukocyte that the search
-    for all of them found, so that the picture is not without one.
+    in the picture, of which this is one; where each is classified, 2 if this one and another are so near that
+    both may be one cell, else 1. found: 1 for a leukocyte that the search for all of them found, so that the
+    picture is not without one. outside: `Nucleus.outside` of such a leukocyte.
     """
 
     nuclear_contrast: float
@@ -42,6 +43,7 @@ class Quality:
     brightness_range: float
     leukocytes: float = 1
     found: float = 0
+    outside: float = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class QualityLimits:
     brightness: float = 90.0  # at least, else `exposure`
     brightness_range: float = 40.0  # at least, else `exposure`
     leukocytes: int = 1  # at most, else `several_cells`
+    outside: float = 0.15  # at most, else `cut_off`
 
     def reasons(self, quality: Quality) -> tuple[str, ...]:
         """Return why a person must look at the picture."""
@@ -65,7 +68,7 @@ class QualityLimits:
         flat = quality.brightness < self.brightness or quality.brightness_range < self.brightness_range
         checks = (
             (NO_CELL, (pale and not quality.found) or quality.detail > self.grain),
-            (CUT_OFF, quality.cut > self.cut),
+            (CUT_OFF, quality.cut > self.cut or quality.outside > self.outside),
             (BLURRED, quality.detail < self.detail),
             (EXPOSURE, flat or (pale and bool(quality.found))),
             (SEVERAL_CELLS, quality.leukocytes > self.leukocytes),
@@ -91,6 +94,7 @@ def measure(
         brightness_range=bright - dark,
         leukocytes=leukocytes,
         found=float(found),
+        outside=nucleus.outside if nucleus else 0.0,
     )
 
 

@@ -40,11 +40,11 @@ CONFIG_BYTES = 4096  # largest message with a DecoderConfig
 REQUEST = struct.Struct("=I?")  # length of the image that follows; whether all of its leukocytes are wanted
 # Kind of the reply; whether it is the decoder's last; the fields of Frame; those of Quality; length of what
 # follows.
-REPLY = struct.Struct("=B?4d?7dI")
+REPLY = struct.Struct("=B?4d?8dI")
 # The fields of Frame and Quality, before the content of each of several cells.
-MEASURES = struct.Struct("=4d?7d")
+MEASURES = struct.Struct("=4d?8d")
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
+NOTHING = (0.0, 0.0, 0.0, 0.0, False, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # instead of frame and quality
 # Kinds: `content` follows; any number of cells as by `dump` follow; what `describe` returns follows.
 CELL, CELLS, DEFECT = 0, 254, 255
 MOST_TEXT = 200  # printable ASCII characters of a text that follows: as much as a decoder can tell the client

@@ -204,7 +204,14 @@ class QualityThresholds(BaseModel):
     brightness: float = Field(description="`exposure` below: green of the background, 0 to 255")
     brightness_range: float = Field(description="`exposure` below: background − 5th percentile, in green")
     leukocytes: int = Field(
-        1, description="`several_cells` above: leukocytes in the picture; `cells=one` only"
+        1,
+        description="`several_cells` above: leukocytes in the picture; with `cells=all`, 2 for one that is so"
+        " near another find that both may be one cell",
+    )
+    outside: float = Field(
+        0.15,
+        description="`cut_off` above, `cells=all` only: share of the cell's width beyond the picture's edge,"
+        " estimated from its nucleus and red cells",
     )
 
 

@@ -150,6 +150,30 @@ def test_a_picture_of_several_cells_is_marked_and_one_of_one_is_not() -> None:
     assert "several_cells" not in QualityLimits(leukocytes=4).reasons(several)
 
 
+@pytest.mark.parametrize("label", ["lymphocyte", "monocyte"])
+def test_a_cell_of_a_field_that_the_edge_cuts_is_marked_and_a_whole_one_is_not(label: str) -> None:
+    image, [cell] = field((label,), 6, width=320, height=240)
+    limits = QualityLimits()
+    for kept, expected in ((0.7, ("cut_off",)), (0.8, ("cut_off",)), (1.2, ()), (1.4, ())):
+        left = round(cell.x - (2 * kept - 1) * cell.radius)
+        [found] = frame_cells(image.crop((left, 0, *image.size)), Preprocessing(), most=9)
+        assert limits.reasons(found.quality) == expected
+
+
+def test_of_one_cell_only_the_nucleus_at_the_edge_counts() -> None:
+    image, [cell] = field(("lymphocyte",), 6, width=320, height=240)
+    part = image.crop((round(cell.x - 0.6 * cell.radius), 0, *image.size))
+    one = frame_cell(part, Preprocessing()).quality
+    assert (one.outside, QualityLimits().reasons(one)) == (0, ())
+
+
+def test_finds_that_may_be_one_cell_are_several_cells() -> None:
+    image, _ = field(("lymphocyte", "monocyte"), 4, width=320, height=240, touching=True)
+    found = frame_cells(image, Preprocessing(), most=9)
+    assert [cell.quality.leukocytes for cell in found] == [2, 2]
+    assert all("several_cells" in QualityLimits().reasons(cell.quality) for cell in found)
+
+
 def test_small_cells_of_a_large_picture_are_framed_and_counted_though_its_thumbnail_shows_no_nucleus() -> (
     None
 ):

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from app.imaging.leukocytes import colour_beside, count_leukocytes, in_reading_order
+from app.imaging.leukocytes import (
+    colour_beside,
+    count_leukocytes,
+    in_reading_order,
+    mark_crowded,
+    mark_cut,
+)
 from app.imaging.nucleus import Nucleus, find_nucleus
 from app.imaging.thumbnail import Thumbnail
 from app.samples.smear import LEUKOCYTES, draw_smear
 from benchmarks import fields as benchmark
 from tests.fields import FOUR, field, find, hits
 from tests.pictures import real
-from training.fields.scenes import draaslan
+from training.fields.scenes import bccd, draaslan
 
 
 def nucleus(x: float, y: float, extent: float = 20) -> Nucleus:
@@ -70,6 +76,27 @@ def test_a_cell_at_the_edge_is_found_and_known_as_cut() -> None:
     half = image.crop((round(cells[0].x), 0, image.width, image.height))
     [found] = find(half)
     assert found.cut > 1.2
+
+
+def test_two_finds_within_a_cell_s_width_are_marked_and_further_ones_are_not() -> None:
+    one, near, far, small = nucleus(100, 100), nucleus(133, 100), nucleus(100, 136), nucleus(300, 100, 8)
+    beside = nucleus(315, 100, 8)
+    marked = mark_crowded([one, near, far, small, beside], red_cell=20)
+    assert [each.crowded for each in marked] == [True, True, False, False, False]
+    assert [each.crowded for each in mark_crowded([one, near], red_cell=18)] == [False, False]
+    assert mark_crowded([], red_cell=20) == []
+
+
+def test_cells_apart_are_not_marked_as_one() -> None:
+    image, _ = field(("lymphocyte", "neutrophil", "monocyte") * 10, 3, width=960, height=720, scale=0.75)
+    assert not any(each.crowded for each in find(image))
+
+
+@pytest.mark.parametrize("place", [(8, 100), (100, 8), (192, 100), (100, 192)])
+def test_how_much_of_a_cell_is_outside_is_estimated_at_each_edge(place: tuple[float, float]) -> None:
+    assert mark_cut(nucleus(*place), 10, (200, 200)).outside == pytest.approx(10 / 36)
+    assert mark_cut(nucleus(*place, 2), 20, (200, 200)).outside == pytest.approx(14 / 44)
+    assert mark_cut(nucleus(100, 100), 20, (200, 200)).outside == 0
 
 
 def test_a_scale_bar_and_its_text_are_not_cells() -> None:
@@ -128,6 +155,16 @@ def test_real_fields_have_their_cells_and_hardly_anything_else() -> None:
     tally = benchmark.measure(draaslan())
     assert tally.found >= 99
     assert tally.false + tally.twice <= 5
+
+
+def test_cells_that_the_edge_cuts_and_cells_found_twice_are_marked_in_real_fields() -> None:
+    """25 cells of BCCD are cut plainly; of each hundred that are whole, at most 3 may be marked."""
+    real("bccd-originals.zip")
+    marks = benchmark.mark([*bccd(held_out=True), *bccd(held_out=False), *draaslan()])
+    assert sum(marks.cut) >= 0.96 * len(marks.cut) >= 24
+    assert sum(marks.whole) <= 0.03 * len(marks.whole)
+    assert sum(marks.twice) >= 0.9 * len(marks.twice)
+    assert sum(marks.once) <= 0.02 * len(marks.once)
 
 
 def test_the_colour_beside_the_nuclei_is_that_of_red_cells() -> None:

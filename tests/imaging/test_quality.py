@@ -36,6 +36,8 @@ def test_a_good_picture_has_no_reason_at_any_input_size(label: str, size: int) -
         ({"nuclear_contrast": 0.5}, "no_cell"),
         ({"detail": 3.0}, "no_cell"),
         ({"cut": 1.5}, "cut_off"),
+        ({"outside": 0.2}, "cut_off"),
+        ({"leukocytes": 2}, "several_cells"),
         ({"detail": 1.02}, "blurred"),
         ({"brightness": 60.0}, "exposure"),
         ({"brightness_range": 20.0}, "exposure"),

@@ -315,7 +315,7 @@ def test_a_decoder_is_replaced_without_a_loss_when_its_processor_time_is_used_up
 
 
 NAN = float("nan")
-NONE = (0.0,) * 7  # measures of quality
+NONE = (0.0,) * 8  # measures of quality
 
 
 @pytest.mark.parametrize(
