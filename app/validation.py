@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 MOST_ERRORS = 20  # that are named
 MOST_CHARACTERS = 200  # of a field's place, a value or a message, which can repeat the input
 
+_OURS = "Value error, "  # what pydantic puts before the text of a ValueError of ours
+
 Place = tuple[int | str, ...]
 
 
@@ -37,7 +39,7 @@ def shorten(text: str) -> str:
 def faults(errors: Iterable[Any]) -> list[Fault]:
     """Return the first MOST_ERRORS errors, without the values: they may name a patient."""
     return [
-        Fault(dotted(error["loc"]), shorten(error["msg"]), error["type"])
+        Fault(dotted(error["loc"]), shorten(error["msg"].removeprefix(_OURS)), error["type"])
         for error in islice(errors, MOST_ERRORS)
     ]
 

@@ -21,6 +21,7 @@ from app.wire.specimen import (
     FormerReport,
     Proportions,
     Ratios,
+    replaced_reports,
 )
 
 LOINC = "http://loinc.org"
@@ -93,6 +94,14 @@ CODES = {
 PANEL_NAME = "Differential panel - Blood"
 METHOD = "Automated classification of images by a neural network"
 
+# The reports that a correction replaces, the latest first: `MOST_FORMER`.
+BEFORE = (
+    "the replaced report",
+    *(
+        f"the {place} report before this one"
+        for place in ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+    ),
+)
 _NAMESPACE = UUID("c4f6d8f0-6a57-5d1c-9b0e-2f0f3a7a6f6e")
 _ABOUT = {
     Role.LEUKOCYTE: "/100 leukocytes in Blood",
@@ -208,13 +217,15 @@ def replaced(differential: Differential) -> str | None:
 
 
 def earlier(differential: Differential, label: str) -> list[str]:
-    """Return the earlier values of a class: by the model alone, and in the replaced report."""
-    found, former = [], differential.former
+    """Return the earlier values of a class: by the model alone, and in each report before this one."""
+    found = []
     if differential.agreement.reviewed and label in differential.model_counts:
         cells = sum(differential.model_counts.values())
         found.append(f"By the model alone: {differential.model_counts[label]} of {cells} cells.")
-    if former is not None:
-        found.append(f"In the replaced report: {_former_value(former, label)}.")
+    found += [
+        f"In {which}: {_former_value(former, label)}."
+        for which, former in zip(BEFORE, replaced_reports(differential), strict=False)
+    ]
     return found
 
 
@@ -231,14 +242,17 @@ def _former_value(former: FormerReport, label: str) -> str:
 
 
 def changes(differential: Differential) -> list[tuple[str, str]]:
-    """Return the cells that a person labelled otherwise than the model, here and in the replaced report.
+    """Return the cells that a person labelled otherwise than the model, here and in each report before.
 
     Each is the cell and its labels. File names, which may name a patient, are in no report.
     """
-    former = differential.former.changes if differential.former else []
     return [
         *((_cell(one), _labels(one)) for one in differential.changes),
-        *((f"In the replaced report, {_cell(one)}", _labels(one)) for one in former),
+        *(
+            (f"In {which}, {_cell(one)}", _labels(one))
+            for which, former in zip(BEFORE, replaced_reports(differential), strict=False)
+            for one in former.changes
+        ),
     ]
 
 
@@ -273,9 +287,11 @@ def remarks(differential: Differential) -> list[str]:
         notes.append(f"Fingerprint of this report: {differential.fingerprint}.")
     if differential.replaces:
         notes.append(f"This report replaces the one with the fingerprint {differential.replaces}.")
-    if former := differential.former:
+    for which, former in zip(BEFORE, replaced_reports(differential), strict=False):
         counts = ", ".join(f"{label} {n}" for label, n in former.counts.items())
-        notes.append(f"The replaced report was {former.status}, signed by {former.reviewer}: {counts}.")
+        notes.append(f"{which.capitalize()} was {former.status}, signed by {former.reviewer}: {counts}.")
+        if former.replaces:
+            notes.append(f"It replaced the one with the fingerprint {former.replaces}.")
     return notes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from app.engine.bundle import Bundle
@@ -12,7 +12,7 @@ from app.evaluation.cell_types import Role, lacking, role_of
 from app.evaluation.differential_count import LEVEL, Count, count
 from app.wire import review
 from app.wire.responses import model_reference
-from app.wire.review import Cells
+from app.wire.review import Cell, Cells
 from app.wire.schemas import Caution, EmptyImage, ImageProblem, ModelReference
 from app.wire.specimen import (
     Bounds,
@@ -53,7 +53,6 @@ def differential(
     by_model = Counter(cell.label for cell in cells.values())
     labels, with_review = review.counted(cells), review.has_review(cells, sign_off)
     counts = count([*labels.values()], review.rows(bundle.labels, with_review=with_review))
-    images = [review.identity(cells[index]) for index in labels]
     return Differential(
         request_id=request_id,
         model=model,
@@ -65,7 +64,7 @@ def differential(
         warnings=[
             *_few_cells(bundle.labels, figures["leukocytes"]),
             Caution(code="classified_cells_only", detail=_limits(bundle.labels, with_review=with_review)),
-            *_of_images(len(cells), len(faults), images),
+            *_of_images(cells, labels, len(faults), len(empty)),
             *([NOT_VERIFIED] if known and site is None else []),
             *review.cautions(cells, sign_off),
         ],
@@ -106,17 +105,34 @@ def _few_cells(labels: Sequence[str], leukocytes: int) -> list[Caution]:
     return [Caution(code="few_cells", detail=detail)]
 
 
-def _of_images(classified: int, left_out: int, images: Sequence[str | None]) -> list[Caution]:
-    """images: the identity of each counted cell, None if it is unknown."""
+def _of_images(cells: Cells, counted: Collection[int], left_out: int, empty: int) -> list[Caution]:
+    """counted: positions of the cells that count. left_out, empty: images with an error, without a cell."""
     cautions = []
+    given = sum(_images(cells.values()).values()) + left_out + empty
     if left_out:
-        detail = f"{left_out} of {classified + left_out} images could not be classified and are not counted."
+        detail = f"{left_out} of {given} images could not be classified and are not counted."
         cautions.append(Caution(code="images_left_out", detail=detail))
-    known = [image for image in images if image is not None]
-    if repeated := len(known) - len(set(known)):
-        detail = f"{repeated} of {len(images)} images were sent more than once and are counted each time."
+    times = _images(cells[index] for index in counted)
+    if repeated := sum(number - 1 for sha256, number in times.items() if sha256 is not None):
+        detail = f"{repeated} of {given} images were sent more than once and are counted each time."
         cautions.append(Caution(code="duplicate_images", detail=detail))
     return cautions
+
+
+def _images(cells: Iterable[Cell]) -> dict[str | None, int]:
+    """Return how often the image with each SHA-256 was sent; None: how many images without a known one.
+
+    That is how often the same cell of it was sent. Of an image without a known hash, all cells without a
+    number are images of their own.
+    """
+    images: dict[str | None, int] = {}
+    unnumbered = 0
+    for (sha256, number), times in Counter((cell.image_sha256, cell.cell) for cell in cells).items():
+        if sha256 is number is None:
+            unnumbered = times
+        else:
+            images[sha256] = max(times, images.get(sha256, 0))
+    return {**images, **({None: images.get(None, 0) + unnumbered} if unnumbered else {})}
 
 
 def _limits(labels: Sequence[str], *, with_review: bool) -> str:

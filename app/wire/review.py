@@ -14,9 +14,11 @@ from app.wire.specimen import (
     Agreement,
     ChangedCell,
     ClassifiedCell,
+    FormerReport,
     ReviewedCell,
     SignOff,
     Status,
+    replaced_reports,
 )
 
 Cell = Prediction | ClassifiedCell
@@ -111,8 +113,10 @@ def cautions(cells: Cells, sign_off: SignOff) -> list[Caution]:
     if sign_off.reviewer and open_cells:
         detail = f"{open_cells} cells marked for review have not been reviewed: the report stays preliminary."
         found.append(Caution(code="review_incomplete", detail=detail))
-    if sign_off.replaces and sign_off.former is None:
-        detail = "This report replaces another, whose values were not sent and are not in it."
+    earliest = [sign_off, *replaced_reports(sign_off)][-1]  # of those that were sent
+    if earliest.replaces or (isinstance(earliest, FormerReport) and earliest.status == "corrected"):
+        which = "This report" if earliest is sign_off else "The earliest report that is named here"
+        detail = f"{which} replaces another, whose values were not sent and are not in it."
         found.append(Caution(code="former_values_missing", detail=detail))
     return found
 

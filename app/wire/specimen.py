@@ -21,6 +21,7 @@ from app.wire.schemas import (
 )
 
 MAX_CELLS = 10_000  # predictions in one request
+MOST_FORMER = 8  # reports that a correction holds, each in the one that replaced it
 # What a person may say of a cell beside the labels of the bundle.
 UNIDENTIFIED = "unidentified"  # a leukocyte, but which? It is counted, in a row of its own
 NOT_A_CELL = "not_a_cell"  # not counted
@@ -146,6 +147,32 @@ class ChangedCell(BaseModel):
     reviewed: Label = Field(description="the person's")
 
 
+def _few_reports(former: Any) -> Any:
+    """Refuse a report in which too many others are, one in the other, before any is looked at."""
+    count, inner = 0, former
+    while isinstance(inner, dict):
+        count, inner = count + 1, inner.get("former")
+        if count > MOST_FORMER:
+            raise ValueError(
+                f"holds more than {MOST_FORMER} reports, one in the other: leave out `former` of the earliest"
+            )
+    return former
+
+
+def _check_former(former: FormerReport | None, info: ValidationInfo) -> FormerReport | None:
+    """Refuse a former report that is not the one that `replaces` names, or that was never signed."""
+    if former is None:
+        return None
+    replaces = info.data.get("replaces", former.fingerprint)
+    if replaces is None:
+        raise ValueError("replaces is missing: it must be the fingerprint of this report")
+    if replaces != former.fingerprint:
+        raise ValueError("must be the report whose fingerprint is in replaces")
+    if former.status == "preliminary" or former.reviewer is None:
+        raise ValueError("was not signed: leave out replaces and former, and this report is final")
+    return former
+
+
 class FormerReport(BaseModel):
     """A report that another one replaces: these fields of the former response, which may be sent whole."""
 
@@ -156,6 +183,10 @@ class FormerReport(BaseModel):
         dict[Label, Annotated[int, Field(ge=0)]], Field(max_length=MAX_LABELS + 1), BeforeValidator(_few)
     ]
     changes: list[ChangedCell] = Field(max_length=MAX_CELLS, fail_fast=True)
+    replaces: Sha256 | None = Field(None, description="fingerprint of the report that this one replaced")
+    former: Annotated[FormerReport | None, AfterValidator(_check_former)] = Field(
+        None, description="that report, with the one that it replaced in turn, back to the first"
+    )
 
 
 class SignOff(BaseModel):
@@ -171,10 +202,13 @@ class SignOff(BaseModel):
         description="`fingerprint` of the signed report that this one corrects; needs `reviewer`. The report"
         " is then `corrected` instead of `final`",
     )
-    former: FormerReport | None = Field(
-        default=None,
-        description="the response that `replaces` names, so that the corrected report holds the former values"
-        " too; without it, `warnings` has `former_values_missing`",
+    former: Annotated[FormerReport | None, BeforeValidator(_few_reports), AfterValidator(_check_former)] = (
+        Field(
+            default=None,
+            description="the response that `replaces` names, with its own `former`, so that the corrected"
+            f" report holds all former values, of at most {MOST_FORMER} reports; without one of them,"
+            " `warnings` has `former_values_missing`",
+        )
     )
 
     @field_validator("replaces")
@@ -183,15 +217,6 @@ class SignOff(BaseModel):
         if replaces and info.data.get("reviewer", "wrong") is None:
             raise ValueError("needs a reviewer: a correction must be signed")
         return replaces
-
-    @field_validator("former")
-    @classmethod
-    def _is_replaced(cls, former: FormerReport | None, info: ValidationInfo) -> FormerReport | None:
-        if former and info.data.get("replaces", former.fingerprint) != former.fingerprint:
-            raise ValueError("must be the report whose fingerprint is in replaces")
-        if former and (former.status == "preliminary" or former.reviewer is None):
-            raise ValueError("was not signed: leave out replaces and former, and this report is final")
-        return former
 
 
 class ClassifiedCells(Specimen, SignOff):
@@ -212,6 +237,15 @@ class ClassifiedCells(Specimen, SignOff):
     empty: list[EmptyImage] = Field(
         [], max_length=MAX_CELLS, fail_fast=True, description="`empty` of the same `/predict` responses"
     )
+
+
+def replaced_reports(report: SignOff | Differential) -> list[FormerReport]:
+    """Return the reports before this one whose values it holds, the latest first."""
+    reports, former = [], report.former
+    while former is not None:
+        reports.append(former)
+        former = former.former
+    return reports
 
 
 Bounds = tuple[float, float] | None  # null without leukocytes
@@ -280,7 +314,9 @@ class Differential(BaseModel):
     )
     reviewer: str | None = Field(None, description="who signed")
     replaces: Sha256 | None = Field(None, description="fingerprint of the former report")
-    former: FormerReport | None = Field(None, description="the former report, if it was sent")
+    former: FormerReport | None = Field(
+        None, description="the former report, if it was sent, with those before it"
+    )
     fingerprint: Sha256 | None = Field(
         description="equal for the same images in any order, the same model and the same review; null if"
         " hashes are missing"

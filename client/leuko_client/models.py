@@ -132,13 +132,15 @@ class ChangedCell:
 
 @dataclass(frozen=True, slots=True)
 class FormerReport:
-    """The report that a corrected one replaces."""
+    """The report that a corrected one replaces, with the one that it replaced itself."""
 
     fingerprint: str
     status: str
     reviewer: str | None
     counts: dict[str, int]
     changes: list[ChangedCell]
+    replaces: str | None = None
+    former: FormerReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,7 +248,13 @@ def _former(report: Differential | None) -> dict[str, Any]:
     if report.fingerprint is None:
         raise ValueError("a report without a fingerprint cannot be replaced: not all its images have hashes")
     former = FormerReport(
-        report.fingerprint, report.status or "preliminary", report.reviewer, report.counts, report.changes
+        report.fingerprint,
+        report.status or "preliminary",
+        report.reviewer,
+        report.counts,
+        report.changes,
+        report.replaces,
+        report.former,
     )
     return {"replaces": report.fingerprint, "former": asdict(former)}
 

@@ -183,6 +183,7 @@ def test_a_review_is_counted_signed_and_corrected(kind: Any, service: Running) -
         fhir, hl7 = (
             client.report(cells, form, reviewer="B. Jones", replaces=final) for form in ("fhir", "hl7")
         )
+        third = client.differential_of(cells, reviewer="C. Brown", replaces=corrected)
         with pytest.raises(leuko_client.Unusable, match="replaces"):
             client.differential_of(cells, replaces=final)
         with pytest.raises(leuko_client.Unusable, match="former"):
@@ -201,6 +202,15 @@ def test_a_review_is_counted_signed_and_corrected(kind: Any, service: Running) -
     assert (corrected.status, corrected.replaces) == ("corrected", final.fingerprint)
     assert corrected.former == leuko_client.FormerReport(
         str(final.fingerprint), "final", "A. Smith", final.counts, final.changes
+    )
+    assert third.former == leuko_client.FormerReport(
+        str(corrected.fingerprint),
+        "corrected",
+        "B. Jones",
+        corrected.counts,
+        corrected.changes,
+        final.fingerprint,
+        corrected.former,
     )
     assert (corrected.counts["unidentified"], corrected.model_counts["monocyte"]) == (1, 1)
     assert fhir["entry"][0]["resource"]["status"] == "corrected"

@@ -14,11 +14,13 @@ from app.reports import fhir
 from app.wire.specimen import Differential
 from tests.own_labels import FIVE, THIRTY_TWO
 from tests.reports.examples import (
+    AGAIN,
     AT,
     CORRECTED,
     FINAL,
     LABELS,
     PRELIMINARY,
+    THRICE,
     UNFINISHED,
     count,
     made,
@@ -371,6 +373,35 @@ def test_a_correction_holds_the_values_and_the_cells_of_the_report_that_it_repla
     (one,) = parts(document, "DiagnosticReport")
     assert f"This report replaces the one with the fingerprint {FINAL.fingerprint}." in one["conclusion"]
     assert "The replaced report was final, signed by A. Smith: eosinophil 1, " in one["conclusion"]
+
+
+def test_a_report_corrected_three_times_holds_all_earlier_values() -> None:
+    document = report(THRICE)
+    assert Bundle.model_validate(document)
+    found = by_text(document)
+    monocytes = notes(found["Monocytes"])
+    assert [note for note in monocytes if note.startswith("In the")] == [
+        "In the replaced report: 50.00 %, 2 of 4.",
+        "In the second report before this one: 25.00 %, 1 of 4.",
+        "In the third report before this one: 33.33 %, 1 of 3.",
+    ]
+    assert "In the third report before this one: 33.33 %, 1 of 3." in notes(found["Unidentified cells"])
+    changed = found["Cells that a person labelled otherwise than the model"]
+    cells = {one["code"]["text"]: one["valueString"] for one in changed["component"]}
+    image = f"position 1, SHA-256 of the image {1:064x}"
+    assert cells[f"In the replaced report, {image}"] == "monocyte; by the model lymphocyte"
+    assert cells[f"In the third report before this one, {image}"] == "monocyte; by the model lymphocyte"
+    assert changed["valueQuantity"]["value"] == 0 < len(cells)
+    (one,) = parts(document, "DiagnosticReport")
+    for text in (
+        f"This report replaces the one with the fingerprint {AGAIN.fingerprint}.",
+        "The replaced report was corrected, signed by C. Brown: eosinophil 0, ",
+        f"It replaced the one with the fingerprint {CORRECTED.fingerprint}.",
+        "The second report before this one was corrected, signed by B. Jones: eosinophil 0, ",
+        f"It replaced the one with the fingerprint {FINAL.fingerprint}.",
+        "The third report before this one was final, signed by A. Smith: eosinophil 1, ",
+    ):
+        assert text in one["conclusion"]
 
 
 def test_a_correction_without_the_former_values_says_so() -> None:

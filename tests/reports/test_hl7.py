@@ -14,7 +14,18 @@ from app.errors import Unusable
 from app.reports import hl7
 from app.wire.specimen import Differential
 from tests.own_labels import FIVE, THIRTY_TWO
-from tests.reports.examples import AT, CORRECTED, FINAL, PRELIMINARY, UNFINISHED, count, made, reviewed
+from tests.reports.examples import (
+    AGAIN,
+    AT,
+    CORRECTED,
+    FINAL,
+    PRELIMINARY,
+    THRICE,
+    UNFINISHED,
+    count,
+    made,
+    reviewed,
+)
 
 identifiers = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=128)
 
@@ -214,6 +225,22 @@ def test_notes_of_the_order_have_the_changed_cells_and_the_replaced_report() -> 
     image = f"SHA-256 of the image {1:064x}"
     assert f"In the replaced report, position 1, {image}: monocyte; by the model lymphocyte." in notes
     assert f"position 2, SHA-256 of the image {2:064x}: neutrophil; by the model monocyte." in notes
+
+
+def test_a_report_corrected_three_times_holds_all_earlier_values() -> None:
+    text = written(THRICE)
+    assert parsed(text).validate()
+    assert results_with_notes(text)["Monocytes"][-3:] == [
+        "In the replaced report: 50.00 %, 2 of 4.",
+        "In the second report before this one: 25.00 %, 1 of 4.",
+        "In the third report before this one: 33.33 %, 1 of 3.",
+    ]
+    notes = text[: text.index("\rOBX")]
+    for report in (FINAL, CORRECTED, AGAIN):
+        assert f"the fingerprint {report.fingerprint}." in notes
+        assert f", signed by {report.reviewer}: " in notes
+    image = f"SHA-256 of the image {1:064x}"
+    assert f"In the third report before this one, position 1, {image}: monocyte; by the model" in notes
 
 
 def test_each_status_is_another_message_of_the_same_order() -> None:

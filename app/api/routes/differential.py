@@ -53,8 +53,8 @@ the report names the model that made them.
 In JSON a person's review may follow: `reviewed` in a prediction is then counted instead of `label`, and
 `reviewer` signs. `status` is `preliminary` until that is done, then `final`; with `replaces`, the
 `fingerprint` of a signed report, it is `corrected`. Send the replaced response as `former`, so that its
-values stand in the corrected report. `agreement` and `changes` compare the person with the model. A report
-of images is always preliminary.
+values, and those of the reports before it, stand in the corrected report. `agreement` and `changes` compare
+the person with the model. A report of images is always preliminary.
 
 With `cells=all` every leukocyte of each image is counted;
 images without any are listed in `empty`. Not for diagnosis.

@@ -8,6 +8,7 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
+from app.wire.specimen import MOST_FORMER
 from tests.fake_classifier import png
 from tests.fakes import GREYS
 
@@ -156,6 +157,23 @@ def test_images_sent_twice_are_warned_of_unless_one_was_taken_out(client: TestCl
     assert "duplicate_images" not in warnings(count(client, twice))
 
 
+def test_warnings_count_images_and_not_their_cells(client: TestClient) -> None:
+    field = [cell(0, "monocyte", cell=number) for number in range(3)]
+    other = [cell(1, "monocyte", cell=number) for number in range(2)]
+    fault = {"type": "/problems/x", "title": "x", "status": 422, "detail": "x", "code": "x", "filename": "x"}
+    faults = [fault | {"index": index} for index in (2, 3)]
+    found = warnings(count(client, [*field, *other], errors=faults, empty=[{"index": 4, "filename": "e"}]))
+    assert found["images_left_out"].startswith("2 of 5 images could not be classified")
+    assert "duplicate_images" not in found
+    found = warnings(count(client, [*field, *other] * 2, errors=faults))
+    assert found["images_left_out"].startswith("2 of 6 images")
+    assert found["duplicate_images"].startswith("2 of 6 images were sent more than once")
+    unknown = [{"label": "monocyte", "cell": number} for number in (0, 1, 0)] + [{"label": "monocyte"}]
+    found = warnings(count(client, unknown, errors=faults))
+    assert found["images_left_out"].startswith("2 of 5 images")
+    assert "duplicate_images" not in found
+
+
 # Fingerprints
 
 
@@ -217,13 +235,56 @@ def test_a_correction_holds_the_report_that_it_replaces(client: TestClient) -> N
     assert corrected["status"] == "corrected"
     assert corrected["replaces"] == final["fingerprint"] != corrected["fingerprint"]
     kept = ("fingerprint", "status", "reviewer", "counts", "changes")
-    assert corrected["former"] == {name: final[name] for name in kept}
+    nothing = {"replaces": None, "former": None}
+    assert corrected["former"] == {name: final[name] for name in kept} | nothing
     assert "former_values_missing" not in warnings(corrected)
     # And once more: each names and holds the one before.
     third = count(client, DONE, reviewer="B. Jones", replaces=corrected["fingerprint"], former=corrected)
     assert third["former"]["status"] == "corrected"
     assert third["former"]["changes"] == corrected["changes"] != []
     assert third["fingerprint"] not in (final["fingerprint"], corrected["fingerprint"])
+    assert third["former"]["replaces"] == final["fingerprint"]
+    assert third["former"]["former"] == corrected["former"]
+    assert "former_values_missing" not in warnings(third)
+
+
+def test_a_correction_of_a_correction_whose_own_former_was_not_sent_says_so(client: TestClient) -> None:
+    signature = {"reviewer": "C. Brown", "replaces": EARLIER}
+    for lost in ({"status": "corrected"}, {"status": "corrected", "replaces": "d" * 64}):
+        made = count(client, DONE, former=former(**lost), **signature)
+        assert "The earliest report" in warnings(made)["former_values_missing"]
+    assert "former_values_missing" not in warnings(count(client, DONE, former=former(), **signature))
+
+
+def test_so_many_corrections_of_one_report_are_held_and_no_more(client: TestClient) -> None:
+    made = count(client, DONE, reviewer="Reviewer 0")
+    for number in range(1, MOST_FORMER + 1):
+        signature = {"reviewer": f"Reviewer {number}", "replaces": made["fingerprint"], "former": made}
+        made = count(client, DONE, **signature)
+    text = str(made)
+    assert all(f"Reviewer {number}" in text for number in range(MOST_FORMER + 1))
+    signature = {"reviewer": "Z", "replaces": made["fingerprint"], "former": made}
+    refused = post(client, DONE, **signature)
+    assert refused.status_code == 422
+    [error] = refused.json()["errors"]
+    assert error["field"] == "body.former"
+    assert error["detail"].startswith("holds more than 8 reports, one in the other: leave out `former`")
+    inner = made
+    while inner["former"]["former"]:
+        inner = inner["former"]
+    del inner["former"]
+    assert "former_values_missing" in warnings(count(client, DONE, **signature))
+
+
+def test_what_is_wrong_is_said_without_what_pydantic_puts_before_it(client: TestClient) -> None:
+    for body, expected in (
+        ({"reviewer": "A", "former": former()}, "replaces is missing: it must be the fingerprint"),
+        ({"replaces": EARLIER}, "needs a reviewer"),
+        ({"reviewer": "\n"}, "must consist of printable characters"),
+    ):
+        answer = post(client, DONE, **body).json()
+        assert answer["errors"][0]["detail"].startswith(expected)
+        assert "Value error" not in str(answer)
 
 
 def former(**others: Any) -> dict[str, Any]:
@@ -255,6 +316,10 @@ def former(**others: Any) -> dict[str, Any]:
                 ({"counts": {"monocyte": -1}}, ".counts.monocyte"),
                 ({"counts": {"Doe^Jane": 1}}, ".counts.Doe^Jane.[key]"),
                 ({"changes": [{"index": 0, "label": "monocyte"}]}, ".changes.0.reviewed"),
+                ({"replaces": "e"}, ".replaces"),
+                ({"former": former()}, ".former"),
+                ({"former": former(), "replaces": "d" * 64}, ".former"),
+                ({"former": former(status="preliminary"), "replaces": EARLIER}, ".former"),
             )
         ),
     ],
