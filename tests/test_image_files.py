@@ -58,6 +58,7 @@ OTHERS = {
     "monocyte/~$table.xlsx": Kind.SYSTEM,
 }
 LEFT_OUT = LeftOut(OTHERS.values())
+OURS = {"cells.csv": b"cell,label\n"}  # the page puts it into labelled ZIPs: it is no image, and not counted
 LINE = left_out_line(LEFT_OUT)
 TEXTS = {"monocyte/table.csv": b"BMI,age\n21,40\n", "monocyte/empty": b"", "eosinophil/a.xml": b"<?xml?>"}
 
@@ -66,7 +67,7 @@ def contents() -> dict[str, bytes]:
     """Return path → content of all files; no two images are equal."""
     images = {name: png(20 * number) for number, name in enumerate(IMAGES)}
     litter = {name: png(250) if kind is Kind.SYSTEM else b"a text" for name, kind in OTHERS.items()}
-    return images | litter | TEXTS
+    return images | litter | TEXTS | OURS
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

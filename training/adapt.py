@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from training.augment import augment
+from training.class_sizes import check_labels
 from training.config import Augmentation
-from training.errors import DataError
 from training.head import Head, Known, balanced_weights, fit_head
 from training.network import Network, reset_statistics
 from training.patches import room_for
@@ -30,7 +30,6 @@ RIDGES = (0.1, 0.01, 0.001)  # how firmly the final layer is held
 BATCH = 32
 RENEWED = 0.75  # share of the way from the batch statistics before to those of a laboratory's pictures
 FOLDS = 4
-LEAST = 5  # cells of each class
 
 # One laboratory's own stain varies little; position and size vary as in any training.
 VARIATION = Augmentation(
@@ -125,13 +124,8 @@ class Trial:
 
 
 def check_cells(cells: OwnCells, names: Sequence[str]) -> None:
-    """Raise DataError if a class has fewer than `LEAST` cells."""
-    counts = np.bincount(cells.labels, minlength=len(names))
-    if few := [f"{name}: {n}" for name, n in zip(names, counts, strict=True) if n < LEAST]:
-        raise DataError(
-            f"at least {LEAST} cells of each class are needed; {', '.join(few)}. Label more cells,"
-            " or use --unlabelled alone"
-        )
+    """Raise DataError if a class has too few cells."""
+    check_labels(cells.labels.tolist(), names)
 
 
 def begin(

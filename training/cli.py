@@ -427,8 +427,7 @@ def add_adapt(commands: Commands) -> None:
 def run_adapt(args: argparse.Namespace) -> int:
     from app.engine.bundle import load_bundle
     from app.engine.site_bundle import check_site
-    from training.adapted import adapt_with_labels, adapt_without_labels, lines
-    from training.own_cells import read_labelled, read_unlabelled
+    from training.class_sizes import check_folders
 
     if args.labelled is None and not args.unlabelled:
         raise DataError("give a folder or ZIP of labelled cells, or --unlabelled")
@@ -436,6 +435,12 @@ def run_adapt(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise DataError(f"{args.out} exists already: name another folder with --out")
     bundle = load_bundle(args.bundle)
+    if args.labelled is not None:
+        check_folders(args.labelled, bundle.labels)
+
+    # These import torch, which takes longer than the checks above.
+    from training.adapted import adapt_with_labels, adapt_without_labels, lines
+    from training.own_cells import read_labelled, read_unlabelled
 
     def noted(read: tuple[T, str], *paths: Path) -> T:
         if read[1]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from sys import maxsize
 
-from app.archives.image_files import Kind
+from app.archives.image_files import Kind, leave_out
 from app.archives.labelled_archive import PackedFile
 from app.archives.walk import Files, list_images, why
 from app.archives.zip_directory import ArchiveLimits, Packed, read_directory
@@ -65,7 +65,7 @@ class ImageArchive:
             if kind is Kind.IMAGE:
                 files.stamps[name] = (entry.size, -1)
             else:
-                files.left_out[kind] += 1
+                leave_out(files.left_out, kind, PurePosixPath(name))
         return files
 
     def _zip(self) -> tuple[PackedFile, dict[str, Packed]]:

@@ -32,6 +32,8 @@ _SYSTEM = frozenset(
     | {"system volume information", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@syno"}
     | {"#recycle", "#snapshot", "~snapshot", "lost+found"}
 )
+# The table that the page puts beside the folders of a labelled ZIP.
+_TABLE = "cells.csv"
 _LOCK = "~$"  # prefix of the files by which Office locks others
 
 
@@ -47,6 +49,12 @@ class Kind(StrEnum):
 
 
 LeftOut = Counter[Kind]
+
+
+def leave_out(left_out: LeftOut, kind: Kind, path: PurePosixPath) -> None:
+    """Count a file that is no image, unless it is the table that Leuko itself puts beside images."""
+    if kind is not Kind.OTHER or path.name != _TABLE:
+        left_out[kind] += 1
 
 
 def is_system(path: PurePosixPath) -> bool:

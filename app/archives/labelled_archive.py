@@ -15,7 +15,7 @@ from pathlib import PurePath, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO
 
-from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name, left_out_line
+from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name, leave_out, left_out_line
 from app.archives.spelling import MOST_COMPARED, did_you_mean, find_class
 from app.archives.zip_directory import LINK, Listed, Packed, locate, read_directory
 from app.archives.zip_directory import ArchiveLimits as ArchiveLimits
@@ -130,7 +130,7 @@ def open_archive(
     for packed in read_directory(file, limits):
         kind = opened.kind(packed)
         if kind is not Kind.IMAGE:
-            left_out[kind] += 1
+            leave_out(left_out, kind, PurePosixPath(packed.name))
             continue
         label = class_of(PurePosixPath(packed.name), classes)
         if label is None:

@@ -12,7 +12,7 @@ from errno import EACCES
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 
-from app.archives.image_files import Kind, LeftOut, is_system, kind_by_content, kind_by_name
+from app.archives.image_files import Kind, LeftOut, is_system, kind_by_content, kind_by_name, leave_out
 from app.image_signatures import HEAD
 
 Stamp = tuple[int, int]  # size of a file in bytes and time of its last change in ns; -1 if unknown
@@ -64,7 +64,7 @@ def keep_images(files: Files, head: Callable[[str], bytes]) -> Files:
         if kind is Kind.IMAGE:
             images.stamps[name] = files.stamps[name]
         elif isinstance(kind, Kind):
-            images.left_out[kind] += 1
+            leave_out(images.left_out, kind, PurePosixPath(name))
         elif kind is not None:
             images.unread[name] = kind
     return images

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from pyarrow import ArrowException, parquet, types
 from pyarrow.lib import Field
 
-from app.archives.image_files import Kind, LeftOut, left_out_line
+from app.archives.image_files import Kind, LeftOut, leave_out, left_out_line
 from app.archives.labelled_archive import PackedFile
 from app.archives.walk import Stamp, keep_images
 from app.archives.zip_directory import ArchiveLimits, Listed, list_directory
@@ -201,7 +202,7 @@ def _cut_zip(file: Location, name: str, left_out: LeftOut) -> Iterator[Part]:
             if kind is Kind.IMAGE:
                 images.append(entry)
             else:
-                left_out[kind] += 1
+                leave_out(left_out, kind, PurePosixPath(entry.name))
     for part in _chunks(images):
         yield Part("zip", name, entries=part, count=len(part))
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from pyarrow import ArrowException, ArrowInvalid, parquet
 
-from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name
+from app.archives.image_files import Kind, LeftOut, kind_by_content, kind_by_name, leave_out
 from app.archives.images import StoredImage
 from app.archives.labelled_archive import PackedFile
 from app.archives.zip_directory import Listed, locate
@@ -121,7 +121,7 @@ def _read_tar(file: BufferedReader, name: str, max_bytes: int, left_out: LeftOut
                     head = b"" if entry.is_special else entry.read(HEAD)
                     kind = Kind.SPECIAL if entry.is_special else kind_by_content(head)
                 if kind is not Kind.IMAGE:
-                    left_out[kind] += 1
+                    leave_out(left_out, kind, PurePosixPath(named))
                     continue
                 rows, names = rows + 1, names + len(named)
                 if rows > MOST_ROWS or names > MOST_NAMES:

@@ -257,9 +257,9 @@ def _add_drift(commands: Any) -> None:
 
 def _add_score(commands: Any) -> None:
     description = (
-        "Classify an archive of any size into Parquet files with one row for each image. An interrupted run "
-        "is continued by the same command. An image that fails gets a row with its error. Exit status 1 if "
-        "a part of the archive could not be read."
+        "Classify an archive of any size into Parquet files with one row for each image, or with --cells all "
+        "for each leukocyte. An interrupted run is continued by the same command. An image that fails gets a "
+        "row with its error. Exit status 1 if a part of the archive could not be read."
     )
     parser = commands.add_parser(
         "score", help="classify large archives into Parquet files", description=description

@@ -128,7 +128,7 @@ def _images(cells: Iterable[Cell]) -> dict[str | None, int]:
     images: dict[str | None, int] = {}
     unnumbered = 0
     for (sha256, number), times in Counter((cell.image_sha256, cell.cell) for cell in cells).items():
-        if sha256 is number is None:
+        if sha256 is None and number is None:
             unnumbered = times
         else:
             images[sha256] = max(times, images.get(sha256, 0))

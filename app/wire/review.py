@@ -113,7 +113,8 @@ def cautions(cells: Cells, sign_off: SignOff) -> list[Caution]:
     if sign_off.reviewer and open_cells:
         detail = f"{open_cells} cells marked for review have not been reviewed: the report stays preliminary."
         found.append(Caution(code="review_incomplete", detail=detail))
-    earliest = [sign_off, *replaced_reports(sign_off)][-1]  # of those that were sent
+    reports: list[SignOff | FormerReport] = [sign_off, *replaced_reports(sign_off)]
+    earliest = reports[-1]  # of those that were sent
     if earliest.replaces or (isinstance(earliest, FormerReport) and earliest.status == "corrected"):
         which = "This report" if earliest is sign_off else "The earliest report that is named here"
         detail = f"{which} replaces another, whose values were not sent and are not in it."

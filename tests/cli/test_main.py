@@ -77,6 +77,15 @@ def test_every_setting_is_a_flag_of_serve_with_its_default_and_variable(
         assert re.search(rf"{flag(setting)} \S+ {re.escape(about)}", text)
 
 
+def test_the_help_of_score_says_what_has_a_row(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit, match="0"):
+        main(["score", "--help"])
+    assert "one row for each image, or with --cells all for each leukocyte" in capsys.readouterr().out
+
+
 def test_settings_of_the_service_alone_are_not_offered_elsewhere() -> None:
     assert set(LOCAL) < {setting.name for setting in fields(Settings)}
     with pytest.raises(SystemExit, match="2"):

@@ -225,6 +225,21 @@ def test_a_class_that_loses_too_much_is_named(
     assert "the recall of eosinophil" in capsys.readouterr().out
 
 
+def test_a_class_with_too_few_cells_is_named_before_a_picture_is_read(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = tmp_path / "few"
+    for label, count in zip(CLASSES, (5, 6, 2, 4), strict=True):
+        (cells / label).mkdir(parents=True)
+        for number in range(count):
+            (cells / label / f"{number}.png").write_bytes(b"no picture")
+    command = arguments(bundle, tmp_path / "mine", str(cells), "--unlabelled", str(tmp_path / "absent"))
+    assert main(command) == 1
+    errors = capsys.readouterr().err
+    assert "at least 5 cells of each class are needed; monocyte: 2, neutrophil: 4." in errors
+    assert "cannot be read" not in errors
+
+
 def test_pictures_without_labels_renew_the_statistics_and_verify_nothing(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
