@@ -78,7 +78,8 @@ def mark_crowded(nuclei: Sequence[Nucleus], red_cell: float) -> list[Nucleus]:
     crowded = []
     for place in places:
         reach = CROWDED * np.minimum((places[:, 2] + place[2]) / 2, red_cell)
-        crowded.append(bool(np.count_nonzero(np.hypot(*(places[:, :2] - place[:2]).T) < reach) > 1))
+        squares = np.square(places[:, 0] - place[0]) + np.square(places[:, 1] - place[1])
+        crowded.append(bool(np.count_nonzero(squares < reach**2) > 1))
     return [replace(nucleus, crowded=mark) for nucleus, mark in zip(nuclei, crowded, strict=True)]
 
 
