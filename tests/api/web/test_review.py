@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -239,12 +240,14 @@ def test_n_leads_through_the_cells_that_wait_for_a_person(page: Page, fields: Pa
     )
     give(page, fields, "field-1.png")
     expect(page.locator("#waiting-text")).to_have_text("2 cells to review")
+    colour = page.locator("#waiting-text").evaluate("node => getComputedStyle(node).color")
     for name in ("field-1.png · 2", "field-1.png · 3"):
         page.keyboard.press("n")
         assert focused(page) == name
     page.keyboard.press("4")
     page.keyboard.press("c")
     expect(page.locator("#waiting-text")).to_have_text("No cell waits for review")
+    assert page.locator("#waiting-text").evaluate("node => getComputedStyle(node).color") != colour
     expect(page.locator("#done")).to_contain_text("None waits for review.")
 
 
@@ -284,6 +287,43 @@ def test_in_blind_mode_the_model_s_label_is_hidden_until_one_s_own_is_given(page
     expect(page.locator("#differential caption")).to_have_text("1 classified cell")
     page.locator("#save-fhir").click()
     expect(page.locator(".problem")).to_contain_text("Not all cells are labelled.")
+
+
+def test_blind_mode_forgets_the_count_of_the_cells_that_it_hides(page: Page, fields: Path) -> None:
+    confident(page, 103)
+    give(page, fields, "field-1.png")
+    expect(page.locator("#counter-text")).to_have_text("103 of 100 leukocytes counted")
+    page.locator("#blind").check()
+    assert text(page, "#counter-text") == "0 of 100 leukocytes counted, 100 to go"
+    assert text(page, "#waiting-text") == "103 cells to label"
+    expect(page.locator("#unlabelled")).to_be_visible()
+    assert text(page, "#counter-text") == "0 of 100 leukocytes counted, 100 to go"
+    assert page.locator("#counter").evaluate("counter => counter.value") == 0
+    tiles(page).first.click()
+    page.keyboard.press("1")
+    expect(page.locator("#counter-text")).to_have_text("1 of 100 leukocytes counted, 99 to go")
+    page.locator("#blind").uncheck()
+    expect(page.locator("#counter-text")).to_have_text("103 of 100 leukocytes counted")
+
+
+def test_blind_mode_tells_flaws_of_the_picture_and_not_what_the_model_thinks(
+    page: Page, fields: Path
+) -> None:
+    reasons = ["cut_off", "low_confidence", "out_of_distribution"]
+    answer(page, [prediction(0, 0, (0.1, 0.1, 0.3, 0.5), review=True, review_reasons=reasons)])
+    give(page, fields, "field-1.png")
+    page.locator("#blind").check()
+    tiles(page).first.locator(".look").click()
+    shown = page.locator("#viewer-reasons li")
+    assert shown.all_inner_texts() == ["⚑ the cell is cut off by the edge of the picture"]
+    page.keyboard.press("4")
+    expect(shown).to_have_count(3)
+
+
+def test_the_advice_names_the_choice_as_the_page_does(page: Page) -> None:
+    advice = page.evaluate("import('/page/words.js').then(({ advice }) => advice(['several_cells'])[0])")
+    [name] = re.findall("“(.*)”", advice)
+    expect(page.get_by_label(name)).to_be_checked()
 
 
 # --- many cells -------------------------------------------------------------------------------------

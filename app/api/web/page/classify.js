@@ -5,7 +5,7 @@ import { $, listen, MIB, plural, setStatus, showProblem, showProgress } from "./
 import { describeModel, model } from "./model.js";
 import { requestJson } from "./service.js";
 import { specimen } from "./specimen.js";
-import { enqueue, supervise } from "./work.js";
+import { enqueue, noteSent, supervise } from "./work.js";
 
 const BATCH_SIZE = 8; // pictures in a request
 const CONCURRENT_REQUESTS = 2;
@@ -38,6 +38,7 @@ export async function send(pictures, signal) {
   } finally {
     for (const picture of pictures)
       if (!picture.cells.length && !picture.problem && !picture.empty) fail(picture, UNANSWERED);
+    noteSent();
     await updateDifferential().catch(showProblem);
   }
   // Last, so that all results are on the page when a screen reader announces this.
@@ -152,7 +153,7 @@ export async function fetchActivationMap({ picture, prediction }) {
 
 // --- sending again --------------------------------------------------------------------------------------
 
-const isUnanswered = ({ problem }) =>
+export const isUnanswered = ({ problem }) =>
   problem && (problem.code === UNANSWERED.code || RETRIABLE.includes(problem.status));
 
 // Offer to send again what was not answered. uncounted: the cells could not be counted.

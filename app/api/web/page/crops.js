@@ -28,6 +28,9 @@ export function drawCrops(picture) {
   return queue;
 }
 
+// Return a promise of the end of all drawing that was asked for.
+export const drawn = () => queue;
+
 // Draw a frame as large as it fits, in the middle.
 function drawCell(image, { left, top, width, height }, canvas) {
   const scale = Math.min(canvas.width / width, canvas.height / height),

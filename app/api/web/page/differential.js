@@ -55,12 +55,13 @@ export async function updateDifferential() {
   clearTimeout(timer);
   const mine = ++turn;
   showSections();
-  showCounter();
   if (!specimen.counted.length) {
     showCounted(specimen.cells.length > 0 && specimen.blind ? null : false);
     isUncounted = false;
+    showCounter();
     return;
   }
+  showCounter();
   try {
     const body = differentialBody({ running: isWorking() });
     if (body.predictions.length > MAX_CELLS)
@@ -156,6 +157,7 @@ function showCounter() {
   $("waiting-text").textContent = waiting
     ? `${plural(waiting, "cell")} ${specimen.blind ? "to label" : "to review"}`
     : "No cell waits for review";
+  $("waiting-text").dataset.waiting = waiting > 0;
   $("agreement").textContent = reviewed
     ? `You kept the model’s label for ${kept} of ${plural(reviewed, "cell")} that you judged ` +
       `(${percent(kept / reviewed)}).`
@@ -169,6 +171,12 @@ export function listenToDifferential() {
     clearTimeout(timer);
     timer = setTimeout(() => updateDifferential().catch(showProblem), SETTLED_MS);
   });
+  // The count of the cells whose labels were open is not that of those that are now.
+  specimen.addEventListener("blinded", () => {
+    turn++;
+    counted = null;
+    $("counted").hidden = true;
+  });
   specimen.addEventListener("cleared", () => {
     clearTimeout(timer);
     turn++;
@@ -176,7 +184,7 @@ export function listenToDifferential() {
     isUncounted = false;
     for (const id of ["specimen", "summary", "counted", "uncounted", "unlabelled"]) $(id).hidden = true;
   });
-  document.addEventListener("worked", () => offerRetry(isUncounted));
+  for (const type of ["worked", "restored"]) document.addEventListener(type, () => offerRetry(isUncounted));
   listen("goal", "input", showCounter);
   listen("other-interval", "click", () => {
     method = method === "exact" ? "wilson" : "exact";

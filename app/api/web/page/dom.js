@@ -4,10 +4,11 @@ export const MIB = 2 ** 20;
 export const $ = (id) => document.getElementById(id);
 
 // An error with a title and a detail for the user. problem: the service's problem document, if it is one.
+// holds: returns whether it is still true; see `dropSettled`.
 export class Failure extends Error {
-  constructor(title, detail, problem = {}) {
+  constructor(title, detail, problem = {}, holds = () => true) {
     super(detail);
-    Object.assign(this, { title, detail, code: problem.code, errors: problem.errors ?? [] });
+    Object.assign(this, { title, detail, code: problem.code, errors: problem.errors ?? [], holds });
   }
 }
 
@@ -31,11 +32,18 @@ export const setStatus = (text) => {
 
 export function showProblem(error) {
   if (error.name === "AbortError") return;
-  showMessage("problem", error.title ?? "Something went wrong.", error.detail ?? error.message);
+  showMessage("problem", error.title ?? "Something went wrong.", error.detail ?? error.message, error.holds);
 }
 
-// kind: problem or note.
-export function showMessage(kind, title, detail = "") {
+const stillHolds = new WeakMap(); // row of a message → whether it is still true
+
+// Remove messages that no longer hold.
+export function dropSettled() {
+  for (const row of [...$("problems").children]) if (!stillHolds.get(row)()) row.remove();
+}
+
+// kind: problem or note. holds: as that of Failure.
+export function showMessage(kind, title, detail = "", holds = () => true) {
   const shown = [...$("problems").children].map((row) => row.querySelector("p").textContent);
   if (shown.includes(`${title} ${detail}`)) return;
   const row = element("div", { className: kind });
@@ -43,6 +51,7 @@ export function showMessage(kind, title, detail = "") {
   const close = element("button", { type: "button", textContent: "Dismiss" });
   close.addEventListener("click", () => row.remove());
   row.append(text, close);
+  stillHolds.set(row, holds);
   $("problems").append(row);
 }
 
@@ -60,6 +69,11 @@ export const listen = (id, event, action) =>
       .then(() => action(occurred))
       .catch(showProblem),
   );
+
+// Move the focus on from a control that is hidden or disabled now, lest it falls to the start of the page.
+export function leaveControl(id, next) {
+  if ([document.body, $(id)].includes(document.activeElement)) $(next).focus();
+}
 
 export function save(name, blob) {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });

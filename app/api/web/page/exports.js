@@ -6,7 +6,7 @@ import { countOf, differentialOptions, updateDifferential } from "./differential
 import { $, Failure, listen, plural, save, saveCsv, saveJson, setStatus, showMessage } from "./dom.js";
 import { fileName, safe } from "./naming.js";
 import { request } from "./service.js";
-import { checkReport, reportBody } from "./signing.js";
+import { checkReport, checkSent, reportBody } from "./signing.js";
 import { labelOf, NOT_A_CELL, specimen, UNIDENTIFIED } from "./specimen.js";
 import { pack } from "./zip_writer.js";
 
@@ -32,28 +32,52 @@ function about(model) {
     ...ids,
     status: signature?.status ?? "preliminary",
     reviewer: signature?.reviewer ?? "",
+    fingerprint: signature?.report.fingerprint ?? "",
+    replaces: signature?.report.replaces ?? "",
     ...{ model: model?.name, model_version: model?.version, model_sha256: model?.sha256 },
   };
 }
 
 async function saveCounts() {
-  const differential = await countOf(reportBody()),
-    common = about(differential.model);
-  const { counts, percent, per_100_leukocytes: ratios, intervals, n, leukocytes } = differential;
+  const body = reportBody(),
+    known = about(body.model),
+    earlier = formerColumns(specimen.earlier);
+  const differential = await countOf(body),
+    { counts, percent, per_100_leukocytes: ratios, intervals, n, leukocytes, fingerprint } = differential,
+    common = { ...known, fingerprint };
   const bounds = (method, label) => intervals[method][label] ?? ["", ""];
+  const rows = [...new Set([...Object.keys(counts), ...earlier.labels])];
   saveCsv(fileName("counts.csv"), [
     [
       ...Object.keys(common),
       ...["cells", "leukocytes", "class", "count", "percent", "per_100_leukocytes"],
       ...["exact_low", "exact_high", "wilson_low", "wilson_high"],
+      ...earlier.head,
     ],
-    ...Object.entries(counts).map(([label, count]) => [
+    ...rows.map((label) => [
       ...Object.values(common),
-      ...[n, leukocytes, label, count, percent[label], ratios[label]],
+      ...[n, leukocytes, label, counts[label] ?? 0, percent[label], ratios[label]],
       ...bounds("exact", label),
       ...bounds("wilson", label),
+      ...earlier.of(label),
     ]),
   ]);
+}
+
+// Return the columns of a table of counts for the reports that this one replaces, the last one first: beside the
+// counts, so that a sum over rows counts no cell twice.
+function formerColumns(signatures) {
+  const formers = signatures.toReversed();
+  return {
+    labels: formers.flatMap(({ report }) => Object.keys(report.counts)),
+    head: formers.flatMap((_, rank) =>
+      ["status", "reviewer", "signed_at", "fingerprint", "count"].map((name) => `former_${rank + 1}_${name}`),
+    ),
+    of: (label) =>
+      formers.flatMap(({ status, reviewer, at, report }) => [
+        ...[status, reviewer, at, report.fingerprint, report.counts[label] ?? 0],
+      ]),
+  };
 }
 
 function saveCells() {
@@ -109,6 +133,7 @@ async function saveLabelled() {
   const files = [],
     table = [["file", "label", "model_label", "confidence", "picture", "cell", "image_sha256"]];
   const hidden = [];
+  let unshown = 0; // cells of hidden pictures
   for (const picture of specimen.pictures) {
     const cells = picture.cells.filter(isLabelled);
     if (!cells.length) continue;
@@ -120,26 +145,24 @@ async function saveLabelled() {
         table.push([name, cell.reviewed, label, confidence, picture.name, cell.prediction.cell, sha256]);
       }
     } catch {
-      hidden.push(picture);
+      hidden.push(picture.name);
+      unshown += cells.length;
     }
   }
+  const leftOut = `${plural(unshown, "labelled cell")} left out: this browser cannot show the format, and cuts out none.`;
+  if (!files.length && hidden.length) throw new Failure(leftOut, hidden.join(", "));
   if (!files.length)
     throw new Failure(
       "No cell has a label of yours.",
       "Confirm or correct labels first: a set of the model’s own labels would teach it nothing.",
     );
-  if (hidden.length)
-    showMessage(
-      "note",
-      `${plural(hidden.length, "picture")} could not be cut: this browser cannot show the format.`,
-      hidden.map(({ name }) => name).join(", "),
-    );
+  if (hidden.length) showMessage("note", leftOut, hidden.join(", "));
   files.push({
     name: "cells.csv",
     blob: new Blob([table.map((row) => `${row.map(quoted).join(",")}\r\n`).join("")]),
   });
   save(fileName("labelled.zip"), await pack(files));
-  setStatus(`${plural(files.length - 1, "labelled cell")} saved.`);
+  setStatus(`${plural(files.length - 1, "labelled cell")} saved${unshown ? `, ${unshown} left out` : ""}.`);
 }
 
 const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
@@ -175,6 +198,7 @@ function print() {
 // --- for developers -------------------------------------------------------------------------------------
 
 function differentialCommand() {
+  checkSent();
   const used = specimen.pictures.filter(({ cells, empty }) => cells.length || empty),
     archives = new Set(used.map(({ archive }) => archive).filter(Boolean)),
     modes = new Set(used.map(({ mode }) => mode));

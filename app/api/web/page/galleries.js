@@ -96,13 +96,22 @@ function makeTile(cell) {
       tabIndex: -1,
       attributes: { role: "option", "aria-selected": "false" },
     },
-    element("span", { className: "crop" }, cell.canvas),
+    element("span", { className: "crop" }, cell.canvas, lookSign()),
     element("span", { className: "badge", attributes: { "aria-hidden": "true" } }),
     element("span", { className: "said" }),
     element("span", { className: "name" }),
   );
   cellsOf.set(cell.tile, cell);
 }
+
+// A click on it shows the cell on its field, as Enter does: an option of a list box holds no button.
+const lookSign = () =>
+  element("span", {
+    className: "look",
+    textContent: "⤢",
+    title: "Show on field (Enter)",
+    attributes: { "aria-hidden": "true" },
+  });
 
 // Show the label of a cell on its tile, and put the tile where it belongs.
 function showCell(cell) {
@@ -167,6 +176,7 @@ export function applyFilter(cells = specimen.cells) {
     picture = $("filter-picture").value;
   for (const cell of cells)
     cell.tile.hidden = !FILTERS[chosen](cell) || (picture !== "" && String(cell.picture.order) !== picture);
+  if ([...selected].some(({ tile }) => tile.hidden)) select([...selected]);
   for (const input of document.querySelectorAll("#filter input"))
     input.parentElement.querySelector("output").textContent = specimen.cells.filter(
       FILTERS[input.value],
@@ -188,21 +198,29 @@ function listPictures() {
 
 // --- selection and focus --------------------------------------------------------------------------------
 
+// Select cells. One that a filter hides is never selected: nobody would see what happens to it.
 export function select(cells) {
-  const before = new Set(selected);
+  const before = new Set(selected),
+    chosen = cells.filter(({ tile }) => !tile.hidden);
   selected.clear();
-  for (const cell of cells) selected.add(cell);
+  for (const cell of chosen) selected.add(cell);
   for (const cell of new Set([...before, ...selected]))
     cell.tile.setAttribute("aria-selected", selected.has(cell));
   $("chosen").textContent = selected.size > 1 ? plural(selected.size, "cell") + " selected" : "";
   document.dispatchEvent(new Event("selected"));
 }
 
-// Move the focus, and with it the gallery's tab stop, to a tile.
-export function focusTile(tile) {
+// Move the focus, and with it the gallery's tab stop, to a tile that is in sight.
+function focusInSight(tile) {
   for (const other of tile.parentElement.querySelectorAll(':scope > [tabindex="0"]')) other.tabIndex = -1;
   tile.tabIndex = 0;
-  tile.focus();
+  tile.focus({ preventScroll: true });
+}
+
+// Move the focus to a tile, and the tile into sight.
+function focusTile(tile) {
+  focusInSight(tile);
+  tile.scrollIntoView({ block: "nearest" });
 }
 
 const visible = (list) => [...list.children].filter(({ hidden }) => !hidden);
@@ -228,10 +246,17 @@ function toggle(tile) {
   select(selected.has(cell) ? [...selected].filter((other) => other !== cell) : [...selected, cell]);
 }
 
-function click(event) {
+// open: shows a cell on its field.
+function click(event, open) {
   const tile = event.target.closest(".tile");
   if (!tile) return;
-  focusTile(tile);
+  if (event.target.matches(".look")) {
+    focusInSight(tile);
+    chooseAlone(tile);
+    open(cellOf(tile));
+    return;
+  }
+  focusInSight(tile); // a tile that moved would not get the second click of a double click
   if (event.shiftKey) selectTo(tile);
   else if (event.ctrlKey || event.metaKey || isPicking) toggle(tile);
   else chooseAlone(tile);
@@ -284,7 +309,6 @@ export function goTo(cell) {
   }
   focusTile(tile);
   chooseAlone(tile);
-  tile.scrollIntoView({ block: "nearest" });
 }
 
 // Return the visible cells in the order of the page.
@@ -314,6 +338,16 @@ export function keepingPlace(cells, work) {
       chooseAlone(target);
     }
   }
+}
+
+// The button that confirms a gallery has gone: go on to the next cell that is not judged, or to what is left to do.
+function goOnAfter(list) {
+  const cells = cellsInOrder(),
+    open = cells.filter(({ reviewed }) => reviewed === null),
+    last = cells.findLastIndex(({ tile }) => tile.parentElement === list);
+  const next = open.find((cell) => cells.indexOf(cell) > last) ?? open[0];
+  if (next) goTo(next);
+  else $("report-status").focus();
 }
 
 // --- events ---------------------------------------------------------------------------------------------
@@ -350,11 +384,12 @@ export function listenToGalleries({ confirm, open }) {
     if (event.target.matches("button")) {
       const { list } = galleryOf(event.target.closest(".gallery").dataset.place);
       confirm(visible(list).map(cellOf).filter(isConfirmable));
-    } else click(event);
+      if (event.target.hidden) goOnAfter(list);
+    } else click(event, open);
   });
   $("galleries").addEventListener("dblclick", (event) => {
     const tile = event.target.closest(".tile");
-    if (tile) open(cellOf(tile));
+    if (tile && !event.target.matches(".look")) open(cellOf(tile)); // there the first click does
   });
   $("galleries").addEventListener("keydown", press);
   // The focus may come by Tab: then the cell is selected that has it.

@@ -12,6 +12,7 @@ import { listenToFiles } from "./intake.js";
 import { confirm, listenToLabelling } from "./labelling.js";
 import { describeModel } from "./model.js";
 import { listenToPictures } from "./pictures.js";
+import { keepRoom } from "./room.js";
 import { watchReadiness } from "./service.js";
 import { forgetKept, listenToSessions } from "./sessions.js";
 import { listenToPrint } from "./sheet.js";
@@ -45,6 +46,7 @@ function listenToIdentifiers() {
   }
 }
 
+keepRoom();
 listenToFiles();
 listenToRetry();
 listenToExamples();

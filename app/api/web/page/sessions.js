@@ -1,10 +1,12 @@
 // The review as a session: a file that is opened again later, or kept in this browser if the user says so.
 // Both hold the same: `session.json` (labels, identifiers, answers of the model) and the pictures.
 
+import { UNANSWERED } from "./classify.js";
 import { updateDifferential } from "./differential.js";
-import { $, Failure, listen, MIB, plural, save, setStatus } from "./dom.js";
+import { $, Failure, leaveControl, listen, MIB, plural, save, setStatus } from "./dom.js";
+import { describeModel } from "./model.js";
 import { fileName } from "./naming.js";
-import { NOT_A_CELL, specimen, UNIDENTIFIED } from "./specimen.js";
+import { nameOf, NOT_A_CELL, specimen, UNIDENTIFIED } from "./specimen.js";
 import { extract, readDirectory } from "./zip.js";
 import { pack } from "./zip_writer.js";
 
@@ -41,11 +43,18 @@ async function restore(data, fileOf) {
       check(typeof name === "string" && ["one", "all"].includes(mode));
       for (const { prediction, reviewed } of cells) checkCell(prediction, reviewed);
       const outcome = { cells: cells.map(({ prediction }) => prediction), problem, empty, model };
-      const reviewed = cells.map(({ reviewed: label }) => label);
-      pictures.push({ name, mode, archive, flaw, outcome, reviewed, file: await fileOf(index, picture) });
+      // It was still on its way when the session was saved.
+      if (!cells.length && !problem && !empty) outcome.problem = UNANSWERED;
+      const reviewed = cells.map(({ reviewed: label }) => label),
+        file = await fileOf(index, picture);
+      check(file !== null || typeof flaw === "string");
+      pictures.push({ name, mode, archive, flaw, outcome, reviewed, file });
     }
     const { specimen: id, accession } = data.ids;
-    check(typeof id === "string" && typeof accession === "string" && Array.isArray(data.signatures));
+    check(typeof id === "string" && typeof accession === "string");
+    for (const { reviewer, report } of data.signatures)
+      check(typeof reviewer === "string" && Object.values(report.counts).every(Number.isInteger));
+    await checkLabels(data.pictures);
   } catch (error) {
     if (error instanceof Failure) throw error;
     throw new Failure("The session is damaged.", String(error.message));
@@ -64,6 +73,23 @@ async function restore(data, fileOf) {
 
 function check(holds) {
   if (!holds) throw new Failure("The session is damaged.", "A value is not what this page writes.");
+}
+
+// Throw Failure if the model that answers lacks a label of the session, which it then cannot count.
+async function checkLabels(pictures) {
+  const served = await describeModel().catch(() => null); // without an answer, nothing is counted yet
+  if (!served) return;
+  const cells = pictures.flatMap(({ cells: some }) => some),
+    known = [...served.labels, UNIDENTIFIED, NOT_A_CELL];
+  const given = cells.flatMap(({ prediction, reviewed }) => [prediction.label, reviewed ?? UNIDENTIFIED]),
+    lacking = [...new Set(given)].filter((label) => !known.includes(label));
+  if (!lacking.length) return;
+  const { name, version } = pictures.find(({ model }) => model)?.model ?? {};
+  throw new Failure(
+    "The session is of another model.",
+    `Its cells were classified by ${name} ${version}. The model that answers, ${served.name} ${served.version}, does ` +
+      `not know ${lacking.map(nameOf).join(", ")}. Open the session where that model is served.`,
+  );
 }
 
 function checkCell(prediction, reviewed) {
@@ -134,28 +160,35 @@ const promised = (asked) =>
     asked.onerror = () => reject(asked.error);
   });
 
+let database = null; // stays open: a page that is left waits for nothing
+
 async function store(mode) {
-  const asked = indexedDB.open(DATABASE, 1);
-  asked.onupgradeneeded = () => asked.result.createObjectStore(STORE);
-  const database = await promised(asked);
-  const transaction = database.transaction(STORE, mode);
-  transaction.addEventListener("complete", () => database.close());
-  return transaction.objectStore(STORE);
+  if (!database) {
+    const asked = indexedDB.open(DATABASE, 1);
+    asked.onupgradeneeded = () => asked.result.createObjectStore(STORE);
+    database = await promised(asked);
+    database.onclose = () => {
+      database = null;
+    };
+  }
+  return database.transaction(STORE, mode).objectStore(STORE);
 }
 
 const readKept = async () => promised((await store("readonly")).get(KEY));
 
 async function forget() {
-  clearTimeout(writing);
+  stopWriting();
   isMine = false;
   await promised((await store("readwrite")).delete(KEY));
   await showKept();
 }
 
+const sizeOf = (files) => files.reduce((sum, { file }) => sum + file.size, 0);
+
 async function keepNow() {
   if (!$("keep").checked || !specimen.pictures.length) return;
   const { data, files } = snapshot();
-  const size = files.reduce((sum, { file }) => sum + file.size, 0);
+  const size = sizeOf(files);
   if (size > MOST_KEPT) {
     $("kept-text").textContent =
       `Not kept: the pictures have ${Math.ceil(size / MIB)} MiB, the limit is ${MOST_KEPT / MIB}. Save a file.`;
@@ -171,9 +204,29 @@ async function keepNow() {
   await showKept();
 }
 
-function keepSoon() {
+function stopWriting() {
   clearTimeout(writing);
-  if ($("keep").checked) writing = setTimeout(() => keepNow().catch(showKeepProblem), WRITE_AFTER_MS);
+  writing = 0;
+}
+
+function keepSoon() {
+  stopWriting();
+  if (!$("keep").checked) return;
+  writing = setTimeout(() => {
+    writing = 0;
+    keepNow().catch(showKeepProblem);
+  }, WRITE_AFTER_MS);
+}
+
+// Write at once what waits to be written: the page is left. Nothing here may wait.
+function keepLast() {
+  if (!writing || !isMine || !database) return;
+  stopWriting();
+  const { data, files } = snapshot();
+  if (sizeOf(files) > MOST_KEPT) return;
+  const transaction = database.transaction(STORE, "readwrite");
+  transaction.objectStore(STORE).put({ at: Date.now(), data, files }, KEY);
+  transaction.commit();
 }
 
 const showKeepProblem = (error) => {
@@ -196,7 +249,8 @@ async function showKept() {
   $("open-kept").hidden = !some || specimen.pictures.length > 0;
   $("kept-text").textContent = some
     ? `A session of ${plural(countCells(kept.data), "cell")} is kept in this browser, saved ${ageOf(kept.at)} ago; ` +
-      `it is deleted after ${MOST_HOURS} hours.`
+      `once it is ${MOST_HOURS} hours old, this page deletes it when it is next open. On a computer that others use, ` +
+      `delete it before you leave.`
     : "";
 }
 
@@ -209,27 +263,35 @@ async function openKept() {
   await restore(kept.data, (index) => files.get(index) ?? null);
   isMine = true;
   await showKept();
+  leaveControl("open-kept", "specimen-id");
+}
+
+// Delete what is kept, and keep nothing from now on.
+async function switchOff() {
+  $("keep").checked = false;
+  localStorage.removeItem(SWITCH);
+  await forget();
+  leaveControl("forget", "keep");
 }
 
 export function listenToSessions() {
   $("keep").checked = localStorage.getItem(SWITCH) === "on";
   listen("save-session", "click", saveSession);
   listen("open-kept", "click", openKept);
-  listen("forget", "click", forget);
+  listen("forget", "click", switchOff);
   listen("keep", "change", async () => {
     if ($("keep").checked) {
       localStorage.setItem(SWITCH, "on");
       keepSoon();
     } else {
-      localStorage.removeItem(SWITCH);
-      await forget();
+      await switchOff();
     }
   });
   for (const type of ["labelled", "pictures", "signed"]) specimen.addEventListener(type, keepSoon);
   document.addEventListener("identified", keepSoon);
-  specimen.addEventListener("cleared", () => {
-    clearTimeout(writing);
-  });
+  window.addEventListener("pagehide", keepLast);
+  document.addEventListener("visibilitychange", () => document.hidden && keepLast());
+  specimen.addEventListener("cleared", stopWriting);
   showKept().catch(showKeepProblem);
   setInterval(() => showKept().catch(showKeepProblem), 60_000);
 }

@@ -22,7 +22,8 @@ export function isClose(cell) {
 export const labelOf = (cell) => cell.reviewed ?? cell.prediction.label;
 export const isChanged = (cell) => cell.reviewed !== null && cell.reviewed !== cell.prediction.label;
 
-// Events, with the cells that they are about: "added", "labelled", "pictures" (some have no cells), "signed", "cleared".
+// Events, with the cells that they are about: "added", "labelled", "blinded" (before "labelled"), "pictures" (some
+// have no cells), "signed", "cleared".
 class Specimen extends EventTarget {
   pictures = [];
   number = 1; // work for an earlier specimen is dropped
@@ -152,6 +153,7 @@ class Specimen extends EventTarget {
 
   setBlind(blind) {
     this.blind = blind;
+    this.#tell("blinded", this.cells);
     this.#tell("labelled", this.cells);
   }
 
@@ -169,12 +171,16 @@ class Specimen extends EventTarget {
     return this.signatures.at(-1) ?? null;
   }
 
+  // The signed reports that the present one replaces, or will once it is signed.
+  get earlier() {
+    return this.isSigned ? this.signatures.slice(0, -1) : this.signatures;
+  }
+
   get isSigned() {
     return this.signature !== null && this.signature.content === this.content;
   }
 
-  // signature: reviewer, content, status, at (ISO 8601), report (what a correction says of it), and former, the
-  // report that it replaces.
+  // signature: reviewer, content, status, at (ISO 8601), and report (what a correction says of it).
   sign(signature) {
     this.signatures.push(signature);
     this.change();

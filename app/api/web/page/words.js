@@ -12,9 +12,10 @@ const REASONS = {
   low_confidence: "the model is not sure",
   out_of_distribution: "the image is unlike those that the model was trained on",
 };
+const OF_MODEL = ["low_confidence", "out_of_distribution"];
 const ADVICE = {
   no_cell: "Move to a place with white blood cells, or use a stain that colours nuclei violet",
-  several_cells: "Choose “every cell of a field”, or cut out one cell",
+  several_cells: "Choose “every cell of a picture”, or cut out one cell",
   cut_off: "Take a picture that shows the whole cell",
   blurred: "Focus and take it again",
   exposure: "Set light and exposure, and take it again",
@@ -25,10 +26,12 @@ export const advice = (reasons) => reasons.map((reason) => ADVICE[reason]).filte
 
 const short = (share) => percent(share, 0);
 
-// Return why a person must look at a cell, in words.
+// Return why a person must look at a cell, in words; what the model thinks of it only where that may be shown.
 export function reasonsOf(cell) {
-  const reasons = cell.prediction.review_reasons.map(inWords);
-  if (isClose(cell) && !specimen.blind) {
+  const isShown = isOpen(cell),
+    { review_reasons: all } = cell.prediction,
+    reasons = all.filter((reason) => isShown || !OF_MODEL.includes(reason)).map(inWords);
+  if (isClose(cell) && isShown) {
     const [[first, high], [second, low]] = bestTwo(cell);
     reasons.push(`two classes are close: ${first} ${short(high)}, ${second} ${short(low)}`);
   }
