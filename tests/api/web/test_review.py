@@ -326,6 +326,12 @@ def test_the_advice_names_the_choice_as_the_page_does(page: Page) -> None:
     expect(page.get_by_label(name)).to_be_checked()
 
 
+def test_two_finds_that_may_be_one_cell_are_told_from_a_picture_of_several(page: Page) -> None:
+    words = "import('/page/words.js').then(({{ inWords }}) => inWords('several_cells', '{}'))"
+    assert page.evaluate(words.format("all")) == "another cell is so near that both may be one"
+    assert page.evaluate(words.format("one")) == "there are several leukocytes in the picture"
+
+
 # --- many cells -------------------------------------------------------------------------------------
 
 CHANGED = """() => {

@@ -18,7 +18,7 @@ const sentence = (texts) => {
 };
 
 function rowOf(picture) {
-  const { name, problem, empty, cells } = picture,
+  const { name, problem, empty, cells, mode } = picture,
     flaws = flawsOf(picture);
   const kind = problem ? "failed" : empty ? "empty" : "flawed";
   const image = picture.url
@@ -27,7 +27,7 @@ function rowOf(picture) {
   image.addEventListener("error", () => image.replaceWith(element("span", { className: "thumb" })), {
     once: true,
   });
-  const words = problem ? [`${problem.title}: ${problem.detail}`] : flaws.map(inWords);
+  const words = problem ? [`${problem.title}: ${problem.detail}`] : flaws.map((reason) => inWords(reason, mode));
   const text = element(
     "div",
     {},
@@ -40,7 +40,7 @@ function rowOf(picture) {
     element("p", { className: kind === "failed" ? "failed" : "review" }, sentence(words)),
     element("p", {
       className: "small",
-      textContent: advice(flaws)
+      textContent: advice(flaws, mode)
         .map((text) => `${text}.`)
         .join(" "),
     }),

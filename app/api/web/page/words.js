@@ -12,6 +12,7 @@ const REASONS = {
   low_confidence: "the model is not sure",
   out_of_distribution: "the image is unlike those that the model was trained on",
 };
+const OF_FIELDS = { several_cells: "another cell is so near that both may be one" };
 const OF_MODEL = ["low_confidence", "out_of_distribution"];
 const ADVICE = {
   no_cell: "Move to a place with white blood cells, or use a stain that colours nuclei violet",
@@ -21,8 +22,12 @@ const ADVICE = {
   exposure: "Set light and exposure, and take it again",
 };
 
-export const inWords = (reason) => REASONS[reason] ?? reason;
-export const advice = (reasons) => reasons.map((reason) => ADVICE[reason]).filter(Boolean);
+const ADVICE_ON_FIELDS = { several_cells: "If two finds are one cell, call one of them “not a cell”" };
+
+// Return a reason for review in words. mode: whether the picture is a field or one cell.
+export const inWords = (reason, mode) => (mode === "all" && OF_FIELDS[reason]) || (REASONS[reason] ?? reason);
+export const advice = (reasons, mode) =>
+  reasons.map((reason) => (mode === "all" && ADVICE_ON_FIELDS[reason]) || ADVICE[reason]).filter(Boolean);
 
 const short = (share) => percent(share, 0);
 
@@ -30,7 +35,10 @@ const short = (share) => percent(share, 0);
 export function reasonsOf(cell) {
   const isShown = isOpen(cell),
     { review_reasons: all } = cell.prediction,
-    reasons = all.filter((reason) => isShown || !OF_MODEL.includes(reason)).map(inWords);
+    { mode } = cell.picture,
+    reasons = all
+      .filter((reason) => isShown || !OF_MODEL.includes(reason))
+      .map((reason) => inWords(reason, mode));
   if (isClose(cell) && isShown) {
     const [[first, high], [second, low]] = bestTwo(cell);
     reasons.push(`two classes are close: ${first} ${short(high)}, ${second} ${short(low)}`);
