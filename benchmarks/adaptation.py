@@ -31,7 +31,7 @@ from app.evaluation.verification import Answers, Verification, cells_of, marks_o
 from app.imaging.framing import Preprocessing
 from training import adapt, head
 from training.adapt import OwnCells, cross_validate, follow, run
-from training.adapted import UNCHANGED, Parent, answers, compare, recalls
+from training.adapted import UNCHANGED, Parent, compare, recalls
 from training.config import TrainConfig, read_config
 from training.data import Row, read_manifest
 from training.images import ImageArchive
@@ -232,7 +232,7 @@ def judge(parent: Parent, given: OwnCells, rest: OwnCells) -> Figures:
     old, new = (recalls(outputs, rest, parent.labels) for outputs in (before, after))
     temperature = comparison.temperature if written else parent.temperature
     verification = comparison.after if written else comparison.before
-    kept, right = review(verification, answers(after, temperature, parent.neighbours), rest)
+    kept, right = review(verification, parent.answers(rest, after, temperature), rest)
     return Figures(
         before=float(np.mean([*old.values()])),
         after=float(np.mean([*new.values()])),
@@ -247,7 +247,7 @@ def review(verification: Verification, found: Answers, rest: OwnCells) -> tuple[
     """Return the share kept of the rest with the proposed thresholds, and how much of it is right."""
     if verification.proposed is None:
         return 0.0, None
-    marks = marks_of(cells_of(rest.labels, found), verification.proposed.thresholds)
+    marks = marks_of(cells_of(rest.labels, found), verification.proposed.rules)
     return 1 - marks.review_share, marks.right_when_kept
 
 

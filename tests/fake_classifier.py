@@ -31,6 +31,8 @@ class FakeEngine:
 class FakeClassifier:
     """Knows cells by their grey: 0 to 63 is the first class, 64 to 127 the second, and so on."""
 
+    scores_of_others = None
+
     def __init__(self) -> None:
         preprocessing = Preprocessing(framing="whole", white_point=False)
         self.bundle = Bundle(

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from app.evaluation.review_thresholds import Flags
+from app.evaluation.verification import undivided
 from training.augment import augment
 from training.class_sizes import check_labels
 from training.config import Augmentation
@@ -56,20 +58,29 @@ class OwnCells:
     """n labelled cells of a laboratory.
 
     framed uint8 [n, size, size, 3]: as the service frames them. patches uint8 [n, p, p, 3]: for augmentation.
-    labels [n]: class indices. groups [n]: patient, slide or photo of each.
+    labels [n]: class indices. groups [n]: patient, slide or photo of each. poor [n]: whether the picture's
+    quality sends it to review; None: no picture's does. hashes [n]: SHA-256 of each picture; empty: unknown.
     """
 
     framed: Pixels
     patches: Pixels
     labels: NDArray[np.int64]
     groups: Sequence[str]
+    poor: Flags | None = None
+    hashes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, places: Sequence[int]) -> OwnCells:
-        groups = [self.groups[place] for place in places]
-        return OwnCells(self.framed[places], self.patches[places], self.labels[places], groups)
+        return OwnCells(
+            self.framed[places],
+            self.patches[places],
+            self.labels[places],
+            [self.groups[place] for place in places],
+            None if self.poor is None else self.poor[places],
+            [self.hashes[place] for place in places] if self.hashes else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,7 @@ def deal(cells: OwnCells, seed: int) -> NDArray[np.int64]:
     The cells of a class that has a single group are dealt one by one. Such a class cannot be judged on a
     slide that was not trained on; `undivided` names it.
     """
-    single = set(undivided(cells))
+    single = set(undivided(cells.labels, cells.groups))
     units: dict[object, list[int]] = defaultdict(list)
     for place, (label, group) in enumerate(zip(cells.labels.tolist(), cells.groups, strict=True)):
         units[place if label in single else group].append(place)
@@ -206,14 +217,6 @@ def deal(cells: OwnCells, seed: int) -> NDArray[np.int64]:
         loads[chosen] += share
         fold[units[unit]] = chosen
     return fold
-
-
-def undivided(cells: OwnCells) -> list[int]:
-    """Return the classes whose cells all come from one group."""
-    groups: dict[int, set[str]] = defaultdict(set)
-    for label, group in zip(cells.labels.tolist(), cells.groups, strict=True):
-        groups[label].add(group)
-    return sorted(label for label, found in groups.items() if len(found) < 2)
 
 
 @torch.no_grad()

@@ -19,8 +19,20 @@ from app.engine.bundle import GRAPH, KNOWN_ANSWER, WEIGHTS, Bundle, FamiliarRule
 from app.engine.classifier import Neighbours, read_neighbours, read_styles, softmax
 from app.engine.laboratories import Styles, describe_all
 from app.engine.site_bundle import Adapted, record, write
-from app.evaluation.review_thresholds import Flags, Thresholds
-from app.evaluation.verification import Answers, Marks, Verification, cells_of, verify
+from app.evaluation.copies import HASH_DIGITS, adapted_to
+from app.evaluation.report import evaluate
+from app.evaluation.review_thresholds import Flags, Rules, Thresholds
+from app.evaluation.verification import (
+    Answers,
+    Marks,
+    Verification,
+    data_hash,
+    exactly,
+    undivided,
+    verify,
+)
+from app.reports import verification_page
+from app.reports.verification_page import FIGURES, PAGE, Verified
 from training.adapt import (
     Candidate,
     Outputs,
@@ -33,7 +45,6 @@ from training.adapt import (
     cross_validate,
     follow,
     renew_statistics,
-    undivided,
 )
 from training.calibration import temperature_for
 from training.errors import DataError
@@ -48,6 +59,7 @@ CHANCE = 1  # cell of it, which says nothing
 UNCHANGED = Candidate(0, None)  # the bundle as it is
 LEAST_UNLABELLED = 50  # pictures, for batch statistics
 REPORT = "adaptation.json"
+UNVERIFIED = "The bundle has no `site`: it is not verified for this laboratory. Verify it on other cells."
 RANGES = 160  # cells for the int8 ranges
 
 Floats = NDArray[np.floating[Any]]
@@ -55,7 +67,10 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Held-out cells before and after: verifications with the thresholds of each, and recalls by class."""
+    """Held-out cells before and after: verifications with the thresholds of each, and recalls by class.
+
+    tried: how many adaptations the chosen one is the best of.
+    """
 
     chosen: Candidate
     temperature: float
@@ -63,6 +78,7 @@ class Comparison:
     after: Verification
     recalls_before: dict[str, float]
     recalls_after: dict[str, float]
+    tried: int = 0
 
     @property
     def fallen(self) -> list[str]:
@@ -78,6 +94,11 @@ class Comparison:
     def recommended(self) -> bool:
         better = self.after.balanced_accuracy > self.before.balanced_accuracy
         return better and not self.fallen
+
+    @property
+    def verifies(self) -> bool:
+        """Return whether the cells speak for the adaptation, as `leuko verify` would ask."""
+        return self.recommended and self.after.proposed is not None
 
 
 @dataclass(frozen=True)
@@ -105,14 +126,22 @@ class Parent:
             read_styles(bundle.path) if bundle.familiar else None,
         )
 
-    def reviewed(self, cells: OwnCells, found: Answers) -> Flags:
-        """Return which cells [n] the bundle's thresholds send to review: familiar pictures have their own."""
-        judged = cells_of(cells.labels, found)
-        kept = judged.keep(self.thresholds)
-        if self.familiar is not None and self.styles is not None:
-            near = self.styles.distances(describe_all(cells.framed)) <= self.familiar.distance
-            kept = np.where(near, judged.keep(self.familiar.thresholds), kept)
-        return ~kept
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.thresholds, self.familiar.thresholds if self.familiar else None)
+
+    def knows(self, cells: OwnCells) -> Flags:
+        """Return which cells [n] have the bundle's thresholds of familiar pictures."""
+        if self.familiar is None or self.styles is None:
+            return np.zeros(len(cells), bool)
+        near: Flags = self.styles.distances(describe_all(cells.framed)) <= self.familiar.distance
+        return near
+
+    def answers(self, cells: OwnCells, outputs: Outputs, temperature: float) -> Answers:
+        """Return what a bundle with these outputs answers to the cells."""
+        poor = np.zeros(len(cells), bool) if cells.poor is None else cells.poor
+        scores = self.neighbours.score(outputs.features).astype(np.float64)
+        return Answers(softmax(outputs.logits / temperature), scores, poor, familiar=self.knows(cells))
 
     def starts(
         self, cells: OwnCells, unlabelled: Pixels | None = None, replay: OwnCells | None = None
@@ -120,7 +149,11 @@ class Parent:
         """Return the network as it is, and with unlabelled pictures one with batch statistics of theirs."""
         networks = [self.network]
         if unlabelled is not None:
-            networks.append(renew_statistics(self.network, np.concatenate([unlabelled, cells.framed])))
+            # Without the labelled cells: those that a fold holds out must not be in its network.
+            given = {cell.tobytes() for cell in cells.framed}
+            others = np.array([picture.tobytes() not in given for picture in unlabelled])
+            if others.sum() > 1:
+                networks.append(renew_statistics(self.network, unlabelled[others]))
         return [begin(network, cells, self.neighbours.known.features, replay) for network in networks]
 
 
@@ -132,38 +165,36 @@ def compare(parent: Parent, cells: OwnCells, trial: Trial, target: float) -> Com
     outputs, weights = trial.outputs[UNCHANGED], balanced_weights(cells.labels)
     recalls_before = recalls(outputs, cells, parent.labels)
 
-    unchanged = answers(outputs, parent.temperature, parent.neighbours)
-    unchanged = replace(unchanged, reviewed=parent.reviewed(cells, unchanged))
-
-    def judge(found: Answers) -> Verification:
+    def judge(outputs: Outputs, temperature: float) -> Verification:
         return verify(
             cells.labels,
-            found,
-            parent.thresholds,
+            parent.answers(cells, outputs, temperature),
+            parent.rules,
             names=parent.labels,
-            groups=cells.groups if len(set(cells.groups)) < len(cells) else None,
+            groups=groups_of(cells),
             target=target,
+            others=parent.neighbours.scores_of_others(),
         )
 
-    before = judge(unchanged)
+    before = judge(outputs, parent.temperature)
 
     def compared(chosen: Candidate) -> Comparison:
         after = trial.outputs[chosen]
         temperature = round(temperature_for(after.logits, cells.labels, weights), 4)
         # What the bundle did until now is what it did with its own network.
-        verified = replace(judge(answers(after, temperature, parent.neighbours)), current=before.current)
+        verified = replace(judge(after, temperature), current=before.current)
         recalls_after = recalls(after, cells, parent.labels)
-        return Comparison(chosen, temperature, before, verified, recalls_before, recalls_after)
+        tried = len(trial.outputs) - 1
+        return Comparison(chosen, temperature, before, verified, recalls_before, recalls_after, tried)
 
     first, *others = trial.ranked(cells.labels)
     best = compared(first)
     return best if best.recommended else next((one for one in map(compared, others) if one.recommended), best)
 
 
-def answers(outputs: Outputs, temperature: float, neighbours: Neighbours) -> Answers:
-    probabilities = softmax(outputs.logits / temperature)
-    scores = neighbours.score(outputs.features)
-    return Answers(probabilities, scores.astype(np.float64), np.zeros(len(scores), bool))
+def groups_of(cells: OwnCells) -> Sequence[str] | None:
+    """Return the patients or slides; None if each cell is its own."""
+    return cells.groups if len(set(cells.groups)) < len(cells) else None
 
 
 def recalls(outputs: Outputs, cells: OwnCells, names: Sequence[str]) -> dict[str, float]:
@@ -194,27 +225,58 @@ def adapt_with_labels(
     unlabelled: Pixels | None = None,
     replay: OwnCells | None = None,
     force: bool = False,
+    by: str = "",
+    data: str = "",
 ) -> Adaptation:
     """Adapt a bundle to a laboratory's labelled cells, and write it if held-out cells are better for it.
 
     unlabelled uint8 [n, size, size, 3]: pictures of the same laboratory. replay: cells of others that must
-    not be forgotten. force: write it anyway. Raise DataError or BundleError.
+    not be forgotten. force: write it anyway, as not verified. by, data: who adapts, and the cells' name, for
+    the report. Raise DataError or BundleError.
     """
     check_cells(cells, bundle.labels)
     parent = Parent.of(bundle)
     starts = parent.starts(cells, unlabelled, replay)
-    comparison = compare(parent, cells, cross_validate(starts, cells), target)
-    single = [bundle.labels[label] for label in undivided(cells)]
+    trial = cross_validate(starts, cells)
+    comparison = compare(parent, cells, trial, target)
+    single = [bundle.labels[label] for label in undivided(cells.labels, cells.groups)]
     if not (comparison.recommended or force):
         return Adaptation(comparison, single, None)
     adapted = follow(comparison.chosen, starts, cells)
-    after, marks = comparison.after, comparison.after.recommended
-    site_record = record(bundle, after, marks, site, datetime.now(UTC), adapted=True)
+    after, now = comparison.after, datetime.now(UTC)
     described = facts(cells, comparison, bundle)
     reports = {REPORT: json.dumps(asdict(comparison) | {"undivided": single}, indent=2) + "\n"}
+    site_record, marks = None, after.proposed
+    if comparison.verifies:
+        site_record = record(bundle, after, after.recommended, site, now, adapted=True)
+        hashes = cells.hashes or [""] * len(cells)
+        sha256 = data_hash(hashes, cells.labels.tolist())
+        verified = Verified(site, by.strip(), now, data, sha256, adapted=True)
+        reports |= verification(bundle, cells, trial.outputs[comparison.chosen], comparison, verified)
     with _weights(bundle, adapted, cells.framed, comparison.temperature, described) as parts:
         written = write(bundle, out, site, site_record, marks, reports, parts)
     return Adaptation(comparison, single, written)
+
+
+def verification(
+    bundle: Bundle, cells: OwnCells, outputs: Outputs, comparison: Comparison, verified: Verified
+) -> dict[str, str]:
+    """Return the report of an adaptation that its cross-validation verifies, as `leuko verify` writes it.
+
+    outputs: what the cells were judged by.
+    """
+    report = evaluate(
+        cells.labels,
+        None,
+        softmax(outputs.logits / comparison.temperature),
+        names=bundle.labels,
+        groups=groups_of(cells),
+    )
+    figures = verification_page.document(bundle, report, comparison.after, verified)
+    return {
+        PAGE: verification_page.render(bundle, report, comparison.after, verified),
+        FIGURES: json.dumps(figures, indent=2) + "\n",
+    }
 
 
 def adapt_without_labels(bundle: Bundle, unlabelled: Pixels, out: Path, *, site: str) -> Adaptation:
@@ -263,6 +325,7 @@ def facts(cells: OwnCells, comparison: Comparison, bundle: Bundle) -> dict[str, 
             "before": comparison.before.balanced_accuracy,
             "after": comparison.after.balanced_accuracy,
         },
+        "pictures": sorted(adapted_to(bundle.training) | {sha256[:HASH_DIGITS] for sha256 in cells.hashes}),
         "fingerprint": hashlib.sha256(cells.framed.tobytes() + cells.labels.tobytes()).hexdigest(),
         "parent": named(bundle),
     }
@@ -280,11 +343,17 @@ def lines(adaptation: Adaptation) -> Iterator[str]:
         return
     yield f"{found.after.cells} cells, each judged by a network that was adapted without its group:"
     for name, one in (("before", found.before), ("after", found.after)):
-        low, high = one.interval
+        interval = "interval not known"
+        if one.interval is not None:
+            interval = f"{one.interval[0]:.3f} to {one.interval[1]:.3f}"
         yield (
-            f"  {name:7}balanced accuracy {one.balanced_accuracy:.3f} ({low:.3f} to {high:.3f});"
+            f"  {name:7}balanced accuracy {one.balanced_accuracy:.3f} ({interval});"
             f" {marked(one.proposed, one.target)}"
         )
+    yield (
+        f"  After is the best of {found.tried} adaptations on the same cells, so it is slightly too good:"
+        " verify the bundle on cells of other slides."
+    )
     for label, before in found.recalls_before.items():
         yield f"  recall of {label}: {before:.2f} → {found.recalls_after[label]:.2f}"
     if adaptation.undivided:
@@ -292,12 +361,17 @@ def lines(adaptation: Adaptation) -> Iterator[str]:
             f"The cells of {', '.join(adaptation.undivided)} are of one slide or patient: how well others are"
             " recognised cannot be known."
         )
+    yield from verification_page.of_no_class(found.after)
+    reason = f"the recall of {', '.join(found.fallen)} falls" if found.fallen else "it is not better"
     if adaptation.written is None:
-        reason = f"the recall of {', '.join(found.fallen)} falls" if found.fallen else "it is not better"
         yield f"Not recommended: {reason}. Nothing was written; --force writes it."
+    elif not found.recommended:
+        yield f"Not recommended: {reason}. {UNVERIFIED}"
+    elif not found.verifies:
+        yield f"No thresholds keep cells of which {exactly(found.after.target)} are right. {UNVERIFIED}"
 
 
 def marked(marks: Marks | None, target: float) -> str:
     if marks is None:
-        return f"no thresholds keep cells of which {target:.0%} are right"
+        return f"no thresholds keep cells of which {exactly(target)} are right"
     return f"{marks.review_share:.0%} to review, {marks.right_when_kept or 0:.3f} of the rest right"

@@ -394,7 +394,7 @@ def add_adapt(commands: Commands) -> None:
         help="adapt a bundle to one laboratory's own cells",
         description="Adapt a bundle to one laboratory, from 5 or more labelled cells of each class. It is "
         "judged by cross-validation within these cells. Exit status 3 if it is not better there, or if the "
-        "recall of a class falls by more than 0.05: nothing is written then.",
+        "recall of a class falls by more than 0.05 and more than one cell: nothing is written then.",
     )
     parser.add_argument(
         "labelled",
@@ -411,16 +411,23 @@ def add_adapt(commands: Commands) -> None:
     parser.add_argument(
         "--replay",
         type=Path,
+        nargs="+",
         metavar="ARCHIVE",
-        help="labelled cells of other laboratories, against forgetting",
+        help="labelled cells of other laboratories, against forgetting; folders of classes that the bundle"
+        " does not have are left out",
     )
+    parser.add_argument("--by", default="", metavar="NAME", help="who adapts; the report names them")
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument("--groups", type=Path, metavar="FILE", help="table of file name and patient or slide")
     groups.add_argument(
         "--group-pattern", metavar="REGEX", help="its first group, in each file name, is the patient or slide"
     )
     add_right_when_kept(parser)
-    parser.add_argument("--force", action="store_true", help="write the bundle even if it is not better")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write the bundle even if it is not better, as one that is not verified",
+    )
     parser.set_defaults(command=run_adapt)
 
 
@@ -440,7 +447,7 @@ def run_adapt(args: argparse.Namespace) -> int:
 
     # These import torch, which takes longer than the checks above.
     from training.adapted import adapt_with_labels, adapt_without_labels, lines
-    from training.own_cells import read_labelled, read_unlabelled
+    from training.own_cells import read_labelled, read_replay, read_unlabelled
 
     def noted(read: tuple[T, str], *paths: Path) -> T:
         if read[1]:
@@ -449,6 +456,12 @@ def run_adapt(args: argparse.Namespace) -> int:
 
     def labelled(path: Path, groups: Path | str | None) -> OwnCells:
         return noted(read_labelled(path, bundle, groups, progress), path)
+
+    def replayed(paths: Sequence[Path]) -> OwnCells:
+        cells, notes = read_replay(paths, bundle, progress)
+        for note in notes:
+            complain(note, PROGRAM)
+        return cells
 
     pictures = (
         noted(read_unlabelled(args.unlabelled, bundle, progress), *args.unlabelled)
@@ -467,8 +480,10 @@ def run_adapt(args: argparse.Namespace) -> int:
             site=site,
             target=args.right_when_kept,
             unlabelled=pictures,
-            replay=labelled(args.replay, None) if args.replay else None,
+            replay=replayed(args.replay) if args.replay else None,
             force=args.force,
+            by=args.by,
+            data=args.labelled.name,
         )
     for line in lines(adaptation):
         print(printable(line))

@@ -12,8 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from app.archives.image_files import LeftOut, left_out_line
-from app.archives.labelled_archive import ArchiveLimits, LabelledArchive, class_of, open_archive
-from app.archives.spelling import did_you_mean
+from app.archives.labelled_archive import (
+    ArchiveLimits,
+    LabelledArchive,
+    class_of,
+    folder_of,
+    named_folders,
+    open_archive,
+)
+from app.archives.spelling import MOST_COMPARED, did_you_mean
 from app.archives.walk import Files, list_images, why
 from app.errors import BadArchive, RequestError, Unreadable, Unusable
 from app.lazy_sequence import LazySequence
@@ -84,36 +91,44 @@ def archive_images(archive: LabelledArchive) -> Sequence[StoredImage]:
 
 
 @contextmanager
-def open_labelled(path: Path, labels: Sequence[str], limits: ArchiveLimits) -> Iterator[Images]:
+def open_labelled(
+    path: Path, labels: Sequence[str], limits: ArchiveLimits, outside: Counter[str] | None = None
+) -> Iterator[Images]:
     """List the labelled images of a ZIP, or of a folder with one folder for each class at any depth.
 
-    The label of what cannot be read may be -1. Raise BadArchive or TooLarge.
+    The label of what cannot be read may be -1. outside: as in `open_archive`. Raise BadArchive or TooLarge.
     """
     if os.path.isdir(path):  # noqa: PTH112
-        yield _labelled_folder(path, labels, limits.max_entry_bytes)
+        yield _labelled_folder(path, labels, limits.max_entry_bytes, outside)
         return
     try:
         file = path.open("rb")
     except OSError as error:
         raise BadArchive(f"{path} cannot be read: {why(error)}") from None
-    with file, open_archive(file, labels, limits) as archive:
+    with file, open_archive(file, labels, limits, outside) as archive:
         yield Images(archive_images(archive), archive.left_out)
 
 
-def _labelled_folder(folder: Path, labels: Sequence[str], most: int) -> Images:
+def _labelled_folder(folder: Path, labels: Sequence[str], most: int, outside: Counter[str] | None) -> Images:
     classes = {label.casefold(): index for index, label in enumerate(labels)}
     try:
         files = list_images(folder)
     except OSError as error:
         raise BadArchive(f"{folder} cannot be read: {why(error)}") from None
     images = []
+    found: Counter[str] = Counter() if outside is None else outside
+    strange: set[str] = set()  # some of the folders of no class
     for name in sorted([*files.stamps, *files.unread]):
         label = class_of(PurePosixPath(name), classes)
         if label is None and name in files.stamps:
-            question = did_you_mean(PurePosixPath(name).parts[:-1], labels)
-            detail = f"{folder} holds images outside folders named {', '.join(labels)}; {question}"
-            raise BadArchive(detail.rstrip("; "))
+            found[folder_of(PurePosixPath(name))] += 1
+            strange.update(PurePosixPath(name).parts[:-1] if len(strange) < MOST_COMPARED else ())
+            continue
         images.append(StoredImage(name, _reader(folder, name, files, most), -1 if label is None else label))
+    if found and (outside is None or not images):
+        question = did_you_mean(strange, labels)
+        detail = f"{folder} holds images outside folders named {', '.join(labels)}, in {named_folders(found)}"
+        raise BadArchive(f"{detail}; {question}".rstrip("; "))
     if not images:
         line = left_out_line(files.left_out)
         raise BadArchive(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import PurePath, PurePosixPath
@@ -23,6 +24,7 @@ from app.errors import BadArchive, TooLarge, UndecodableImage
 from app.image_signatures import HEAD
 
 DEFAULT_LIMITS = ArchiveLimits()
+MOST_NAMED = 5  # folders of no class in a message
 _HEAD_PACKED = 1024  # compressed bytes that hold the first HEAD bytes
 _FIELDS = [field.name for field in fields(Packed)]
 
@@ -120,12 +122,18 @@ class LabelledArchive:
 
 
 def open_archive(
-    file: BinaryIO, labels: Sequence[str], limits: ArchiveLimits = DEFAULT_LIMITS
+    file: BinaryIO,
+    labels: Sequence[str],
+    limits: ArchiveLimits = DEFAULT_LIMITS,
+    outside: Counter[str] | None = None,
 ) -> LabelledArchive:
-    """Read the directory of a ZIP. Raise TooLarge or BadArchive, leaving the file open."""
+    """Read the directory of a ZIP. Raise TooLarge or BadArchive, leaving the file open.
+
+    outside: counts the images of each folder of no class, which are left out; None: they are an error.
+    """
     classes = {label.casefold(): index for index, label in enumerate(labels)}
     opened, images, left_out = PackedFile(file), list[tuple[ArchiveEntry, Packed]](), LeftOut()
-    outside = 0
+    found: Counter[str] = Counter() if outside is None else outside
     folders: set[str] = set()  # some of those that these are in
     for packed in read_directory(file, limits):
         kind = opened.kind(packed)
@@ -134,13 +142,13 @@ def open_archive(
             continue
         label = class_of(PurePosixPath(packed.name), classes)
         if label is None:
-            outside += 1
+            found[folder_of(PurePosixPath(packed.name))] += 1
             if len(folders) < MOST_COMPARED:
                 folders.update(PurePosixPath(packed.name).parts[:-1])
         else:
             images.append((ArchiveEntry(packed.name, label), packed))
-    if outside or not images:
-        advice = _advice(outside, left_out, labels)
+    if not images or (found and outside is None):
+        advice = _advice(found, left_out, labels)
         raise BadArchive(f"{advice}; {did_you_mean(folders, labels)}".rstrip("; "))
     return LabelledArchive(opened, images, left_out)
 
@@ -151,10 +159,23 @@ def class_of(path: PurePath, classes: Mapping[str, int]) -> int | None:
     return next((label for label in found if label is not None), None)
 
 
-def _advice(outside: int, left_out: LeftOut, labels: Sequence[str]) -> str:
+def folder_of(path: PurePath) -> str:
+    """Return the name of the folder that an image lies in, for a message."""
+    return path.parent.name or "no folder"
+
+
+def named_folders(outside: Mapping[str, int]) -> str:
+    """Return the folders of no class, with how many images each has."""
+    most = sorted(outside.items(), key=lambda item: -item[1])
+    more = f" and {len(most) - MOST_NAMED} more" if len(most) > MOST_NAMED else ""
+    return ", ".join(f"{name} ({count})" for name, count in most[:MOST_NAMED]) + more
+
+
+def _advice(outside: Mapping[str, int], left_out: LeftOut, labels: Sequence[str]) -> str:
     needed = f"it needs one folder for each class, named {', '.join(labels)}, at any depth"
     if outside:
-        return f"{outside} images of the archive are outside its class folders; {needed}"
+        count = f"{sum(outside.values())} images of the archive are outside its class folders"
+        return f"{count}, in {named_folders(outside)}; {needed}"
     line = left_out_line(left_out)
     return f"the archive has no images in class folders; {needed}{line and f'; {line}'}"
 

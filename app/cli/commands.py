@@ -25,7 +25,7 @@ from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
 from app.errors import BadLabels, BundleError, LeukoError, Unreadable, Unusable, naming
 from app.evaluation.answer_profile import dump, summarise
-from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.review_thresholds import Rules
 from app.evaluation.verification import TARGET, Answers
 from app.imaging import dicom_writer
 from app.inference.offline import Outcome, classify
@@ -108,7 +108,7 @@ def evaluate(
         progress = Progress(len(found))
         outcomes = track(classify(classifier, found, limits, settings.decode_workers), len(found))
     progress.done = len(outcomes)
-    scored = score(bundle, outcomes, units)
+    scored = score(classifier, outcomes, units)
     if as_json or not console.is_terminal:
         document = evaluation("", bundle, found, scored, progress, left_out=images.left_out)
         _print(document.model_dump(exclude={"request_id"}), console)
@@ -266,15 +266,22 @@ def assign(images: Images, groups: Path | str | None) -> list[bytes] | None:
 
 
 def score(
-    bundle: Bundle,
+    classifier: Classifier,
     outcomes: Sequence[Outcome],
     units: list[bytes] | None,
     target: float = TARGET,
-    chosen: Thresholds | None = None,
+    chosen: Rules | None = None,
 ) -> Scored:
-    """Evaluate the answers. units: the source of each image. target, chosen: see `Verification`."""
-    images = [outcome.image for outcome in outcomes]
-    return judge(bundle, images, units, answers_of(bundle, outcomes), failures(outcomes), target, chosen)
+    """Evaluate the answers. units: the source of each image. target, chosen: see `verify`."""
+    bundle, images = classifier.bundle, [outcome.image for outcome in outcomes]
+    answers, others = answers_of(bundle, outcomes), classifier.scores_of_others
+    hashes = hashes_of(outcomes)
+    return judge(bundle, images, units, answers, failures(outcomes), hashes, target, chosen, others)
+
+
+def hashes_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the SHA-256 of each image, empty for one that failed."""
+    return [outcome.answer.image_sha256 if isinstance(outcome.answer, Answer) else "" for outcome in outcomes]
 
 
 def answers_of(bundle: Bundle, outcomes: Sequence[Outcome]) -> Answers:

@@ -16,11 +16,12 @@ from rich.console import Console
 
 from app.archives.images import StoredImage, open_labelled
 from app.cli import console as terminal
-from app.cli.commands import answers_of, assign, complain_of, failures, ready, refuse_unread, track
-from app.cli.verify import data_hash
+from app.cli.commands import answers_of, assign, complain_of, failures, hashes_of, ready, refuse_unread, track
+from app.cli.verify import hash_of
 from app.engine.bundle import Bundle
 from app.errors import BundleError, SettingsError, Unusable, naming
 from app.evaluation import comparison
+from app.evaluation.copies import adapted_to, cautions_of_copies, refuse_two_classes
 from app.imaging.decode import decode
 from app.imaging.framing import frame_cell
 from app.imaging.limits import ImageLimits
@@ -68,6 +69,7 @@ def compare(
             track(classify(one, found, limits, settings.decode_workers), len(found))
             for one in (first, second)
         ]
+        refuse_two_classes(found, hashes_of(answered[0]))
         done = [i for i, both in enumerate(zip(*answered, strict=True)) if all(map(is_answered, both))]
         if not done:
             error = next(iter((failures(answered[0]) | failures(answered[1])).values()))
@@ -81,16 +83,19 @@ def compare(
             answers_of(first.bundle, answered[0]).take(done),
             answers_of(second.bundle, answered[1]).take(done),
         ),
-        (first.bundle.thresholds, second.bundle.thresholds),
+        (first.bundle.rules, second.bundle.rules),
         names=first.bundle.labels,
         groups=None if units is None else [units[i] for i in done],
     )
+    hashes = hashes_of([pair[0] for pair in pairs])
+    known = adapted_to(first.bundle.training) | adapted_to(second.bundle.training)
+    result = replace(result, warnings=[*cautions_of_copies(hashes, known), *result.warnings])
     compared = Compared(
         first.bundle,
         second.bundle,
         datetime.now(UTC),
         path.name,
-        data_hash([pair[0] for pair in pairs]),
+        hash_of([pair[0] for pair in pairs]),
         failed=len(found) - len(done),
     )
     text = json.dumps(document(result, differences, compared), indent=2, allow_nan=False)

@@ -20,6 +20,7 @@ from app.inference.offline import Outcome
 from app.observability.drift import Shift, Window
 from app.printable import printable
 from app.reports.comparison_page import mcnemar_sentence
+from app.reports.verification_page import limit, of_no_class, two_sets
 
 MOST_LINES = 20
 MOST_COLUMNS = 6  # of classes in a table
@@ -78,9 +79,8 @@ def report_tables(report: Report, current: Marks) -> Iterator[Table]:
 
 def verification_tables(report: Report, verification: Verification) -> Iterator[Table | Text]:
     yield _confusion(report)
-    low, high = verification.interval
     table = Table("", title=f"{verification.cells} cells of this laboratory")
-    for heading in ("confidence ≥", "OOD score ≤", "to review", "right when kept"):
+    for heading in ("confidence ≥", "OOD score ≤", "to review", "right when kept", "of no class, marked"):
         table.add_column(heading, justify="right")
     table.add_row("bundle", *_marks(verification.current))
     if verification.proposed is not None:
@@ -88,16 +88,17 @@ def verification_tables(report: Report, verification: Verification) -> Iterator[
     if verification.chosen is not None:
         table.add_row("set here", *_marks(verification.chosen))
     yield table
-    ood_score = verification.recommended.thresholds.ood_score
-    costs = Table("confidence ≥", title=f"what other confidences cost, with an OOD score ≤ {ood_score:.4f}")
+    yield from map(Text, (*two_sets(verification), *of_no_class(verification)))
+    ood_score = limit(verification.recommended, "ood_score")
+    costs = Table("confidence ≥", title=f"what other confidences cost, with an OOD score ≤ {ood_score}")
     for heading in ("to review", "right when kept"):
         costs.add_column(heading, justify="right")
     for point in thinned(verification.curve):
         costs.add_row(*map(_number, (point.confidence, 1 - point.kept, point.right)))
     yield costs
     over = "patients or slides" if verification.unit == "group" else "cells"
-    accuracy = _number(verification.balanced_accuracy)
-    yield Text(f"balanced accuracy {accuracy}, 95 % interval over {over} {low:.4f} to {high:.4f}")
+    accuracy, interval = _number(verification.balanced_accuracy), _range(verification.interval)
+    yield Text(f"balanced accuracy {accuracy}, 95 % interval over {over} {interval or 'not known'}")
     for warning in verification.warnings:
         yield Text(printable(warning), "yellow")
 
@@ -110,7 +111,7 @@ def comparison_tables(comparison: Comparison, differing: int) -> Iterator[Table 
     scores = {"accuracy": comparison.accuracy, "balanced accuracy": comparison.balanced_accuracy}
     scores |= {f"recall of {name}": one.recall for name, one in comparison.by_class.items() if one.recall}
     for name, one in scores.items():
-        interval = f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}"
+        interval = f"{one.interval[0]:+.4f} to {one.interval[1]:+.4f}" if one.interval else "not known"
         table.add_row(name, _number(one.first), _number(one.second), f"{one.difference:+.4f}", interval)
     first, second = comparison.first, comparison.second
     table.add_section()
@@ -201,9 +202,8 @@ def _ranked(result: Prediction, labels: Sequence[str]) -> list[str | Text]:
 
 
 def _marks(marks: Marks) -> tuple[str, ...]:
-    thresholds = marks.thresholds
-    values = (thresholds.confidence, thresholds.ood_score, marks.review_share, marks.right_when_kept)
-    return tuple(map(_number, values))
+    shares = (marks.review_share, marks.right_when_kept, marks.others_marked)
+    return (limit(marks, "confidence"), limit(marks, "ood_score"), *map(_number, shares))
 
 
 def _per_class(report: Report) -> Table:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,22 +11,33 @@ from rich.console import Console
 
 from app.archives.images import open_labelled
 from app.cli import console as terminal
-from app.cli.commands import assign, complain_of, ready, refuse_unread, score, track
+from app.cli.commands import (
+    MOST_NAMED,
+    assign,
+    complain_of,
+    failures,
+    hashes_of,
+    ready,
+    refuse_unread,
+    score,
+    track,
+)
 from app.engine import site_bundle
 from app.engine.bundle import Bundle
-from app.errors import SettingsError
-from app.evaluation.review_thresholds import Thresholds
+from app.errors import SettingsError, Unusable
+from app.evaluation.review_thresholds import Rules
+from app.evaluation.verification import data_hash, exactly
 from app.inference.offline import Outcome, classify
 from app.inference.pipeline import Answer
 from app.inference.runtime import Load
-from app.inference.scoring import Scored
 from app.inference.service import archive_limits, image_limits
+from app.new_folder import new_folder
 from app.printable import complain
 from app.reports import verification_page
+from app.reports.verification_page import FIGURES, PAGE
 from app.settings import Settings
 
-PAGE, FIGURES = "verification.html", "verification.json"
-REFUSED = 3  # exit status: no thresholds reach the target, and nothing was written
+REFUSED = 3  # exit status: no thresholds reach the target, and no bundle was written
 
 
 def verify(
@@ -49,9 +58,10 @@ def verify(
     """Verify the bundle on labelled cells, and write it for this laboratory, with a report.
 
     site: name of the laboratory. by: who verifies. target: share of the kept cells that is to be right.
-    confidence, ood_score: thresholds that the laboratory sets; the bundle's if only the other is given, those
-    that reach the target if neither is. out: the new bundle's folder; None: beside the old one. groups: as in
-    `evaluate`. Return 0, or `REFUSED`.
+    confidence, ood_score: thresholds that the laboratory sets; if only the other is given, those that the
+    bundle applies to each picture; if neither is, those that reach the target. out: the new bundle's folder;
+    None: beside the old one. groups: as in `evaluate`. Return 0, or `REFUSED`: then `out` has the report
+    alone. Raise Unusable if a picture cannot be read, BadLabels if one is in two classes.
     """
     site = site_bundle.check_site(site)
     if not by.strip():
@@ -68,67 +78,72 @@ def verify(
         units = assign(images, groups)
         outcomes = track(classify(classifier, found, limits, settings.decode_workers), len(found))
     complain_of(images.left_out)
-    scored = score(bundle, outcomes, units, target, thresholds(bundle, confidence, ood_score))
+    refuse_broken(outcomes)
+    scored = score(classifier, outcomes, units, target, set_rules(bundle, confidence, ood_score))
     verified = verification_page.Verified(
         site=site,
         by=by.strip(),
         at=datetime.now(UTC),
         data=path.name,
-        data_sha256=data_hash(outcomes),
-        failed=len(scored.failures),
+        data_sha256=hash_of(outcomes),
     )
-    figures = document(bundle, scored, verified)
-    marks = scored.verification.chosen or scored.verification.proposed
-    if marks is not None:
-        page = verification_page.render(bundle, scored.report, scored.verification, verified)
-        record = site_bundle.record(
-            bundle, scored.verification, marks, site, verified.at, adapted="adapted" in bundle.training
-        )
-        reports = {PAGE: page, FIGURES: json.dumps(figures, indent=2) + "\n"}
+    verification = scored.verification
+    figures = verification_page.document(bundle, scored.report, verification, verified)
+    reports = {
+        PAGE: verification_page.render(bundle, scored.report, verification, verified),
+        FIGURES: json.dumps(figures, indent=2) + "\n",
+    }
+    marks = verification.chosen or verification.proposed
+    if marks is None:
+        write_reports(out, reports)
+    else:
+        adapted = "adapted" in bundle.training
+        record = site_bundle.record(bundle, verification, marks, site, verified.at, adapted=adapted)
         site_bundle.write(bundle, out, site, record, marks, reports)
     if as_json or not console.is_terminal:
         print(json.dumps(figures, indent=2, allow_nan=False), file=console.file)
     else:
-        tables = terminal.verification_tables(scored.report, scored.verification)
-        console.print(*tables, *terminal.failures(outcomes), sep="\n")
+        console.print(*terminal.verification_tables(scored.report, verification), sep="\n")
     if marks is None:
         complain(
-            f"no thresholds keep cells of which {target:.0%} are right here: nothing was written."
-            " Adapt the model, review all cells, or set thresholds with --confidence and --ood-score"
+            f"no thresholds keep cells of which {exactly(target)} are right here: no bundle was written, only"
+            f" the report {out / PAGE}. Adapt the model, review all cells, or set thresholds with"
+            " --confidence and --ood-score"
         )
         return REFUSED
     complain(f"wrote the bundle {out} and its report {out / PAGE}")
     return 0
 
 
-def thresholds(bundle: Bundle, confidence: float | None, ood_score: float | None) -> Thresholds | None:
+def refuse_broken(outcomes: Sequence[Outcome]) -> None:
+    """Raise Unusable, which names the files, if an image could not be classified.
+
+    What is signed rests on all cells of the folder, not on those that could be read.
+    """
+    if broken := failures(outcomes):
+        named = [f"{outcomes[i].image.name}: {error.detail}" for i, error in broken.items()]
+        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        raise Unusable(f"pictures that cannot be read: {'; '.join(named[:MOST_NAMED])}{more}")
+
+
+def write_reports(folder: Path, reports: Mapping[str, str]) -> None:
+    """Write the report of a verification that failed, which is a record to sign too."""
+    try:
+        with new_folder(folder) as draft:
+            for name, text in reports.items():
+                (draft / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def set_rules(bundle: Bundle, confidence: float | None, ood_score: float | None) -> Rules | None:
     """Return the thresholds that the laboratory sets; None if it sets none."""
     if confidence is None and ood_score is None:
         return None
-    return Thresholds(
-        bundle.review_confidence if confidence is None else confidence,
-        bundle.review_ood_score if ood_score is None else ood_score,
-    )
+    return bundle.rules.with_set(confidence, ood_score)
 
 
-def document(bundle: Bundle, scored: Scored, verified: verification_page.Verified) -> dict[str, object]:
-    """Return the report as JSON."""
-    return {
-        "site": verified.site,
-        "by": verified.by,
-        "at": verified.at.isoformat(timespec="seconds"),
-        "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
-        "data": {"name": verified.data, "sha256": verified.data_sha256, "failed": verified.failed},
-        "verification": asdict(scored.verification),
-        "report": asdict(scored.report),
-    }
-
-
-def data_hash(outcomes: Sequence[Outcome]) -> str:
-    """Return the SHA-256 of the cells' own hashes with their labels, sorted: file names do not matter."""
-    lines = sorted(
-        f"{outcome.answer.image_sha256} {outcome.image.label}"
-        for outcome in outcomes
-        if isinstance(outcome.answer, Answer)
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def hash_of(outcomes: Sequence[Outcome]) -> str:
+    """Return `data_hash` of the images that were classified."""
+    done = [outcome for outcome in outcomes if isinstance(outcome.answer, Answer)]
+    return data_hash(hashes_of(done), [outcome.image.label for outcome in done])

@@ -29,7 +29,7 @@ from pydantic import (
 
 from app.errors import BundleError
 from app.evaluation.answer_profile import AnswerProfile, parse
-from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.review_thresholds import Rules, Thresholds
 from app.imaging.framing import Preprocessing
 from app.imaging.quality import QualityLimits
 from app.validation import explain
@@ -62,7 +62,7 @@ class SiteRecord:
     verified_at: str  # ISO 8601
     cells: int
     balanced_accuracy: float
-    interval: tuple[float, float]  # 95 %, of the balanced accuracy
+    interval: tuple[float, float] | None  # 95 %, of the balanced accuracy; None if the cells show none
     review_share: float
     right_when_kept: float | None
     adapted: bool  # whether the weights were adapted to the laboratory
@@ -111,6 +111,10 @@ class Bundle:
     @property
     def thresholds(self) -> Thresholds:
         return Thresholds(self.review_confidence, self.review_ood_score)
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.thresholds, self.familiar.thresholds if self.familiar else None)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -304,7 +308,7 @@ class _Site(_Table, extra="forbid"):
     verified_at: Annotated[str, AfterValidator(_check_time)]
     cells: Annotated[int, Field(ge=1)]
     balanced_accuracy: Probability
-    interval: tuple[Probability, Probability]
+    interval: tuple[Probability, Probability] | None
     review_share: Probability
     right_when_kept: Probability | None
     adapted: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,6 @@ from app.engine.bundle import KNOWN_ANSWER, OOD, WEIGHTS, Bundle, load_bundle
 from app.engine.interface import Engine, Floats
 from app.engine.laboratories import Styles
 from app.errors import BundleError, EngineError
-from app.evaluation.review_thresholds import Thresholds
 from app.imaging import quality, style
 from app.imaging.decode import decode
 from app.imaging.framing import Cell, frame_cell
@@ -39,6 +38,7 @@ class Prediction:
     ood_score: float  # distance from the training cells; near 1 for a cell like them
     review_reasons: tuple[str, ...]  # some of `REASONS`
     cam: Floats | None = None  # [h, w] in 0 to 1, a place for each 32 pixels
+    familiar: bool = False  # whether the thresholds of familiar pictures were applied
 
     @property
     def review(self) -> bool:
@@ -88,6 +88,13 @@ class Neighbours:
             scores /= np.maximum(self.others.distances(features), np.float32(NEAREST))
         return scores
 
+    def scores_of_others(self) -> NDArray[np.float64] | None:
+        """Return the score of each of the `others`, by the others beside it; None if there are too few."""
+        if self.others is None or len(self.others.features) <= self.others.k:
+            return None
+        beside = Bank(self.others.features, self.others.k + 1)  # each is its own nearest
+        return replace(self, others=beside).score(self.others.features).astype(np.float64)
+
 
 class Classifier:
     """A bundle and the engine that runs it; thread-safe."""
@@ -107,42 +114,48 @@ class Classifier:
         self._head = head
         self._styles = styles
 
+    @cached_property
+    def scores_of_others(self) -> NDArray[np.float64] | None:
+        """OOD scores of the bundle's reference cells of no class."""
+        return self._neighbours.scores_of_others()
+
     def classify(self, cells: Sequence[Cell], *, exclusive: bool = True) -> list[Prediction | EngineError]:
         """Return one answer per cell, in order; an EngineError for a cell whose output is not finite."""
         pixels = np.stack([cell.pixels for cell in cells])
         output = self.engine.infer(pixels, maps=any(cell.cam for cell in cells), exclusive=exclusive)
         probabilities = softmax(output.logits / self.bundle.temperature)
         scores = self._neighbours.score(output.features)
-        thresholds = self._thresholds(cells)
+        familiar = self._familiar(cells)
         answers: list[Prediction | EngineError] = []
         for i, cell in enumerate(cells):
             if not (np.isfinite(output.logits[i]).all() and np.isfinite(scores[i])):
                 answers.append(EngineError("the network's output for this image is not finite"))
                 continue
             maps = output.maps[i] if cell.cam and output.maps is not None else None
-            answers.append(self._predict(cell, probabilities[i], float(scores[i]), thresholds[i], maps))
+            answers.append(self._predict(cell, probabilities[i], float(scores[i]), familiar[i], maps))
         return answers
 
-    def _thresholds(self, cells: Sequence[Cell]) -> list[Thresholds]:
-        """Return the review thresholds of each cell."""
-        strict, rule = self.bundle.thresholds, self.bundle.familiar
+    def _familiar(self, cells: Sequence[Cell]) -> list[bool]:
+        """Return which cells have the thresholds of familiar pictures."""
+        rule = self.bundle.familiar
         if rule is None or self._styles is None:
-            return [strict] * len(cells)
+            return [False] * len(cells)
         described = [style.describe(cell.pixels) if cell.style is None else cell.style for cell in cells]
-        near = self._styles.distances(np.stack(described)) <= rule.distance
-        return [rule.thresholds if one else strict for one in near]
+        near: list[bool] = (self._styles.distances(np.stack(described)) <= rule.distance).tolist()
+        return near
 
     def _predict(
         self,
         cell: Cell,
         probabilities: NDArray[np.float64],
         ood_score: float,
-        thresholds: Thresholds,
+        familiar: bool,
         maps: Floats | None,
     ) -> Prediction:
         best = int(probabilities.argmax())
         confidence = float(probabilities[best])
-        limits = self.bundle.quality_limits
+        rule, limits = self.bundle.familiar, self.bundle.quality_limits
+        thresholds = rule.thresholds if familiar and rule is not None else self.bundle.thresholds
         reasons = list(limits.reasons(cell.quality)) if limits else []
         if confidence < thresholds.confidence:
             reasons.append(LOW_CONFIDENCE)
@@ -156,6 +169,7 @@ class Classifier:
             ood_score,
             tuple(reasons),
             cam,
+            familiar,
         )
 
     def warm_up(self, max_batch: int) -> None:

@@ -49,13 +49,13 @@ def record(
     bundle: Bundle, verification: Verification, marks: Marks, name: str, at: datetime, *, adapted: bool
 ) -> SiteRecord:
     """Return the block `site` of the bundle for a laboratory, with these review thresholds."""
-    low, high = verification.interval
+    interval = verification.interval
     return SiteRecord(
         name=name,
         verified_at=at.isoformat(timespec="seconds"),
         cells=verification.cells,
         balanced_accuracy=round(verification.balanced_accuracy, 4),
-        interval=(round(low, 4), round(high, 4)),
+        interval=interval and (round(interval[0], 4), round(interval[1], 4)),
         review_share=round(marks.review_share, 4),
         right_when_kept=marks.right_when_kept,
         adapted=adapted,
@@ -81,8 +81,11 @@ def write(
     config = json.loads((bundle.path / CONFIG).read_bytes())
     config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}"
     if marks is not None:
+        familiar = None
+        if bundle.familiar is not None and marks.familiar is not None:
+            familiar = {"distance": bundle.familiar.distance} | asdict(marks.familiar)
         share = round(marks.review_share, 4)
-        config["review"] |= asdict(marks.thresholds) | {"share": share, "familiar": None}  # one laboratory's
+        config["review"] |= asdict(marks.thresholds) | {"share": share, "familiar": familiar}
     config["site"] = asdict(site) if site else None
     parts = dict.fromkeys(bundle.files, bundle.path)
     if adapted is not None:

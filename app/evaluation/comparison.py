@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,13 @@ from app.evaluation.intervals import (
     RESAMPLES,
     Floats,
     Ints,
+    can_vary,
     count_by_unit,
     percentiles,
     resample,
 )
 from app.evaluation.report import number_units
-from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.review_thresholds import Rules
 from app.evaluation.verification import Answers, Marks, cautions, cells_of, count_classes, marks_of
 
 BOTH, ONLY_FIRST, ONLY_SECOND, NEITHER = range(4)  # which model is right about a cell
@@ -30,12 +31,15 @@ NOT_INDEPENDENT = (
 
 @dataclass(frozen=True)
 class Change:
-    """A score of both models. difference: the second's minus the first's, with its interval."""
+    """A score of both models. difference: the second's minus the first's, with its interval.
+
+    interval: None if no class has two units, so that resamples cannot differ.
+    """
 
     first: float
     second: float
     difference: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -82,27 +86,27 @@ class Comparison:
 def compare(
     labels: Ints,
     answers: tuple[Answers, Answers],
-    thresholds: tuple[Thresholds, Thresholds],
+    rules: tuple[Rules, Rules],
     *,
     names: Sequence[str],
     groups: Sequence[Hashable] | None = None,
 ) -> Comparison:
     """Compare two models' answers to the same cells with their labels, class indices [n].
 
-    thresholds: of each model. groups [n]: the patient, slide or photo of each cell.
+    rules: the review thresholds of each model. groups [n]: the patient, slide or photo of each cell.
     """
     units = np.arange(len(labels)) if groups is None else number_units(groups, len(labels))
     first, second = (one.probabilities.argmax(axis=1) == labels for one in answers)
     outcomes = np.where(first, np.where(second, BOTH, ONLY_FIRST), np.where(second, ONLY_SECOND, NEITHER))
     tables = count_by_unit(units, labels, outcomes, len(names), 4)
-    drawn, table = resample(tables, RESAMPLES, 0), tables.sum(axis=0)
+    drawn = resample(tables, RESAMPLES, 0) if can_vary(tables) else None
+    table = tables.sum(axis=0)
     total, sources = _rights(table.sum(axis=0)), None if groups is None else len(tables)
     warnings = cautions(count_classes(labels, names), sources)
     if sources is None or sources < len(labels):
         warnings.append(NOT_INDEPENDENT)
     marks = [
-        marks_of(cells_of(labels, one), limits, one.reviewed)
-        for one, limits in zip(answers, thresholds, strict=True)
+        marks_of(cells_of(labels, one), own, one.reviewed) for one, own in zip(answers, rules, strict=True)
     ]
     return Comparison(
         cells=len(labels),
@@ -111,9 +115,11 @@ def compare(
         unit="image" if groups is None else "group",
         rights=total,
         p_value=mcnemar(total.only_first, total.only_second),
-        accuracy=_change(*(_accuracy(counts) for counts in (table[None], drawn))),
-        balanced_accuracy=_change(*(_balanced(counts) for counts in (table[None], drawn))),
-        by_class={name: _of_class(table[i], drawn[:, i]) for i, name in enumerate(names)},
+        accuracy=_change(_accuracy, table, drawn),
+        balanced_accuracy=_change(_balanced, table, drawn),
+        by_class={
+            name: _of_class(table[i], None if drawn is None else drawn[:, i]) for i, name in enumerate(names)
+        },
         first=marks[0],
         second=marks[1],
         warnings=warnings,
@@ -137,17 +143,23 @@ def _rights(counts: Ints) -> Rights:
     return Rights(*counts.tolist())
 
 
-def _of_class(counts: Ints, drawn: Ints) -> ClassComparison:
+def _of_class(counts: Ints, drawn: Ints | None) -> ClassComparison:
     """counts [4]; drawn [resamples, 4]."""
     cells = int(counts.sum())
-    recall = _change(_shares(counts[None]), _shares(drawn[drawn.sum(axis=1) > 0])) if cells else None
+    if drawn is not None:
+        drawn = drawn[drawn.sum(axis=1) > 0]
+    recall = _change(_shares, counts, drawn) if cells else None
     return ClassComparison(cells, _rights(counts), recall)
 
 
-def _change(found: Floats, drawn: Floats) -> Change:
-    """found [1, 2], drawn [resamples, 2]: a score of the first and of the second model."""
-    first, second = found[0].tolist()
-    return Change(first, second, second - first, percentiles(drawn[:, 1] - drawn[:, 0], LEVEL))
+def _change(score: Callable[[Ints], Floats], table: Ints, drawn: Ints | None) -> Change:
+    """score: of tables [n, …], the first and the second model's [n, 2]. drawn: resamples of the table."""
+    first, second = score(table[None])[0].tolist()
+    interval = None
+    if drawn is not None:
+        scores = score(drawn)
+        interval = percentiles(scores[:, 1] - scores[:, 0], LEVEL)
+    return Change(first, second, second - first, interval)
 
 
 def _accuracy(tables: Ints) -> Floats:

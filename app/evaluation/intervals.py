@@ -92,8 +92,18 @@ def bootstrap(
     return Intervals(level, unit, percentiles(accuracy, level), percentiles(_macro_f1(drawn), level))
 
 
-def balanced_interval(tables: Tables, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """Return the interval of the balanced accuracy, by the same bootstrap. Absent classes do not count."""
+def can_vary(tables: Tables) -> bool:
+    """Return whether resamples can differ: whether a class has two units or more."""
+    return bool(np.bincount(true_classes(tables)).max() > 1)
+
+
+def balanced_interval(tables: Tables, level: float = LEVEL, seed: int = 0) -> tuple[float, float] | None:
+    """Return the interval of the balanced accuracy, by the same bootstrap. Absent classes do not count.
+
+    None if resamples cannot differ: a point would look like certainty.
+    """
+    if not can_vary(tables):
+        return None
     drawn = resample(tables, RESAMPLES, seed)
     support, hits = drawn.sum(axis=2), np.diagonal(drawn, axis1=1, axis2=2)
     present = support > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,39 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """The thresholds of a bundle. familiar: those of pictures like its training pictures; None: the same."""
+
+    thresholds: Thresholds
+    familiar: Thresholds | None = None
+
+    @property
+    def loosest_ood_score(self) -> float:
+        return max(one.ood_score for one in (self.thresholds, self.familiar) if one)
+
+    def with_set(self, confidence: float | None = None, ood_score: float | None = None) -> Rules:
+        """Return rules with this threshold for all pictures; None: as it is."""
+        changes = {"confidence": confidence, "ood_score": ood_score}
+        given = {name: value for name, value in changes.items() if value is not None}
+        strict = replace(self.thresholds, **given)
+        familiar = self.familiar and replace(self.familiar, **given)
+        return Rules(strict, None if familiar == strict else familiar)
+
+    def within(self, found: Thresholds) -> Rules:
+        """Return rules with this confidence for all pictures and at most this OOD score for each.
+
+        None of them is above what it was: cells of no class, which are not among labelled cells, are marked
+        as before.
+        """
+
+        def tightened(one: Thresholds) -> Thresholds:
+            return Thresholds(found.confidence, min(found.ood_score, one.ood_score))
+
+        strict, familiar = tightened(self.thresholds), self.familiar and tightened(self.familiar)
+        return Rules(strict, None if familiar == strict else familiar)
+
+
+@dataclass(frozen=True)
 class Kept:
     """What is kept from some confidence on: shares of all cells, and of the kept ones that are right."""
 
@@ -38,6 +71,7 @@ class Cells:
     """n cells of known class. All arrays have shape [n].
 
     allowed: not sent to review for another reason, such as the picture's quality. weights: sum is positive.
+    familiar: whether the picture looks like the model's training pictures; None: none does.
     """
 
     confidence: Floats
@@ -45,6 +79,17 @@ class Cells:
     right: Flags
     allowed: Flags
     weights: Floats
+    familiar: Flags | None = None
+
+    def keep_by(self, rules: Rules) -> Flags:
+        kept = self.keep(rules.thresholds)
+        if rules.familiar is None or self.familiar is None:
+            return kept
+        return np.where(self.familiar, self.keep(rules.familiar), kept)
+
+    def guarded(self, rules: Rules) -> Cells:
+        """Return the cells; only those that the rules' OOD scores do not send to review are allowed."""
+        return replace(self, allowed=self.keep_by(rules.with_set(confidence=0.0)))
 
     def keep(self, thresholds: Thresholds) -> Flags:
         kept: Flags = (
@@ -103,7 +148,8 @@ class _Points:
 
 def _by_falling_confidence(cells: Cells) -> Cells:
     order = np.argsort(-cells.confidence, kind="stable")
-    return Cells(**{field.name: getattr(cells, field.name)[order] for field in fields(Cells)})
+    columns = {field.name: getattr(cells, field.name) for field in fields(Cells)}
+    return replace(cells, **{name: column[order] for name, column in columns.items() if column is not None})
 
 
 def _points(falling: Cells, ood_score: float) -> _Points:

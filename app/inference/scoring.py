@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
 from app.engine.classifier import Prediction
 from app.errors import LeukoError, Unusable
+from app.evaluation.copies import adapted_to, cautions_of_copies, refuse_two_classes
 from app.evaluation.report import Report, evaluate
-from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.review_thresholds import Rules
 from app.evaluation.verification import TARGET, Answers, Verification, verify
 from app.imaging.quality import REASONS
 from app.inference.fair_queue import Caller
@@ -78,9 +81,20 @@ async def score(
     size = service.batcher.max_batch
     starts = iter(range(0, len(images), size))
 
+    hashes = [""] * len(images)
+
+    def hashed(index: int, image: StoredImage) -> Callable[[], bytes]:
+        def read() -> bytes:
+            data = image.read()
+            hashes[index] = hashlib.sha256(data).hexdigest()
+            return data
+
+        return read
+
     async def work() -> None:
         for start in starts:
-            reads = [image.read for image in images[start : start + size]]
+            batch = enumerate(images[start : start + size], start)
+            reads = [hashed(index, image) for index, image in batch]
             outcomes = await service.classify_bulk(reads, caller=caller, deadline=deadline, stages=stages)
             for index, outcome in enumerate(outcomes, start):
                 if isinstance(outcome, LeukoError):
@@ -98,7 +112,12 @@ async def score(
     finally:
         for worker in workers:
             worker.cancel()
-    return await LONG.run(lambda: judge(bundle, images, groups, answers, failures), context)
+
+    def judged() -> Scored:
+        others = service.classifier.scores_of_others
+        return judge(bundle, images, groups, answers, failures, hashes, others=others)
+
+    return await LONG.run(judged, context)
 
 
 def record(answers: Answers, index: int, prediction: Prediction) -> None:
@@ -107,6 +126,8 @@ def record(answers: Answers, index: int, prediction: Prediction) -> None:
     answers.quality[index] = not set(REASONS).isdisjoint(prediction.review_reasons)
     if answers.reviewed is not None:
         answers.reviewed[index] = prediction.review
+    if answers.familiar is not None:
+        answers.familiar[index] = prediction.familiar
 
 
 def judge(
@@ -115,14 +136,18 @@ def judge(
     groups: Sequence[Hashable] | None,
     answers: Answers,
     failures: dict[int, LeukoError],
+    hashes: Sequence[str] = (),
     target: float = TARGET,
-    chosen: Thresholds | None = None,
+    chosen: Rules | None = None,
+    others: NDArray[np.float64] | None = None,
 ) -> Scored:
     """Evaluate answers against the images' labels.
 
-    groups [n]: source photo, slide or patient of each image. target, chosen: see `Verification`. Raise
+    hashes [n]: SHA-256 of each image, empty for one that was not read. groups [n]: source photo, slide or
+    patient of each image. target, chosen, others: see `verify`. Raise BadLabels if an image has two labels,
     Unusable if all images failed.
     """
+    refuse_two_classes(images, hashes)
     classified = np.flatnonzero(~np.isnan(answers.ood_scores)).tolist()
     if not classified:
         first = next(iter(failures.values()))
@@ -139,12 +164,15 @@ def judge(
     verification = verify(
         true,
         done,
-        bundle.thresholds,
+        bundle.rules,
         names=bundle.labels,
         groups=classified_groups,
         target=target,
         chosen=chosen,
+        others=others,
     )
+    copies = cautions_of_copies([one for one in hashes if one], adapted_to(bundle.training))
+    verification = replace(verification, warnings=[*copies, *verification.warnings])
     mistakes = [
         Mistake(classified[row], int(hard[row]), float(soft[row, hard[row]]))
         for row in np.flatnonzero(true != hard)

@@ -66,8 +66,11 @@ def render(comparison: Comparison, differences: Sequence[Difference], compared: 
 
 def changed(change: Change) -> str:
     """Return a difference and its interval, in percentage points."""
-    low, high = (f"{100 * bound:+.1f}" for bound in change.interval)
-    return f"{100 * change.difference:+.1f} ({low} to {high})"
+    interval = ""
+    if change.interval is not None:
+        low, high = (f"{100 * bound:+.1f}" for bound in change.interval)
+        interval = f" ({low} to {high})"
+    return f"{100 * change.difference:+.1f}{interval}"
 
 
 def mcnemar_sentence(comparison: Comparison) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from html import escape
 
 from app.engine.bundle import Bundle
-from app.evaluation.differential_count import wilson
 from app.evaluation.report import Report
 from app.evaluation.review_thresholds import Kept, thinned
-from app.evaluation.verification import Marks, Verification
+from app.evaluation.verification import Marks, Verification, exactly, right_interval
 from app.reports.printed_page import SIGN, bullets, page, percent, table, warnings
 
 # Agreement of devices and of people, to read one's own figures beside.
@@ -30,12 +30,23 @@ PUBLISHED = (
 )
 LIMITS = (
     "The figures hold for cells like these: the same stain, microscope, camera and kinds of patients.",
-    "Thresholds are judged on the cells that they were chosen on: expect slightly less to be right.",
+    "Thresholds are judged on the cells that they were chosen on: of others, less is right, with few cells as"
+    " much less as the lower end of the interval says.",
+    "The cells are of the model's classes: how many cells of no class go to review, they do not show.",
     "Verify again after a change of any of them, and after every change of the model.",
     "Percentages of a patient's cells also depend on how the cells were found and chosen.",
     "Not for diagnosis: a person reviews every result.",
 )
 
+PAGE, FIGURES = "verification.html", "verification.json"
+NOBODY = "(nobody named)"
+CROSS_VALIDATION = "cross-validation"
+CROSS_VALIDATED = (
+    "Adapted; judged by cross-validation: each cell by a network that was adapted without its group, not by"
+    " the network of this bundle. How far to adapt was chosen on the same cells, so the figures are slightly"
+    " too good: verify the bundle on cells of other slides."
+)
+THRESHOLDS = ("", "confidence at least", "OOD score at most", "sent to review", "right when kept")
 WIDTH, HEIGHT, MARGIN = 460, 260, 44  # of the curve, in pixels
 RIGHT = 24  # room for half of the last tick's text
 LOWEST = 0.5  # of the curve's vertical axis
@@ -43,24 +54,30 @@ LOWEST = 0.5  # of the curve's vertical axis
 
 @dataclass(frozen=True)
 class Verified:
-    """What was verified: where, when, by whom, with which cells. data_sha256: see `data_hash`."""
+    """What was verified: where, when, by whom, with which cells.
+
+    by: empty if nobody is named. data_sha256: see `data_hash`. adapted: the model was adapted to these cells,
+    and each was judged by a network that was adapted without its group.
+    """
 
     site: str
     by: str
     at: datetime
     data: str
     data_sha256: str
-    failed: int
+    adapted: bool = False
 
 
 def render(bundle: Bundle, report: Report, verification: Verification, verified: Verified) -> str:
     """Return the page."""
     title = f"Verification of {bundle.name} {bundle.version}"
-    facts = (verified.site, f"{verified.at:%Y-%m-%d %H:%M %Z}", f"by {verified.by}")
+    if verified.adapted:
+        title += ", adapted"
+    facts = (verified.site, f"{verified.at:%Y-%m-%d %H:%M %Z}", f"by {verified.by or NOBODY}")
     return page(
         title,
         facts,
-        warnings(verification.warnings),
+        warnings([CROSS_VALIDATED] * verified.adapted + verification.warnings),
         _figures(verification),
         _classes(report),
         _thresholds(verification),
@@ -70,15 +87,33 @@ def render(bundle: Bundle, report: Report, verification: Verification, verified:
     )
 
 
+def document(
+    bundle: Bundle, report: Report, verification: Verification, verified: Verified
+) -> dict[str, object]:
+    """Return the report as JSON."""
+    return {
+        "site": verified.site,
+        "by": verified.by,
+        "at": verified.at.isoformat(timespec="seconds"),
+        "adapted": verified.adapted,
+        "judged_by": CROSS_VALIDATION if verified.adapted else "the model itself",
+        "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        "data": {"name": verified.data, "sha256": verified.data_sha256},
+        "verification": asdict(verification),
+        "report": asdict(report),
+    }
+
+
 def _figures(verification: Verification) -> Iterable[str]:
-    low, high = verification.interval
+    interval = verification.interval
+    known = f"{percent(interval[0])} to {percent(interval[1])}" if interval else "interval not known"
     unit = "patients or slides" if verification.unit == "group" else "cells"
     marks = verification.recommended
     yield "<h2>What to expect in this laboratory</h2>"
     rows = [
         (
             f"Balanced accuracy (95 % interval over {unit})",
-            f"{percent(verification.balanced_accuracy)} ({percent(low)} to {percent(high)})",
+            f"{percent(verification.balanced_accuracy)} ({known})",
         ),
         ("Sent to review", percent(marks.review_share)),
         ("Right among the cells not sent to review", _right(verification.cells, marks)),
@@ -88,10 +123,10 @@ def _figures(verification: Verification) -> Iterable[str]:
 
 def _right(cells: int, marks: Marks) -> str:
     """Return how much of the kept is right, with the Wilson interval, which takes cells as independent."""
-    kept = round((1 - marks.review_share) * cells)
-    if marks.right_when_kept is None or not kept:
+    found = right_interval(marks, cells)
+    if found is None:
         return "no cell is kept"
-    low, high = wilson(round(marks.right_when_kept * kept), kept)
+    kept, (low, high) = found
     return f"{percent(marks.right_when_kept)} of {kept} cells ({low:.1f} % to {high:.1f} %)"
 
 
@@ -107,33 +142,59 @@ def _classes(report: Report) -> Iterable[str]:
 
 def _thresholds(verification: Verification) -> Iterable[str]:
     yield "<h2>Review thresholds</h2>"
-    head = ("", "confidence at least", "OOD score at most", "sent to review", "right when kept")
+    head = (*THRESHOLDS, "cells of no class marked")
     rows = [_marks("of the bundle until now", verification.current)]
     if verification.proposed:
         rows.append(_marks("proposed for this laboratory", verification.proposed))
     if verification.chosen:
         rows.append(_marks("set by this laboratory", verification.chosen))
     yield table(rows, head)
+    yield from (f"<p>{escape(line)}</p>" for line in (*two_sets(verification), *of_no_class(verification)))
     yield (
-        f"<p>The proposed thresholds keep as many cells as possible while {percent(verification.target, 0)}"
-        " of the kept ones are right. What other confidence thresholds cost:</p>"
+        "<p>The proposed thresholds keep as many cells as possible while"
+        f" {exactly(verification.target)} of the kept ones are right, with no OOD score above the bundle's."
+        " What other confidence thresholds cost:</p>"
     )
     yield from _curve(verification)
-    ood_score = verification.recommended.thresholds.ood_score
     yield table(
         [
             (f"{point.confidence:.3f}", percent(1 - point.kept), percent(point.right))
             for point in thinned(verification.curve)
         ],
         ("confidence at least", "sent to review", "right when kept"),
-        caption=f"With an OOD score of at most {ood_score:.3f}.",
+        caption=f"With an OOD score of at most {limit(verification.recommended, 'ood_score')}.",
     )
 
 
 def _marks(name: str, marks: Marks) -> tuple[str, ...]:
-    confidence, ood_score = marks.thresholds.confidence, marks.thresholds.ood_score
-    shares = (percent(marks.review_share), percent(marks.right_when_kept))
-    return (name, f"{confidence:.3f}", f"{ood_score:.3f}", *shares)
+    shares = (marks.review_share, marks.right_when_kept, marks.others_marked)
+    return (name, limit(marks, "confidence"), limit(marks, "ood_score"), *map(percent, shares))
+
+
+def limit(marks: Marks, name: str) -> str:
+    """Return a threshold, `confidence` or `ood_score`; if familiar pictures have another, both."""
+    values = [f"{getattr(one, name):.3f}" for one in (marks.thresholds, marks.familiar) if one is not None]
+    return " or ".join(dict.fromkeys(values))
+
+
+def two_sets(verification: Verification) -> Iterable[str]:
+    """Yield what two numbers for one threshold mean."""
+    cells, familiar = verification.cells, verification.familiar_cells
+    if familiar is not None:
+        yield (
+            "Where there are two numbers, the second is for pictures that look like those that the model was"
+            f" trained on: {familiar} of these {cells} cells."
+        )
+
+
+def of_no_class(verification: Verification) -> Iterable[str]:
+    """Yield what the thresholds do to cells of no class."""
+    before, after = verification.current.others_marked, verification.recommended.others_marked
+    if before is not None and after is not None:
+        yield (
+            f"Of cells of no class that the bundle carries, at least {percent(after)} are still sent to"
+            f" review by their OOD score ({percent(before)} with the bundle's thresholds)."
+        )
 
 
 def _curve(verification: Verification) -> Iterable[str]:
@@ -173,12 +234,15 @@ def _context() -> Iterable[str]:
 
 
 def _provenance(bundle: Bundle, verification: Verification, verified: Verified) -> Iterable[str]:
-    cells = f"{verified.data}: {verification.cells}, and {verified.failed} that could not be read"
+    cells = f"{verified.data}: {verification.cells}"
     yield "<h2>Provenance</h2>"
     rows = [
         ("Labelled cells", cells),
         ("Patients or slides", "not given" if verification.groups is None else verification.groups),
         ("SHA-256 of the cells and labels", verified.data_sha256),
-        ("SHA-256 of the model verified", bundle.sha256),
+        (
+            f"SHA-256 of the model {'before it was adapted' if verified.adapted else 'verified'}",
+            bundle.sha256,
+        ),
     ]
     yield table(rows, kind="mono")

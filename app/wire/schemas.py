@@ -241,7 +241,9 @@ class Site(BaseModel):
     verified_at: str = Field(description="ISO 8601")
     cells: int
     balanced_accuracy: Probability
-    interval: tuple[Probability, Probability] = Field(description="95 %, of the balanced accuracy")
+    interval: tuple[Probability, Probability] | None = Field(
+        description="95 %, of the balanced accuracy; null if no class is of two patients or slides"
+    )
     review_share: Probability
     right_when_kept: Score
     adapted: bool = Field(description="whether the weights were adapted to the laboratory")

@@ -277,11 +277,17 @@ class ReviewThresholds:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What thresholds do to the cells: the share sent to review, and how much of the rest is right."""
+    """What thresholds do to the cells: the share sent to review, and how much of the rest is right.
+
+    familiar: thresholds of pictures that look like the model's training pictures; None: the same.
+    others_marked: share of the bundle's reference cells of no class that the OOD score sends to review.
+    """
 
     thresholds: ReviewThresholds
     review_share: float
     right_when_kept: float | None
+    familiar: ReviewThresholds | None = None
+    others_marked: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +301,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The model on a laboratory's own cells. proposed: None if no thresholds reach the target."""
+    """The model on a laboratory's own cells. proposed: None if no thresholds reach the target.
+
+    interval: None if no class is of two patients or slides. familiar_cells: how many cells have the
+    thresholds of familiar pictures; None if the bundle has no others for them.
+    """
 
     cells: int
     groups: int | None
@@ -303,13 +313,14 @@ class Verification:
     balanced_accuracy: float
     level: float
     unit: str
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     target: float
     current: Marks
     proposed: Marks | None
     curve: list[Kept]
     warnings: list[str]
     chosen: Marks | None = None
+    familiar_cells: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +362,7 @@ class Site:
     verified_at: str
     cells: int
     balanced_accuracy: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     review_share: float
     right_when_kept: float | None
     adapted: bool

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +23,7 @@ def labelled(folder: Path, *, wrong: int = 0) -> Path:
     """Write five cells of each class; of the first class, some look like the second."""
     for index, label in enumerate(CLASSES):
         for number in range(5):
-            grey = 64 * (index + (index == 0 and number < wrong)) + number
+            grey = 64 * index + number + (74 if index == 0 and number < wrong else 0)
             file = folder / label / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(png(grey))
@@ -62,15 +64,18 @@ def test_a_verified_bundle_lies_beside_the_old_one_with_a_report(
     assert bundle.sha256 in page
 
 
-def test_where_no_thresholds_are_good_enough_nothing_is_written(
+def test_where_no_thresholds_are_good_enough_the_report_alone_is_written(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = labelled(tmp_path / "cells", wrong=4)
     assert main(["verify", str(cells), *WHO], load=Loads(bundle)) == 3
     printed = capsys.readouterr()
-    assert "nothing was written" in printed.err
+    assert "no bundle was written" in printed.err
     assert json.loads(printed.out)["verification"]["proposed"] is None
-    assert not (tmp_path / "wbc-ward-3").exists()
+    out = tmp_path / "wbc-ward-3"
+    assert sorted(file.name for file in out.iterdir()) == ["verification.html", "verification.json"]
+    assert "review all cells" in (out / "verification.html").read_text(encoding="utf-8")
+    shutil.rmtree(out)
     assert main(["verify", str(cells), *WHO, "--right-when-kept", "0.75"], load=Loads(bundle)) == 0
 
 
@@ -172,3 +177,59 @@ def test_a_terminal_shows_tables(bundle: Bundle, tmp_path: Path, monkeypatch: py
     assert main(["verify", str(labelled(tmp_path / "cells")), *WHO], load=Loads(bundle)) == 0
     assert "20 cells of this laboratory" in screen.getvalue()
     assert "what other confidences cost" in " ".join(screen.getvalue().split())
+
+
+def test_a_picture_in_two_classes_is_refused_by_name(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = labelled(tmp_path / "cells")
+    shutil.copy(cells / CLASSES[0] / "1.png", cells / CLASSES[2] / "again.png")
+    for command in (["verify", str(cells), *WHO], ["evaluate", str(cells)]):
+        assert main(command, load=Loads(bundle)) == 1
+        assert "in two classes: eosinophil/1.png and monocyte/again.png" in capsys.readouterr().err
+    assert not (tmp_path / "wbc-ward-3").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_refused_by_name(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = labelled(tmp_path / "cells")
+    (cells / "monocyte" / "cut.png").write_bytes(png(0)[:40])
+    assert main(["verify", str(cells), *WHO], load=Loads(bundle)) == 1
+    assert "pictures that cannot be read: monocyte/cut.png" in capsys.readouterr().err
+    assert not (tmp_path / "wbc-ward-3").exists()
+
+
+def test_cells_that_the_bundle_was_adapted_to_are_no_verification(bundle: Bundle, tmp_path: Path) -> None:
+    cells = labelled(tmp_path / "cells")
+    seen = [hashlib.sha256((cells / "monocyte" / f"{i}.png").read_bytes()).hexdigest()[:16] for i in range(2)]
+    config = json.loads((bundle.path / "config.json").read_text())
+    config["training"] = {"adapted": {"pictures": seen}}
+    (bundle.path / "config.json").write_text(json.dumps(config))
+    assert main(["verify", str(cells), *WHO], load=Loads(load_bundle(bundle.path))) == 0
+    document = json.loads((tmp_path / "wbc-ward-3" / "verification.json").read_text())
+    assert "adapted to 2 of these 20 cells" in document["verification"]["warnings"][0]
+
+
+def test_a_class_of_one_slide_and_a_target_of_many_digits_are_said(bundle: Bundle, tmp_path: Path) -> None:
+    cells = labelled(tmp_path / "cells")
+    groups = tmp_path / "groups.csv"
+    rows = [f"{label}/{i}.png,{label if label == 'monocyte' else i}" for label in CLASSES for i in range(5)]
+    groups.write_text("\n".join(["name,group", *rows]))
+    command = ["verify", str(cells), *WHO, "--groups", str(groups), "--right-when-kept", "0.999"]
+    assert main(command, load=Loads(bundle)) == 0
+    page = (tmp_path / "wbc-ward-3" / "verification.html").read_text(encoding="utf-8")
+    assert "All cells of monocyte are of one patient or slide" in page
+    assert "99.9% of the kept ones are right" in page
+    assert "do not show that 99.9% of others are" in page
+
+
+def test_cells_of_one_slide_have_no_interval(bundle: Bundle, tmp_path: Path) -> None:
+    command = ["verify", str(labelled(tmp_path / "cells")), *WHO, "--group-pattern", "(png)"]
+    assert main(command, load=Loads(bundle)) == 0
+    site = load_bundle(tmp_path / "wbc-ward-3").site
+    assert site is not None
+    assert site.interval is None
+    page = (tmp_path / "wbc-ward-3" / "verification.html").read_text(encoding="utf-8")
+    assert "(interval not known)" in page
+    assert "All cells are of one patient or slide: nothing is known about others." in page

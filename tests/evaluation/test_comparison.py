@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from app.evaluation.comparison import NOT_INDEPENDENT, Comparison, compare, mcnemar
-from app.evaluation.review_thresholds import Thresholds
+from app.evaluation.comparison import NOT_INDEPENDENT, Change, Comparison, compare, mcnemar
+from app.evaluation.review_thresholds import Rules, Thresholds
 from app.evaluation.verification import Answers
 
 NAMES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil")
 LABELS = np.arange(400) % 4
-LIMITS = Thresholds(0.5, 9.0)
+LIMITS = Rules(Thresholds(0.5, 9.0))
 
 
 def answers(right: np.ndarray, confidence: float = 0.9, labels: np.ndarray = LABELS) -> Answers:
@@ -23,6 +23,11 @@ def answers(right: np.ndarray, confidence: float = 0.9, labels: np.ndarray = LAB
 def rights(share: float, seed: int) -> np.ndarray:
     flags: np.ndarray = np.random.default_rng(seed).random(len(LABELS)) < share
     return flags
+
+
+def interval_of(change: Change) -> tuple[float, float]:
+    assert change.interval is not None
+    return change.interval
 
 
 def compared(first: np.ndarray, second: np.ndarray, groups: list[int] | None = None) -> Comparison:
@@ -48,7 +53,7 @@ def test_a_better_model_is_told_from_chance() -> None:
     first, second = rights(0.7, 0), rights(0.9, 1)
     found = compared(first, second)
     assert found.accuracy.difference == pytest.approx(second.mean() - first.mean())
-    assert found.accuracy.interval[0] > 0
+    assert interval_of(found.accuracy)[0] > 0
     assert found.p_value < 1e-6
     total = found.rights
     assert (total.only_first, total.only_second) == ((first & ~second).sum(), (second & ~first).sum())
@@ -60,7 +65,7 @@ def test_a_better_model_is_told_from_chance() -> None:
 def test_pairs_narrow_the_interval_of_the_difference() -> None:
     first = rights(0.5, 0)
     second = first | (rights(0.1, 1))  # right wherever the first is
-    low, high = compared(first, second).accuracy.interval
+    low, high = interval_of(compared(first, second).accuracy)
     assert low > 0
     assert high - low < 0.08  # two independent samples: 0.14
 
@@ -76,7 +81,7 @@ def test_each_class_has_its_recalls_and_absent_ones_none() -> None:
     assert changed is not None
     assert changed.first == 1
     assert changed.second == pytest.approx(0.5, abs=0.05)
-    assert changed.interval[1] < 0
+    assert interval_of(changed)[1] < 0
     assert found.balanced_accuracy.first == 1
     assert any("no cells of monocyte" in warning for warning in found.warnings)
 
@@ -86,7 +91,7 @@ def test_groups_widen_the_interval_and_the_test_says_what_it_takes_for_granted()
     slides = (np.arange(400) // 40).tolist()
     second = np.where(np.isin(slides, (2, 3, 7)), True, second)  # better on three whole slides
     by_cell, by_slide = compared(first, second), compared(first, second, groups=slides)
-    width = [high - low for low, high in (by_cell.accuracy.interval, by_slide.accuracy.interval)]
+    width = [high - low for low, high in map(interval_of, (by_cell.accuracy, by_slide.accuracy))]
     assert width[1] > 1.5 * width[0]
     assert (by_slide.groups, by_slide.unit, by_cell.unit) == (10, "group", "image")
     assert NOT_INDEPENDENT in by_slide.warnings
@@ -94,10 +99,19 @@ def test_groups_widen_the_interval_and_the_test_says_what_it_takes_for_granted()
     assert NOT_INDEPENDENT not in alone.warnings
 
 
+def test_cells_of_one_slide_have_no_interval() -> None:
+    found = compared(rights(0.7, 0), rights(0.9, 1), groups=[0] * 400)
+    assert found.accuracy.interval is found.balanced_accuracy.interval is None
+    recall = found.by_class["monocyte"].recall
+    assert recall is not None
+    assert recall.interval is None
+    assert "All cells are of one patient or slide: nothing is known about others." in found.warnings
+
+
 def test_each_model_is_reviewed_by_its_own_thresholds() -> None:
     right = rights(0.9, 0)
     found = compare(
-        LABELS, (answers(right), answers(right, 0.6)), (LIMITS, Thresholds(0.7, 9.0)), names=NAMES
+        LABELS, (answers(right), answers(right, 0.6)), (LIMITS, Rules(Thresholds(0.7, 9.0))), names=NAMES
     )
     assert found.first.review_share == 0
     assert found.first.right_when_kept == pytest.approx(right.mean())

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.engine.bundle import CLASSES
+from app.evaluation.verification import undivided
 from app.imaging.framing import Preprocessing
 from training import adapt
 from training.adapt import Candidate, Outputs, OwnCells, Start, Trial
@@ -101,7 +102,7 @@ def test_a_class_of_a_single_slide_is_split_by_cells_and_named() -> None:
     cells = own_cells()
     groups = ["one" if label == 2 else group for label, group in zip(cells.labels, cells.groups, strict=True)]
     cells = replace(cells, groups=groups)
-    assert adapt.undivided(cells) == [2]
+    assert undivided(cells.labels, cells.groups) == [2]
     assert len(set(adapt.deal(cells, seed=0)[cells.labels == 2].tolist())) == adapt.FOLDS
 
 

@@ -29,8 +29,8 @@ from app.engine.bundle import (
 )
 from app.engine.laboratories import Styles, describe_all
 from app.errors import BundleError
-from app.evaluation.review_thresholds import Thresholds
-from app.evaluation.verification import Answers, Verification, verify
+from app.evaluation.review_thresholds import Rules, Thresholds
+from app.evaluation.verification import Answers, Verification, cells_of, verify
 from app.imaging.framing import Preprocessing
 from app.registry.fetch import load
 from app.samples.smear import draw_smear
@@ -93,6 +93,7 @@ def bundle(tmp_path: Path) -> Bundle:
     config = CONFIG | {
         "preprocessing": CONFIG["preprocessing"] | {"size": SIZE},  # type: ignore[operator]
         "scores": {"accuracy": 0.9},
+        "review": CONFIG["review"] | {"ood_score": 1000.0},  # type: ignore[operator]  # the bank is noise
         "known_answer": known_answer(network, preprocessing, folder / KNOWN_ANSWER, 1.5),
         "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES},
     }
@@ -161,8 +162,13 @@ def test_until_now_is_judged_as_the_bundle_did_with_its_own_thresholds_for_famil
     )
     own = OwnCells(pixels, pixels, np.array([0, 0]), ("a", "b"))
     found = Answers(np.array([[0.7, 0.3], [0.7, 0.3]]), np.ones(2), np.zeros(2, bool))
-    assert parent.reviewed(own, found).tolist() == [False, True]
-    assert replace(parent, familiar=None).reviewed(own, found).tolist() == [True, True]
+
+    def reviewed(one: Parent) -> list[bool]:
+        answers = replace(found, familiar=one.knows(own))
+        return [not kept for kept in cells_of(own.labels, answers).keep_by(one.rules)]
+
+    assert reviewed(parent) == [False, True]
+    assert reviewed(replace(parent, familiar=None)) == [True, True]
 
 
 def test_a_bundle_with_which_the_service_would_not_start_is_not_written(
@@ -186,7 +192,8 @@ def test_a_recall_falls_by_more_than_a_cell_and_five_in_a_hundred(n: int, lost: 
         labels = np.repeat([0, 1], n)
         answer = np.eye(2)[[0] * right + [1] * (2 * n - right)]
         marks = np.zeros(2 * n, bool)
-        return verify(labels, Answers(answer, np.zeros(2 * n), marks), Thresholds(0.0, 1.0), names=("a", "b"))
+        rules = Rules(Thresholds(0.0, 1.0))
+        return verify(labels, Answers(answer, np.zeros(2 * n), marks), rules, names=("a", "b"))
 
     comparison = adapted.Comparison(
         Candidate(0, 0.1),

@@ -192,11 +192,15 @@ EVALUATION = {
             "thresholds": {"confidence": 0.6, "ood_score": 1.2},
             "review_share": 0.125,
             "right_when_kept": 0.8571,
+            "familiar": {"confidence": 0.3, "ood_score": 7.7},
+            "others_marked": 0.87,
         },
         "proposed": {
             "thresholds": {"confidence": 0.74, "ood_score": 1.1},
             "review_share": 0.25,
             "right_when_kept": 1.0,
+            "familiar": {"confidence": 0.74, "ood_score": 5.2},
+            "others_marked": 0.901,
         },
         "curve": [
             {"confidence": 0.98, "kept": 0.5, "right": 1.0},
@@ -204,6 +208,7 @@ EVALUATION = {
         ],
         "warnings": ["8 cells say little: use at least 100."],
         "chosen": None,
+        "familiar_cells": 6,
     },
     "elapsed_seconds": 0.05,
     "images_per_second": 180.0,

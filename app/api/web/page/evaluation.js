@@ -79,8 +79,10 @@ async function showReport() {
   const report = state.report,
     { current, ...verification } = report.verification,
     level = percent(report.confidence_intervals.level, 0);
-  const intervalText = ([low, high]) =>
-    `${level} interval ${low.toFixed(3)} – ${high.toFixed(3)}, over ${report.confidence_intervals.unit}s`;
+  const intervalText = (interval) =>
+    interval === null
+      ? "interval not known"
+      : `${level} interval ${interval.map((end) => end.toFixed(3)).join(" – ")}, over ${report.confidence_intervals.unit}s`;
   const kept = current.right_when_kept;
   const scores = [
     ["Images", String(report.n), report.errors.length ? `${report.errors.length} not decoded, left out` : ""],
@@ -153,24 +155,43 @@ async function showReport() {
 
 // Show what the bundle's thresholds do to these images, those proposed for them, and what others would.
 function showReview(verification) {
-  const { current, proposed, target, warnings } = verification;
-  const row = (name, { thresholds, review_share: share, right_when_kept: right }) => [
+  const { cells, current, proposed, target, warnings, familiar_cells: familiar } = verification;
+  const both = ({ thresholds, familiar: others }, name) =>
+    [...new Set([thresholds, others ?? thresholds].map((one) => number(one[name])))].join(" or ");
+  const share = (value) => (value === null ? "–" : percent(value));
+  const row = (name, marks) => [
     name,
-    number(thresholds.confidence),
-    number(thresholds.ood_score),
-    percent(share),
-    right === null ? "–" : percent(right),
+    both(marks, "confidence"),
+    both(marks, "ood_score"),
+    percent(marks.review_share),
+    share(marks.right_when_kept),
+    share(marks.others_marked),
   ];
   fillTable(
     $("thresholds"),
-    ["thresholds", "confidence at least", "OOD score at most", "sent to review", "right when kept"],
+    [
+      "thresholds",
+      "confidence at least",
+      "OOD score at most",
+      "sent to review",
+      "right when kept",
+      "cells of no class marked",
+    ],
     [
       row("of the bundle", current),
-      ...(proposed ? [row(`proposed, for ${percent(target, 0)} right`, proposed)] : []),
+      ...(proposed ? [row(`proposed, for ${Number((100 * target).toFixed(4))} % right`, proposed)] : []),
     ],
   );
   $("curve").replaceChildren(...curveParts(verification, proposed ?? current));
-  $("cautions").replaceChildren(...warnings.map((text) => element("li", { textContent: text })));
+  const sets =
+    familiar === null
+      ? []
+      : [
+          "Where there are two numbers, the second is for pictures that look like those that the model was " +
+            `trained on: ${familiar} of these ${cells} cells.`,
+        ];
+  const texts = [...sets, ...warnings].map((text) => element("li", { textContent: text }));
+  $("cautions").replaceChildren(...texts);
 }
 
 const CURVE_BOTTOM = 0.5; // lowest share of right answers that is drawn
