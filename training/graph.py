@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import numpy as np
 import torch
@@ -35,12 +37,18 @@ def export_graph(network: Network, size: int) -> bytes:
 
 def quantise(model: bytes, images: Sequence[NDArray[np.uint8]]) -> bytes:
     """Quantise an ONNX model to int8 with NNCF; ranges from `images`, each uint8 [1, size, size, 3]."""
+    for name in ("nncf", "torch.utils.cpp_extension"):  # the latter: that there is no CUDA
+        logging.getLogger(name).setLevel(logging.ERROR)
     import nncf
     import onnx
 
     dataset = nncf.Dataset(list(images), lambda image: {"pixels": image})
-    quantised = nncf.quantize(
-        onnx.load_from_string(model), dataset, subset_size=len(images), preset=nncf.QuantizationPreset.MIXED
-    )
+    with redirect_stdout(io.StringIO()):  # its progress bars
+        quantised = nncf.quantize(
+            onnx.load_from_string(model),
+            dataset,
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,
+        )
     content: bytes = quantised.SerializeToString()
     return content

@@ -161,8 +161,8 @@ def _add_evaluate(commands: Any) -> None:
 def _add_verify(commands: Any) -> None:
     description = (
         "Verify the model bundle on a laboratory's own labelled cells. Write a bundle with review thresholds "
-        "for this laboratory, and a report to sign. Exit status 3 if no thresholds are good enough: nothing "
-        "is written then."
+        "for this laboratory, and a report to sign. Exit status 3 if no thresholds are good enough: only the "
+        "report is written then."
     )
     parser = commands.add_parser(
         "verify", help="verify the model on a laboratory's own cells", description=description
@@ -192,7 +192,7 @@ def _add_verify(commands: Any) -> None:
         "--ood-score",
         type=score,
         metavar="NUMBER",
-        help="review cells with a higher out-of-distribution score",
+        help="review cells with a higher out-of-distribution score; the report warns if it is looser",
     )
     _add_labelled(parser)
     _add_json(parser)

@@ -79,7 +79,8 @@ def write(
     exists or cannot be written, or if the service would not start with other weights.
     """
     config = json.loads((bundle.path / CONFIG).read_bytes())
-    config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}"
+    other_weights = adapted is not None or "adapted" in bundle.training
+    config["version"] = f"{bundle.version.partition('+')[0]}+{slug(name)}{'.adapted' * other_weights}"
     if marks is not None:
         familiar = None
         if bundle.familiar is not None and marks.familiar is not None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import cast
 
@@ -11,10 +12,13 @@ import pytest
 
 from app.cli.main import main
 from app.engine.bundle import CLASSES, Bundle, load_bundle
-from app.engine.classifier import Classifier
+from app.engine.classifier import Classifier, Prediction, load_classifier
+from app.imaging.decode import decode
+from app.imaging.framing import frame_cell
 from app.settings import Settings
 from tests.engine.test_site_bundle import bundle as bundle  # a fixture
 from tests.fake_classifier import FakeClassifier, png
+from tests.pictures import real
 
 WHO = ("--site", "Ward <3>", "--by", "A. Tester & Co")
 
@@ -233,3 +237,27 @@ def test_cells_of_one_slide_have_no_interval(bundle: Bundle, tmp_path: Path) -> 
     page = (tmp_path / "wbc-ward-3" / "verification.html").read_text(encoding="utf-8")
     assert "(interval not known)" in page
     assert "All cells are of one patient or slide: nothing is known about others." in page
+
+
+def test_verifying_on_real_cells_does_not_let_more_basophils_pass(tmp_path: Path) -> None:
+    """The first twenty cells of each class of a laboratory, then its basophils, which are of no class."""
+    with zipfile.ZipFile(real("raabin-cells.zip")) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+        for label in CLASSES:
+            for name in [name for name in names if f"/{label}/" in name][:20]:
+                (tmp_path / "cells" / label).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "cells" / label / Path(name).name).write_bytes(archive.read(name))
+        (tmp_path / "basophils").mkdir()
+        for name in [name for name in names if "/basophil/" in name]:
+            (tmp_path / "basophils" / Path(name).name).write_bytes(archive.read(name))
+    shipped, mine = Path(__file__).parents[2] / "models" / "wbc-resnet18", tmp_path / "mine"
+    command = ["verify", str(tmp_path / "cells"), *WHO, "--bundle", str(shipped), "--out", str(mine)]
+    assert main(command) == 0
+
+    def marked(bundle: Path) -> int:
+        classifier = load_classifier(bundle, "openvino")
+        pictures = sorted((tmp_path / "basophils").iterdir())
+        framed = [frame_cell(decode(one.read_bytes()), classifier.bundle.preprocessing) for one in pictures]
+        return sum(isinstance(one, Prediction) and one.review for one in classifier.classify(framed))
+
+    assert marked(mine) >= marked(shipped) > 70

@@ -137,6 +137,17 @@ def test_invalid_neighbours_are_refused(tmp_path: Path, k: int, scale: float) ->
         read_neighbours(tmp_path)
 
 
+def test_cells_of_no_class_are_scored_by_the_others_beside_them() -> None:
+    known = Bank(np.zeros((1, 2), np.float32), 1)
+    others = Bank(np.array([[3, 4], [3, 5], [6, 8]], np.float32), 1)
+    scores = Neighbours(known, 2.0, others).scores_of_others()
+    assert scores is not None
+    distances = np.sqrt([25, 34, 100]), np.sqrt([1, 1, 18])  # to the known cell; to the nearest other
+    assert scores.tolist() == pytest.approx((distances[0] / 2 / distances[1]).tolist(), rel=1e-5)
+    assert Neighbours(known, 2.0).scores_of_others() is None
+    assert Neighbours(known, 2.0, Bank(others.features, 3)).scores_of_others() is None
+
+
 def test_logits_that_are_not_finite_are_an_error_of_that_cell_only() -> None:
     answers = classifier().classify([cell(1), cell(255), cell(3)])
     assert isinstance(answers[1], EngineError)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from app.engine.bundle import FILES, Bundle, SiteRecord, load_bundle
+from app.engine.bundle import FILES, Bundle, FamiliarRule, SiteRecord, load_bundle
 from app.engine.site_bundle import beside, check_site, slug, write
 from app.errors import BundleError, SettingsError
 from app.evaluation.review_thresholds import Thresholds
@@ -57,6 +58,25 @@ def test_a_bundle_of_a_laboratory_has_its_thresholds_record_and_reports(bundle: 
     assert load_bundle(bundle.path) == bundle
     again = write(written, out.with_name("again"), "Ward 4", None, MARKS, {})
     assert (again.version, again.site) == ("3.0.0+ward-4", None)
+
+
+def test_both_sets_of_thresholds_are_written_if_the_bundle_has_a_rule_for_familiar_pictures(
+    bundle: Bundle,
+) -> None:
+    rule = FamiliarRule(7.5, 0.3, 7.7)
+    marks = replace(MARKS, familiar=Thresholds(0.7, 4.5))
+    out = bundle.path.with_name("new")
+    written = write(replace(bundle, familiar=rule), out, SITE.name, replace(SITE, interval=None), marks, {})
+    assert written.familiar == FamiliarRule(7.5, 0.7, 4.5)
+    assert written.site is not None
+    assert written.site.interval is None
+
+
+def test_a_bundle_of_other_weights_has_another_version(bundle: Bundle) -> None:
+    verified = replace(bundle, training={"adapted": {}}, version="3.0.0+ward-3.adapted")
+    assert write(verified, bundle.path.with_name("new"), "Ward 3", SITE, MARKS, {}).version.endswith(
+        ".adapted"
+    )
 
 
 def test_what_exists_is_not_written_over(bundle: Bundle) -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,14 @@ from app.engine.bundle import (
     FamiliarRule,
     load_bundle,
 )
+from app.engine.classifier import Prediction, load_classifier
 from app.engine.laboratories import Styles, describe_all
 from app.errors import BundleError
 from app.evaluation.review_thresholds import Rules, Thresholds
 from app.evaluation.verification import Answers, Verification, cells_of, verify
-from app.imaging.framing import Preprocessing
+from app.imaging.decode import decode
+from app.imaging.framing import Preprocessing, frame_cell
+from app.imaging.quality import QualityLimits
 from app.registry.fetch import load
 from app.samples.smear import draw_smear
 from app.settings import Settings
@@ -45,6 +49,7 @@ from training.cli import main
 from training.export import save_weights
 from training.known_answers import known_answer
 from training.network import Network, load_network, round_to_half
+from training.own_cells import read_labelled
 
 SIZE = 32
 COLOURS = ((220, 60, 60), (60, 60, 220), (60, 200, 60), (200, 60, 200))
@@ -134,7 +139,7 @@ def test_an_adapted_bundle_is_whole_and_says_what_it_is(
     assert "recall of monocyte: 0.00 →" in shown
     assert "\ntook " in shown
     written = load_bundle(out)
-    assert written.version == "3.0.0+ward-3"
+    assert written.version == "3.0.0+ward-3.adapted"
     assert written.site is not None
     assert (written.site.adapted, written.site.cells, written.site.parent_sha256) == (True, 24, bundle.sha256)
     assert written.files[WEIGHTS] != bundle.files[WEIGHTS]
@@ -301,11 +306,11 @@ async def test_it_runs_as_a_shadow_beside_its_parent_then_serves_and_the_parent_
     lab.app = create_app(settings, load, lab.failures.append)
     lab.models.reread_s = REREAD_S
     image = (cells / "monocyte" / "slide0-0.png").read_bytes()
-    parent, adapted_one = "wbc-3.0.0", "wbc-3.0.0+ward-3"
+    parent, adapted_one = "wbc-3.0.0", "wbc-3.0.0+ward-3.adapted"
 
     async def shadowed(outcome: str) -> float:
         return await lab.metric(
-            f'leuko_shadow_images_total{{name="wbc",outcome="{outcome}",version="3.0.0+ward-3"}}'
+            f'leuko_shadow_images_total{{name="wbc",outcome="{outcome}",version="3.0.0+ward-3.adapted"}}'
         )
 
     async def compared() -> bool:
@@ -356,3 +361,108 @@ def test_broken_pictures_are_all_named(
     error = capsys.readouterr().err
     assert "monocyte/a.png" in error
     assert "monocyte/b.png" in error
+
+
+def right_from_now_on(_starts: object, cells: OwnCells) -> adapt.Trial:
+    """Say that another final layer makes every cell right, and that none is before."""
+    features = np.zeros((len(cells), 512), np.float32)
+    right = 9 * np.eye(4, dtype=np.float32)[cells.labels]
+    outputs = {Candidate(0, None): np.roll(right, 1, axis=1), Candidate(0, 0.001): right}
+    return adapt.Trial({one: adapt.Outputs(logits, features) for one, logits in outputs.items()})
+
+
+def test_what_is_forced_against_its_own_verification_is_not_verified(
+    bundle: Bundle,
+    cells: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapt, "RIDGES", ())  # nothing is better
+    assert main(arguments(bundle, tmp_path / "mine", str(cells), "--force")) == 0
+    assert "it is not verified for this laboratory" in capsys.readouterr().out
+    assert load_bundle(tmp_path / "mine").site is None
+    assert not (tmp_path / "mine" / "verification.html").exists()
+
+
+def test_what_is_recommended_has_a_verification_that_says_who_when_and_how(
+    bundle: Bundle, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapted, "cross_validate", right_from_now_on)
+    out = tmp_path / "mine"
+    assert main(arguments(bundle, out, str(cells), "--by", "A. Tester")) == 0
+    written = load_bundle(out)
+    assert written.site is not None
+    assert written.site.adapted
+    page = (out / "verification.html").read_text(encoding="utf-8")
+    assert "by A. Tester" in page
+    assert "Adapted; judged by cross-validation" in page
+    figures = json.loads((out / "verification.json").read_text())
+    assert (figures["judged_by"], figures["by"], figures["at"]) == (
+        "cross-validation",
+        "A. Tester",
+        written.site.verified_at,
+    )
+    hashes = {hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in cells.rglob("*.png")}
+    assert set(written.training["adapted"]["pictures"]) == hashes
+
+
+def test_pictures_of_bad_quality_go_to_review_in_site_as_with_the_bundle(
+    bundle: Bundle, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapted, "cross_validate", right_from_now_on)
+    config = json.loads((bundle.path / "config.json").read_text())
+    config["review"]["quality"] = asdict(QualityLimits(nuclear_contrast=-1, detail=0, brightness_range=0))
+    (bundle.path / "config.json").write_text(json.dumps(config))
+    dark = Image.new("RGB", (SIZE, SIZE), (40, 40, 40))  # `exposure`
+    for number in range(6):
+        dark.putpixel((0, 0), (number, 0, 0))
+        dark.save(cells / "monocyte" / f"slide{number // 2}-dark{number}.png")
+    read, _ = read_labelled(cells, load_bundle(bundle.path), None)
+    assert read.poor is not None
+    assert read.poor.sum() == 6
+    out = tmp_path / "mine"
+    assert main(arguments(load_bundle(bundle.path), out, str(cells))) == 0
+    site = load_bundle(out).site
+    assert site is not None
+    assert site.review_share == pytest.approx(6 / 30, abs=1e-4)
+    classifier = load_classifier(out, "torch")
+    found = [
+        classifier.classify([frame_cell(decode(file.read_bytes()), classifier.bundle.preprocessing)])[0]
+        for file in cells.rglob("*dark*.png")
+    ]
+    assert all(isinstance(one, Prediction) and "exposure" in one.review_reasons for one in found)
+
+
+def test_several_archives_are_replayed_and_their_other_classes_left_out_by_name(
+    bundle: Bundle, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(cells, other)
+    shutil.copytree(cells / "monocyte", other / "basophil")
+    archive = shutil.make_archive(str(tmp_path / "zipped"), "zip", other)
+    command = arguments(bundle, tmp_path / "mine", str(cells), "--force", "--replay", str(other), archive)
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    for path in (str(other), archive):
+        assert f"{path}: folders of no class of the bundle were left out: basophil (6)" in told
+    assert main(arguments(bundle, tmp_path / "again", str(other))) == 1
+    assert "in basophil (6)" in capsys.readouterr().err
+
+
+def test_statistics_are_renewed_without_any_labelled_cell(bundle: Bundle, cells: Path) -> None:
+    own, _ = read_labelled(cells, bundle, None)
+    others = np.random.default_rng(0).integers(0, 255, (9, SIZE, SIZE, 3)).astype(np.uint8)
+    parent = Parent.of(bundle)
+    mixed, alone = (parent.starts(own, some)[1] for some in (np.concatenate([own.framed, others]), others))
+    assert torch.equal(mixed.network.trunk.bn1.running_mean, alone.network.trunk.bn1.running_mean)
+    assert len(parent.starts(own, own.framed)) == 1
+    assert own.hashes
+
+
+def test_one_picture_in_two_classes_is_refused_by_name(
+    bundle: Bundle, cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(cells / "monocyte" / "slide0-0.png", cells / "neutrophil" / "again.png")
+    assert main(arguments(bundle, tmp_path / "mine", str(cells))) == 1
+    assert "in two classes: monocyte/slide0-0.png and neutrophil/again.png" in capsys.readouterr().err
