@@ -25,6 +25,7 @@ from app.engine.bundle import CLASSES, Bundle, load_bundle
 from app.engine.classifier import Classifier
 from app.errors import BadLabels, BundleError, LeukoError, Unreadable, Unusable, naming
 from app.evaluation.answer_profile import dump, summarise
+from app.evaluation.copies import refuse_two_classes
 from app.evaluation.review_thresholds import Rules
 from app.evaluation.verification import TARGET, Answers
 from app.imaging import dicom_writer
@@ -272,10 +273,14 @@ def score(
     target: float = TARGET,
     chosen: Rules | None = None,
 ) -> Scored:
-    """Evaluate the answers. units: the source of each image. target, chosen: see `verify`."""
+    """Evaluate the answers. units: the source of each image. target, chosen: see `verify`.
+
+    Raise BadLabels if a picture is in two classes.
+    """
     bundle, images = classifier.bundle, [outcome.image for outcome in outcomes]
     answers, others = answers_of(bundle, outcomes), classifier.scores_of_others
     hashes = hashes_of(outcomes)
+    refuse_two_classes(images, hashes)
     return judge(bundle, images, units, answers, failures(outcomes), hashes, target, chosen, others)
 
 

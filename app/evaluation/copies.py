@@ -20,8 +20,8 @@ class Labelled(Protocol):
     def label(self) -> int: ...
 
 
-def refuse_two_classes(pictures: Sequence[Labelled], hashes: Sequence[str]) -> None:
-    """Raise BadLabels, which names the files, if one picture has two labels.
+def of_two_classes(pictures: Sequence[Labelled], hashes: Sequence[str]) -> str:
+    """Return which pictures have two labels, in words that name the files; empty if none has.
 
     hashes: of each picture; empty for one that was not read.
     """
@@ -33,9 +33,16 @@ def refuse_two_classes(pictures: Sequence[Labelled], hashes: Sequence[str]) -> N
         one, other = pictures[before], pictures[place]
         if one.label != other.label:
             twice.append(f"{one.name} and {other.name}")
-    if twice:
-        more = f" and {len(twice) - MOST_NAMED} more" if len(twice) > MOST_NAMED else ""
-        raise BadLabels(f"the same picture is in two classes: {'; '.join(twice[:MOST_NAMED])}{more}")
+    if not twice:
+        return ""
+    more = f" and {len(twice) - MOST_NAMED} more" if len(twice) > MOST_NAMED else ""
+    return f"the same picture is in two classes: {'; '.join(twice[:MOST_NAMED])}{more}"
+
+
+def refuse_two_classes(pictures: Sequence[Labelled], hashes: Sequence[str]) -> None:
+    """Raise BadLabels if a picture has two labels. Arguments: as of `of_two_classes`."""
+    if fault := of_two_classes(pictures, hashes):
+        raise BadLabels(fault)
 
 
 def adapted_to(training: Mapping[str, Any]) -> frozenset[str]:

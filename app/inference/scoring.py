@@ -15,7 +15,7 @@ from app.archives.images import StoredImage
 from app.engine.bundle import Bundle
 from app.engine.classifier import Prediction
 from app.errors import LeukoError, Unusable
-from app.evaluation.copies import adapted_to, cautions_of_copies, refuse_two_classes
+from app.evaluation.copies import adapted_to, cautions_of_copies, of_two_classes
 from app.evaluation.report import Report, evaluate
 from app.evaluation.review_thresholds import Rules
 from app.evaluation.verification import TARGET, Answers, Verification, verify
@@ -144,10 +144,8 @@ def judge(
     """Evaluate answers against the images' labels.
 
     hashes [n]: SHA-256 of each image, empty for one that was not read. groups [n]: source photo, slide or
-    patient of each image. target, chosen, others: see `verify`. Raise BadLabels if an image has two labels,
-    Unusable if all images failed.
+    patient of each image. target, chosen, others: see `verify`. Raise Unusable if all images failed.
     """
-    refuse_two_classes(images, hashes)
     classified = np.flatnonzero(~np.isnan(answers.ood_scores)).tolist()
     if not classified:
         first = next(iter(failures.values()))
@@ -172,6 +170,8 @@ def judge(
         others=others,
     )
     copies = cautions_of_copies([one for one in hashes if one], adapted_to(bundle.training))
+    if twice := of_two_classes(images, hashes):
+        copies.append(f"{twice[0].upper()}{twice[1:]}: one of the labels is wrong.")
     verification = replace(verification, warnings=[*copies, *verification.warnings])
     mistakes = [
         Mistake(classified[row], int(hard[row]), float(soft[row, hard[row]]))

@@ -412,7 +412,9 @@ def test_pictures_of_bad_quality_go_to_review_in_site_as_with_the_bundle(
 ) -> None:
     monkeypatch.setattr(adapted, "cross_validate", right_from_now_on)
     config = json.loads((bundle.path / "config.json").read_text())
-    config["review"]["quality"] = asdict(QualityLimits(nuclear_contrast=-1, detail=0, brightness_range=0))
+    config["review"]["quality"] = asdict(
+        QualityLimits(nuclear_contrast=-1, detail=0, brightness=50, brightness_range=0)
+    )
     (bundle.path / "config.json").write_text(json.dumps(config))
     dark = Image.new("RGB", (SIZE, SIZE), (40, 40, 40))  # `exposure`
     for number in range(6):

@@ -97,6 +97,12 @@ def test_an_archive_is_scored(client: TestClient) -> None:
     assert report["images_per_second"] > 0
 
 
+def test_a_picture_in_two_classes_is_warned_about_by_name(client: TestClient) -> None:
+    (first, *_) = archive(client, IMAGES).json()["verification"]["warnings"]
+    assert first.startswith("The same picture is in two classes: TEST/MONOCYTE/_1_4.png and ")
+    assert WRONG in first
+
+
 def test_the_versioned_path_answers_too(client: TestClient) -> None:
     body = [("archive", ("set.zip", zipped(IMAGES)))]
     assert client.post("/v1/evaluate", files=body).json()["n"] == 9
