@@ -7,7 +7,7 @@ TARGETS ?= cpu
 LEUKO_DATA ?= ../shared/data
 ARGS ?=
 # Processes that run tests, each with one thread of torch's: tests wait for the services that they start.
-WORKERS ?= 4
+WORKERS ?= 5
 
 VENV ?= .venv
 BIN := $(VENV)/bin
