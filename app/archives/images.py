@@ -105,7 +105,7 @@ def open_labelled(
         file = path.open("rb")
     except OSError as error:
         raise BadArchive(f"{path} cannot be read: {why(error)}") from None
-    with file, open_archive(file, labels, limits, outside) as archive:
+    with file, open_archive(file, labels, limits, outside, local=True) as archive:
         yield Images(archive_images(archive), archive.left_out)
 
 

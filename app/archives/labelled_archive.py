@@ -126,10 +126,13 @@ def open_archive(
     labels: Sequence[str],
     limits: ArchiveLimits = DEFAULT_LIMITS,
     outside: Counter[str] | None = None,
+    *,
+    local: bool = False,
 ) -> LabelledArchive:
     """Read the directory of a ZIP. Raise TooLarge or BadArchive, leaving the file open.
 
     outside: counts the images of each folder of no class, which are left out; None: they are an error.
+    local: the error may name these folders. A service's may not: a folder may be named after a patient.
     """
     classes = {label.casefold(): index for index, label in enumerate(labels)}
     opened, images, left_out = PackedFile(file), list[tuple[ArchiveEntry, Packed]](), LeftOut()
@@ -148,7 +151,7 @@ def open_archive(
         else:
             images.append((ArchiveEntry(packed.name, label), packed))
     if not images or (found and outside is None):
-        advice = _advice(found, left_out, labels)
+        advice = _advice(found, left_out, labels, local=local)
         raise BadArchive(f"{advice}; {did_you_mean(folders, labels)}".rstrip("; "))
     return LabelledArchive(opened, images, left_out)
 
@@ -171,11 +174,11 @@ def named_folders(outside: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in most[:MOST_NAMED]) + more
 
 
-def _advice(outside: Mapping[str, int], left_out: LeftOut, labels: Sequence[str]) -> str:
+def _advice(outside: Mapping[str, int], left_out: LeftOut, labels: Sequence[str], *, local: bool) -> str:
     needed = f"it needs one folder for each class, named {', '.join(labels)}, at any depth"
     if outside:
         count = f"{sum(outside.values())} images of the archive are outside its class folders"
-        return f"{count}, in {named_folders(outside)}; {needed}"
+        return f"{count}, in {named_folders(outside)}; {needed}" if local else f"{count}; {needed}"
     line = left_out_line(left_out)
     return f"the archive has no images in class folders; {needed}{line and f'; {line}'}"
 
