@@ -162,8 +162,9 @@ def measure_service(
 
 
 def longest_wait_ms(port: int) -> float:
+    request = corrupt_images(480)  # before, for to make it holds up the probe in this process
     with probing(port) as waits:
-        send(port, corrupt_images(480))
+        send(port, request)
     return waits.longest_ms
 
 
