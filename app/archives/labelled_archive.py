@@ -22,9 +22,9 @@ from app.archives.zip_directory import LINK, Listed, Packed, locate, read_direct
 from app.archives.zip_directory import ArchiveLimits as ArchiveLimits
 from app.errors import BadArchive, TooLarge, UndecodableImage
 from app.image_signatures import HEAD
+from app.printable import few
 
 DEFAULT_LIMITS = ArchiveLimits()
-MOST_NAMED = 5  # folders of no class in a message
 _HEAD_PACKED = 1024  # compressed bytes that hold the first HEAD bytes
 _FIELDS = [field.name for field in fields(Packed)]
 
@@ -170,8 +170,7 @@ def folder_of(path: PurePath) -> str:
 def named_folders(outside: Mapping[str, int]) -> str:
     """Return the folders of no class, with how many images each has."""
     most = sorted(outside.items(), key=lambda item: -item[1])
-    more = f" and {len(most) - MOST_NAMED} more" if len(most) > MOST_NAMED else ""
-    return ", ".join(f"{name} ({count})" for name, count in most[:MOST_NAMED]) + more
+    return few([f"{name} ({count})" for name, count in most], ", ")
 
 
 def _advice(outside: Mapping[str, int], left_out: LeftOut, labels: Sequence[str], *, local: bool) -> str:

@@ -35,7 +35,7 @@ from app.inference.runtime import Load
 from app.inference.scoring import Progress, Scored, judge, record
 from app.inference.service import archive_limits, image_limits
 from app.observability.drift import Window, check_labels, compare, read_reference, worst
-from app.printable import complain, printable
+from app.printable import complain, few, printable
 from app.registry.fetch import locate
 from app.registry.https import without_secrets
 from app.samples.smear import draw_smear
@@ -43,8 +43,6 @@ from app.settings import NONE, Settings
 from app.wire.problems import image_problem
 from app.wire.responses import evaluation, model_reference, prediction
 from app.wire.schemas import ModelReference
-
-MOST_NAMED = 5  # files in an error
 
 
 def predict(
@@ -243,9 +241,8 @@ def complain_of(left_out: LeftOut) -> None:
 def refuse_unread(images: Images) -> None:
     """Raise Unusable if the labelled images are not complete."""
     if images.unread:
-        names = ", ".join(sorted(images.unread)[:MOST_NAMED])
-        more = f" and {len(images.unread) - MOST_NAMED} more" if len(images.unread) > MOST_NAMED else ""
-        raise Unusable(f"{len(images.unread)} files or folders cannot be read: {names}{more}")
+        names = few(sorted(images.unread), ", ")
+        raise Unusable(f"{len(images.unread)} files or folders cannot be read: {names}")
 
 
 def track(outcomes: Iterable[Outcome], total: int) -> list[Outcome]:

@@ -12,7 +12,6 @@ from rich.console import Console
 from app.archives.images import open_labelled
 from app.cli import console as terminal
 from app.cli.commands import (
-    MOST_NAMED,
     assign,
     complain_of,
     failures,
@@ -32,7 +31,7 @@ from app.inference.pipeline import Answer
 from app.inference.runtime import Load
 from app.inference.service import archive_limits, image_limits
 from app.new_folder import new_folder
-from app.printable import complain
+from app.printable import complain, few
 from app.reports import verification_page
 from app.reports.verification_page import FIGURES, PAGE
 from app.settings import Settings
@@ -122,8 +121,7 @@ def refuse_broken(outcomes: Sequence[Outcome]) -> None:
     """
     if broken := failures(outcomes):
         named = [f"{outcomes[i].image.name}: {error.detail}" for i, error in broken.items()]
-        more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-        raise Unusable(f"pictures that cannot be read: {'; '.join(named[:MOST_NAMED])}{more}")
+        raise Unusable(f"pictures that cannot be read: {few(named)}")
 
 
 def write_reports(folder: Path, reports: Mapping[str, str]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from app.errors import BadLabels
+from app.printable import few
 
-MOST_NAMED = 5  # pictures in an error
 HASH_DIGITS = 16  # of a picture's SHA-256, as an adapted bundle records it
 
 
@@ -33,10 +33,7 @@ def of_two_classes(pictures: Sequence[Labelled], hashes: Sequence[str]) -> str:
         one, other = pictures[before], pictures[place]
         if one.label != other.label:
             twice.append(f"{one.name} and {other.name}")
-    if not twice:
-        return ""
-    more = f" and {len(twice) - MOST_NAMED} more" if len(twice) > MOST_NAMED else ""
-    return f"the same picture is in two classes: {'; '.join(twice[:MOST_NAMED])}{more}"
+    return f"the same picture is in two classes: {few(twice)}" if twice else ""
 
 
 def refuse_two_classes(pictures: Sequence[Labelled], hashes: Sequence[str]) -> None:
