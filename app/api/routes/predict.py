@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.api.direct_route import direct_route
 from app.api.json_response import render
+from app.api.lifecycle import Lifecycle
 from app.api.openapi import answer, body, refusals
 from app.api.routes.examples import PREDICTIONS
 from app.api.routes.images import IMAGE_ERRORS, classify, image_limit, images_body
@@ -16,7 +18,17 @@ from app.inference.threads import SHORT
 from app.wire.responses import model_reference
 from app.wire.schemas import Predictions
 
-router = APIRouter(tags=["classify"])
+
+async def _predict_without_query(request: Request) -> Response:
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    with lifecycle.use() as service:
+        result = await predict(request, service, request.state.context)
+    if isinstance(result, Response):
+        return result
+    return Response(result.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+router = APIRouter(tags=["classify"], route_class=direct_route(_predict_without_query))
 
 DESCRIPTION = """
 Send `multipart/form-data` with one or more parts named `files`, or a single image as the body.

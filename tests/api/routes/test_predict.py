@@ -64,6 +64,19 @@ def test_several_images_are_answered_in_order(client: TestClient) -> None:
     ]
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v1/predict"])
+@pytest.mark.parametrize(
+    "images", [[png(GREYS[3])], [png(GREYS[0]), CUT], [CUT]], ids=["good", "mixed", "bad"]
+)
+def test_a_request_without_a_query_is_answered_as_one_with_the_defaults(
+    client: TestClient, path: str, images: list[bytes]
+) -> None:
+    client.headers["x-request-id"] = "same"
+    plain, asked = (upload(client, *images, url=url) for url in (path, f"{path}?cells=one"))
+    assert (plain.status_code, plain.content) == (asked.status_code, asked.content)
+    assert plain.headers == asked.headers
+
+
 def test_the_versioned_path_answers_too(client: TestClient) -> None:
     assert bare(client, png(1), "/v1/predict").json()["predictions"]
 
