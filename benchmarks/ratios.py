@@ -162,7 +162,7 @@ def measure_service(
 
 
 def longest_wait_ms(port: int) -> float:
-    request = corrupt_images(480)  # before, for to make it holds up the probe in this process
+    request = corrupt_images(480)  # made beforehand: it would hold up the probe, which runs in this process
     with probing(port) as waits:
         send(port, request)
     return waits.longest_ms
